@@ -1,0 +1,125 @@
+//! Saying goodbye to a peer: bounded, and only as long as there is somebody to say it to.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::inbound::{Filled, Inbound, Watch};
+use super::inject::Outbound;
+use crate::monitor::{CloseFrame, Reason};
+
+/// Reads per turn, so that a peer that keeps sending cannot keep the driver.
+const READS: usize = 16;
+
+/// The closing handshake of an eviction (RFC 6455 section 7.1.2), step by step. Whoever drives it
+/// bounds it in time.
+#[derive(Debug)]
+pub(super) struct Closing {
+    /// The frame to send, until it was handed to the outbound half.
+    frame: Option<CloseFrame>,
+    /// Nobody is there to answer: try to send the frame, and do not wait for anything.
+    dead: bool,
+    step: Step,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// Our Close frame goes out, after what is half-written of a ping.
+    Send,
+    /// The peer's Close frame, or its end of the transport, is awaited.
+    Await,
+    /// Both are through: the transport is shut down.
+    Shutdown,
+}
+
+impl Closing {
+    pub(super) fn new(reason: Reason, frame: CloseFrame) -> Self {
+        Self {
+            frame: Some(frame),
+            dead: matches!(
+                reason,
+                Reason::HeartbeatTimeout { .. } | Reason::WriteStalled | Reason::CloseTimeout
+            ),
+            step: Step::Send,
+        }
+    }
+
+    /// Goes as far as the transport allows. `Ready` when the transport can be dropped.
+    pub(super) fn poll<T: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut T,
+        (inbound, outbound): (&mut Inbound, &mut Outbound),
+        cx: &mut Context<'_>,
+        scratch: &mut [u8],
+        watch: &mut Watch<'_>,
+    ) -> Poll<()> {
+        let closed = self.poll_steps(io, inbound, outbound, cx, scratch, watch);
+        match closed {
+            Poll::Pending if !self.dead => Poll::Pending,
+            // An error says that the transport is closed already.
+            Poll::Pending | Poll::Ready(Ok(()) | Err(_)) => Poll::Ready(()),
+        }
+    }
+
+    fn poll_steps<T: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut T,
+        inbound: &mut Inbound,
+        outbound: &mut Outbound,
+        cx: &mut Context<'_>,
+        scratch: &mut [u8],
+        watch: &mut Watch<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            match self.step {
+                Step::Send => {
+                    if outbound.has_begun() {
+                        ready!(outbound.poll_control(io, cx, watch))?;
+                    }
+                    if let Some(frame) = self.frame.take()
+                        && !outbound.close(frame.code, &frame.reason)
+                        && !outbound.is_closed()
+                    {
+                        // In the middle of the handler's frame nothing can be said that the peer
+                        // would take for a Close frame: the transport's end has to do.
+                        return Poll::Ready(Ok(()));
+                    }
+                    ready!(outbound.poll_control(io, cx, watch))?;
+                    self.step = Step::Await;
+                }
+                Step::Await if self.dead => return Poll::Ready(Ok(())),
+                Step::Await => {
+                    ready!(poll_goodbye(io, inbound, cx, scratch, watch))?;
+                    self.step = Step::Shutdown;
+                }
+                Step::Shutdown => return outbound.poll_shutdown(io, cx, watch),
+            }
+        }
+    }
+}
+
+/// Reads, and throws away, until the peer has closed its direction one way or the other.
+///
+/// A socket that is closed with bytes unread resets the connection, and the reset may overtake our
+/// Close frame.
+fn poll_goodbye<T: AsyncRead + Unpin>(
+    io: &mut T,
+    inbound: &mut Inbound,
+    cx: &mut Context<'_>,
+    scratch: &mut [u8],
+    watch: &mut Watch<'_>,
+) -> Poll<io::Result<()>> {
+    for _ in 0..READS {
+        if inbound.is_closed() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut buf = ReadBuf::new(scratch);
+        if ready!(inbound.poll_fill(io, cx, &mut buf, watch))? == Filled::Eof {
+            return Poll::Ready(Ok(()));
+        }
+    }
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}

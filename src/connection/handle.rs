@@ -1,0 +1,151 @@
+//! The handle by which handlers, hooks and operators look at a connection and end it.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::ConnectionId;
+use super::shared::{Listeners, Managed};
+use crate::evict::Eviction;
+use crate::monitor::{CloseFrame, Health, Policy, Reason, Rtt, Stats};
+
+/// Handle of one connection.
+///
+/// Handlers get it as an axum extractor, and everybody else from the request's extensions or from a
+/// [`Registry`](crate::Registry). It is cheap to clone and may outlive the connection; it does not
+/// keep the socket open.
+///
+/// The handle exists from the moment the request passes the layers, before the upgrade is complete,
+/// so a handler can use it before it answers.
+#[derive(Clone)]
+pub struct Liveness {
+    connection: Arc<dyn Managed>,
+}
+
+impl Liveness {
+    pub(super) fn new(connection: Arc<dyn Managed>) -> Self {
+        Self { connection }
+    }
+
+    pub(crate) fn attach(&self, layer: &Policy, listeners: &Arc<Listeners>) {
+        self.connection.attach(layer, listeners);
+    }
+
+    /// The connection's id, never used again in this process.
+    #[must_use]
+    pub fn id(&self) -> ConnectionId {
+        self.connection.core().id()
+    }
+
+    /// The connection's state at this moment.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.connection.view().health
+    }
+
+    /// Round-trip time by the layer's own pings. `None` before the first pong: a connection whose
+    /// traffic suppresses the pings is not measured.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Rtt> {
+        self.connection.view().rtt
+    }
+
+    /// When the last byte from the peer was seen; the time of the upgrade if none was.
+    ///
+    /// While the handler does not read, the driver looks at the transport once an interval, so this
+    /// may then be behind by as much.
+    #[must_use]
+    pub fn last_seen(&self) -> Instant {
+        self.connection.view().last_seen
+    }
+
+    /// Time since the last complete *data* message in the watched directions (see
+    /// [`Traffic`](crate::Traffic)), or since the upgrade. Control frames do not count.
+    #[must_use]
+    pub fn idle_for(&self) -> Duration {
+        self.connection.view().idle_for
+    }
+
+    /// Counters since the upgrade.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.connection.view().stats
+    }
+
+    /// Ends the connection with [`Reason::Kicked`], and tells the peer `code` and `reason` in a
+    /// Close frame (RFC 6455 section 5.5.1) if the handler is not in the middle of a frame.
+    ///
+    /// Returns without waiting for the network. When it returns true, all hooks have been called
+    /// and the handler's pending reads and writes fail; the closing handshake goes on for at most
+    /// `close_timeout`. Returns false, and does nothing, if the connection has ended before.
+    ///
+    /// A reason of more than 123 bytes is cut at the last character that fits. A code that must not
+    /// be sent (RFC 6455 section 7.4: below 1000, 1004 to 1006, 1015 to 2999, above 4999) is
+    /// replaced by 1011 on the wire; [`Reason::Kicked`] keeps the code as given.
+    pub fn evict(&self, code: u16, reason: impl Into<String>) -> bool {
+        let on_wire = if crate::config::is_sendable(code) {
+            code
+        } else {
+            1011
+        };
+        let frame = CloseFrame {
+            code: on_wire,
+            reason: reason.into().into(),
+        };
+        Arc::clone(&self.connection).evict(Reason::Kicked { code }, frame)
+    }
+
+    /// Waits for the end of the connection, until all hooks have been told of it. Returns at once
+    /// if it has ended.
+    ///
+    /// Cancel safe: dropping the future loses nothing, and any number of tasks may wait.
+    pub async fn evicted(&self) -> Eviction {
+        Eviction::clone(&*self.connection.core().reported().await)
+    }
+
+    /// Calls `hook` at the end of this connection, exactly once, before the hooks of the layers. If
+    /// it has ended already, `hook` is called before this returns.
+    ///
+    /// For what [`OnEvict`](crate::OnEvict) says of hooks see there. Other than a layer's hooks it
+    /// is also called, with [`Reason::UpgradeFailed`], if the response turns out not to be an
+    /// upgrade at all: what a handler prepared for a connection is then to be undone.
+    pub fn on_evict(&self, hook: impl FnOnce(&Eviction) + Send + 'static) {
+        self.connection.core().add_local(Box::new(hook));
+    }
+
+    /// Puts a value into the connection's own slot, and returns the one that was there if it is of
+    /// the same type. Hooks find it with [`Eviction::session`].
+    pub fn set_session<T>(&self, session: T) -> Option<Arc<T>>
+    where
+        T: Any + Send + Sync,
+    {
+        self.connection
+            .core()
+            .set_session(Arc::new(session))?
+            .downcast()
+            .ok()
+    }
+
+    /// The value in the connection's slot; `None` if there is none, or it is of another type.
+    #[must_use]
+    pub fn session<T>(&self) -> Option<Arc<T>>
+    where
+        T: Any + Send + Sync,
+    {
+        self.connection.core().session()?.downcast().ok()
+    }
+}
+
+impl fmt::Debug for Liveness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let view = self.connection.view();
+        f.debug_struct("Liveness")
+            .field("id", &self.id())
+            .field("health", &view.health)
+            .field("rtt", &view.rtt)
+            .finish_non_exhaustive()
+    }
+}

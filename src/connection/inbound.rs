@@ -1,0 +1,331 @@
+//! The way in: bytes are scanned where they land, our own pongs are cut out of them, and what the
+//! driver read while the handler was away is kept for it.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::driver::Clock;
+use crate::monitor::{Moment, Monitor, Policy};
+use crate::wire::{MAX_PING_FRAME, OpCode, Probe, Role, Scanner, probe_pong};
+
+/// How much the driver reads on behalf of a handler that does not.
+pub(super) const READ_AHEAD: usize = 16 * 1024;
+
+/// The inbound half of a connection.
+#[derive(Debug)]
+pub(super) struct Inbound {
+    scanner: Scanner,
+    masked: bool,
+    held: Held,
+    ahead: Option<Box<Ahead>>,
+    end: End,
+    /// The peer's Close frame has come.
+    closed: bool,
+    /// The last look at the transport found nothing, so nothing has been waiting since.
+    drained: bool,
+}
+
+/// How the transport's inbound direction ended, as far as it was seen.
+#[derive(Debug)]
+enum End {
+    NotYet,
+    Eof,
+    /// Seen by the driver, and kept for the handler's next read.
+    Failed(io::Error),
+}
+
+/// What one step of reading brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Filled {
+    /// Bytes for the handler.
+    Bytes,
+    /// Nothing but bytes that were cut out or held back: ask again. To hand zero bytes on would
+    /// mean the end of the stream.
+    Nothing,
+    /// The peer ended its direction.
+    Eof,
+}
+
+impl Inbound {
+    pub(super) fn new(role: Role) -> Self {
+        Self {
+            scanner: Scanner::new(role.inbound_masked()),
+            masked: role.inbound_masked(),
+            held: Held::default(),
+            ahead: None,
+            end: End::NotYet,
+            closed: false,
+            drained: false,
+        }
+    }
+
+    /// Moves what was read ahead into `out`, as far as it fits.
+    pub(super) fn take_ahead(&mut self, out: &mut ReadBuf<'_>) {
+        let Some(ahead) = &mut self.ahead else {
+            return;
+        };
+        let waiting = &ahead.bytes[ahead.taken..];
+        let count = waiting.len().min(out.remaining());
+        out.put_slice(&waiting[..count]);
+        ahead.taken += count;
+        if ahead.taken == ahead.bytes.len() {
+            self.ahead = None;
+        }
+    }
+
+    /// Keeps `bytes` for the handler.
+    pub(super) fn put_ahead(&mut self, bytes: &[u8]) {
+        let ahead = self.ahead.get_or_insert_default();
+        ahead.bytes.drain(..ahead.taken);
+        ahead.taken = 0;
+        ahead.bytes.extend_from_slice(bytes);
+    }
+
+    /// How many bytes wait for the handler.
+    pub(super) fn ahead(&self) -> usize {
+        self.ahead
+            .as_ref()
+            .map_or(0, |ahead| ahead.bytes.len() - ahead.taken)
+    }
+
+    /// No more may be read ahead, so whatever else the peer sent cannot be seen.
+    pub(super) fn is_blind(&self) -> bool {
+        self.ahead() >= READ_AHEAD
+    }
+
+    /// Keeps an error that the driver met for the handler's next read.
+    pub(super) fn fail(&mut self, error: io::Error) {
+        self.end = End::Failed(error);
+    }
+
+    /// Whether the peer's Close frame has come.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether the transport has nothing more to give.
+    pub(super) fn has_ended(&self) -> bool {
+        !matches!(self.end, End::NotYet)
+    }
+
+    /// Reads once from `io` into `out`, and scans what came.
+    ///
+    /// `out` must have room. What the read brings is in `out` when this returns, minus our pongs.
+    pub(super) fn poll_fill<T: AsyncRead + Unpin>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+        watch: &mut Watch<'_>,
+    ) -> Poll<io::Result<Filled>> {
+        let before = out.filled().len();
+        if self.held.give(out) {
+            return Poll::Ready(Ok(Filled::Bytes));
+        }
+        match std::mem::replace(&mut self.end, End::Eof) {
+            End::NotYet => self.end = End::NotYet,
+            End::Eof => return Poll::Ready(Ok(Filled::Eof)),
+            End::Failed(error) => return Poll::Ready(Err(error)),
+        }
+        let read = if self.held.is_empty() {
+            self.poll_fill_in_place(io, cx, out, watch)
+        } else {
+            self.poll_fill_held(io, cx, watch)
+        };
+        self.drained = read.is_pending();
+        match ready!(read) {
+            Ok(0) => {
+                // The beginning of what might have become a pong never will be one.
+                self.end = End::Eof;
+                self.held.release();
+                Poll::Ready(Ok(if self.held.give(out) {
+                    Filled::Bytes
+                } else {
+                    Filled::Eof
+                }))
+            }
+            Ok(_) => {
+                self.held.give(out);
+                let got = out.filled().len() > before;
+                Poll::Ready(Ok(if got { Filled::Bytes } else { Filled::Nothing }))
+            }
+            Err(error) => {
+                self.end = End::Eof;
+                Poll::Ready(Err(error))
+            }
+        }
+    }
+
+    /// The usual way: straight into the caller's buffer, which is scanned there.
+    fn poll_fill_in_place<T: AsyncRead + Unpin>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+        watch: &mut Watch<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let before = out.filled().len();
+        ready!(Pin::new(io).poll_read(cx, out))?;
+        let fresh = &mut out.filled_mut()[before..];
+        let read = fresh.len();
+        if read == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        let (kept, candidate) = self.digest(fresh, watch);
+        self.held.hold(&fresh[kept..kept + candidate]);
+        out.set_filled(before + kept);
+        Poll::Ready(Ok(read))
+    }
+
+    /// After a read that ended inside a possible pong: completes it in the small buffer, whatever
+    /// the size of the caller's.
+    fn poll_fill_held<T: AsyncRead + Unpin>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Context<'_>,
+        watch: &mut Watch<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let mut bytes = self.held.bytes;
+        let already = usize::from(self.held.len);
+        let whole = if self.masked {
+            MAX_PING_FRAME
+        } else {
+            MAX_PING_FRAME - 4
+        };
+        let mut buf = ReadBuf::new(&mut bytes[already..whole]);
+        ready!(Pin::new(io).poll_read(cx, &mut buf))?;
+        let read = buf.filled().len();
+        if read == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        let (kept, candidate) = self.digest_counted(&mut bytes[..already + read], read, watch);
+        self.held = Held {
+            bytes,
+            cleared: kept as u8,
+            len: (kept + candidate) as u8,
+        };
+        Poll::Ready(Ok(read))
+    }
+
+    fn digest(&mut self, bytes: &mut [u8], watch: &mut Watch<'_>) -> (usize, usize) {
+        let read = bytes.len();
+        self.digest_counted(bytes, read, watch)
+    }
+
+    /// Scans `bytes`, the last `read` of which are new, and cuts our pongs out.
+    ///
+    /// Afterwards `bytes` starts with what is for the handler, followed by what may be the
+    /// beginning of a pong of ours. Returns the lengths of both.
+    fn digest_counted(
+        &mut self,
+        bytes: &mut [u8],
+        read: usize,
+        watch: &mut Watch<'_>,
+    ) -> (usize, usize) {
+        let now = watch.now();
+        let blind = if self.drained {
+            Duration::ZERO
+        } else {
+            now.since(watch.monitor.last_inbound())
+        };
+        let (mut from, mut kept, mut candidate) = (0, 0, 0);
+        while from < bytes.len() {
+            if self.scanner.at_boundary() && watch.monitor.expects_pongs() {
+                match probe_pong(&bytes[from..], self.masked) {
+                    Probe::Pong { payload, frame_len }
+                        if watch.monitor.pong(now, payload, blind) =>
+                    {
+                        from += frame_len;
+                        continue;
+                    }
+                    Probe::NeedMore => {
+                        candidate = bytes.len() - from;
+                        break;
+                    }
+                    Probe::Pong { .. } | Probe::No => {}
+                }
+            }
+            let (passed, frame) = self.scanner.advance(&bytes[from..]);
+            if kept != from {
+                bytes.copy_within(from..from + passed, kept);
+            }
+            from += passed;
+            kept += passed;
+            match frame {
+                Some(frame) if frame.opcode == OpCode::Close => {
+                    self.closed = true;
+                    watch.monitor.peer_closed(now, frame.close_code);
+                }
+                Some(frame) if frame.opcode.is_data() && frame.fin => watch.monitor.message_in(now),
+                _ => {}
+            }
+        }
+        bytes.copy_within(from..from + candidate, kept);
+        let mid_frame = candidate > 0 || !self.scanner.at_boundary();
+        watch.monitor.received(now, read, mid_frame, watch.policy);
+        (kept, candidate)
+    }
+}
+
+/// What the reading side tells of what it sees, and with which clock.
+pub(super) struct Watch<'a> {
+    pub(super) monitor: &'a mut Monitor,
+    pub(super) policy: &'a Policy,
+    pub(super) clock: &'a Clock,
+}
+
+impl Watch<'_> {
+    pub(super) fn now(&self) -> Moment {
+        self.clock.now()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Ahead {
+    bytes: Vec<u8>,
+    taken: usize,
+}
+
+/// Bytes between two reads: first those already cleared for the handler, then the beginning of
+/// what may be a pong of ours.
+#[derive(Debug, Default)]
+struct Held {
+    bytes: [u8; MAX_PING_FRAME],
+    cleared: u8,
+    len: u8,
+}
+
+impl Held {
+    fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Keeps a candidate. It is shorter than a ping's frame, or it would have been decided.
+    fn hold(&mut self, candidate: &[u8]) {
+        self.bytes[..candidate.len()].copy_from_slice(candidate);
+        self.len = candidate.len() as u8;
+        self.cleared = 0;
+    }
+
+    /// No pong will come of it: all of it is the handler's.
+    fn release(&mut self) {
+        self.cleared = self.len;
+    }
+
+    /// Moves cleared bytes into `out`. Returns whether any were moved.
+    fn give(&mut self, out: &mut ReadBuf<'_>) -> bool {
+        let count = usize::from(self.cleared).min(out.remaining());
+        if count == 0 {
+            return false;
+        }
+        out.put_slice(&self.bytes[..count]);
+        self.bytes.copy_within(count.., 0);
+        self.cleared -= count as u8;
+        self.len -= count as u8;
+        true
+    }
+}

@@ -1,0 +1,303 @@
+//! The way out: the handler's bytes pass as they are, and our control frames are put between its
+//! frames.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::AsyncWrite;
+
+use super::inbound::Watch;
+use crate::wire::{MAX_PING_FRAME, OpCode, Role, Scanner, encode_close, encode_ping};
+
+/// The outbound half of a connection.
+#[derive(Debug)]
+pub(super) struct Outbound {
+    scanner: Scanner,
+    masked: bool,
+    /// A Close frame went out (RFC 6455 section 5.5.1), or the direction was shut down: nothing may
+    /// follow.
+    closed: bool,
+    control: Control,
+}
+
+/// The control frame of ours that is on its way out; there is at most one.
+#[derive(Debug)]
+enum Control {
+    None,
+    Ping {
+        frame: [u8; MAX_PING_FRAME],
+        len: u8,
+        written: u8,
+    },
+    Close {
+        frame: Vec<u8>,
+        written: usize,
+    },
+    /// All bytes of a ping are written; the transport has yet to flush them.
+    FlushPing,
+    /// All bytes of a Close frame are written; the transport has yet to flush them.
+    FlushClose,
+}
+
+impl Outbound {
+    pub(super) fn new(role: Role) -> Self {
+        Self {
+            scanner: Scanner::new(role.outbound_masked()),
+            masked: role.outbound_masked(),
+            closed: false,
+            control: Control::None,
+        }
+    }
+
+    /// Whether a control frame may be put out now: the handler is between two frames, no Close has
+    /// gone out, and none of ours is under way.
+    pub(super) fn can_inject(&self) -> bool {
+        self.scanner.at_boundary() && !self.closed && !self.is_busy()
+    }
+
+    /// Whether a control frame of ours is not completely with the transport yet.
+    pub(super) fn is_busy(&self) -> bool {
+        !matches!(self.control, Control::None)
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Takes a ping to be written at the next frame boundary.
+    pub(super) fn ping(&mut self, payload: [u8; 8]) {
+        let (frame, len) = encode_ping(payload, self.mask());
+        self.control = Control::Ping {
+            frame,
+            len: len as u8,
+            written: 0,
+        };
+    }
+
+    /// Takes the last frame of the connection. A ping that was not begun makes way for it.
+    ///
+    /// Returns false, and does nothing, if no Close frame can follow what already went out: in the
+    /// middle of the handler's frame, or after a Close frame.
+    pub(super) fn close(&mut self, code: u16, reason: &str) -> bool {
+        if !self.scanner.at_boundary() || self.closed || self.has_begun() {
+            return false;
+        }
+        let frame = encode_close(code, reason, self.mask());
+        self.control = Control::Close { frame, written: 0 };
+        true
+    }
+
+    /// A control frame of ours is half-written: its rest has to go out before anything else.
+    pub(super) fn has_begun(&self) -> bool {
+        match &self.control {
+            Control::Ping { written, .. } => *written > 0,
+            Control::Close { written, .. } => *written > 0,
+            Control::None | Control::FlushPing | Control::FlushClose => false,
+        }
+    }
+
+    fn mask(&self) -> Option<[u8; 4]> {
+        self.masked.then(|| fastrand::u32(..).to_ne_bytes())
+    }
+
+    /// Bytes of ours that may go out now.
+    fn writable(&self) -> Option<&[u8]> {
+        if !self.has_begun() && (!self.scanner.at_boundary() || self.closed) {
+            return None;
+        }
+        match &self.control {
+            Control::Ping {
+                frame,
+                len,
+                written,
+            } => Some(&frame[usize::from(*written)..usize::from(*len)]),
+            Control::Close { frame, written } => Some(&frame[*written..]),
+            Control::None | Control::FlushPing | Control::FlushClose => None,
+        }
+    }
+
+    /// Writes what may be written of our control frame, without flushing it.
+    fn poll_control_bytes<T: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Context<'_>,
+        watch: &mut Watch<'_>,
+    ) -> Poll<io::Result<()>> {
+        while let Some(bytes) = self.writable() {
+            let Poll::Ready(written) = Pin::new(&mut *io).poll_write(cx, bytes)? else {
+                watch.monitor.refused(watch.now());
+                return Poll::Pending;
+            };
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            let rest = written < bytes.len();
+            watch.monitor.accepted(watch.now(), written, rest);
+            self.advance_control(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn advance_control(&mut self, count: usize) {
+        match &mut self.control {
+            Control::Ping { len, written, .. } => {
+                *written += count as u8;
+                if written == len {
+                    self.control = Control::FlushPing;
+                }
+            }
+            Control::Close { frame, written } => {
+                *written += count;
+                if *written == frame.len() {
+                    self.closed = true;
+                    self.control = Control::FlushClose;
+                }
+            }
+            Control::None | Control::FlushPing | Control::FlushClose => {}
+        }
+    }
+
+    /// Brings our control frame as far out as the handler's place in its own frame allows.
+    ///
+    /// `Ready` means that nothing of ours can move now: it is flushed, or it waits for a boundary.
+    pub(super) fn poll_control<T: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Context<'_>,
+        watch: &mut Watch<'_>,
+    ) -> Poll<io::Result<()>> {
+        ready!(self.poll_control_bytes(io, cx, watch))?;
+        if matches!(self.control, Control::FlushPing | Control::FlushClose) {
+            if Pin::new(io).poll_flush(cx)?.is_pending() {
+                watch.monitor.refused(watch.now());
+                return Poll::Pending;
+            }
+            self.flushed(watch);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The transport was flushed: what of ours was written is now with it.
+    fn flushed(&mut self, watch: &mut Watch<'_>) {
+        let now = match self.control {
+            Control::FlushPing | Control::FlushClose => watch.now(),
+            Control::None | Control::Ping { .. } | Control::Close { .. } => return,
+        };
+        watch.monitor.accepted(now, 0, false);
+        if matches!(self.control, Control::FlushPing) {
+            watch.monitor.ping_flushed(now);
+        }
+        self.control = Control::None;
+    }
+
+    /// The handler's write.
+    pub(super) fn poll_write<T: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        watch: &mut Watch<'_>,
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_control_bytes(io, cx, watch))?;
+        // A frame of ours waits for a boundary: stop at the next one.
+        let end = match self.is_busy() {
+            true => self.scanner.boundary_within(bytes).unwrap_or(bytes.len()),
+            false => bytes.len(),
+        };
+        let Poll::Ready(written) = Pin::new(&mut *io).poll_write(cx, &bytes[..end])? else {
+            watch.monitor.refused(watch.now());
+            return Poll::Pending;
+        };
+        self.passed(&bytes[..written], watch);
+        self.after_write(io, cx, written, written < end, watch)
+    }
+
+    /// The handler's vectored write.
+    pub(super) fn poll_write_vectored<T: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+        watch: &mut Watch<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if self.is_busy() {
+            // A boundary inside the slices has to be hit exactly, so they go one at a time.
+            let first = slices.iter().find(|slice| !slice.is_empty());
+            return self.poll_write(io, cx, first.map_or(&[], |slice| &**slice), watch);
+        }
+        let Poll::Ready(written) = Pin::new(&mut *io).poll_write_vectored(cx, slices)? else {
+            watch.monitor.refused(watch.now());
+            return Poll::Pending;
+        };
+        let mut left = written;
+        for slice in slices {
+            let count = left.min(slice.len());
+            self.passed(&slice[..count], watch);
+            left -= count;
+        }
+        let total: usize = slices.iter().map(|slice| slice.len()).sum();
+        self.after_write(io, cx, written, written < total, watch)
+    }
+
+    /// Scans bytes of the handler that the transport accepted.
+    fn passed(&mut self, mut bytes: &[u8], watch: &mut Watch<'_>) {
+        while !bytes.is_empty() {
+            let (passed, frame) = self.scanner.advance(bytes);
+            bytes = &bytes[passed..];
+            match frame {
+                Some(frame) if frame.opcode == OpCode::Close => {
+                    self.closed = true;
+                    watch.monitor.server_closed(watch.now(), frame.close_code);
+                }
+                Some(frame) if frame.opcode.is_data() && frame.fin => {
+                    watch.monitor.message_out(watch.now());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The handler's write came to a boundary, perhaps, where a frame of ours was waiting.
+    fn after_write<T: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Context<'_>,
+        written: usize,
+        rest: bool,
+        watch: &mut Watch<'_>,
+    ) -> Poll<io::Result<usize>> {
+        watch.monitor.accepted(watch.now(), written, rest);
+        // The handler's bytes are accepted whatever happens to ours: an error shows up again at
+        // the next operation, and a refusal is the driver's to follow up.
+        let _ = self.poll_control(io, cx, watch);
+        Poll::Ready(Ok(written))
+    }
+
+    /// The handler's flush.
+    pub(super) fn poll_flush<T: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Context<'_>,
+        watch: &mut Watch<'_>,
+    ) -> Poll<io::Result<()>> {
+        ready!(self.poll_control_bytes(io, cx, watch))?;
+        ready!(Pin::new(io).poll_flush(cx))?;
+        self.flushed(watch);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ends the outbound direction, after what is half-written of ours.
+    pub(super) fn poll_shutdown<T: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Context<'_>,
+        watch: &mut Watch<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.has_begun() {
+            ready!(self.poll_control_bytes(io, cx, watch))?;
+        }
+        self.closed = true;
+        Pin::new(io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,109 @@
+//! What the application's WebSocket library reads and writes instead of the transport.
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::shared::Connection;
+use super::state::Outgoing;
+
+/// A transport under liveness: the handler's bytes pass as they are.
+///
+/// After an eviction every operation but `poll_shutdown` fails with an error whose source is
+/// [`Evicted`](crate::Evicted). Dropping the stream ends the connection.
+pub(crate) struct LivenessStream<T>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    connection: Arc<Connection<T>>,
+    vectored: bool,
+}
+
+impl<T> LivenessStream<T>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    pub(super) fn new(connection: Arc<Connection<T>>) -> Self {
+        let vectored = connection.lock().is_write_vectored();
+        Self {
+            connection,
+            vectored,
+        }
+    }
+}
+
+impl<T> AsyncRead for LivenessStream<T>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let connection = &self.connection;
+        connection.enter(|state| state.poll_read(cx, buf, connection))
+    }
+}
+
+impl<T> AsyncWrite for LivenessStream<T>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let connection = &self.connection;
+        connection.enter(|state| state.poll_write(cx, connection, Outgoing::Slice(buf)))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let connection = &self.connection;
+        connection.enter(|state| state.poll_write(cx, connection, Outgoing::Slices(bufs)))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.vectored
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let connection = &self.connection;
+        connection.enter(|state| state.poll_flush(cx, connection))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let connection = &self.connection;
+        connection.enter(|state| state.poll_shutdown(cx, connection))
+    }
+}
+
+impl<T> Drop for LivenessStream<T>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    fn drop(&mut self) {
+        self.connection.enter(|state| state.dropped());
+    }
+}
+
+impl<T> fmt::Debug for LivenessStream<T>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LivenessStream").finish_non_exhaustive()
+    }
+}

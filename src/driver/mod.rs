@@ -1,0 +1,190 @@
+//! One task per runtime that keeps every connection's deadline.
+//!
+//! A connection is in the [`wheel`] once, whatever layers it has. Traffic does not touch the wheel:
+//! a deadline that traffic moved is found too early when it comes up, and put back. Only a deadline
+//! that moves *forward* is told to the wheel at once.
+//!
+//! The task (in [`task`]) starts with the first connection of a runtime and ends with the last.
+
+mod clock;
+mod task;
+mod wheel;
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Waker;
+
+use tokio::runtime::{Handle, Id};
+
+pub(crate) use clock::Clock;
+pub(crate) use wheel::Key;
+use wheel::Wheel;
+
+use crate::monitor::Moment;
+
+/// A connection, as the driver knows it.
+pub(crate) trait Drive: Send + Sync {
+    /// Does what is due. `scratch` is the driver's, for bytes that have no other place yet.
+    ///
+    /// Called without any lock of the driver held; the connection re-arms or removes its own entry.
+    /// Does not panic, or the driver's task would end for all connections.
+    fn drive(self: Arc<Self>, scratch: &mut [u8]);
+}
+
+/// The driver of one runtime. Cheap to share; every connection holds one.
+pub(crate) struct Driver {
+    clock: Clock,
+    queue: Mutex<Queue>,
+}
+
+struct Queue {
+    wheel: Wheel<Arc<dyn Drive>>,
+    /// Connections that have something to do before their deadline.
+    ready: Vec<Arc<dyn Drive>>,
+    task: Task,
+}
+
+enum Task {
+    /// No task, since there are no connections.
+    None,
+    /// The task exists, and will look at the queue before it sleeps.
+    Running,
+    /// The task sleeps until `until` (in ticks), or until it is woken.
+    Asleep { waker: Waker, until: u64 },
+    /// The runtime was shut down.
+    Gone,
+}
+
+/// The drivers of the runtimes that live now.
+static DRIVERS: LazyLock<Mutex<HashMap<Id, Weak<Driver>>>> = LazyLock::new(Mutex::default);
+
+impl Driver {
+    /// The driver of the current runtime.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub(crate) fn current() -> Arc<Self> {
+        let id = Handle::current().id();
+        let mut drivers = lock(&DRIVERS);
+        if let Some(driver) = drivers.get(&id).and_then(Weak::upgrade) {
+            return driver;
+        }
+        drivers.retain(|_, driver| driver.strong_count() > 0);
+        let driver = Arc::new(Self {
+            clock: Clock::start(),
+            queue: Mutex::new(Queue {
+                wheel: Wheel::new(0),
+                ready: Vec::new(),
+                task: Task::None,
+            }),
+        });
+        drivers.insert(id, Arc::downgrade(&driver));
+        driver
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Takes a connection in, to be driven for the first time at `deadline`.
+    pub(crate) fn insert(self: &Arc<Self>, connection: Arc<dyn Drive>, deadline: u64) -> Key {
+        let mut queue = lock(&self.queue);
+        let key = queue.wheel.insert(deadline, connection);
+        if let Task::None = queue.task {
+            queue.task = Task::Running;
+            drop(queue);
+            tokio::spawn(task::run(Arc::clone(self)));
+        } else {
+            wake(queue, Some(deadline));
+        }
+        key
+    }
+
+    /// Moves the deadline of a connection.
+    pub(crate) fn rearm(&self, key: Key, deadline: u64) {
+        let mut queue = lock(&self.queue);
+        if let Task::Gone = queue.task {
+            return;
+        }
+        queue.wheel.rearm(key, deadline);
+        wake(queue, Some(deadline));
+    }
+
+    /// Has a connection driven as soon as possible.
+    pub(crate) fn schedule(&self, connection: Arc<dyn Drive>) {
+        let mut queue = lock(&self.queue);
+        if let Task::Gone = queue.task {
+            return;
+        }
+        queue.ready.push(connection);
+        wake(queue, None);
+    }
+
+    /// Gives a connection up.
+    pub(crate) fn remove(&self, key: Key) {
+        let mut queue = lock(&self.queue);
+        if let Task::Gone = queue.task {
+            return;
+        }
+        // Dropped after the lock: it may be the last reference, and a transport hangs on it.
+        let connection = queue.wheel.remove(key);
+        let last = queue.wheel.is_empty();
+        if last {
+            wake(queue, None);
+        } else {
+            drop(queue);
+        }
+        drop(connection);
+    }
+
+    /// The runtime is gone, and its driver's task with it: a new runtime may get the same id.
+    fn retire(self: &Arc<Self>) {
+        lock(&DRIVERS).retain(|_, driver| !std::ptr::eq(driver.as_ptr(), Arc::as_ptr(self)));
+        let mut queue = lock(&self.queue);
+        queue.task = Task::Gone;
+        // Connections hold their driver: without this, they would keep each other alive.
+        let wheel = std::mem::replace(&mut queue.wheel, Wheel::new(0));
+        let ready = std::mem::take(&mut queue.ready);
+        drop(queue);
+        drop((wheel, ready));
+    }
+}
+
+/// Wakes the task if it sleeps past `deadline` (in ticks), or in any case.
+fn wake(mut queue: MutexGuard<'_, Queue>, deadline: Option<u64>) {
+    let asleep = match &queue.task {
+        Task::Asleep { until, .. } => deadline.is_none_or(|deadline| deadline < *until),
+        Task::None | Task::Running | Task::Gone => false,
+    };
+    if !asleep {
+        return;
+    }
+    if let Task::Asleep { waker, .. } = std::mem::replace(&mut queue.task, Task::Running) {
+        drop(queue);
+        waker.wake();
+    }
+}
+
+/// The wheel's ticks are milliseconds; `granularity` is a power of two of them, to which deadlines
+/// are rounded up so that neighbours come up together.
+pub(crate) fn tick(deadline: Moment, granularity: u64) -> u64 {
+    deadline
+        .ceil_millis()
+        .checked_next_multiple_of(granularity)
+        .unwrap_or(u64::MAX)
+}
+
+/// A panic elsewhere cannot leave these queues half-changed in a way that matters: every change is
+/// one call into a structure that keeps its own invariants.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver")
+            .field("clock", &self.clock)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,191 @@
+//! Who is told of an eviction, and what happens if they panic.
+
+use std::any::Any;
+use std::fmt;
+use std::mem;
+use std::panic::{self, AssertUnwindSafe};
+
+use super::Eviction;
+
+/// Is told of each connection's end, exactly once per connection.
+///
+/// Closures implement it; the argument's type has to be written out for the compiler to see that
+/// the closure takes any lifetime:
+///
+/// ```
+/// use tower_ws_liveness::{ConfigError, Eviction, HeartbeatLayer};
+///
+/// # fn main() -> Result<(), ConfigError> {
+/// let layer = HeartbeatLayer::builder()
+///     .on_evict(|ev: &Eviction| println!("{} is gone: {}", ev.id(), ev.reason()))
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A hook runs on whatever task noticed the end, outside every lock and before the Close frame is
+/// sent. It must not block: hand slow work to a task or a channel. If it panics, the panic is
+/// caught and logged at WARN, the remaining hooks run, and the eviction goes on; a program built
+/// with `panic = "abort"` ends, as with any panic.
+pub trait OnEvict: Send + Sync + 'static {
+    /// Called once for each connection that ends.
+    fn on_evict(&self, eviction: &Eviction);
+}
+
+impl<F> OnEvict for F
+where
+    F: Fn(&Eviction) + Send + Sync + 'static,
+{
+    fn on_evict(&self, eviction: &Eviction) {
+        self(eviction);
+    }
+}
+
+// A closure has nothing to show, and without this no holder of hooks could derive `Debug`.
+impl fmt::Debug for dyn OnEvict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnEvict")
+    }
+}
+
+/// A hook of one connection, which therefore runs at most once.
+pub(crate) type LocalHook = Box<dyn FnOnce(&Eviction) + Send>;
+
+/// Calls a layer's hook and survives its panic.
+pub(crate) fn call(hook: &dyn OnEvict, eviction: &Eviction) {
+    guarded(eviction, || hook.on_evict(eviction));
+}
+
+/// Calls a connection's own hook and survives its panic.
+pub(crate) fn call_local(hook: LocalHook, eviction: &Eviction) {
+    guarded(eviction, || hook(eviction));
+}
+
+fn guarded(eviction: &Eviction, hook: impl FnOnce()) {
+    // Unwind safety: the hook shares nothing with us but `&Eviction`, which we do not write to.
+    // Whatever else it may leave half done is its own, and its own locks are poisoned for it.
+    let Err(payload) = panic::catch_unwind(AssertUnwindSafe(hook)) else {
+        return;
+    };
+    tracing::warn!(
+        conn_id = %eviction.id(),
+        reason = eviction.reason().as_str(),
+        panic = message(payload.as_ref()),
+        "an eviction hook panicked"
+    );
+    // A payload may panic when it is dropped, with a payload that may do so again: leak that one.
+    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        mem::forget(payload);
+    }
+}
+
+/// The text that `panic!` was given, in either of the types it may arrive in.
+fn message(payload: &(dyn Any + Send)) -> &str {
+    if let Some(text) = payload.downcast_ref::<&'static str>() {
+        text
+    } else if let Some(text) = payload.downcast_ref::<String>() {
+        text
+    } else {
+        "(no message)"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evict::Reason;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use tracing_test::traced_test;
+
+    fn eviction() -> Eviction {
+        Eviction::for_test(Reason::HandlerDropped)
+    }
+
+    #[test]
+    fn closures_and_types_are_hooks() {
+        struct Counter(Arc<AtomicU32>);
+
+        impl OnEvict for Counter {
+            fn on_evict(&self, eviction: &Eviction) {
+                assert_eq!(eviction.reason(), Reason::HandlerDropped);
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+
+        let count = Arc::new(AtomicU32::new(0));
+        let (by_closure, by_local) = (count.clone(), count.clone());
+        let hooks: Vec<Arc<dyn OnEvict>> = vec![
+            Arc::new(Counter(count.clone())),
+            Arc::new(move |_: &Eviction| {
+                by_closure.fetch_add(10, Ordering::Relaxed);
+            }),
+        ];
+        assert_eq!(format!("{hooks:?}"), "[OnEvict, OnEvict]");
+        for hook in &hooks {
+            call(hook.as_ref(), &eviction());
+        }
+        let local = move |_: &Eviction| {
+            by_local.fetch_add(100, Ordering::Relaxed);
+        };
+        call_local(Box::new(local), &eviction());
+        assert_eq!(count.load(Ordering::Relaxed), 111);
+    }
+
+    #[traced_test]
+    #[test]
+    fn panics_are_caught_and_logged() {
+        let eviction = eviction();
+        call(&|_: &Eviction| panic!("a literal"), &eviction);
+        call(
+            &|ev: &Eviction| panic!("formatted for {}", ev.id()),
+            &eviction,
+        );
+        call_local(Box::new(|_| panic!("a local one")), &eviction);
+        call(&|_: &Eviction| panic::panic_any(7_u8), &eviction);
+
+        logs_assert(|lines| {
+            let expected = [
+                "a literal".to_owned(),
+                format!("formatted for {}", eviction.id()),
+                "a local one".to_owned(),
+                "(no message)".to_owned(),
+            ];
+            let conn_id = format!("conn_id={}", eviction.id());
+            assert_eq!(lines.len(), expected.len(), "{lines:?}");
+            for (line, expected) in lines.iter().zip(expected) {
+                let wanted = [
+                    "WARN",
+                    "an eviction hook panicked",
+                    "handler_dropped",
+                    &conn_id,
+                    &expected,
+                ];
+                for wanted in wanted {
+                    assert!(line.contains(wanted), "{wanted:?} is not in {line}");
+                }
+            }
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn a_payload_that_panics_when_dropped_is_caught() {
+        struct Bomb(u32);
+
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                if let Some(fuse) = self.0.checked_sub(1) {
+                    panic::panic_any(Bomb(fuse));
+                }
+            }
+        }
+
+        let eviction = eviction();
+        let escaped = panic::catch_unwind(AssertUnwindSafe(|| {
+            call(&|_: &Eviction| panic::panic_any(Bomb(3)), &eviction);
+        }));
+        // Forgotten first, or it would go off in the test harness, which then hangs.
+        assert!(escaped.map_err(mem::forget).is_ok());
+    }
+}

@@ -1,0 +1,399 @@
+//! The builder of [`HeartbeatLayer`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::HeartbeatLayer;
+use crate::config::{self, ConfigError};
+use crate::evict::OnEvict;
+use crate::monitor::{CloseFrame, HeartbeatPolicy, ProofOfLife};
+use crate::registry::Registry;
+
+/// Configures a [`HeartbeatLayer`].
+///
+/// Made by [`HeartbeatLayer::builder`]. Setters take any value; [`build`](Self::build) checks them
+/// all. Calling a setter again replaces its value, except for [`on_evict`](Self::on_evict), which
+/// adds.
+///
+/// A dead peer is evicted within `interval + timeout × missed_pings`, plus one tick of the driver.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_ws_liveness::{ConfigError, HeartbeatLayer};
+///
+/// # fn main() -> Result<(), ConfigError> {
+/// let layer = HeartbeatLayer::builder()
+///     .interval(Duration::from_secs(20))
+///     .timeout(Duration::from_secs(10))
+///     .missed_pings(2)
+///     .write_timeout(None)
+///     .close_frame(4000, "are you there?")
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Default)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct HeartbeatLayerBuilder {
+    policy: HeartbeatPolicy,
+    registry: Option<Registry>,
+    hooks: Vec<Arc<dyn OnEvict>>,
+}
+
+impl HeartbeatLayerBuilder {
+    /// How long the peer may be silent before it is sent a ping. Default: 30 s.
+    ///
+    /// Any byte from the peer starts the interval anew, so a busy connection is never pinged. Keep
+    /// it below the idle timeout of the proxies in between: nginx and AWS ALB cut after 60 s.
+    ///
+    /// Refused: zero, less than 1 ms, more than 365 days.
+    pub fn interval(mut self, interval: Duration) -> Self {
+        self.policy.interval = interval;
+        self
+    }
+
+    /// How long to wait for a sign of life after a ping. Default: 15 s.
+    ///
+    /// Counted from the moment the ping was handed to the transport, for each ping anew. What is a
+    /// sign of life is up to [`proof_of_life`](Self::proof_of_life).
+    ///
+    /// Refused: zero, less than 1 ms, more than 365 days.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.policy.timeout = timeout;
+        self
+    }
+
+    /// How many pings in a row have to go unanswered for the peer to count as dead. Default: 1.
+    ///
+    /// Refused: 0, more than 255.
+    pub fn missed_pings(mut self, missed_pings: u32) -> Self {
+        self.policy.missed_pings = missed_pings;
+        self
+    }
+
+    /// Which inbound traffic answers a ping. Default: [`ProofOfLife::AnyBytes`].
+    ///
+    /// Nothing is refused.
+    pub fn proof_of_life(mut self, proof_of_life: ProofOfLife) -> Self {
+        self.policy.proof_of_life = proof_of_life;
+        self
+    }
+
+    /// How far to spread the first pings, as a fraction of the interval. Default: 0.5.
+    ///
+    /// A connection's first ping comes at a random point of the last `jitter` part of its first
+    /// interval: with 0.5 in its second half, with 0.0 at its end, with 1.0 anywhere in it. So
+    /// clients that reconnected all at once, after a deployment say, are not pinged all at once.
+    ///
+    /// Refused: NaN, anything outside of `0.0..=1.0`.
+    pub fn jitter(mut self, jitter: f64) -> Self {
+        self.policy.jitter = jitter;
+        self
+    }
+
+    /// How long a pending write may go without one byte of it being accepted. `None` turns the
+    /// check off. Default: 30 s.
+    ///
+    /// Ends the connection with [`Reason::WriteStalled`]. A slow peer is safe as long as it drains
+    /// anything at all.
+    ///
+    /// Refused: zero, less than 1 ms, more than 365 days.
+    ///
+    /// [`Reason::WriteStalled`]: crate::Reason::WriteStalled
+    pub fn write_timeout(mut self, write_timeout: impl Into<Option<Duration>>) -> Self {
+        self.policy.write_timeout = write_timeout.into();
+        self
+    }
+
+    /// How long the peer's bytes may wait for the handler to read them. `None` turns the check off.
+    /// Default: off.
+    ///
+    /// Ends the connection with [`Reason::HandlerStalled`]. Off by default because a handler that
+    /// does long work between two reads is slow, not broken.
+    ///
+    /// Refused: zero, less than 1 ms, more than 365 days.
+    ///
+    /// [`Reason::HandlerStalled`]: crate::Reason::HandlerStalled
+    pub fn handler_stall_timeout(
+        mut self,
+        handler_stall_timeout: impl Into<Option<Duration>>,
+    ) -> Self {
+        self.policy.handler_stall_timeout = handler_stall_timeout.into();
+        self
+    }
+
+    /// How long the closing handshake, and the close of the transport after it, may take. Default:
+    /// 5 s.
+    ///
+    /// RFC 6455 section 7.1.1 leaves the bound to the endpoint.
+    ///
+    /// Refused: zero, less than 1 ms, more than 365 days.
+    pub fn close_timeout(mut self, close_timeout: Duration) -> Self {
+        self.policy.close_timeout = close_timeout;
+        self
+    }
+
+    /// Code and reason of the Close frame that is sent to a peer that is evicted by the heartbeat.
+    /// Default: 1011, "heartbeat timeout".
+    ///
+    /// Sent on a best effort: the peer is most likely dead. The reason may be empty.
+    ///
+    /// Refused, by RFC 6455 section 7.4: codes that are not to be sent (1004, 1005, 1006, 1015),
+    /// reserved ones (1016 to 2999), and those below 1000 or above 4999. Refused, by section 5.5:
+    /// reasons of more than 123 bytes.
+    pub fn close_frame(mut self, code: u16, reason: impl Into<String>) -> Self {
+        self.policy.close_frame = CloseFrame {
+            code,
+            reason: reason.into().into(),
+        };
+        self
+    }
+
+    /// The registry that connections are entered in. Default: one of the layer's own.
+    ///
+    /// Share one between layers to count, limit and drain their connections together.
+    ///
+    /// Nothing is refused.
+    pub fn registry(mut self, registry: Registry) -> Self {
+        self.registry = Some(registry);
+        self
+    }
+
+    /// Adds a hook that is told of each connection's end. Default: none.
+    ///
+    /// May be called several times. Each hook is called once per connection, in the order in which
+    /// they were added. The hook is told of every end, not only of those that the heartbeat brings
+    /// about: see [`Reason`](crate::Reason).
+    ///
+    /// Nothing is refused.
+    pub fn on_evict(mut self, hook: impl OnEvict) -> Self {
+        self.hooks.push(Arc::new(hook));
+        self
+    }
+
+    /// Checks the values and makes the layer.
+    ///
+    /// # Errors
+    ///
+    /// If a value is refused; each setter tells which values are. The error names the first one.
+    pub fn build(self) -> Result<HeartbeatLayer, ConfigError> {
+        validate(&self.policy)?;
+        let registry = self.registry.unwrap_or_default();
+        Ok(HeartbeatLayer::from_parts(
+            self.policy,
+            registry,
+            self.hooks,
+        ))
+    }
+}
+
+fn validate(policy: &HeartbeatPolicy) -> Result<(), ConfigError> {
+    config::duration("HeartbeatLayer::interval", policy.interval)?;
+    config::duration("HeartbeatLayer::timeout", policy.timeout)?;
+    config::missed_pings("HeartbeatLayer::missed_pings", policy.missed_pings)?;
+    config::jitter("HeartbeatLayer::jitter", policy.jitter)?;
+    config::optional_duration("HeartbeatLayer::write_timeout", policy.write_timeout)?;
+    config::optional_duration(
+        "HeartbeatLayer::handler_stall_timeout",
+        policy.handler_stall_timeout,
+    )?;
+    config::duration("HeartbeatLayer::close_timeout", policy.close_timeout)?;
+    config::close_frame("HeartbeatLayer::close_frame", &policy.close_frame)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evict::Eviction;
+    use proptest::prelude::*;
+
+    const ZERO: Duration = Duration::ZERO;
+    const SHORT: Duration = Duration::from_micros(999);
+    const LONG: Duration = Duration::from_secs(365 * 24 * 60 * 60 + 1);
+
+    fn builder() -> HeartbeatLayerBuilder {
+        HeartbeatLayerBuilder::default()
+    }
+
+    fn refusal(builder: HeartbeatLayerBuilder) -> String {
+        builder.build().expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn defaults_are_accepted() {
+        assert!(builder().build().is_ok());
+    }
+
+    #[test]
+    fn setters_set() {
+        let seconds = Duration::from_secs;
+        let registry = Registry::default();
+        let builder = builder()
+            .interval(seconds(1))
+            .timeout(seconds(2))
+            .missed_pings(3)
+            .proof_of_life(ProofOfLife::MatchingPong)
+            .jitter(0.25)
+            .write_timeout(seconds(4))
+            .handler_stall_timeout(Some(seconds(5)))
+            .close_timeout(seconds(6))
+            .close_frame(4000, "bye")
+            .registry(registry)
+            .on_evict(|_: &Eviction| {})
+            .on_evict(|_: &Eviction| {});
+        let expected = HeartbeatPolicy {
+            interval: seconds(1),
+            timeout: seconds(2),
+            missed_pings: 3,
+            proof_of_life: ProofOfLife::MatchingPong,
+            jitter: 0.25,
+            write_timeout: Some(seconds(4)),
+            handler_stall_timeout: Some(seconds(5)),
+            close_timeout: seconds(6),
+            close_frame: CloseFrame {
+                code: 4000,
+                reason: "bye".into(),
+            },
+        };
+        assert_eq!(builder.policy, expected);
+        assert!(builder.registry.is_some());
+        assert_eq!(builder.hooks.len(), 2);
+        assert!(builder.clone().build().is_ok());
+
+        let off = builder.write_timeout(None).handler_stall_timeout(None);
+        assert_eq!(off.policy.write_timeout, None);
+        assert_eq!(off.policy.handler_stall_timeout, None);
+        assert!(off.build().is_ok());
+    }
+
+    #[test]
+    fn durations_are_refused_by_name() {
+        type Setter = fn(HeartbeatLayerBuilder, Duration) -> HeartbeatLayerBuilder;
+        let must = "must be greater than zero";
+        let optional = "must be greater than zero (None turns it off)";
+        let setters: [(&str, &str, Setter); 5] = [
+            ("interval", must, |b, d| b.interval(d)),
+            ("timeout", must, |b, d| b.timeout(d)),
+            ("write_timeout", optional, |b, d| b.write_timeout(d)),
+            ("handler_stall_timeout", optional, |b, d| {
+                b.handler_stall_timeout(d)
+            }),
+            ("close_timeout", must, |b, d| b.close_timeout(d)),
+        ];
+        for (name, zero, set) in setters {
+            let refused = [
+                (ZERO, format!("0ns: {zero}")),
+                (SHORT, "999µs: must be at least 1ms".to_owned()),
+                (LONG, "31536001s: must be at most 365 days".to_owned()),
+            ];
+            for (value, expected) in refused {
+                assert_eq!(
+                    refusal(set(builder(), value)),
+                    format!("HeartbeatLayer::{name}: {expected}")
+                );
+            }
+            for value in [config::MIN_DURATION, config::MAX_DURATION] {
+                assert!(set(builder(), value).build().is_ok(), "{name}: {value:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_values_are_refused_by_name() {
+        let refused = [
+            (
+                builder().missed_pings(0),
+                "HeartbeatLayer::missed_pings: 0: must be within 1..=255",
+            ),
+            (
+                builder().missed_pings(256),
+                "HeartbeatLayer::missed_pings: 256: must be within 1..=255",
+            ),
+            (
+                builder().jitter(f64::NAN),
+                "HeartbeatLayer::jitter: NaN: must be a number within 0.0..=1.0",
+            ),
+            (
+                builder().jitter(1.01),
+                "HeartbeatLayer::jitter: 1.01: must be a number within 0.0..=1.0",
+            ),
+            (
+                builder().close_frame(1006, ""),
+                "HeartbeatLayer::close_frame: code 1006: must be a code that may be sent, \
+                 this is for reports only (RFC 6455 section 7.4.1)",
+            ),
+            (
+                builder().close_frame(1011, "r".repeat(124)),
+                "HeartbeatLayer::close_frame: reason of 124 bytes: \
+                 must be at most 123 bytes of UTF-8 (RFC 6455 section 5.5)",
+            ),
+        ];
+        for (builder, expected) in refused {
+            assert_eq!(refusal(builder), expected);
+        }
+    }
+
+    #[test]
+    fn first_refused_setter_is_named() {
+        let error = builder().jitter(2.0).interval(ZERO).build().unwrap_err();
+        assert_eq!(error.setter(), "HeartbeatLayer::interval");
+    }
+
+    #[test]
+    fn largest_values_do_not_overflow_together() {
+        let builder = builder()
+            .interval(config::MAX_DURATION)
+            .timeout(config::MAX_DURATION)
+            .missed_pings(config::MAX_MISSED_PINGS);
+        let policy = &builder.policy;
+        let total = policy.interval + policy.timeout * policy.missed_pings;
+        assert!(u64::try_from(total.as_nanos()).is_ok());
+        assert!(builder.build().is_ok());
+    }
+
+    /// Values around the edges as well as any, so that both answers of `build` are seen.
+    fn durations() -> impl Strategy<Value = Duration> {
+        prop_oneof![
+            3 => (1_u64..100_000).prop_map(Duration::from_millis),
+            1 => any::<Duration>(),
+            1 => Just(ZERO),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn build_never_panics(
+            (interval, timeout, close_timeout) in (durations(), durations(), durations()),
+            write_timeout in proptest::option::of(durations()),
+            handler_stall_timeout in proptest::option::of(durations()),
+            missed_pings in prop_oneof![1_u32..300, any::<u32>()],
+            jitter in prop_oneof![0.0..=1.0, any::<f64>()],
+            code in prop_oneof![1000_u16..1016, any::<u16>()],
+            reason in ".{0,60}",
+        ) {
+            let builder = builder()
+                .interval(interval)
+                .timeout(timeout)
+                .missed_pings(missed_pings)
+                .jitter(jitter)
+                .write_timeout(write_timeout)
+                .handler_stall_timeout(handler_stall_timeout)
+                .close_timeout(close_timeout)
+                .close_frame(code, reason.as_str());
+            match builder.build() {
+                Ok(_) => {
+                    let least = interval.min(timeout).min(close_timeout);
+                    prop_assert!(least >= config::MIN_DURATION);
+                    prop_assert!(timeout.checked_mul(missed_pings).is_some());
+                    prop_assert!(jitter.is_finite());
+                    prop_assert!(reason.len() <= config::MAX_CLOSE_REASON);
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    prop_assert!(error.setter().starts_with("HeartbeatLayer::"));
+                    prop_assert!(text.starts_with(error.setter()), "{}", text);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! [`HeartbeatLayer`]: pings silent peers, and evicts those who do not answer.
+
+mod builder;
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use tower_layer::Layer;
+use tower_service::Service;
+
+pub use builder::HeartbeatLayerBuilder;
+
+use crate::connection::Track;
+use crate::evict::OnEvict;
+use crate::monitor::{HeartbeatPolicy, Policy};
+use crate::registry::Registry;
+use crate::upgrade::{ResponseFuture, Share};
+
+/// Evicts WebSocket peers that are dead.
+///
+/// After an `interval` without a byte from the peer a ping is sent (RFC 6455 section 5.5.2). If
+/// nothing comes from the peer within the `timeout` after that, `missed_pings` times in a row, the
+/// connection is evicted. It does not matter whether the handler reads, writes, or is stuck.
+///
+/// The default is an interval of 30 s, a timeout of 15 s, and one missed ping; see
+/// [`HeartbeatLayerBuilder`] for all settings.
+///
+/// Cloning is cheap. All clones, and all services made of them, share the hooks and the registry.
+#[derive(Clone, Debug)]
+pub struct HeartbeatLayer {
+    share: Share,
+    registry: Registry,
+}
+
+impl HeartbeatLayer {
+    /// A layer with these times, and defaults for everything else.
+    ///
+    /// # Panics
+    ///
+    /// If [`build`](HeartbeatLayerBuilder::build) would refuse a time: zero, less than 1 ms, or more
+    /// than 365 days.
+    #[must_use]
+    pub fn new(interval: Duration, timeout: Duration) -> Self {
+        match Self::builder().interval(interval).timeout(timeout).build() {
+            Ok(layer) => layer,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// A builder with the defaults.
+    pub fn builder() -> HeartbeatLayerBuilder {
+        HeartbeatLayerBuilder::default()
+    }
+
+    /// The live connections of this layer.
+    #[must_use]
+    pub fn registry(&self) -> Registry {
+        self.registry.clone()
+    }
+
+    pub(crate) fn from_parts(
+        policy: HeartbeatPolicy,
+        registry: Registry,
+        hooks: Vec<Arc<dyn OnEvict>>,
+    ) -> Self {
+        let policy = Policy {
+            heartbeat: Some(Arc::new(policy)),
+            idle: None,
+        };
+        let tracker = Arc::new(registry.clone()) as Arc<dyn Track>;
+        Self {
+            share: Share::new(policy, Some(tracker), hooks),
+            registry,
+        }
+    }
+}
+
+impl Default for HeartbeatLayer {
+    fn default() -> Self {
+        Self::from_parts(HeartbeatPolicy::default(), Registry::default(), Vec::new())
+    }
+}
+
+impl<S> Layer<S> for HeartbeatLayer {
+    type Service = Heartbeat<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Heartbeat {
+            inner,
+            share: self.share.clone(),
+        }
+    }
+}
+
+/// Service of [`HeartbeatLayer`].
+#[derive(Clone, Debug)]
+pub struct Heartbeat<S> {
+    inner: S,
+    share: Share,
+}
+
+impl<S, B, R> Service<Request<B>> for Heartbeat<S>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, req: Request<B>) -> Self::Future {
+        self.share.call(&mut self.inner, req)
+    }
+}

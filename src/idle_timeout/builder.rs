@@ -1,0 +1,322 @@
+//! The builder of [`IdleTimeoutLayer`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::IdleTimeoutLayer;
+use crate::config::{self, ConfigError};
+use crate::evict::OnEvict;
+use crate::monitor::{CloseFrame, IdlePolicy, Traffic};
+use crate::registry::Registry;
+
+/// Configures an [`IdleTimeoutLayer`].
+///
+/// Made by [`IdleTimeoutLayer::builder`]. Setters take any value; [`build`](Self::build) checks
+/// them all. Calling a setter again replaces its value, except for [`on_evict`](Self::on_evict),
+/// which adds.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_ws_liveness::{ConfigError, IdleTimeoutLayer, Traffic};
+///
+/// # fn main() -> Result<(), ConfigError> {
+/// let layer = IdleTimeoutLayer::builder()
+///     .timeout(Duration::from_secs(600))
+///     .watch(Traffic::Inbound)
+///     .first_message(Duration::from_secs(10))
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Default)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct IdleTimeoutLayerBuilder {
+    policy: IdlePolicy,
+    registry: Option<Registry>,
+    hooks: Vec<Arc<dyn OnEvict>>,
+}
+
+impl IdleTimeoutLayerBuilder {
+    /// How long a connection may go without a complete data message. Default: 5 min.
+    ///
+    /// Ends the connection with [`Reason::IdleTimeout`]. Pings and pongs do not count, whoever
+    /// sends them, so a heartbeat does not keep an unused connection open. Which direction counts
+    /// is up to [`watch`](Self::watch).
+    ///
+    /// Refused: zero, less than 1 ms, more than 365 days.
+    ///
+    /// [`Reason::IdleTimeout`]: crate::Reason::IdleTimeout
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.policy.timeout = timeout;
+        self
+    }
+
+    /// Messages in which direction keep a connection from being idle. Default: [`Traffic::Either`].
+    ///
+    /// Nothing is refused.
+    pub fn watch(mut self, traffic: Traffic) -> Self {
+        self.policy.watch = traffic;
+        self
+    }
+
+    /// How long the peer may take to complete its first data message, counted from the upgrade.
+    /// `None` turns the check off. Default: off.
+    ///
+    /// Ends the connection with [`Reason::FirstMessageTimeout`]. For protocols in which the client
+    /// speaks first: it cuts sockets that are opened and never used. Only the peer's messages
+    /// count, whatever [`watch`](Self::watch) says.
+    ///
+    /// Refused: zero, less than 1 ms, more than 365 days.
+    ///
+    /// [`Reason::FirstMessageTimeout`]: crate::Reason::FirstMessageTimeout
+    pub fn first_message(mut self, first_message: impl Into<Option<Duration>>) -> Self {
+        self.policy.first_message = first_message.into();
+        self
+    }
+
+    /// How long a connection may last, used or not, counted from the upgrade. `None` turns the
+    /// check off. Default: off.
+    ///
+    /// Ends the connection with [`Reason::MaxLifetime`]. For credentials that expire, and for
+    /// spreading clients over servers anew.
+    ///
+    /// Refused: zero, less than 1 ms, more than 365 days.
+    ///
+    /// [`Reason::MaxLifetime`]: crate::Reason::MaxLifetime
+    pub fn max_lifetime(mut self, max_lifetime: impl Into<Option<Duration>>) -> Self {
+        self.policy.max_lifetime = max_lifetime.into();
+        self
+    }
+
+    /// How long the closing handshake, and the close of the transport after it, may take. Default:
+    /// 5 s.
+    ///
+    /// RFC 6455 section 7.1.1 leaves the bound to the endpoint.
+    ///
+    /// Refused: zero, less than 1 ms, more than 365 days.
+    pub fn close_timeout(mut self, close_timeout: Duration) -> Self {
+        self.policy.close_timeout = close_timeout;
+        self
+    }
+
+    /// Code and reason of the Close frame that is sent to a peer that is evicted by this layer.
+    /// Default: 1001, "idle timeout".
+    ///
+    /// The reason may be empty.
+    ///
+    /// Refused, by RFC 6455 section 7.4: codes that are not to be sent (1004, 1005, 1006, 1015),
+    /// reserved ones (1016 to 2999), and those below 1000 or above 4999. Refused, by section 5.5:
+    /// reasons of more than 123 bytes.
+    pub fn close_frame(mut self, code: u16, reason: impl Into<String>) -> Self {
+        self.policy.close_frame = CloseFrame {
+            code,
+            reason: reason.into().into(),
+        };
+        self
+    }
+
+    /// The registry that connections are entered in. Default: that of the layer it is stacked with,
+    /// or else one of the layer's own.
+    ///
+    /// Share one between layers to count, limit and drain their connections together.
+    ///
+    /// Nothing is refused.
+    pub fn registry(mut self, registry: Registry) -> Self {
+        self.registry = Some(registry);
+        self
+    }
+
+    /// Adds a hook that is told of each connection's end. Default: none.
+    ///
+    /// May be called several times. Each hook is called once per connection, in the order in which
+    /// they were added. The hook is told of every end, not only of those that this layer brings
+    /// about: see [`Reason`](crate::Reason).
+    ///
+    /// Nothing is refused.
+    pub fn on_evict(mut self, hook: impl OnEvict) -> Self {
+        self.hooks.push(Arc::new(hook));
+        self
+    }
+
+    /// Checks the values and makes the layer.
+    ///
+    /// # Errors
+    ///
+    /// If a value is refused; each setter tells which values are. The error names the first one.
+    pub fn build(self) -> Result<IdleTimeoutLayer, ConfigError> {
+        validate(&self.policy)?;
+        Ok(IdleTimeoutLayer::from_parts(
+            self.policy,
+            self.registry,
+            self.hooks,
+        ))
+    }
+}
+
+fn validate(policy: &IdlePolicy) -> Result<(), ConfigError> {
+    config::duration("IdleTimeoutLayer::timeout", policy.timeout)?;
+    config::optional_duration("IdleTimeoutLayer::first_message", policy.first_message)?;
+    config::optional_duration("IdleTimeoutLayer::max_lifetime", policy.max_lifetime)?;
+    config::duration("IdleTimeoutLayer::close_timeout", policy.close_timeout)?;
+    config::close_frame("IdleTimeoutLayer::close_frame", &policy.close_frame)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evict::Eviction;
+    use proptest::prelude::*;
+
+    const ZERO: Duration = Duration::ZERO;
+    const SHORT: Duration = Duration::from_micros(999);
+    const LONG: Duration = Duration::from_secs(365 * 24 * 60 * 60 + 1);
+
+    fn builder() -> IdleTimeoutLayerBuilder {
+        IdleTimeoutLayerBuilder::default()
+    }
+
+    fn refusal(builder: IdleTimeoutLayerBuilder) -> String {
+        builder.build().expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn defaults_are_accepted() {
+        assert!(builder().build().is_ok());
+    }
+
+    #[test]
+    fn setters_set() {
+        let seconds = Duration::from_secs;
+        let registry = Registry::default();
+        let builder = builder()
+            .timeout(seconds(1))
+            .watch(Traffic::Outbound)
+            .first_message(seconds(2))
+            .max_lifetime(Some(seconds(3)))
+            .close_timeout(seconds(4))
+            .close_frame(4001, "bye")
+            .registry(registry)
+            .on_evict(|_: &Eviction| {})
+            .on_evict(|_: &Eviction| {});
+        let expected = IdlePolicy {
+            timeout: seconds(1),
+            watch: Traffic::Outbound,
+            first_message: Some(seconds(2)),
+            max_lifetime: Some(seconds(3)),
+            close_timeout: seconds(4),
+            close_frame: CloseFrame {
+                code: 4001,
+                reason: "bye".into(),
+            },
+        };
+        assert_eq!(builder.policy, expected);
+        assert!(builder.registry.is_some());
+        assert_eq!(builder.hooks.len(), 2);
+        assert!(builder.clone().build().is_ok());
+
+        let off = builder.first_message(None).max_lifetime(None);
+        assert_eq!(off.policy.first_message, None);
+        assert_eq!(off.policy.max_lifetime, None);
+        assert!(off.build().is_ok());
+    }
+
+    #[test]
+    fn durations_are_refused_by_name() {
+        type Setter = fn(IdleTimeoutLayerBuilder, Duration) -> IdleTimeoutLayerBuilder;
+        let must = "must be greater than zero";
+        let optional = "must be greater than zero (None turns it off)";
+        let setters: [(&str, &str, Setter); 4] = [
+            ("timeout", must, |b, d| b.timeout(d)),
+            ("first_message", optional, |b, d| b.first_message(d)),
+            ("max_lifetime", optional, |b, d| b.max_lifetime(d)),
+            ("close_timeout", must, |b, d| b.close_timeout(d)),
+        ];
+        for (name, zero, set) in setters {
+            let refused = [
+                (ZERO, format!("0ns: {zero}")),
+                (SHORT, "999µs: must be at least 1ms".to_owned()),
+                (LONG, "31536001s: must be at most 365 days".to_owned()),
+            ];
+            for (value, expected) in refused {
+                assert_eq!(
+                    refusal(set(builder(), value)),
+                    format!("IdleTimeoutLayer::{name}: {expected}")
+                );
+            }
+            for value in [config::MIN_DURATION, config::MAX_DURATION] {
+                assert!(set(builder(), value).build().is_ok(), "{name}: {value:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn close_frames_are_refused_by_name() {
+        let refused = [
+            (
+                builder().close_frame(1005, ""),
+                "IdleTimeoutLayer::close_frame: code 1005: must be a code that may be sent, \
+                 this is for reports only (RFC 6455 section 7.4.1)",
+            ),
+            (
+                builder().close_frame(1001, "r".repeat(124)),
+                "IdleTimeoutLayer::close_frame: reason of 124 bytes: \
+                 must be at most 123 bytes of UTF-8 (RFC 6455 section 5.5)",
+            ),
+        ];
+        for (builder, expected) in refused {
+            assert_eq!(refusal(builder), expected);
+        }
+        assert!(builder().close_frame(4999, "r".repeat(123)).build().is_ok());
+    }
+
+    #[test]
+    fn first_refused_setter_is_named() {
+        let error = builder()
+            .close_timeout(ZERO)
+            .first_message(ZERO)
+            .build()
+            .unwrap_err();
+        assert_eq!(error.setter(), "IdleTimeoutLayer::first_message");
+    }
+
+    /// Values around the edges as well as any, so that both answers of `build` are seen.
+    fn durations() -> impl Strategy<Value = Duration> {
+        prop_oneof![
+            3 => (1_u64..100_000).prop_map(Duration::from_millis),
+            1 => any::<Duration>(),
+            1 => Just(ZERO),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn build_never_panics(
+            (timeout, close_timeout) in (durations(), durations()),
+            first_message in proptest::option::of(durations()),
+            max_lifetime in proptest::option::of(durations()),
+            code in prop_oneof![1000_u16..1016, any::<u16>()],
+            reason in ".{0,60}",
+        ) {
+            let builder = builder()
+                .timeout(timeout)
+                .first_message(first_message)
+                .max_lifetime(max_lifetime)
+                .close_timeout(close_timeout)
+                .close_frame(code, reason.as_str());
+            match builder.build() {
+                Ok(_) => {
+                    let least = timeout.min(close_timeout);
+                    prop_assert!(least >= config::MIN_DURATION);
+                    prop_assert_ne!(first_message, Some(ZERO));
+                    prop_assert_ne!(max_lifetime, Some(ZERO));
+                    prop_assert!(reason.len() <= config::MAX_CLOSE_REASON);
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    prop_assert!(error.setter().starts_with("IdleTimeoutLayer::"));
+                    prop_assert!(text.starts_with(error.setter()), "{}", text);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! [`IdleTimeoutLayer`]: evicts connections that nobody uses, however alive the peer is.
+
+mod builder;
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use tower_layer::Layer;
+use tower_service::Service;
+
+pub use builder::IdleTimeoutLayerBuilder;
+
+use crate::connection::Track;
+use crate::evict::OnEvict;
+use crate::monitor::{IdlePolicy, Policy};
+use crate::registry::Registry;
+use crate::upgrade::{ResponseFuture, Share};
+
+/// Evicts WebSocket connections that carry no data messages.
+///
+/// Idleness is not deadness: a peer that answers every ping and never says anything is alive, and
+/// idle. Pings, pongs and unfinished messages do not count. See [`IdleTimeoutLayerBuilder`] for all
+/// settings.
+///
+/// Cloning is cheap. All clones, and all services made of them, share the hooks and the registry.
+#[derive(Clone, Debug)]
+pub struct IdleTimeoutLayer {
+    share: Share,
+}
+
+impl IdleTimeoutLayer {
+    /// A layer with this timeout, and defaults for everything else.
+    ///
+    /// # Panics
+    ///
+    /// If [`build`](IdleTimeoutLayerBuilder::build) would refuse the timeout: zero, less than 1 ms,
+    /// or more than 365 days.
+    #[must_use]
+    pub fn new(timeout: Duration) -> Self {
+        match Self::builder().timeout(timeout).build() {
+            Ok(layer) => layer,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// A builder with the defaults.
+    pub fn builder() -> IdleTimeoutLayerBuilder {
+        IdleTimeoutLayerBuilder::default()
+    }
+
+    pub(crate) fn from_parts(
+        policy: IdlePolicy,
+        registry: Option<Registry>,
+        hooks: Vec<Arc<dyn OnEvict>>,
+    ) -> Self {
+        let policy = Policy {
+            heartbeat: None,
+            idle: Some(Arc::new(policy)),
+        };
+        let tracker = registry.map(|registry| Arc::new(registry) as Arc<dyn Track>);
+        Self {
+            share: Share::new(policy, tracker, hooks),
+        }
+    }
+}
+
+impl<S> Layer<S> for IdleTimeoutLayer {
+    type Service = IdleTimeout<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        IdleTimeout {
+            inner,
+            share: self.share.clone(),
+        }
+    }
+}
+
+/// Service of [`IdleTimeoutLayer`].
+#[derive(Clone, Debug)]
+pub struct IdleTimeout<S> {
+    inner: S,
+    share: Share,
+}
+
+impl<S, B, R> Service<Request<B>> for IdleTimeout<S>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, req: Request<B>) -> Self::Future {
+        self.share.call(&mut self.inner, req)
+    }
+}

@@ -1,0 +1,22 @@
+//! The verdicts: a sans-IO state machine that is told what passed and when, and says what to do.
+//!
+//! Nothing here reads a clock, touches a socket or allocates. [`machine`] is the heart; the other
+//! files hold what it is made of.
+
+mod health;
+mod machine;
+mod moment;
+mod pings;
+mod policy;
+mod reason;
+mod rtt;
+mod stats;
+
+pub use health::Health;
+pub(crate) use machine::{Action, Monitor, Outlook, Policy};
+pub(crate) use moment::Moment;
+pub(crate) use policy::{CloseFrame, HeartbeatPolicy, IdlePolicy};
+pub use policy::{ProofOfLife, Traffic};
+pub use reason::Reason;
+pub use rtt::Rtt;
+pub use stats::Stats;

@@ -1,0 +1,52 @@
+//! A point in time that somebody else read from a clock.
+
+use std::num::NonZeroU64;
+use std::ops::Add;
+use std::time::Duration;
+
+/// Nanoseconds since an epoch of the caller's choice (the driver's start).
+///
+/// Eight bytes, also as an `Option`: a connection keeps several of them, and there may be 100,000
+/// connections. The range ends after 584 years; arithmetic saturates there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment(NonZeroU64);
+
+impl Moment {
+    /// The epoch itself.
+    pub(crate) const START: Self = Self(NonZeroU64::MIN);
+    /// Later than any deadline.
+    pub(crate) const NEVER: Self = Self(NonZeroU64::MAX);
+
+    pub(crate) fn after_start(elapsed: Duration) -> Self {
+        Self::START + elapsed
+    }
+
+    pub(crate) fn after_millis(millis: u64) -> Self {
+        Self::START + Duration::from_millis(millis)
+    }
+
+    pub(crate) fn since_start(self) -> Duration {
+        Duration::from_nanos(self.0.get() - 1)
+    }
+
+    /// Time passed since `earlier`; zero if `earlier` lies in the future.
+    pub(crate) fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.get().saturating_sub(earlier.0.get()))
+    }
+
+    /// Whole milliseconds since the epoch, rounded up so that a deadline is never met early.
+    pub(crate) fn ceil_millis(self) -> u64 {
+        (self.0.get() - 1).div_ceil(1_000_000)
+    }
+}
+
+impl Add<Duration> for Moment {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_add(nanos))
+    }
+}
+
+const _: () = assert!(size_of::<Option<Moment>>() == 8);

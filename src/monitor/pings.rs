@@ -1,0 +1,235 @@
+//! The pings of one connection: which are out, which were answered, and how long that took.
+
+use std::time::Duration;
+
+use super::moment::Moment;
+
+/// Flush times are kept for so many of the newest pings; an older one's pong gives no round trip.
+const REMEMBERED: usize = 4;
+
+/// Bookkeeping of our own pings.
+///
+/// A ping's payload is a tag drawn per connection and a sequence number, so its pong is told from
+/// the pongs to the handler's own pings without storing a payload per ping.
+#[derive(Clone, Debug)]
+pub(crate) struct Pings {
+    tag: u64,
+    /// Sequence number of the newest ping given out to be written. The first is 1.
+    sent: u32,
+    /// Sequence number of the newest ping that was handed to the transport.
+    flushed: u32,
+    /// Every ping up to this one counts as answered.
+    acked: u32,
+    /// Timeouts that ran out in the current silence.
+    missed: u32,
+    /// Since when a ping is out with no sign of life.
+    waiting: Option<Moment>,
+    flushed_at: [Option<Moment>; REMEMBERED],
+}
+
+/// A pong of ours was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// It answers a ping that was still open, not one that was answered before.
+    pub(crate) fresh: bool,
+    /// Time since the ping was handed to the transport, if that is still known.
+    pub(crate) rtt: Option<Duration>,
+}
+
+impl Pings {
+    pub(crate) fn new(tag: u64) -> Self {
+        Self {
+            tag,
+            sent: 0,
+            flushed: 0,
+            acked: 0,
+            missed: 0,
+            waiting: None,
+            flushed_at: [None; REMEMBERED],
+        }
+    }
+
+    /// Payload of the next ping, which the caller now has to write.
+    pub(crate) fn next(&mut self) -> [u8; 8] {
+        self.sent = self.sent.saturating_add(1);
+        self.waiting = None;
+        (self.tag ^ u64::from(self.sent)).to_be_bytes()
+    }
+
+    /// The newest ping was handed to the transport: its timeout runs from here.
+    pub(crate) fn flushed(&mut self, now: Moment) {
+        self.flushed = self.sent;
+        self.flushed_at[self.flushed as usize % REMEMBERED] = Some(now);
+        // The transport may confirm a flush after the peer has already answered.
+        if self.acked < self.flushed {
+            self.waiting = Some(now);
+        }
+    }
+
+    /// Whether `payload` is that of a ping of ours, and if so marks it and all earlier ones
+    /// answered: peers may answer only the latest of several pings (RFC 6455 section 5.5.3).
+    pub(crate) fn answer(&mut self, now: Moment, payload: [u8; 8]) -> Option<Answer> {
+        let sequence = u32::try_from(u64::from_be_bytes(payload) ^ self.tag).ok()?;
+        if sequence == 0 || sequence > self.sent {
+            return None;
+        }
+        let fresh = sequence > self.acked;
+        let remembered =
+            sequence <= self.flushed && self.flushed - sequence < REMEMBERED as u32 && fresh;
+        let rtt = remembered
+            .then(|| self.flushed_at[sequence as usize % REMEMBERED])
+            .flatten()
+            .map(|at| now.since(at));
+        if fresh {
+            self.acked = sequence;
+            self.sign_of_life();
+        }
+        Some(Answer { fresh, rtt })
+    }
+
+    /// The peer is alive: the silence is over.
+    pub(crate) fn sign_of_life(&mut self) {
+        self.waiting = None;
+        self.missed = 0;
+    }
+
+    /// The peer could not have answered until now: gives it the whole timeout again.
+    pub(crate) fn extend(&mut self, now: Moment) {
+        if let Some(since) = &mut self.waiting {
+            *since = now;
+        }
+    }
+
+    /// The timeout of the ping that is out ran out. Returns how many did in this silence.
+    pub(crate) fn miss(&mut self) -> u32 {
+        self.waiting = None;
+        self.missed += 1;
+        self.missed
+    }
+
+    /// A ping was given out and not yet handed to the transport.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.sent != self.flushed
+    }
+
+    pub(crate) fn waiting(&self) -> Option<Moment> {
+        self.waiting
+    }
+
+    pub(crate) fn missed(&self) -> u32 {
+        self.missed
+    }
+
+    /// Any ping was ever given out, so that a pong may be ours.
+    pub(crate) fn any(&self) -> bool {
+        self.sent > 0
+    }
+
+    pub(crate) fn flushed_count(&self) -> u32 {
+        self.flushed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Moment {
+        Moment::after_start(Duration::from_millis(millis))
+    }
+
+    fn three_out() -> (Pings, [[u8; 8]; 3]) {
+        let mut pings = Pings::new(0x1234_5678_9abc_def0);
+        let payloads = [10, 20, 30].map(|millis| {
+            let payload = pings.next();
+            pings.flushed(at(millis));
+            payload
+        });
+        (pings, payloads)
+    }
+
+    #[test]
+    fn the_latest_pong_answers_all_earlier_pings() {
+        let (mut pings, payloads) = three_out();
+        let answer = pings.answer(at(35), payloads[2]).unwrap();
+        assert_eq!(
+            answer,
+            Answer {
+                fresh: true,
+                rtt: Some(Duration::from_millis(5))
+            }
+        );
+        assert_eq!(pings.waiting(), None);
+        let late = pings.answer(at(36), payloads[0]).unwrap();
+        assert_eq!(
+            late,
+            Answer {
+                fresh: false,
+                rtt: None
+            },
+            "ours, but it says nothing new"
+        );
+    }
+
+    #[test]
+    fn the_oldest_pong_is_life_and_gives_its_own_round_trip() {
+        let (mut pings, payloads) = three_out();
+        pings.miss();
+        let answer = pings.answer(at(40), payloads[0]).unwrap();
+        assert_eq!(
+            answer,
+            Answer {
+                fresh: true,
+                rtt: Some(Duration::from_millis(30))
+            }
+        );
+        assert_eq!(pings.missed(), 0);
+    }
+
+    #[test]
+    fn payloads_that_we_never_sent_are_not_ours() {
+        let (mut pings, payloads) = three_out();
+        let mut forged = payloads[2];
+        forged[0] ^= 1;
+        assert_eq!(pings.answer(at(40), forged), None);
+        let future = (u64::from_be_bytes(payloads[2]) ^ 3 ^ 4).to_be_bytes();
+        assert_eq!(pings.answer(at(40), future), None, "ping 4 was never sent");
+        let zeroth = (u64::from_be_bytes(payloads[2]) ^ 3).to_be_bytes();
+        assert_eq!(pings.answer(at(40), zeroth), None, "the first ping is 1");
+        assert!(pings.waiting().is_some());
+    }
+
+    #[test]
+    fn a_pong_before_the_flush_was_confirmed_leaves_nothing_to_wait_for() {
+        let mut pings = Pings::new(7);
+        let payload = pings.next();
+        assert!(pings.is_wanted());
+        assert_eq!(
+            pings.answer(at(1), payload),
+            Some(Answer {
+                fresh: true,
+                rtt: None
+            })
+        );
+        pings.flushed(at(2));
+        assert_eq!(pings.waiting(), None);
+    }
+
+    #[test]
+    fn a_forgotten_flush_time_gives_no_round_trip() {
+        let mut pings = Pings::new(7);
+        let first = pings.next();
+        pings.flushed(at(1));
+        for millis in 2..6 {
+            pings.next();
+            pings.flushed(at(millis));
+        }
+        assert_eq!(
+            pings.answer(at(9), first),
+            Some(Answer {
+                fresh: true,
+                rtt: None
+            })
+        );
+    }
+}

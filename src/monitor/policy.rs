@@ -1,0 +1,102 @@
+//! What the two layers ask of a connection: plain values, validated before they get here.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+/// Which inbound traffic proves that the peer is alive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ProofOfLife {
+    /// Any byte from the peer answers an outstanding ping (the default).
+    ///
+    /// A peer that uploads one huge frame cannot send a pong in the middle of it (RFC 6455
+    /// section 5.5 allows control frames between fragments only), yet it is plainly alive.
+    #[default]
+    AnyBytes,
+    /// Only a pong that carries the payload of an outstanding ping answers it.
+    ///
+    /// While a frame from the peer is still arriving its bytes extend the deadline, since the peer
+    /// cannot send a pong before the frame ends.
+    MatchingPong,
+}
+
+/// Which direction of *data* messages keeps a connection from being idle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Traffic {
+    /// Complete data messages from the peer.
+    Inbound,
+    /// Complete data messages to the peer.
+    Outbound,
+    /// Complete data messages in either direction (the default).
+    #[default]
+    Either,
+}
+
+/// Code and reason of the Close frame that an eviction sends (RFC 6455 section 5.5.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CloseFrame {
+    pub(crate) code: u16,
+    /// At most 123 bytes: a control frame carries 125, two of which are the code.
+    pub(crate) reason: Cow<'static, str>,
+}
+
+/// The heartbeat's share of a connection's policy.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct HeartbeatPolicy {
+    pub(crate) interval: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) missed_pings: u32,
+    pub(crate) proof_of_life: ProofOfLife,
+    pub(crate) jitter: f64,
+    pub(crate) write_timeout: Option<Duration>,
+    pub(crate) handler_stall_timeout: Option<Duration>,
+    pub(crate) close_timeout: Duration,
+    pub(crate) close_frame: CloseFrame,
+}
+
+/// The idle timeout's share of a connection's policy.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct IdlePolicy {
+    pub(crate) timeout: Duration,
+    pub(crate) watch: Traffic,
+    pub(crate) first_message: Option<Duration>,
+    pub(crate) max_lifetime: Option<Duration>,
+    pub(crate) close_timeout: Duration,
+    pub(crate) close_frame: CloseFrame,
+}
+
+impl Default for HeartbeatPolicy {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(30),
+            timeout: Duration::from_secs(15),
+            missed_pings: 1,
+            proof_of_life: ProofOfLife::AnyBytes,
+            jitter: 0.5,
+            write_timeout: Some(Duration::from_secs(30)),
+            handler_stall_timeout: None,
+            close_timeout: Duration::from_secs(5),
+            close_frame: CloseFrame {
+                code: 1011,
+                reason: Cow::Borrowed("heartbeat timeout"),
+            },
+        }
+    }
+}
+
+impl Default for IdlePolicy {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(300),
+            watch: Traffic::Either,
+            first_message: None,
+            max_lifetime: None,
+            close_timeout: Duration::from_secs(5),
+            close_frame: CloseFrame {
+                code: 1001,
+                reason: Cow::Borrowed("idle timeout"),
+            },
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Why a connection ended.
+
+use std::fmt;
+use std::io;
+
+/// Why a connection ended.
+///
+/// Every upgraded connection ends for exactly one reason: the first that applied. What follows from
+/// it (the peer's answer to our Close, the reset after the drop) is not reported again.
+///
+/// [`as_str`](Self::as_str) is meant for metrics and stays the same over versions; [`Display`] is
+/// meant for people and may be reworded.
+///
+/// [`Display`]: fmt::Display
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The peer started the closing handshake (RFC 6455 section 7.1.2).
+    PeerClosed {
+        /// The status code of the peer's Close frame. `None` if the frame had no body, the case
+        /// that RFC 6455 section 7.1.5 has applications report as 1005.
+        code: Option<u16>,
+    },
+    /// The handler started the closing handshake (RFC 6455 section 7.1.2).
+    ServerClosed {
+        /// The status code of the handler's Close frame. `None` if the frame had no body, the case
+        /// that RFC 6455 section 7.1.5 has applications report as 1005.
+        code: Option<u16>,
+    },
+    /// The handler returned, panicked or was aborted, and dropped the socket without a closing
+    /// handshake.
+    HandlerDropped,
+    /// The stream ended without a Close frame: the peer's process was killed, or a middlebox cut
+    /// the connection. RFC 6455 section 7.1.5 has applications report this as 1006.
+    PeerVanished,
+    /// Reading or writing the transport failed with this kind of error, such as
+    /// [`ConnectionReset`](io::ErrorKind::ConnectionReset).
+    Transport(io::ErrorKind),
+    /// The peer is dead: pings went out, and nothing that proves life came back in time.
+    HeartbeatTimeout {
+        /// How many pings in a row went unanswered.
+        missed: u32,
+    },
+    /// No data message passed in the watched direction for the idle timeout. Pings and pongs do not
+    /// count (RFC 6455 section 5.5.2 allows them at any time, and they say nothing about use).
+    IdleTimeout,
+    /// The peer did not send its first data message in time.
+    FirstMessageTimeout,
+    /// The connection reached its maximum lifetime.
+    MaxLifetime,
+    /// Bytes wait to be sent, and the peer's side accepts none of them. The peer may be alive.
+    WriteStalled,
+    /// The peer's bytes wait, and the handler does not read them. The peer is not to blame.
+    HandlerStalled,
+    /// The closing handshake was begun and not completed in time (RFC 6455 section 7.1.1).
+    CloseTimeout,
+    /// The application evicted the connection through its handle.
+    Kicked {
+        /// The status code that the application asked to send.
+        code: u16,
+    },
+    /// A newer connection took this one's place in a session map.
+    Replaced,
+    /// The registry was drained, usually because the server shuts down.
+    Drained,
+    /// The handshake was answered, but no WebSocket connection came of it: the client went away
+    /// before the protocol switched, or the server failed to switch it.
+    UpgradeFailed,
+}
+
+impl Reason {
+    /// The reason as a stable `snake_case` word, without code, count or kind.
+    ///
+    /// The set of words is small and fixed, as the label of a metric has to be.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::PeerClosed { .. } => "peer_closed",
+            Self::ServerClosed { .. } => "server_closed",
+            Self::HandlerDropped => "handler_dropped",
+            Self::PeerVanished => "peer_vanished",
+            Self::Transport(_) => "transport",
+            Self::HeartbeatTimeout { .. } => "heartbeat_timeout",
+            Self::IdleTimeout => "idle_timeout",
+            Self::FirstMessageTimeout => "first_message_timeout",
+            Self::MaxLifetime => "max_lifetime",
+            Self::WriteStalled => "write_stalled",
+            Self::HandlerStalled => "handler_stalled",
+            Self::CloseTimeout => "close_timeout",
+            Self::Kicked { .. } => "kicked",
+            Self::Replaced => "replaced",
+            Self::Drained => "drained",
+            Self::UpgradeFailed => "upgrade_failed",
+        }
+    }
+
+    /// What a handler that is blocked on a read or a write gets to see.
+    pub(crate) fn io_error_kind(&self) -> io::ErrorKind {
+        match self {
+            Self::HeartbeatTimeout { .. }
+            | Self::IdleTimeout
+            | Self::FirstMessageTimeout
+            | Self::MaxLifetime
+            | Self::WriteStalled
+            | Self::HandlerStalled
+            | Self::CloseTimeout => io::ErrorKind::TimedOut,
+            Self::Kicked { .. } | Self::Replaced | Self::Drained => {
+                io::ErrorKind::ConnectionAborted
+            }
+            // To a WebSocket library these two mean "try again", and it would, for ever. The
+            // eviction is final.
+            Self::Transport(io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                io::ErrorKind::Other
+            }
+            Self::Transport(kind) => *kind,
+            Self::PeerVanished => io::ErrorKind::UnexpectedEof,
+            Self::PeerClosed { .. }
+            | Self::ServerClosed { .. }
+            | Self::HandlerDropped
+            | Self::UpgradeFailed => io::ErrorKind::BrokenPipe,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PeerClosed { code: Some(code) } => write!(f, "closed by the peer ({code})"),
+            Self::PeerClosed { code: None } => f.write_str("closed by the peer (no code)"),
+            Self::ServerClosed { code: Some(code) } => write!(f, "closed by the server ({code})"),
+            Self::ServerClosed { code: None } => f.write_str("closed by the server (no code)"),
+            Self::HandlerDropped => f.write_str("dropped by the handler without a Close"),
+            Self::PeerVanished => f.write_str("peer vanished without a Close"),
+            Self::Transport(kind) => write!(f, "transport error ({kind})"),
+            Self::HeartbeatTimeout { missed: 1 } => {
+                f.write_str("heartbeat timeout (1 ping unanswered)")
+            }
+            Self::HeartbeatTimeout { missed } => {
+                write!(f, "heartbeat timeout ({missed} pings unanswered)")
+            }
+            Self::IdleTimeout => f.write_str("idle timeout"),
+            Self::FirstMessageTimeout => f.write_str("no first message in time"),
+            Self::MaxLifetime => f.write_str("maximum lifetime reached"),
+            Self::WriteStalled => f.write_str("write stalled"),
+            Self::HandlerStalled => f.write_str("handler stalled"),
+            Self::CloseTimeout => f.write_str("closing handshake timed out"),
+            Self::Kicked { code } => write!(f, "kicked ({code})"),
+            Self::Replaced => f.write_str("replaced by a newer connection"),
+            Self::Drained => f.write_str("drained"),
+            Self::UpgradeFailed => f.write_str("upgrade failed"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use io::ErrorKind;
+
+    /// The words and kinds that users rely on: a change here is a breaking change.
+    #[test]
+    fn table() {
+        let table = [
+            (
+                Reason::PeerClosed { code: Some(1000) },
+                "peer_closed",
+                "closed by the peer (1000)",
+                ErrorKind::BrokenPipe,
+            ),
+            (
+                Reason::PeerClosed { code: None },
+                "peer_closed",
+                "closed by the peer (no code)",
+                ErrorKind::BrokenPipe,
+            ),
+            (
+                Reason::ServerClosed { code: Some(4321) },
+                "server_closed",
+                "closed by the server (4321)",
+                ErrorKind::BrokenPipe,
+            ),
+            (
+                Reason::ServerClosed { code: None },
+                "server_closed",
+                "closed by the server (no code)",
+                ErrorKind::BrokenPipe,
+            ),
+            (
+                Reason::HandlerDropped,
+                "handler_dropped",
+                "dropped by the handler without a Close",
+                ErrorKind::BrokenPipe,
+            ),
+            (
+                Reason::PeerVanished,
+                "peer_vanished",
+                "peer vanished without a Close",
+                ErrorKind::UnexpectedEof,
+            ),
+            (
+                Reason::Transport(ErrorKind::ConnectionReset),
+                "transport",
+                "transport error (connection reset)",
+                ErrorKind::ConnectionReset,
+            ),
+            (
+                Reason::HeartbeatTimeout { missed: 1 },
+                "heartbeat_timeout",
+                "heartbeat timeout (1 ping unanswered)",
+                ErrorKind::TimedOut,
+            ),
+            (
+                Reason::HeartbeatTimeout { missed: 3 },
+                "heartbeat_timeout",
+                "heartbeat timeout (3 pings unanswered)",
+                ErrorKind::TimedOut,
+            ),
+            (
+                Reason::IdleTimeout,
+                "idle_timeout",
+                "idle timeout",
+                ErrorKind::TimedOut,
+            ),
+            (
+                Reason::FirstMessageTimeout,
+                "first_message_timeout",
+                "no first message in time",
+                ErrorKind::TimedOut,
+            ),
+            (
+                Reason::MaxLifetime,
+                "max_lifetime",
+                "maximum lifetime reached",
+                ErrorKind::TimedOut,
+            ),
+            (
+                Reason::WriteStalled,
+                "write_stalled",
+                "write stalled",
+                ErrorKind::TimedOut,
+            ),
+            (
+                Reason::HandlerStalled,
+                "handler_stalled",
+                "handler stalled",
+                ErrorKind::TimedOut,
+            ),
+            (
+                Reason::CloseTimeout,
+                "close_timeout",
+                "closing handshake timed out",
+                ErrorKind::TimedOut,
+            ),
+            (
+                Reason::Kicked { code: 4000 },
+                "kicked",
+                "kicked (4000)",
+                ErrorKind::ConnectionAborted,
+            ),
+            (
+                Reason::Replaced,
+                "replaced",
+                "replaced by a newer connection",
+                ErrorKind::ConnectionAborted,
+            ),
+            (
+                Reason::Drained,
+                "drained",
+                "drained",
+                ErrorKind::ConnectionAborted,
+            ),
+            (
+                Reason::UpgradeFailed,
+                "upgrade_failed",
+                "upgrade failed",
+                ErrorKind::BrokenPipe,
+            ),
+        ];
+        for (reason, word, text, kind) in table {
+            assert_eq!(reason.as_str(), word);
+            assert_eq!(reason.to_string(), text, "{reason:?}");
+            assert_eq!(reason.io_error_kind(), kind, "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn never_asks_the_handler_to_try_again() {
+        for kind in [ErrorKind::WouldBlock, ErrorKind::Interrupted] {
+            assert_eq!(Reason::Transport(kind).io_error_kind(), ErrorKind::Other);
+        }
+    }
+}

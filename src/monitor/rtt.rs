@@ -1,0 +1,109 @@
+//! Round-trip times, measured from our own pings.
+
+use std::time::Duration;
+
+/// Round-trip time of a connection, measured with the layer's own pings.
+///
+/// A sample runs from the moment the ping was handed to the transport until its pong was seen. A
+/// pong that may have waited unread in the kernel, because the handler was busy, gives no sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rtt {
+    last: Duration,
+    smoothed: Duration,
+    min: Duration,
+}
+
+impl Rtt {
+    /// The most recent sample.
+    #[must_use]
+    pub fn last(&self) -> Duration {
+        self.last
+    }
+
+    /// The exponentially weighted average of all samples, with the gain of 1/8 that RFC 6298
+    /// section 2 gives TCP's own estimate.
+    #[must_use]
+    pub fn smoothed(&self) -> Duration {
+        self.smoothed
+    }
+
+    /// The smallest sample of the connection.
+    #[must_use]
+    pub fn min(&self) -> Duration {
+        self.min
+    }
+}
+
+/// [`Rtt`] in the making: microseconds in 32 bits each, since a round trip over 71 minutes is none.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RttEstimate {
+    last: u32,
+    smoothed: u32,
+    min: u32,
+    sampled: bool,
+}
+
+impl RttEstimate {
+    pub(crate) fn sample(&mut self, rtt: Duration) {
+        let micros = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
+        self.last = micros;
+        if self.sampled {
+            let weighed = (u64::from(self.smoothed) * 7 + u64::from(micros)) / 8;
+            self.smoothed = u32::try_from(weighed).unwrap_or(u32::MAX);
+            self.min = self.min.min(micros);
+        } else {
+            self.smoothed = micros;
+            self.min = micros;
+            self.sampled = true;
+        }
+    }
+
+    pub(crate) fn get(&self) -> Option<Rtt> {
+        let micros = |value: u32| Duration::from_micros(u64::from(value));
+        self.sampled.then(|| Rtt {
+            last: micros(self.last),
+            smoothed: micros(self.smoothed),
+            min: micros(self.min),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_sample_sets_all_three() {
+        let mut estimate = RttEstimate::default();
+        assert_eq!(estimate.get(), None);
+        estimate.sample(Duration::from_millis(80));
+        let rtt = estimate.get().unwrap();
+        assert_eq!(rtt.last(), Duration::from_millis(80));
+        assert_eq!(rtt.smoothed(), Duration::from_millis(80));
+        assert_eq!(rtt.min(), Duration::from_millis(80));
+    }
+
+    #[test]
+    fn later_samples_move_the_average_by_an_eighth() {
+        let mut estimate = RttEstimate::default();
+        estimate.sample(Duration::from_millis(80));
+        estimate.sample(Duration::from_millis(160));
+        let rtt = estimate.get().unwrap();
+        assert_eq!(rtt.last(), Duration::from_millis(160));
+        assert_eq!(rtt.smoothed(), Duration::from_millis(90));
+        assert_eq!(rtt.min(), Duration::from_millis(80));
+        estimate.sample(Duration::from_millis(10));
+        assert_eq!(estimate.get().unwrap().min(), Duration::from_millis(10));
+    }
+
+    #[test]
+    fn an_absurd_sample_saturates() {
+        let mut estimate = RttEstimate::default();
+        estimate.sample(Duration::MAX);
+        estimate.sample(Duration::MAX);
+        assert_eq!(
+            estimate.get().unwrap().smoothed(),
+            Duration::from_micros(u64::from(u32::MAX))
+        );
+    }
+}

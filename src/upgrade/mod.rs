@@ -1,0 +1,12 @@
+//! From a request that asks for a WebSocket to a connection under liveness.
+//!
+//! - [`detect`]: is this an opening handshake, and was it accepted?
+//! - [`bridge`]: how the handler comes to get our stream from hyper's own types
+//! - [`future`]: the response future, which makes the connection once the handshake was accepted
+
+mod bridge;
+mod detect;
+mod future;
+
+pub use future::ResponseFuture;
+pub(crate) use future::Share;

@@ -1,0 +1,286 @@
+//! Control frames of our own, and the pongs that answer them: RFC 6455 section 5.5.
+//!
+//! A client's frames are masked (section 5.3). The masking key comes from the caller, so that this
+//! module needs no source of randomness.
+
+use super::OpCode;
+use super::header::{FIN, MASK};
+
+/// The longest payload of a control frame.
+const MAX_CONTROL_PAYLOAD: usize = 125;
+/// The longest control frame: header, masking key, payload.
+pub(crate) const MAX_CONTROL_FRAME: usize = 2 + 4 + MAX_CONTROL_PAYLOAD;
+
+/// The payload of our pings. Pongs of any other length are not answers to them.
+pub(crate) const PING_PAYLOAD: usize = 8;
+/// The longest of our pings, and so of the pongs that answer them.
+pub(crate) const MAX_PING_FRAME: usize = 2 + 4 + PING_PAYLOAD;
+
+/// Encodes one control frame into the beginning of `out` and returns its length.
+///
+/// The payload is at most 125 bytes, and `opcode` one of a control frame: both are the caller's
+/// duty, asserted in debug builds. Otherwise what does not fit a control frame is cut off, so the
+/// frame is well-formed in any case.
+pub(crate) fn encode(
+    opcode: OpCode,
+    payload: &[u8],
+    mask: Option<[u8; 4]>,
+    out: &mut [u8; MAX_CONTROL_FRAME],
+) -> usize {
+    debug_assert!(opcode.is_control(), "{opcode:?} is not a control frame");
+    debug_assert!(
+        payload.len() <= MAX_CONTROL_PAYLOAD,
+        "control frames hold 125 bytes"
+    );
+    let payload = payload.get(..MAX_CONTROL_PAYLOAD).unwrap_or(payload);
+
+    let mask_bit = if mask.is_some() { MASK } else { 0 };
+    // At most 125, so the conversion keeps the value.
+    let header = [FIN | opcode as u8, mask_bit | payload.len() as u8];
+    // XOR with a key of zeros leaves an unmasked payload as it is.
+    let key = mask.unwrap_or_default().into_iter().cycle();
+    let frame = header
+        .into_iter()
+        .chain(mask.into_iter().flatten())
+        .chain(payload.iter().zip(key).map(|(byte, key)| byte ^ key));
+
+    let mut len = 0;
+    for (slot, byte) in out.iter_mut().zip(frame) {
+        *slot = byte;
+        len += 1;
+    }
+    len
+}
+
+/// Encodes a ping: the frame is the returned number of bytes at the beginning of the array.
+pub(crate) fn encode_ping(
+    payload: [u8; PING_PAYLOAD],
+    mask: Option<[u8; 4]>,
+) -> ([u8; MAX_PING_FRAME], usize) {
+    let mut frame = [0; MAX_CONTROL_FRAME];
+    let len = encode(OpCode::Ping, &payload, mask, &mut frame);
+    let mut ping = [0; MAX_PING_FRAME];
+    ping.copy_from_slice(&frame[..MAX_PING_FRAME]);
+    (ping, len)
+}
+
+/// Encodes a Close frame with a status code and a reason (section 5.5.1).
+///
+/// A reason of more than 123 bytes is cut at the last character that fits whole, since it must
+/// stay valid UTF-8.
+pub(crate) fn encode_close(code: u16, reason: &str, mask: Option<[u8; 4]>) -> Vec<u8> {
+    let mut payload = [0; MAX_CONTROL_PAYLOAD];
+    let (status, room) = payload.split_at_mut(size_of::<u16>());
+    status.copy_from_slice(&code.to_be_bytes());
+    let mut end = reason.len().min(room.len());
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    for (slot, byte) in room.iter_mut().zip(reason.bytes().take(end)) {
+        *slot = byte;
+    }
+    let payload = &payload[..size_of::<u16>() + end];
+
+    let mut frame = [0; MAX_CONTROL_FRAME];
+    let len = encode(OpCode::Close, payload, mask, &mut frame);
+    frame[..len].to_vec()
+}
+
+/// What [`probe_pong`] made of a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Probe {
+    /// The frame is something else.
+    No,
+    /// Nothing speaks against it so far, but the frame is not whole.
+    NeedMore,
+    /// A pong with a payload of the size of ours.
+    Pong {
+        /// The payload, unmasked. Whether we sent it in a ping is for the caller to know.
+        payload: [u8; PING_PAYLOAD],
+        /// How many bytes the frame takes; at most [`MAX_PING_FRAME`].
+        frame_len: usize,
+    },
+}
+
+/// Whether `prefix`, which starts at a frame boundary, may be the answer to one of our pings.
+///
+/// `masked` says whether the peer masks its frames. Whatever we do not recognise stays in the
+/// stream, so the test is strict: a set RSV bit or a length that is not in its shortest form
+/// belongs to a frame that we did not ask for. `No` comes with the first byte that differs.
+pub(crate) fn probe_pong(prefix: &[u8], masked: bool) -> Probe {
+    let mask_bit = if masked { MASK } else { 0 };
+    let header = [FIN | OpCode::Pong as u8, mask_bit | PING_PAYLOAD as u8];
+    if prefix.iter().zip(header).any(|(byte, want)| *byte != want) {
+        return Probe::No;
+    }
+
+    let rest = prefix.get(header.len()..).unwrap_or_default();
+    let (key, rest) = if masked {
+        match rest.split_first_chunk::<4>() {
+            Some((key, rest)) => (*key, rest),
+            None => return Probe::NeedMore,
+        }
+    } else {
+        ([0; 4], rest)
+    };
+    let Some((payload, rest)) = rest.split_first_chunk::<PING_PAYLOAD>() else {
+        return Probe::NeedMore;
+    };
+
+    let mut payload = *payload;
+    for (byte, key) in payload.iter_mut().zip(key.into_iter().cycle()) {
+        *byte ^= key;
+    }
+    Probe::Pong {
+        payload,
+        frame_len: prefix.len() - rest.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tungstenite::protocol::frame::coding::{CloseCode, Control, OpCode as OracleOpCode};
+    use tungstenite::protocol::frame::{CloseFrame, Frame, FrameHeader};
+
+    use super::super::scan::{FrameEnd, Scanner};
+    use super::super::tests::{KEY, oracle_frame, oracle_opcode, oracle_parse};
+    use super::*;
+
+    /// Splits one frame off with tungstenite's parser: header, unmasked payload, length of the frame.
+    fn oracle_read(bytes: &[u8]) -> (FrameHeader, Vec<u8>, usize) {
+        let (header, payload_len, len) = oracle_parse(bytes).expect("accepted").expect("whole");
+        let end = len + payload_len as usize;
+        let key = header.mask.unwrap_or_default().into_iter().cycle();
+        let payload = bytes[len..end]
+            .iter()
+            .zip(key)
+            .map(|(byte, key)| byte ^ key)
+            .collect();
+        (header, payload, end)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn encoded_frames_are_those_of_tungstenite(
+            opcode in prop::sample::select(vec![OpCode::Close, OpCode::Ping, OpCode::Pong]),
+            payload in prop::collection::vec(any::<u8>(), 0..=125),
+            mask: Option<[u8; 4]>,
+        ) {
+            let mut out = [0xAA; MAX_CONTROL_FRAME];
+            let len = encode(opcode, &payload, mask, &mut out);
+            prop_assert_eq!(&out[..len], &oracle_frame(true, 0, opcode, mask, &payload)[..]);
+            prop_assert!(out[len..].iter().all(|byte| *byte == 0xAA), "wrote behind the frame");
+
+            let (header, data, end) = oracle_read(&out);
+            prop_assert_eq!(header.opcode, oracle_opcode(opcode));
+            prop_assert!(header.is_final && !header.rsv1 && !header.rsv2 && !header.rsv3);
+            prop_assert_eq!((header.mask, data, end), (mask, payload, len));
+        }
+
+        #[test]
+        fn ping_and_its_pong_match(payload: [u8; PING_PAYLOAD], mask: Option<[u8; 4]>, key: Option<[u8; 4]>) {
+            let (ping, len) = encode_ping(payload, mask);
+            let (header, data, end) = oracle_read(&ping);
+            prop_assert_eq!(header.opcode, OracleOpCode::Control(Control::Ping));
+            prop_assert_eq!((header.mask, end), (mask, len));
+            prop_assert_eq!(&data[..], &payload[..]);
+
+            // The peer answers with what it got, masked or not as its role wants; anything may follow.
+            let pong = oracle_frame(true, 0, OpCode::Pong, key, &data);
+            let stream = [&pong[..], b"\x81\x00"].concat();
+            for end in 0..pong.len() {
+                prop_assert_eq!(probe_pong(&stream[..end], key.is_some()), Probe::NeedMore);
+            }
+            for end in pong.len()..=stream.len() {
+                let want = Probe::Pong { payload, frame_len: pong.len() };
+                prop_assert_eq!(probe_pong(&stream[..end], key.is_some()), want);
+            }
+            // The other role's pong differs in its second byte.
+            prop_assert_eq!(probe_pong(&stream[..1], key.is_none()), Probe::NeedMore);
+            prop_assert_eq!(probe_pong(&stream[..2], key.is_none()), Probe::No);
+        }
+
+        #[test]
+        fn close_carries_code_and_reason(code: u16, reason in "\\PC{0,60}", mask: Option<[u8; 4]>) {
+            let frame = encode_close(code, &reason, mask);
+            let (header, data, end) = oracle_read(&frame);
+            prop_assert_eq!(header.opcode, OracleOpCode::Control(Control::Close));
+            prop_assert_eq!((header.mask, end), (mask, frame.len()));
+            prop_assert_eq!(&data[..2], &code.to_be_bytes()[..]);
+            let sent = std::str::from_utf8(&data[2..]).expect("a cut reason is still UTF-8");
+            prop_assert!(reason.starts_with(sent));
+            // Nothing is cut that would have fitted.
+            let next = reason[sent.len()..].chars().next();
+            prop_assert!(next.is_none_or(|next| sent.len() + next.len_utf8() > 123));
+            let end = FrameEnd { opcode: OpCode::Close, fin: true, close_code: Some(code) };
+            let mut scanner = Scanner::new(mask.is_some());
+            prop_assert_eq!(scanner.advance(&frame), (frame.len(), Some(end)));
+        }
+    }
+
+    #[test]
+    fn close_is_the_frame_of_tungstenite() {
+        let close = CloseFrame {
+            code: CloseCode::Error,
+            reason: "heartbeat timeout".into(),
+        };
+        let mut want = Vec::new();
+        Frame::close(Some(close))
+            .format(&mut want)
+            .expect("writing to a Vec");
+        assert_eq!(encode_close(1011, "heartbeat timeout", None), want);
+        assert_eq!(encode_close(1001, &"é".repeat(62), None).len(), 2 + 2 + 122);
+        assert_eq!(
+            encode_close(1001, &"a".repeat(123), Some(KEY)).len(),
+            MAX_CONTROL_FRAME
+        );
+        assert_eq!(
+            encode_close(1001, &"a".repeat(900), Some(KEY)).len(),
+            MAX_CONTROL_FRAME
+        );
+    }
+
+    #[test]
+    fn probe_rejects_near_misses_at_the_first_byte_that_differs() {
+        for masked in [false, true] {
+            let good = oracle_frame(true, 0, OpCode::Pong, masked.then_some(KEY), b"01234567");
+            for index in 0..2 {
+                for value in (0..=255).filter(|value| *value != good[index]) {
+                    let mut bytes = good.clone();
+                    bytes[index] = value;
+                    for end in 0..=bytes.len() {
+                        let want = if end <= index {
+                            Probe::NeedMore
+                        } else {
+                            Probe::No
+                        };
+                        assert_eq!(
+                            probe_pong(&bytes[..end], masked),
+                            want,
+                            "{:x?}",
+                            &bytes[..end]
+                        );
+                    }
+                }
+            }
+        }
+        // An answer to a ping of the application with another length, and data that looks like a pong.
+        assert_eq!(
+            probe_pong(
+                &oracle_frame(true, 0, OpCode::Pong, None, b"0123456"),
+                false
+            ),
+            Probe::No
+        );
+        assert_eq!(
+            probe_pong(
+                &oracle_frame(true, 0, OpCode::Binary, None, b"01234567"),
+                false
+            ),
+            Probe::No
+        );
+    }
+}

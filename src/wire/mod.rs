@@ -1,0 +1,96 @@
+//! WebSocket frames on the wire ([RFC 6455 section 5]), without I/O.
+//!
+//! The middleware sits between the transport and the application's WebSocket library, so it needs
+//! to know three things about a byte stream and nothing more: where frames begin and end, which
+//! frames passed, and whether the frame at hand is a pong to one of our own pings. This module
+//! answers them from byte slices alone: no runtime, no clock, no allocation per frame, and no
+//! panic on any input.
+//!
+//! * [`header`]: the frame header of section 5.2 and the rules a peer can break in it.
+//! * [`scan`]: an incremental walk over a stream, at any chunking down to single bytes.
+//! * [`control`]: our own pings and Close frames, and the recognition of pongs (section 5.5).
+//!
+//! What does not move a frame boundary is not judged here: RSV bits belong to extensions
+//! (permessage-deflate sets RSV1), and the order of fragments, the encoding of text, lengths that
+//! are not minimal and the validity of close codes are the application's codec's business.
+//!
+//! [RFC 6455 section 5]: https://www.rfc-editor.org/rfc/rfc6455#section-5
+
+mod control;
+mod header;
+mod scan;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use control::{
+    MAX_CONTROL_FRAME, MAX_PING_FRAME, PING_PAYLOAD, Probe, encode, encode_close, encode_ping,
+    probe_pong,
+};
+pub(crate) use header::Malformed;
+pub(crate) use scan::{FrameEnd, Scanner};
+
+/// Our end of the connection.
+///
+/// A client masks every frame it sends and a server masks none (RFC 6455 section 5.1), so the
+/// role decides what each direction must look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// We accepted the opening handshake.
+    Server,
+    /// We started the opening handshake.
+    Client,
+}
+
+impl Role {
+    /// Whether frames that we read must be masked.
+    pub(crate) const fn inbound_masked(self) -> bool {
+        matches!(self, Role::Server)
+    }
+
+    /// Whether frames that we write must be masked.
+    pub(crate) const fn outbound_masked(self) -> bool {
+        matches!(self, Role::Client)
+    }
+}
+
+/// The opcodes that RFC 6455 section 5.2 defines; the discriminants are the values on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OpCode {
+    /// A further fragment of a data message.
+    Continuation = 0x0,
+    /// A text message, or its first fragment.
+    Text = 0x1,
+    /// A binary message, or its first fragment.
+    Binary = 0x2,
+    /// The closing handshake.
+    Close = 0x8,
+    /// A request for a pong.
+    Ping = 0x9,
+    /// The answer to a ping, or an unsolicited sign of life.
+    Pong = 0xA,
+}
+
+impl OpCode {
+    /// The opcode of a header's first byte; `None` when the value is reserved.
+    const fn of(first: u8) -> Option<Self> {
+        match first & 0x0F {
+            0x0 => Some(OpCode::Continuation),
+            0x1 => Some(OpCode::Text),
+            0x2 => Some(OpCode::Binary),
+            0x8 => Some(OpCode::Close),
+            0x9 => Some(OpCode::Ping),
+            0xA => Some(OpCode::Pong),
+            _ => None,
+        }
+    }
+
+    /// Whether this is a control frame (section 5.5), which may stand between two fragments.
+    pub(crate) const fn is_control(self) -> bool {
+        matches!(self, OpCode::Close | OpCode::Ping | OpCode::Pong)
+    }
+
+    /// Whether this frame carries application data (section 5.6), continuations included.
+    pub(crate) const fn is_data(self) -> bool {
+        !self.is_control()
+    }
+}
