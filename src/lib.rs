@@ -16,7 +16,7 @@ mod upgrade;
 mod wire;
 
 pub use config::ConfigError;
-pub use connection::Liveness;
+pub use connection::{Liveness, LivenessStream};
 pub use evict::{ConnectionId, Evicted, Eviction, OnEvict};
 #[cfg(feature = "axum")]
 pub use extract::LivenessRejection;
@@ -25,3 +25,7 @@ pub use idle_timeout::{IdleTimeout, IdleTimeoutLayer, IdleTimeoutLayerBuilder};
 pub use monitor::{Health, ProofOfLife, Reason, Rtt, Stats, Traffic};
 pub use registry::Registry;
 pub use upgrade::ResponseFuture;
+
+#[cfg(all(doctest, feature = "axum"))]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

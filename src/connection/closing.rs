@@ -1,13 +1,14 @@
 //! Saying goodbye to a peer: bounded, and only as long as there is somebody to say it to.
 
 use std::io;
-use std::pin::Pin;
+
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::inbound::{Filled, Inbound, Watch};
+use super::inbound::{Filled, Inbound};
 use super::inject::Outbound;
+use super::watch::Watch;
 use crate::monitor::{CloseFrame, Reason};
 
 /// Reads per turn, so that a peer that keeps sending cannot keep the driver.
@@ -78,13 +79,13 @@ impl Closing {
                     if outbound.has_begun() {
                         ready!(outbound.poll_control(io, cx, watch))?;
                     }
-                    if let Some(frame) = self.frame.take()
-                        && !outbound.close(frame.code, &frame.reason)
-                        && !outbound.is_closed()
-                    {
-                        // In the middle of the handler's frame nothing can be said that the peer
-                        // would take for a Close frame: the transport's end has to do.
-                        return Poll::Ready(Ok(()));
+                    if let Some(frame) = self.frame.take() {
+                        let taken = outbound.close(frame.code, &frame.reason);
+                        if !taken && !outbound.is_closed() {
+                            // In the middle of the handler's frame nothing can be said that the
+                            // peer would take for a Close frame: the transport's end has to do.
+                            return Poll::Ready(Ok(()));
+                        }
                     }
                     ready!(outbound.poll_control(io, cx, watch))?;
                     self.step = Step::Await;

@@ -8,9 +8,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::ConnectionId;
-use super::shared::{Listeners, Managed};
+use super::share::Share;
+use super::shared::Managed;
 use crate::evict::Eviction;
-use crate::monitor::{CloseFrame, Health, Policy, Reason, Rtt, Stats};
+use crate::monitor::{CloseFrame, Health, Reason, Rtt, Stats};
 
 /// Handle of one connection.
 ///
@@ -30,8 +31,8 @@ impl Liveness {
         Self { connection }
     }
 
-    pub(crate) fn attach(&self, layer: &Policy, listeners: &Arc<Listeners>) {
-        self.connection.attach(layer, listeners);
+    pub(crate) fn attach(&self, layer: &Share) {
+        self.connection.attach(layer);
     }
 
     /// The connection's id, never used again in this process.

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::driver::Clock;
-use crate::monitor::{Moment, Monitor, Policy};
+use super::watch::Watch;
 use crate::wire::{MAX_PING_FRAME, OpCode, Probe, Role, Scanner, probe_pong};
 
 /// How much the driver reads on behalf of a handler that does not.
@@ -25,6 +24,8 @@ pub(super) struct Inbound {
     end: End,
     /// The peer's Close frame has come.
     closed: bool,
+    /// The scanner has given up, and that was reported.
+    passive: bool,
     /// The last look at the transport found nothing, so nothing has been waiting since.
     drained: bool,
 }
@@ -59,6 +60,7 @@ impl Inbound {
             ahead: None,
             end: End::NotYet,
             closed: false,
+            passive: false,
             drained: false,
         }
     }
@@ -265,22 +267,13 @@ impl Inbound {
             }
         }
         bytes.copy_within(from..from + candidate, kept);
+        if let (Some(rule), false) = (self.scanner.malformed(), self.passive) {
+            self.passive = true;
+            watch.notes.malformed = Some(("inbound", rule));
+        }
         let mid_frame = candidate > 0 || !self.scanner.at_boundary();
         watch.monitor.received(now, read, mid_frame, watch.policy);
         (kept, candidate)
-    }
-}
-
-/// What the reading side tells of what it sees, and with which clock.
-pub(super) struct Watch<'a> {
-    pub(super) monitor: &'a mut Monitor,
-    pub(super) policy: &'a Policy,
-    pub(super) clock: &'a Clock,
-}
-
-impl Watch<'_> {
-    pub(super) fn now(&self) -> Moment {
-        self.clock.now()
     }
 }
 

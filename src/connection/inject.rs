@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::AsyncWrite;
 
-use super::inbound::Watch;
+use super::watch::Watch;
 use crate::wire::{MAX_PING_FRAME, OpCode, Role, Scanner, encode_close, encode_ping};
 
 /// The outbound half of a connection.
@@ -18,6 +18,8 @@ pub(super) struct Outbound {
     /// A Close frame went out (RFC 6455 section 5.5.1), or the direction was shut down: nothing may
     /// follow.
     closed: bool,
+    /// The scanner has given up, and that was reported.
+    passive: bool,
     control: Control,
 }
 
@@ -46,6 +48,7 @@ impl Outbound {
             scanner: Scanner::new(role.outbound_masked()),
             masked: role.outbound_masked(),
             closed: false,
+            passive: false,
             control: Control::None,
         }
     }
@@ -187,6 +190,7 @@ impl Outbound {
         watch.monitor.accepted(now, 0, false);
         if matches!(self.control, Control::FlushPing) {
             watch.monitor.ping_flushed(now);
+            watch.notes.pinged = true;
         }
         self.control = Control::None;
     }
@@ -255,6 +259,10 @@ impl Outbound {
                 }
                 _ => {}
             }
+        }
+        if let (Some(rule), false) = (self.scanner.malformed(), self.passive) {
+            self.passive = true;
+            watch.notes.malformed = Some(("outbound", rule));
         }
     }
 

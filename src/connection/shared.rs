@@ -12,25 +12,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::share::{Listeners, Share, Track};
 use super::state::{Phase, State};
 use super::stream::LivenessStream;
+use super::watch::Notes;
 use super::{ConnectionId, Liveness};
 use crate::driver::{Drive, Driver};
 use crate::evict::{self, Eviction, LocalHook, OnEvict};
-use crate::monitor::{CloseFrame, Health, Moment, Policy, Reason, Rtt, Stats};
+use crate::monitor::{CloseFrame, Health, Moment, Reason, Rtt, Stats};
 use crate::wire::Role;
-
-/// Keeps account of the connections of a layer.
-pub(crate) trait Track: Send + Sync {
-    fn opened(&self, live: Liveness);
-    fn ended(&self, id: ConnectionId);
-}
-
-/// What one layer wants to be told of its connections. Shared by all of them.
-pub(crate) struct Listeners {
-    pub(crate) tracker: Option<Arc<dyn Track>>,
-    pub(crate) hooks: Vec<Arc<dyn OnEvict>>,
-}
 
 /// One upgraded connection, from the request that asks for it to its end.
 ///
@@ -82,7 +72,7 @@ pub(crate) trait Managed: Send + Sync {
     /// Ends the connection with this Close frame. False if it has ended before.
     fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool;
     /// Adds a layer. Of two of a kind the later one's settings hold, and both are told of the end.
-    fn attach(&self, layer: &Policy, listeners: &Arc<Listeners>);
+    fn attach(&self, layer: &Share);
 }
 
 impl<T> Connection<T>
@@ -131,6 +121,13 @@ where
         None
     }
 
+    /// Like [`open`](Self::open), for a connection that nobody else knows of yet.
+    pub(super) fn start(self: &Arc<Self>, io: T) -> LivenessStream<T> {
+        // A hook cannot run and nobody has a handle: there is nothing that could have ended it.
+        self.open(io)
+            .expect("a connection does not end before it is known")
+    }
+
     /// The response announced an upgrade, and none came of it.
     pub(crate) fn upgrade_failed(self: &Arc<Self>) {
         self.enter(|state| state.give_up_opening(self.core.created_moment()));
@@ -156,6 +153,7 @@ where
             .map(|reason| self.core.describe(reason, self.core.view_of(&state)));
         let evicting = eviction.is_some() && matches!(state.phase, Phase::Evicting { .. });
         drop(state);
+        self.core.log(aftermath.notes);
         if let Some(eviction) = eviction {
             self.core.fire(eviction);
         }
@@ -188,9 +186,10 @@ where
     }
 
     fn schedule(self: &Arc<Self>) {
-        if let Some(driver) = self.core.driver.get()
-            && !self.scheduled.swap(true, Ordering::AcqRel)
-        {
+        let Some(driver) = self.core.driver.get() else {
+            return;
+        };
+        if !self.scheduled.swap(true, Ordering::AcqRel) {
             driver.schedule(Arc::clone(self) as Arc<dyn Drive>);
         }
     }
@@ -243,9 +242,10 @@ where
         self.enter(|state| state.evict(now, reason, frame))
     }
 
-    fn attach(&self, layer: &Policy, listeners: &Arc<Listeners>) {
-        self.lock().attach(layer);
+    fn attach(&self, layer: &Share) {
+        self.lock().attach(&layer.policy);
         let mut extras = self.core.extras();
+        let listeners = &layer.listeners;
         if !extras
             .layers
             .iter()
@@ -309,6 +309,20 @@ impl Core {
         }
     }
 
+    fn log(&self, notes: Notes) {
+        if notes.pinged {
+            tracing::trace!(conn_id = %self.id, "ping sent");
+        }
+        if let Some((direction, rule)) = notes.malformed {
+            tracing::debug!(
+                conn_id = %self.id,
+                direction,
+                %rule,
+                "malformed frame, passing bytes on unseen"
+            );
+        }
+    }
+
     fn describe(&self, reason: Reason, view: View) -> Eviction {
         Eviction {
             id: self.id,
@@ -364,12 +378,12 @@ impl Core {
     pub(super) async fn reported(&self) -> Arc<Eviction> {
         loop {
             let notified = self.reporting.notified();
-            if self.reported.load(Ordering::Acquire)
-                && let Some(eviction) = self.eviction.get()
-            {
-                return Arc::clone(eviction);
+            match self.eviction.get() {
+                Some(eviction) if self.reported.load(Ordering::Acquire) => {
+                    return Arc::clone(eviction);
+                }
+                Some(_) | None => notified.await,
             }
-            notified.await;
         }
     }
 

@@ -2,14 +2,15 @@
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::closing::Closing;
-use super::inbound::{Filled, Inbound, READ_AHEAD, Watch};
+use super::inbound::{Filled, Inbound, READ_AHEAD};
 use super::inject::Outbound;
 use super::shared::Connection;
+use super::watch::{Notes, Watch};
 use crate::driver::{Drive, Driver, Key, tick};
 use crate::monitor::{Action, CloseFrame, Health, Moment, Monitor, Outlook, Policy, Reason};
 use crate::wire::Role;
@@ -23,6 +24,7 @@ pub(super) struct State<T> {
     opened: bool,
     pub(super) inbound: Inbound,
     pub(super) outbound: Outbound,
+    notes: Notes,
     reader: Waiting,
     writer: Waiting,
     link: Option<Link>,
@@ -64,6 +66,7 @@ struct Waiting {
 
 /// What has to be done after the lock was given back, in this order.
 pub(super) struct Aftermath<T> {
+    pub(super) notes: Notes,
     pub(super) verdict: Option<Reason>,
     pub(super) io: Option<T>,
     pub(super) link: Option<Link>,
@@ -81,6 +84,7 @@ impl<T> State<T> {
             opened: false,
             inbound: Inbound::new(role),
             outbound: Outbound::new(role),
+            notes: Notes::default(),
             reader: Waiting::default(),
             writer: Waiting::default(),
             link: None,
@@ -153,10 +157,12 @@ impl<T> State<T> {
             self.writer.due |= self.writer.pending;
         }
         let leftovers = closed && (self.io.is_some() || self.link.is_some());
-        if verdict.is_none() && !leftovers && !self.reader.due && !self.writer.due {
+        let woken = self.reader.due || self.writer.due;
+        if verdict.is_none() && !leftovers && !woken && self.notes.is_empty() {
             return None;
         }
         Some(Aftermath {
+            notes: std::mem::take(&mut self.notes),
             verdict,
             io: if closed { self.io.take() } else { None },
             link: if closed { self.link.take() } else { None },
@@ -480,6 +486,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         let mut watch = Watch {
             monitor: &mut self.monitor,
             policy: &self.policy,
+            notes: &mut self.notes,
             clock: link.driver.clock(),
         };
         let now = watch.now();
@@ -504,6 +511,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                 let watch = Watch {
                     monitor: &mut self.monitor,
                     policy: &self.policy,
+                    notes: &mut self.notes,
                     clock: link.driver.clock(),
                 };
                 Ok((io, &mut self.inbound, &mut self.outbound, watch))

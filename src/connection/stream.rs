@@ -11,11 +11,20 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::shared::Connection;
 use super::state::Outgoing;
 
-/// A transport under liveness: the handler's bytes pass as they are.
+/// A stream of WebSocket frames under liveness.
 ///
-/// After an eviction every operation but `poll_shutdown` fails with an error whose source is
+/// Give it to a WebSocket library in place of the stream it was made of. What is read is exactly
+/// what the peer sent, without the pongs to the layer's own pings; what is written reaches the peer
+/// as it is, with whole control frames in between (RFC 6455 section 5.4 allows them even between
+/// the fragments of a message).
+///
+/// After an eviction every operation but `poll_shutdown` fails with an [`io::Error`] that holds
 /// [`Evicted`](crate::Evicted). Dropping the stream ends the connection.
-pub(crate) struct LivenessStream<T>
+///
+/// Made by [`HeartbeatLayer::wrap_server`](crate::HeartbeatLayer::wrap_server) and
+/// [`wrap_client`](crate::HeartbeatLayer::wrap_client). Behind the layers, it is what hyper's
+/// `Upgraded` holds.
+pub struct LivenessStream<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

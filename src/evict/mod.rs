@@ -15,7 +15,7 @@ mod eviction;
 mod hook;
 mod id;
 
-pub use crate::monitor::Reason;
+pub(crate) use crate::monitor::Reason;
 pub use evicted::Evicted;
 pub use eviction::Eviction;
 pub use hook::OnEvict;

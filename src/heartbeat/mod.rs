@@ -7,16 +7,18 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tower_layer::Layer;
 use tower_service::Service;
 
 pub use builder::HeartbeatLayerBuilder;
 
-use crate::connection::Track;
+use crate::connection::{Liveness, LivenessStream, Share, Track};
 use crate::evict::OnEvict;
 use crate::monitor::{HeartbeatPolicy, Policy};
 use crate::registry::Registry;
-use crate::upgrade::{ResponseFuture, Share};
+use crate::upgrade::{self, ResponseFuture};
+use crate::wire::Role;
 
 /// Evicts WebSocket peers that are dead.
 ///
@@ -58,6 +60,33 @@ impl HeartbeatLayer {
     #[must_use]
     pub fn registry(&self) -> Registry {
         self.registry.clone()
+    }
+
+    /// Puts the server's end of a WebSocket under this layer, below HTTP: `io` is a stream whose
+    /// opening handshake is complete and of which no frame was read yet.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with time enabled.
+    pub fn wrap_server<T>(&self, io: T) -> (LivenessStream<T>, Liveness)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.share.wrap(io, Role::Server)
+    }
+
+    /// Puts the client's end of a WebSocket under this layer: pings are masked, as a client's
+    /// frames have to be (RFC 6455 section 5.1). Otherwise like
+    /// [`wrap_server`](Self::wrap_server).
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with time enabled.
+    pub fn wrap_client<T>(&self, io: T) -> (LivenessStream<T>, Liveness)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.share.wrap(io, Role::Client)
     }
 
     pub(crate) fn from_parts(
@@ -114,6 +143,6 @@ where
     }
 
     fn call(&mut self, req: Request<B>) -> Self::Future {
-        self.share.call(&mut self.inner, req)
+        upgrade::call(&self.share, &mut self.inner, req)
     }
 }

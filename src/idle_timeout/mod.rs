@@ -12,11 +12,11 @@ use tower_service::Service;
 
 pub use builder::IdleTimeoutLayerBuilder;
 
-use crate::connection::Track;
+use crate::connection::{Share, Track};
 use crate::evict::OnEvict;
 use crate::monitor::{IdlePolicy, Policy};
 use crate::registry::Registry;
-use crate::upgrade::{ResponseFuture, Share};
+use crate::upgrade::{self, ResponseFuture};
 
 /// Evicts WebSocket connections that carry no data messages.
 ///
@@ -97,6 +97,6 @@ where
     }
 
     fn call(&mut self, req: Request<B>) -> Self::Future {
-        self.share.call(&mut self.inner, req)
+        upgrade::call(&self.share, &mut self.inner, req)
     }
 }

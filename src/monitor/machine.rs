@@ -1,25 +1,17 @@
 //! The state machine that decides: it is told what passed and when, and answers what to do.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::health::Health;
 use super::moment::Moment;
 use super::pings::Pings;
-use super::policy::{CloseFrame, HeartbeatPolicy, IdlePolicy, ProofOfLife, Traffic};
+use super::policy::{HeartbeatPolicy, IdlePolicy, Policy, ProofOfLife, Traffic};
 use super::reason::Reason;
 use super::rtt::{Rtt, RttEstimate};
 use super::stats::Stats;
 
 /// A verdict this late means that the runtime, not the peer, was away. Under it, lateness is noise.
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
-
-/// What applies to a connection: shared with all connections of the same layers.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Policy {
-    pub(crate) heartbeat: Option<Arc<HeartbeatPolicy>>,
-    pub(crate) idle: Option<Arc<IdlePolicy>>,
-}
 
 /// What the connection knows at the moment of the question.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +51,8 @@ enum Ending {
 pub(crate) struct Monitor {
     opened: Moment,
     last_inbound: Moment,
+    /// The last byte or pong that counts as proof of life.
+    last_proof: Moment,
     data_in: Moment,
     data_out: Moment,
     /// Since when bytes to the peer wait that the transport does not accept.
@@ -87,6 +81,7 @@ impl Monitor {
         Self {
             opened: now,
             last_inbound: now,
+            last_proof: now,
             data_in: now,
             data_out: now,
             blocked: None,
@@ -117,6 +112,7 @@ impl Monitor {
             Some(ProofOfLife::AnyBytes) | None => {
                 // The next ping may now be due before the awaited timeout would have been.
                 self.moved |= self.pings.waiting().is_some();
+                self.last_proof = now;
                 self.pings.sign_of_life();
             }
         }
@@ -130,11 +126,10 @@ impl Monitor {
         };
         if answer.fresh {
             self.moved = true;
+            self.last_proof = now;
             self.stats.pongs_received = self.stats.pongs_received.saturating_add(1);
         }
-        if let Some(rtt) = answer.rtt
-            && blind <= rtt / 8
-        {
+        if let Some(rtt) = answer.rtt.filter(|rtt| blind <= *rtt / 8) {
             self.rtt.sample(rtt);
         }
         true
@@ -390,13 +385,13 @@ impl Monitor {
         Some(self.blocked? + heartbeat.write_timeout?)
     }
 
-    /// Silence before a ping. The first is shortened at random, so that clients who all connected
+    /// The interval is counted from the last proof of life. The first one is shortened at random, so that clients who all connected
     /// at once are not all pinged at once.
     fn ping_due(&self, heartbeat: &HeartbeatPolicy) -> Moment {
         if self.pings.any() {
-            self.last_inbound + heartbeat.interval
+            self.last_proof + heartbeat.interval
         } else {
-            self.last_inbound + heartbeat.interval.mul_f32(1.0 - self.head_start)
+            self.last_proof + heartbeat.interval.mul_f32(1.0 - self.head_start)
         }
     }
 
@@ -472,62 +467,5 @@ impl Monitor {
             }
             Ending::Open => Health::Live,
         }
-    }
-}
-
-impl Policy {
-    /// Bound on the closing handshake: that of the layer whose verdict it is, or else the
-    /// heartbeat's, or else the idle timeout's.
-    pub(crate) fn close_timeout(&self, reason: Option<Reason>) -> Duration {
-        let idle = reason.is_some_and(Self::is_idle_layers);
-        match (&self.heartbeat, &self.idle) {
-            (_, Some(policy)) if idle => policy.close_timeout,
-            (Some(heartbeat), _) => heartbeat.close_timeout,
-            (None, Some(idle)) => idle.close_timeout,
-            (None, None) => HeartbeatPolicy::default().close_timeout,
-        }
-    }
-
-    /// The Close frame that announces `reason` to the peer.
-    pub(crate) fn close_frame(&self, reason: Reason) -> CloseFrame {
-        match (&self.heartbeat, &self.idle) {
-            (_, Some(policy)) if Self::is_idle_layers(reason) => policy.close_frame.clone(),
-            (Some(policy), _) => policy.close_frame.clone(),
-            (None, Some(policy)) => policy.close_frame.clone(),
-            (None, None) => HeartbeatPolicy::default().close_frame,
-        }
-    }
-
-    fn is_idle_layers(reason: Reason) -> bool {
-        matches!(
-            reason,
-            Reason::IdleTimeout | Reason::FirstMessageTimeout | Reason::MaxLifetime
-        )
-    }
-
-    /// How coarsely this connection's deadlines may be rounded up: a power of two of milliseconds,
-    /// at most a 32nd of the shortest configured duration, so that neighbours share a wake-up.
-    pub(crate) fn tick_millis(&self) -> u64 {
-        let heartbeat = self.heartbeat.iter().flat_map(|policy| {
-            [
-                Some(policy.interval),
-                Some(policy.timeout),
-                Some(policy.close_timeout),
-            ]
-            .into_iter()
-            .chain([policy.write_timeout, policy.handler_stall_timeout])
-        });
-        let idle = self.idle.iter().flat_map(|policy| {
-            [Some(policy.timeout), Some(policy.close_timeout)]
-                .into_iter()
-                .chain([policy.first_message, policy.max_lifetime])
-        });
-        let shortest = heartbeat
-            .chain(idle)
-            .flatten()
-            .min()
-            .unwrap_or(Duration::MAX);
-        let share = u64::try_from(shortest.as_millis() / 32).unwrap_or(u64::MAX);
-        1 << share.clamp(1, 256).ilog2()
     }
 }

@@ -13,9 +13,9 @@ mod rtt;
 mod stats;
 
 pub use health::Health;
-pub(crate) use machine::{Action, Monitor, Outlook, Policy};
+pub(crate) use machine::{Action, Monitor, Outlook};
 pub(crate) use moment::Moment;
-pub(crate) use policy::{CloseFrame, HeartbeatPolicy, IdlePolicy};
+pub(crate) use policy::{CloseFrame, HeartbeatPolicy, IdlePolicy, Policy};
 pub use policy::{ProofOfLife, Traffic};
 pub use reason::Reason;
 pub use rtt::Rtt;

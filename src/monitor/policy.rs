@@ -1,7 +1,10 @@
 //! What the two layers ask of a connection: plain values, validated before they get here.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
+
+use super::reason::Reason;
 
 /// Which inbound traffic proves that the peer is alive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -14,6 +17,9 @@ pub enum ProofOfLife {
     #[default]
     AnyBytes,
     /// Only a pong that carries the payload of an outstanding ping answers it.
+    ///
+    /// Other traffic then neither answers a ping nor puts the next one off: the interval runs from
+    /// pong to ping, so a peer that talks all the time is pinged too.
     ///
     /// While a frame from the peer is still arriving its bytes extend the deadline, since the peer
     /// cannot send a pong before the frame ends.
@@ -98,5 +104,69 @@ impl Default for IdlePolicy {
                 reason: Cow::Borrowed("idle timeout"),
             },
         }
+    }
+}
+
+/// What applies to a connection: shared with all connections of the same layers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Policy {
+    pub(crate) heartbeat: Option<Arc<HeartbeatPolicy>>,
+    pub(crate) idle: Option<Arc<IdlePolicy>>,
+}
+
+impl Policy {
+    /// Bound on the closing handshake: that of the layer whose verdict it is, or else the
+    /// heartbeat's, or else the idle timeout's.
+    pub(crate) fn close_timeout(&self, reason: Option<Reason>) -> Duration {
+        let idle = reason.is_some_and(Self::is_idle_layers);
+        match (&self.heartbeat, &self.idle) {
+            (_, Some(policy)) if idle => policy.close_timeout,
+            (Some(heartbeat), _) => heartbeat.close_timeout,
+            (None, Some(idle)) => idle.close_timeout,
+            (None, None) => HeartbeatPolicy::default().close_timeout,
+        }
+    }
+
+    /// The Close frame that announces `reason` to the peer.
+    pub(crate) fn close_frame(&self, reason: Reason) -> CloseFrame {
+        match (&self.heartbeat, &self.idle) {
+            (_, Some(policy)) if Self::is_idle_layers(reason) => policy.close_frame.clone(),
+            (Some(policy), _) => policy.close_frame.clone(),
+            (None, Some(policy)) => policy.close_frame.clone(),
+            (None, None) => HeartbeatPolicy::default().close_frame,
+        }
+    }
+
+    fn is_idle_layers(reason: Reason) -> bool {
+        matches!(
+            reason,
+            Reason::IdleTimeout | Reason::FirstMessageTimeout | Reason::MaxLifetime
+        )
+    }
+
+    /// How coarsely this connection's deadlines may be rounded up: a power of two of milliseconds,
+    /// at most a 32nd of the shortest configured duration, so that neighbours share a wake-up.
+    pub(crate) fn tick_millis(&self) -> u64 {
+        let heartbeat = self.heartbeat.iter().flat_map(|policy| {
+            [
+                Some(policy.interval),
+                Some(policy.timeout),
+                Some(policy.close_timeout),
+            ]
+            .into_iter()
+            .chain([policy.write_timeout, policy.handler_stall_timeout])
+        });
+        let idle = self.idle.iter().flat_map(|policy| {
+            [Some(policy.timeout), Some(policy.close_timeout)]
+                .into_iter()
+                .chain([policy.first_message, policy.max_lifetime])
+        });
+        let shortest = heartbeat
+            .chain(idle)
+            .flatten()
+            .min()
+            .unwrap_or(Duration::MAX);
+        let share = u64::try_from(shortest.as_millis() / 32).unwrap_or(u64::MAX);
+        1 << share.clamp(1, 256).ilog2()
     }
 }

@@ -7,82 +7,31 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::{Request, Response};
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use http::{Request, Response, StatusCode};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::bridge::Bridge;
 use super::detect::{Handshake, accepted, detect};
-use crate::connection::{Connection, Listeners, Liveness, LivenessStream, Track};
-use crate::evict::OnEvict;
-use crate::monitor::Policy;
+use super::either::{Either, Transport};
+use crate::connection::{Connection, Liveness, LivenessStream, Share};
 use crate::wire::Role;
 
-/// hyper's upgraded stream, with tokio's traits.
-type Transport = TokioIo<Upgraded>;
-
-/// What a layer gives to each connection that passes it.
-#[derive(Clone)]
-pub(crate) struct Share {
-    policy: Policy,
-    listeners: Arc<Listeners>,
-}
-
-impl Share {
-    pub(crate) fn new(
-        policy: Policy,
-        tracker: Option<Arc<dyn Track>>,
-        hooks: Vec<Arc<dyn OnEvict>>,
-    ) -> Self {
-        Self {
-            policy,
-            listeners: Arc::new(Listeners { tracker, hooks }),
-        }
-    }
-
-    /// Calls the inner service with `req`, whose connection, if it becomes one, is under this layer.
-    pub(crate) fn call<S, B>(&self, inner: &mut S, mut req: Request<B>) -> ResponseFuture<S::Future>
-    where
-        S: Service<Request<B>>,
-    {
-        let opening = self.intercept(&mut req);
-        ResponseFuture {
-            inner: inner.call(req),
-            opening,
-        }
-    }
-
-    fn intercept<B>(&self, req: &mut Request<B>) -> Option<Opening> {
-        let handshake = detect(req)?;
-        if let Some(live) = req.extensions().get::<Liveness>() {
-            // A layer further out has done all of it: one wrapper, one deadline.
-            live.attach(&self.policy, &self.listeners);
-            return None;
-        }
-        // In this order: without a bridge the request stays as it was.
-        let (bridge, on_upgrade) = Bridge::new()?;
-        let real = req.extensions_mut().remove::<OnUpgrade>()?;
-        let connection = Connection::new(Role::Server);
-        let live = connection.live();
-        live.attach(&self.policy, &self.listeners);
-        req.extensions_mut().insert(on_upgrade);
-        req.extensions_mut().insert(live);
-        Some(Opening {
-            handshake,
-            real,
-            bridge,
-            unanswered: Unanswered(Some(connection)),
-        })
-    }
-}
-
-impl fmt::Debug for Share {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Share")
-            .field("policy", &self.policy)
-            .finish_non_exhaustive()
+/// Calls `inner` with `req`, whose connection, if it becomes one, is under the layer of `share`.
+pub(crate) fn call<S, B>(
+    share: &Share,
+    inner: &mut S,
+    mut req: Request<B>,
+) -> ResponseFuture<S::Future>
+where
+    S: Service<Request<B>>,
+{
+    let opening = Opening::intercept(share, &mut req);
+    ResponseFuture {
+        inner: inner.call(req),
+        opening,
     }
 }
 
@@ -90,11 +39,34 @@ impl fmt::Debug for Share {
 struct Opening {
     handshake: Handshake,
     real: OnUpgrade,
-    bridge: Bridge<TokioIo<LivenessStream<Transport>>>,
+    bridge: Bridge<Either>,
     unanswered: Unanswered,
 }
 
 impl Opening {
+    fn intercept<B>(share: &Share, req: &mut Request<B>) -> Option<Self> {
+        let handshake = detect(req)?;
+        if let Some(live) = req.extensions().get::<Liveness>() {
+            // A layer further out has done all of it: one wrapper, one deadline.
+            live.attach(share);
+            return None;
+        }
+        // In this order: without a bridge the request stays as it was.
+        let (bridge, on_upgrade) = Bridge::new()?;
+        let real = req.extensions_mut().remove::<OnUpgrade>()?;
+        let connection = Connection::new(Role::Server);
+        let live = connection.live();
+        live.attach(share);
+        req.extensions_mut().insert(on_upgrade);
+        req.extensions_mut().insert(live);
+        Some(Self {
+            handshake,
+            real,
+            bridge,
+            unanswered: Unanswered(Some(connection)),
+        })
+    }
+
     /// The handshake was accepted: waits for hyper to hand the stream out, which it does as soon as
     /// the response head is written, or to give up. The task is gone after that.
     fn arm(self) {
@@ -109,11 +81,22 @@ impl Opening {
             match real.await {
                 Ok(upgraded) => {
                     if let Some(stream) = promised.keep(TokioIo::new(upgraded)) {
-                        bridge.complete(TokioIo::new(stream));
+                        bridge.complete(Either::WebSocket(TokioIo::new(stream)));
                     }
                 }
                 // Dropping the bridge tells the handler, dropping the promise tells everybody else.
                 Err(error) => tracing::debug!(%error, "upgrade failed after the handshake"),
+            }
+        });
+    }
+
+    /// The handler switched to another protocol that the client offered besides: it gets hyper's
+    /// stream as it is.
+    fn pass(self) {
+        let Self { real, bridge, .. } = self;
+        tokio::spawn(async move {
+            if let Ok(upgraded) = real.await {
+                bridge.complete(Either::Other(upgraded));
             }
         });
     }
@@ -173,11 +156,12 @@ where
         let result = ready!(this.inner.poll(cx));
         // hyper fulfils its own end of any upgrade request some day, with a stream that is long
         // dead. So whatever is not an accepted handshake ends here.
-        let opening = this.opening.take();
-        if let (Some(opening), Ok(response)) = (opening, &result)
-            && accepted(opening.handshake, response)
-        {
-            opening.arm();
+        if let (Some(opening), Ok(response)) = (this.opening.take(), &result) {
+            if accepted(opening.handshake, response) {
+                opening.arm();
+            } else if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                opening.pass();
+            }
         }
         Poll::Ready(result)
     }

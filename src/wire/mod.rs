@@ -22,12 +22,9 @@ mod scan;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use control::{
-    MAX_CONTROL_FRAME, MAX_PING_FRAME, PING_PAYLOAD, Probe, encode, encode_close, encode_ping,
-    probe_pong,
-};
+pub(crate) use control::{MAX_PING_FRAME, Probe, encode_close, encode_ping, probe_pong};
 pub(crate) use header::Malformed;
-pub(crate) use scan::{FrameEnd, Scanner};
+pub(crate) use scan::Scanner;
 
 /// Our end of the connection.
 ///
