@@ -115,10 +115,10 @@ impl IdleTimeoutLayerBuilder {
         self
     }
 
-    /// The registry that connections are entered in. Default: that of the layer it is stacked with,
-    /// or else one of the layer's own.
+    /// A registry that connections are entered in, besides that of a
+    /// [`HeartbeatLayer`](crate::HeartbeatLayer) that is stacked with this layer. Default: none.
     ///
-    /// Share one between layers to count, limit and drain their connections together.
+    /// Share one between layers to count their connections together.
     ///
     /// Nothing is refused.
     pub fn registry(mut self, registry: Registry) -> Self {

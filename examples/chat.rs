@@ -1,0 +1,414 @@
+//! A chat room that always knows who is there.
+//!
+//! ```text
+//! cargo run --example chat
+//! ```
+//!
+//! Then open the printed address in two windows. Every user name has one seat: who comes back under
+//! the same name takes the seat over. When a connection ends, however it ends, the eviction hook of
+//! `HeartbeatLayer` frees its seat; the handler has no timer, sends no ping and cleans nothing up.
+
+use std::collections::{HashMap, VecDeque};
+use std::error::Error;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{any, get};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tower_ws_liveness::{Eviction, HeartbeatLayer, IdleTimeoutLayer, Liveness};
+
+const USAGE: &str = "usage: chat [--addr 127.0.0.1:3000]";
+
+/// Short, so that there is something to see: a silent peer is gone after ten seconds.
+const INTERVAL: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Nobody said a word to this user, nor the user to anybody, for so long.
+const IDLE: Duration = Duration::from_secs(300);
+
+/// Lines that may wait for one reader. Who falls behind further than this loses the seat.
+const INBOX: usize = 64;
+/// Evictions that the dashboard shows.
+const SHOWN_EVICTIONS: usize = 12;
+const LONGEST_NAME: usize = 24;
+/// From the range that RFC 6455, section 7.4.2, leaves to applications.
+const SEAT_LOST: u16 = 4000;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(std::env::args().skip(1).collect()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("chat: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves until the process ends. `args` are the flags, without the program's name.
+pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let addr = match args.as_slice() {
+        [] => SocketAddr::from(([127, 0, 0, 1], 3000)),
+        [flag, addr] if flag == "--addr" => {
+            addr.parse().map_err(|e| format!("--addr {addr}: {e}"))?
+        }
+        [flag] if flag == "--help" => {
+            writeln!(io::stdout(), "{USAGE}")?;
+            return Ok(());
+        }
+        _ => return Err(USAGE.into()),
+    };
+    let app = app(INTERVAL, TIMEOUT, IDLE)?;
+    let listener = TcpListener::bind(addr).await?;
+    let addr = listener.local_addr()?;
+
+    let mut stdout = io::stdout();
+    let patience = (INTERVAL + TIMEOUT).as_secs();
+    writeln!(stdout, "open http://{addr}/ in two windows")?;
+    writeln!(
+        stdout,
+        "add a client outside the browser, say `websocat ws://{addr}/ws/bob`, and watch:\n  \
+         kill -9 it     its seat is free at once: the connection ended without a Close\n  \
+         kill -STOP it  only the heartbeat can tell: its seat is free within {patience} s"
+    )?;
+    stdout.flush()?;
+
+    Ok(axum::serve(listener, app).await?)
+}
+
+/// The chat as a router, with both layers around it.
+pub fn app(
+    interval: Duration,
+    timeout: Duration,
+    idle: Duration,
+) -> Result<Router, Box<dyn Error + Send + Sync>> {
+    let room = Room::default();
+    let heartbeat = HeartbeatLayer::builder()
+        .interval(interval)
+        .timeout(timeout)
+        .on_evict({
+            let room = room.clone();
+            move |ev: &Eviction| room.leave(ev)
+        })
+        .build()?;
+
+    Ok(Router::new()
+        .route("/", get(async || Html(PAGE)))
+        .route("/sessions", get(sessions))
+        .route("/ws/{user}", any(upgrade))
+        .with_state(room)
+        .layer(IdleTimeoutLayer::builder().timeout(idle).build()?)
+        .layer(heartbeat))
+}
+
+// The handlers.
+
+async fn upgrade(
+    ws: WebSocketUpgrade,
+    live: Liveness,
+    Path(user): Path<String>,
+    State(room): State<Room>,
+) -> Response {
+    let user = user.trim().to_owned();
+    if user.is_empty() || user.chars().count() > LONGEST_NAME || user.contains(char::is_control) {
+        let rule = format!("a name has 1 to {LONGEST_NAME} printable characters\n");
+        return (StatusCode::BAD_REQUEST, rule).into_response();
+    }
+    // The seat is taken before the 101 goes out. After a 101 exactly one eviction follows, even if
+    // the upgrade fails, so no seat can be taken after its eviction and then stay for ever.
+    let inbox = room.join(&user, live);
+    ws.on_upgrade(move |socket| talk(socket, inbox, user, room))
+}
+
+async fn talk(
+    mut socket: WebSocket,
+    mut inbox: mpsc::Receiver<Utf8Bytes>,
+    user: String,
+    room: Room,
+) {
+    loop {
+        tokio::select! {
+            line = inbox.recv() => {
+                let lost = line.is_none();
+                let message = line.map_or_else(seat_lost, Message::Text);
+                if socket.send(message).await.is_err() || lost {
+                    return;
+                }
+            }
+            message = socket.recv() => match message {
+                Some(Ok(Message::Text(text))) => room.say(&user, &text),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return,
+            },
+        }
+    }
+}
+
+fn seat_lost() -> Message {
+    Message::Close(Some(CloseFrame {
+        code: SEAT_LOST,
+        reason: "your seat was taken over, or you read too slowly".into(),
+    }))
+}
+
+async fn sessions(State(room): State<Room>) -> Json<Value> {
+    Json(room.dashboard())
+}
+
+// The room.
+
+#[derive(Clone, Default)]
+struct Room {
+    sessions: Arc<Mutex<HashMap<String, Session>>>,
+    evictions: Arc<Mutex<VecDeque<Gone>>>,
+}
+
+/// Who holds a seat. The handler stops when `tx` is dropped.
+struct Session {
+    live: Liveness,
+    tx: mpsc::Sender<Utf8Bytes>,
+}
+
+/// What the layer keeps for us with each connection and shows to the hook.
+struct User(String);
+
+struct Gone {
+    at: Instant,
+    user: String,
+    id: u64,
+    reason: &'static str,
+    lifetime: Duration,
+}
+
+impl Room {
+    /// Seats the user; whoever had the seat loses it.
+    fn join(&self, user: &str, live: Liveness) -> mpsc::Receiver<Utf8Bytes> {
+        live.set_session(User(user.to_owned()));
+        let (tx, inbox) = mpsc::channel(INBOX);
+        let mut sessions = lock(&self.sessions);
+        let before = sessions.insert(user.to_owned(), Session { live, tx });
+        let news = match before {
+            None => format!("{user} is here"),
+            Some(_) => format!("{user} is here again, on a new connection"),
+        };
+        send_all(&mut sessions, &json!({ "notice": news }));
+        inbox
+    }
+
+    fn say(&self, user: &str, text: &str) {
+        let line = json!({ "from": user, "text": text });
+        send_all(&mut lock(&self.sessions), &line);
+    }
+
+    /// The eviction hook: runs once for every connection, however it ended.
+    fn leave(&self, ev: &Eviction) {
+        let Some(user) = ev.session::<User>() else {
+            return; // an upgrade that was refused a seat
+        };
+        let User(user) = user.as_ref();
+        self.note(user, ev);
+
+        let mut sessions = lock(&self.sessions);
+        // By now the seat may belong to a newer connection: compare before removing.
+        if sessions
+            .get(user)
+            .is_some_and(|seat| seat.live.id() == ev.id())
+        {
+            sessions.remove(user);
+        }
+        if !sessions.contains_key(user) {
+            let news = format!("{user} is gone: {}", ev.reason());
+            send_all(&mut sessions, &json!({ "notice": news }));
+        }
+    }
+
+    fn note(&self, user: &str, ev: &Eviction) {
+        let mut evictions = lock(&self.evictions);
+        evictions.truncate(SHOWN_EVICTIONS - 1);
+        evictions.push_front(Gone {
+            at: Instant::now(),
+            user: user.to_owned(),
+            id: ev.id().as_u64(),
+            reason: ev.reason().as_str(),
+            lifetime: ev.lifetime(),
+        });
+    }
+
+    fn dashboard(&self) -> Value {
+        let mut seats: Vec<(String, Liveness)> = lock(&self.sessions)
+            .iter()
+            .map(|(user, session)| (user.clone(), session.live.clone()))
+            .collect();
+        seats.sort_by(|a, b| a.0.cmp(&b.0));
+        let sessions: Vec<Value> = seats
+            .iter()
+            .map(|(user, live)| {
+                json!({
+                    "user": user,
+                    "id": live.id().as_u64(),
+                    "health": live.health().to_string(),
+                    "rtt_ms": live.rtt().map(|rtt| rtt.smoothed().as_secs_f64() * 1e3),
+                    "idle_s": live.idle_for().as_secs(),
+                })
+            })
+            .collect();
+        let evictions: Vec<Value> = lock(&self.evictions)
+            .iter()
+            .map(|gone| {
+                json!({
+                    "user": gone.user,
+                    "id": gone.id,
+                    "reason": gone.reason,
+                    "lifetime_s": gone.lifetime.as_secs(),
+                    "ago_s": gone.at.elapsed().as_secs(),
+                })
+            })
+            .collect();
+        json!({ "sessions": sessions, "evictions": evictions })
+    }
+}
+
+/// Never waits: a session whose inbox is full is dropped from the room, the others do not notice.
+fn send_all(sessions: &mut HashMap<String, Session>, line: &Value) {
+    let line = Utf8Bytes::from(line.to_string());
+    sessions.retain(|_, session| session.tx.try_send(line.clone()).is_ok());
+}
+
+/// Nothing panics half-way through a change of these maps, so a poisoned one is still a sound one.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const PAGE: &str = r##"<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>chat</title>
+<link rel="icon" href="data:,">
+<style>
+  :root { color-scheme: light dark; --bg: light-dark(#f4f5f7, #14171c); --card: light-dark(#fff, #1d2128);
+    --line: light-dark(#e2e5ea, #2d333d); --dim: light-dark(#6a7280, #8c95a4); --me: light-dark(#0b63d6, #6fb0ff) }
+  * { box-sizing: border-box }
+  body { margin: 0; height: 100vh; padding: 1rem; display: grid; gap: 1rem; grid-template-columns: 3fr 2fr;
+    font: 15px/1.5 system-ui, sans-serif; background: var(--bg) }
+  section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem;
+    display: flex; flex-direction: column; min-height: 0; overflow: auto }
+  h2 { margin: 0 0 .5rem; font-size: .8rem; letter-spacing: .06em; text-transform: uppercase; color: var(--dim) }
+  h2:not(:first-child) { margin-top: 1.5rem } #status { text-transform: none }
+  #log { flex: 1; overflow-y: auto; overflow-wrap: anywhere }
+  #log b { margin-right: .5em } #log .me { color: var(--me) } #log .notice { color: var(--dim); font-style: italic }
+  form { display: flex; gap: .5rem; margin-top: .75rem }
+  input { flex: 1; min-width: 0 }
+  input, button { font: inherit; padding: .45rem .7rem; border-radius: 7px; border: 1px solid var(--line);
+    background: var(--bg); color: inherit }
+  table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums }
+  th { text-align: left; font-weight: normal; color: var(--dim) }
+  th, td { padding: .2rem .5rem .2rem 0; border-bottom: 1px solid var(--line) }
+  #gone td { opacity: .65 }
+  #here td:nth-child(2)::before { content: "● "; color: #e8890c }
+  #here tr[data-health="live"] td:nth-child(2)::before { color: #2ba84a }
+  @media (max-width: 700px) { body { grid-template-columns: 1fr; grid-template-rows: 1fr 1fr } }
+</style>
+<section>
+  <h2 id="status">Who are you?</h2>
+  <div id="log"></div>
+  <form><input id="line" maxlength="2000" placeholder="Your name" autocomplete="off" autofocus><button>Enter</button></form>
+</section>
+<section>
+  <h2>Here now</h2>
+  <table><thead><tr><th>name<th>health<th>round trip<th>idle<th>id</thead><tbody id="here"></tbody></table>
+  <h2>Last evictions</h2>
+  <table><thead><tr><th>name<th>reason<th>stayed<th>ago<th>id</thead><tbody id="gone"></tbody></table>
+</section>
+<script>
+  const $ = id => document.getElementById(id);
+  let user, socket, retry = 500;
+
+  function show(from, text) {
+    const row = document.createElement("div"), log = $("log");
+    const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+    if (from) {
+      const name = document.createElement("b");
+      name.textContent = from;
+      name.className = from === user ? "me" : "";
+      row.append(name);
+    } else row.className = "notice";
+    row.append(document.createTextNode(text));
+    log.append(row);
+    if (log.childElementCount > 500) log.firstChild.remove();
+    if (atEnd) row.scrollIntoView();
+  }
+
+  function connect() {
+    const scheme = location.protocol === "https:" ? "wss://" : "ws://";
+    let opened = false;
+    socket = new WebSocket(scheme + location.host + "/ws/" + encodeURIComponent(user));
+    socket.onopen = () => {
+      opened = true;
+      retry = 500;
+      $("status").textContent = "You are " + user;
+      $("line").placeholder = "Say something";
+      document.querySelector("button").textContent = "Send";
+    };
+    socket.onmessage = event => {
+      const line = JSON.parse(event.data);
+      show(line.from, line.text ?? line.notice);
+    };
+    socket.onclose = event => {
+      $("status").textContent = "Not connected";
+      show(null, opened ? `connection closed: ${event.code} ${event.reason}` : "no connection");
+      if (event.code === 4000) return; // the seat is somebody else's now: reload to take it back
+      setTimeout(connect, retry * (0.5 + Math.random() / 2));
+      retry = Math.min(retry * 2, 10000);
+    };
+  }
+
+  document.querySelector("form").onsubmit = event => {
+    event.preventDefault();
+    const text = $("line").value.trim();
+    if (!text) return;
+    if (!user) {
+      user = [...text].slice(0, 24).join("");
+      connect();
+    } else if (socket.readyState === WebSocket.OPEN) {
+      socket.send(text);
+    } else return;
+    $("line").value = "";
+  };
+
+  function fill(body, rows) {
+    body.replaceChildren(...rows.map(cells => {
+      const row = document.createElement("tr");
+      row.dataset.health = cells[1];
+      row.append(...cells.map(cell => {
+        const td = document.createElement("td");
+        td.textContent = cell;
+        return td;
+      }));
+      return row;
+    }));
+  }
+
+  async function refresh() {
+    try {
+      const room = await (await fetch("/sessions")).json();
+      fill($("here"), room.sessions.map(s =>
+        [s.user, s.health, s.rtt_ms === null ? "–" : s.rtt_ms.toFixed(1) + " ms", s.idle_s + " s", s.id]));
+      fill($("gone"), room.evictions.map(e =>
+        [e.user, e.reason.replaceAll("_", " "), e.lifetime_s + " s", e.ago_s + " s", e.id]));
+    } catch { /* the server is away: the next round may find it */ }
+    setTimeout(refresh, 1000);
+  }
+  refresh();
+</script>
+</html>
+"##;
