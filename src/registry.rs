@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::connection::{ConnectionId, Liveness, Track};
+use crate::connection::{Liveness, Managed, Track};
+use crate::evict::ConnectionId;
 
 /// The live connections of one or more layers.
 ///
@@ -50,7 +51,8 @@ impl Registry {
 }
 
 impl Track for Registry {
-    fn opened(&self, live: Liveness) {
+    fn opened(&self, connection: Arc<dyn Managed>) {
+        let live = Liveness::new(connection);
         self.connections().insert(live.id(), live);
     }
 

@@ -7,10 +7,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::ConnectionId;
-use super::share::Share;
-use super::shared::Managed;
-use crate::evict::Eviction;
+use super::core::{Managed, Share};
+use crate::evict::{ConnectionId, Eviction};
 use crate::monitor::{CloseFrame, Health, Reason, Rtt, Stats};
 
 /// Handle of one connection.
@@ -27,7 +25,7 @@ pub struct Liveness {
 }
 
 impl Liveness {
-    pub(super) fn new(connection: Arc<dyn Managed>) -> Self {
+    pub(crate) fn new(connection: Arc<dyn Managed>) -> Self {
         Self { connection }
     }
 

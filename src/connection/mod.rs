@@ -5,25 +5,28 @@
 //! | [`stream`] | what the handler's WebSocket library reads and writes |
 //! | [`inbound`] | pongs of ours are cut out |
 //! | [`inject`] | pings and Close frames are put in |
-//! | [`state`] | what each party may do, under the lock |
+//! | [`state`] | what is behind the lock, and who has the transport |
+//! | [`handler`] | the handler's operations |
+//! | [`attend`] | the driver's visits |
 //! | [`closing`] | the closing handshake of an eviction |
-//! | [`share`] | what each layer adds |
+//! | [`core`] | who is told of the end, and that it is once |
 //! | [`shared`] | the lock, and the one place where an end becomes an event |
 //! | [`watch`] | what both directions report to |
 //! | [`handle`] | [`Liveness`] |
 
+mod attend;
 mod closing;
+mod core;
 mod handle;
+mod handler;
 mod inbound;
 mod inject;
-mod share;
 mod shared;
 mod state;
 mod stream;
 mod watch;
 
-pub(crate) use crate::evict::ConnectionId;
+pub(crate) use core::{Managed, Share, Track};
 pub use handle::Liveness;
-pub(crate) use share::{Share, Track};
 pub(crate) use shared::Connection;
 pub use stream::LivenessStream;

@@ -8,8 +8,11 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::core::{Managed, Share};
+use super::handle::Liveness;
+use super::handler::Outgoing;
 use super::shared::Connection;
-use super::state::Outgoing;
+use crate::wire::Role;
 
 /// A stream of WebSocket frames under liveness.
 ///
@@ -36,12 +39,30 @@ impl<T> LivenessStream<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    pub(super) fn new(connection: Arc<Connection<T>>) -> Self {
-        let vectored = connection.lock().is_write_vectored();
-        Self {
+    /// Opens `connection` over `io`. `None` if it was evicted before it came so far.
+    pub(crate) fn open(connection: Arc<Connection<T>>, io: T) -> Option<Self> {
+        let vectored = io.is_write_vectored();
+        connection.open(io).then_some(Self {
             connection,
             vectored,
-        }
+        })
+    }
+
+    /// Puts a stream that speaks frames already under a layer.
+    pub(crate) fn wrap(io: T, role: Role, layer: &Share) -> (Self, Liveness) {
+        let connection = Connection::new(role);
+        let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
+        live.attach(layer);
+        let vectored = io.is_write_vectored();
+        // Somebody may find it in a registry and evict it at once: its stream then says so.
+        connection.open(io);
+        (
+            Self {
+                connection,
+                vectored,
+            },
+            live,
+        )
     }
 }
 
@@ -58,7 +79,7 @@ where
             return Poll::Ready(Ok(()));
         }
         let connection = &self.connection;
-        connection.enter(|state| state.poll_read(cx, buf, connection))
+        connection.enter(|state| state.poll_read(cx, buf, || connection.waker()))
     }
 }
 
@@ -72,7 +93,7 @@ where
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let connection = &self.connection;
-        connection.enter(|state| state.poll_write(cx, connection, Outgoing::Slice(buf)))
+        connection.enter(|state| state.poll_write(cx, || connection.waker(), Outgoing::Slice(buf)))
     }
 
     fn poll_write_vectored(
@@ -81,7 +102,8 @@ where
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let connection = &self.connection;
-        connection.enter(|state| state.poll_write(cx, connection, Outgoing::Slices(bufs)))
+        connection
+            .enter(|state| state.poll_write(cx, || connection.waker(), Outgoing::Slices(bufs)))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -90,12 +112,12 @@ where
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let connection = &self.connection;
-        connection.enter(|state| state.poll_flush(cx, connection))
+        connection.enter(|state| state.poll_flush(cx, || connection.waker()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let connection = &self.connection;
-        connection.enter(|state| state.poll_shutdown(cx, connection))
+        connection.enter(|state| state.poll_shutdown(cx, || connection.waker()))
     }
 }
 

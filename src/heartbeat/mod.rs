@@ -72,7 +72,7 @@ impl HeartbeatLayer {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        self.share.wrap(io, Role::Server)
+        LivenessStream::wrap(io, Role::Server, &self.share)
     }
 
     /// Puts the client's end of a WebSocket under this layer: pings are masked, as a client's
@@ -86,7 +86,7 @@ impl HeartbeatLayer {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        self.share.wrap(io, Role::Client)
+        LivenessStream::wrap(io, Role::Client, &self.share)
     }
 
     pub(crate) fn from_parts(

@@ -16,7 +16,7 @@ use tower_service::Service;
 use super::bridge::Bridge;
 use super::detect::{Handshake, accepted, detect};
 use super::either::{Either, Transport};
-use crate::connection::{Connection, Liveness, LivenessStream, Share};
+use crate::connection::{Connection, Liveness, LivenessStream, Managed, Share};
 use crate::wire::Role;
 
 /// Calls `inner` with `req`, whose connection, if it becomes one, is under the layer of `share`.
@@ -55,7 +55,7 @@ impl Opening {
         let (bridge, on_upgrade) = Bridge::new()?;
         let real = req.extensions_mut().remove::<OnUpgrade>()?;
         let connection = Connection::new(Role::Server);
-        let live = connection.live();
+        let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
         live.attach(share);
         req.extensions_mut().insert(on_upgrade);
         req.extensions_mut().insert(live);
@@ -124,7 +124,7 @@ struct Promised(Option<Arc<Connection<Transport>>>);
 
 impl Promised {
     fn keep(mut self, io: Transport) -> Option<LivenessStream<Transport>> {
-        self.0.take()?.open(io)
+        LivenessStream::open(self.0.take()?, io)
     }
 }
 

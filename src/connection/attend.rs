@@ -1,0 +1,166 @@
+//! The driver's visit to a connection, under the lock: go on with what of ours is half done, look
+//! for bytes if the handler does not, and do what the monitor says.
+
+use std::task::{Context, Poll, Waker};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::closing::Closing;
+use super::inbound::{Filled, READ_AHEAD};
+use super::state::{Phase, State};
+use super::watch::Watch;
+use crate::monitor::{Action, Moment, Outlook};
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
+    /// Does what is due. `waker` has the driver come by again.
+    pub(super) fn drive(&mut self, waker: &Waker, scratch: &mut [u8]) {
+        let Some(link) = &mut self.link else {
+            return;
+        };
+        let now = link.driver.clock().now();
+        // What the wheel has found due it has also forgotten.
+        let expired = now >= Moment::after_millis(link.armed);
+        if expired {
+            link.armed = u64::MAX;
+        }
+        match self.phase {
+            Phase::Open => self.drive_open(waker, scratch, expired),
+            Phase::Evicting { .. } => self.drive_closing(waker, scratch),
+            Phase::Opening | Phase::Closed { .. } => {}
+        }
+        self.rearm();
+    }
+
+    fn drive_open(&mut self, waker: &Waker, scratch: &mut [u8], expired: bool) {
+        self.push(waker);
+        if expired || self.reader.by_driver || self.monitor.is_waiting() {
+            self.look(waker, scratch);
+        }
+        loop {
+            let Ok((_, inbound, outbound, watch)) = self.parts() else {
+                return;
+            };
+            let outlook = Outlook {
+                can_inject: outbound.can_inject(),
+                blind: inbound.is_blind(),
+            };
+            match watch.monitor.poll(watch.clock.now(), watch.policy, outlook) {
+                Action::Wait => return,
+                Action::Ping(payload) => {
+                    outbound.ping(payload);
+                    self.push(waker);
+                    if self.monitor.is_waiting() {
+                        self.look(waker, scratch);
+                    }
+                }
+                Action::Evict(reason) => {
+                    let frame = self.policy.close_frame(reason);
+                    self.phase = Phase::Evicting {
+                        reason,
+                        closing: Closing::new(reason, frame),
+                    };
+                    return;
+                }
+                Action::Cut => {
+                    self.phase = Phase::Closed {
+                        reason: self.monitor.reason(),
+                    };
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Goes on with a control frame of ours.
+    fn push(&mut self, waker: &Waker) {
+        let Ok((io, _, outbound, mut watch)) = self.parts() else {
+            return;
+        };
+        if outbound.is_busy() {
+            match outbound.poll_control(io, &mut Context::from_waker(waker), &mut watch) {
+                Poll::Pending => return,
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => self.fail(error.kind()),
+            }
+        }
+        // The transport's waker was ours; the handler has to register its own again.
+        if self.writer.by_driver {
+            self.writer.by_driver = false;
+            self.writer.due = self.writer.pending;
+        }
+    }
+
+    /// Looks whether anything has come from the peer, on behalf of a handler that does not.
+    fn look(&mut self, waker: &Waker, scratch: &mut [u8]) {
+        loop {
+            let handler = self.reader.waker.clone().filter(|_| self.reader.pending);
+            let Ok((io, inbound, _, mut watch)) = self.parts() else {
+                return;
+            };
+            let room = READ_AHEAD
+                .saturating_sub(inbound.ahead())
+                .min(scratch.len());
+            if room == 0 || inbound.has_ended() {
+                return;
+            }
+            // A handler that waits is to be woken by the transport itself, unless there is a pong
+            // to be kept from it.
+            let by_driver = handler.is_none() || watch.monitor.is_waiting();
+            let waker = handler.as_ref().filter(|_| !by_driver).unwrap_or(waker);
+            let mut buf = ReadBuf::new(&mut scratch[..room]);
+            let filled =
+                inbound.poll_fill(io, &mut Context::from_waker(waker), &mut buf, &mut watch);
+            let now = watch.now();
+            match filled {
+                Poll::Pending => {
+                    self.reader.by_driver = by_driver;
+                    return;
+                }
+                Poll::Ready(Ok(Filled::Nothing)) => continue,
+                Poll::Ready(Ok(Filled::Bytes)) => {
+                    inbound.put_ahead(buf.filled());
+                    watch.monitor.bytes_wait(now);
+                    if handler.is_none() {
+                        continue;
+                    }
+                }
+                Poll::Ready(Ok(Filled::Eof)) => watch.monitor.eof(now),
+                Poll::Ready(Err(error)) => {
+                    watch.monitor.failed(now, error.kind());
+                    inbound.fail(error);
+                }
+            }
+            self.reader.by_driver = false;
+            self.reader.due = self.reader.pending;
+            return;
+        }
+    }
+
+    fn drive_closing(&mut self, waker: &Waker, scratch: &mut [u8]) {
+        let Phase::Evicting { reason, closing } = &mut self.phase else {
+            return;
+        };
+        let (Some(io), Some(link)) = (&mut self.io, &self.link) else {
+            return;
+        };
+        let mut watch = Watch {
+            monitor: &mut self.monitor,
+            policy: &self.policy,
+            notes: &mut self.notes,
+            clock: link.driver.clock(),
+        };
+        let now = watch.now();
+        let outlook = Outlook {
+            can_inject: false,
+            blind: false,
+        };
+        let late = watch.monitor.poll(now, watch.policy, outlook) == Action::Cut;
+        let cx = &mut Context::from_waker(waker);
+        let halves = (&mut self.inbound, &mut self.outbound);
+        if closing.poll(io, halves, cx, scratch, &mut watch).is_ready() || late {
+            self.phase = Phase::Closed {
+                reason: Some(*reason),
+            };
+        }
+    }
+}

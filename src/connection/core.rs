@@ -1,0 +1,260 @@
+//! The part of a connection that does not know its transport: its name, who is told of its end, and
+//! that they are told once.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::driver::Driver;
+use crate::evict::{self, ConnectionId, Eviction, LocalHook, OnEvict};
+use crate::monitor::{CloseFrame, Health, Moment, Policy, Reason, Rtt, Stats};
+
+/// A connection, for those who do not know its transport.
+pub(crate) trait Managed: Send + Sync {
+    fn core(&self) -> &Core;
+    fn view(&self) -> View;
+    /// Ends the connection with this Close frame. False if it has ended before.
+    fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool;
+    /// Adds a layer. Of two of a kind the later one's settings hold, and both are told of the end.
+    fn attach(&self, layer: &Share);
+}
+
+/// Keeps account of the connections of a layer.
+pub(crate) trait Track: Send + Sync {
+    fn opened(&self, connection: Arc<dyn Managed>);
+    fn ended(&self, id: ConnectionId);
+}
+
+/// What a layer gives to each of its connections: its settings, and who is told of them. One
+/// allocation each, shared by all connections.
+#[derive(Clone)]
+pub(crate) struct Share {
+    pub(super) policy: Policy,
+    listeners: Arc<Listeners>,
+}
+
+struct Listeners {
+    tracker: Option<Arc<dyn Track>>,
+    hooks: Vec<Arc<dyn OnEvict>>,
+}
+
+/// What can be said of a connection at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View {
+    pub(crate) health: Health,
+    pub(crate) lifetime: Duration,
+    pub(crate) last_seen: Instant,
+    pub(crate) idle_for: Duration,
+    pub(crate) rtt: Option<Rtt>,
+    pub(crate) stats: Stats,
+}
+
+/// The part of a connection that does not know its transport.
+pub(crate) struct Core {
+    id: ConnectionId,
+    created: Instant,
+    driver: OnceLock<Arc<Driver>>,
+    extras: Mutex<Extras>,
+    eviction: OnceLock<Arc<Eviction>>,
+    /// All hooks have returned.
+    reported: AtomicBool,
+    reporting: Notify,
+}
+
+#[derive(Default)]
+struct Extras {
+    session: Option<Arc<dyn Any + Send + Sync>>,
+    layers: Vec<Arc<Listeners>>,
+    local: Vec<LocalHook>,
+    /// The hooks were taken to be called: one that comes now is called by whoever brings it.
+    fired: bool,
+}
+
+impl Share {
+    pub(crate) fn new(
+        policy: Policy,
+        tracker: Option<Arc<dyn Track>>,
+        hooks: Vec<Arc<dyn OnEvict>>,
+    ) -> Self {
+        Self {
+            policy,
+            listeners: Arc::new(Listeners { tracker, hooks }),
+        }
+    }
+}
+
+impl fmt::Debug for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Share")
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    pub(super) fn new() -> Self {
+        Self {
+            id: ConnectionId::next(),
+            created: Instant::now(),
+            driver: OnceLock::new(),
+            extras: Mutex::default(),
+            eviction: OnceLock::new(),
+            reported: AtomicBool::new(false),
+            reporting: Notify::new(),
+        }
+    }
+
+    pub(super) fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    pub(super) fn created(&self) -> Instant {
+        self.created
+    }
+
+    /// The driver that looks after the connection, once it is open.
+    pub(super) fn driver(&self) -> Option<&Arc<Driver>> {
+        self.driver.get()
+    }
+
+    /// Names the driver. A connection is opened once, so the first one stays.
+    pub(super) fn set_driver(&self, driver: Arc<Driver>) {
+        let _ = self.driver.set(driver);
+    }
+
+    pub(super) fn attach(&self, layer: &Share) {
+        let mut extras = self.extras();
+        let listeners = &layer.listeners;
+        if !extras
+            .layers
+            .iter()
+            .any(|known| Arc::ptr_eq(known, listeners))
+        {
+            extras.layers.push(Arc::clone(listeners));
+        }
+    }
+
+    /// Nobody but the connection's own hooks is to be told of its end.
+    pub(super) fn detach_layers(&self) {
+        let layers = std::mem::take(&mut self.extras().layers);
+        drop(layers);
+    }
+
+    pub(super) fn now(&self) -> Moment {
+        self.driver
+            .get()
+            .map_or(Moment::START, |driver| driver.clock().now())
+    }
+
+    pub(super) fn created_moment(&self) -> Moment {
+        self.driver
+            .get()
+            .map_or(Moment::START, |driver| driver.clock().moment(self.created))
+    }
+
+    fn extras(&self) -> MutexGuard<'_, Extras> {
+        self.extras.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn trackers(&self) -> Vec<Arc<dyn Track>> {
+        let extras = self.extras();
+        extras
+            .layers
+            .iter()
+            .filter_map(|layer| layer.tracker.clone())
+            .collect()
+    }
+
+    pub(super) fn describe(&self, reason: Reason, view: View) -> Eviction {
+        Eviction {
+            id: self.id,
+            reason,
+            lifetime: view.lifetime,
+            last_seen: view.last_seen,
+            idle_for: view.idle_for,
+            rtt: view.rtt,
+            stats: view.stats,
+            session: self.session(),
+        }
+    }
+
+    /// Tells everybody, once. The caller holds no lock, and the verdict that only one caller gets.
+    pub(super) fn fire(&self, eviction: Eviction) {
+        let eviction = Arc::new(eviction);
+        if self.eviction.set(Arc::clone(&eviction)).is_err() {
+            return;
+        }
+        let (layers, local) = {
+            let mut extras = self.extras();
+            extras.fired = true;
+            (
+                std::mem::take(&mut extras.layers),
+                std::mem::take(&mut extras.local),
+            )
+        };
+        tracing::debug!(
+            conn_id = %self.id,
+            reason = eviction.reason().as_str(),
+            idle_ms = eviction.idle_for().as_millis() as u64,
+            "connection ended"
+        );
+        for tracker in layers.iter().filter_map(|layer| layer.tracker.as_ref()) {
+            tracker.ended(self.id);
+        }
+        for hook in local {
+            evict::call_local(hook, &eviction);
+        }
+        // The same hook may have been given to several layers; it is told once.
+        let mut told: Vec<&Arc<dyn OnEvict>> = Vec::new();
+        for hook in layers.iter().flat_map(|layer| &layer.hooks) {
+            if !told.iter().any(|known| Arc::ptr_eq(known, hook)) {
+                told.push(hook);
+                evict::call(&**hook, &eviction);
+            }
+        }
+        self.reported.store(true, Ordering::Release);
+        self.reporting.notify_waiters();
+    }
+
+    /// The end, as soon as all hooks have been told of it.
+    pub(super) async fn reported(&self) -> Arc<Eviction> {
+        loop {
+            let notified = self.reporting.notified();
+            match self.eviction.get() {
+                Some(eviction) if self.reported.load(Ordering::Acquire) => {
+                    return Arc::clone(eviction);
+                }
+                Some(_) | None => notified.await,
+            }
+        }
+    }
+
+    /// Adds a hook, or calls it if the connection has ended.
+    pub(super) fn add_local(&self, hook: LocalHook) {
+        let mut extras = self.extras();
+        if !extras.fired {
+            extras.local.push(hook);
+            return;
+        }
+        drop(extras);
+        if let Some(eviction) = self.eviction.get() {
+            evict::call_local(hook, eviction);
+        }
+    }
+
+    pub(super) fn session(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        self.extras().session.clone()
+    }
+
+    pub(super) fn set_session(
+        &self,
+        session: Arc<dyn Any + Send + Sync>,
+    ) -> Option<Arc<dyn Any + Send + Sync>> {
+        self.extras().session.replace(session)
+    }
+}

@@ -1,0 +1,145 @@
+//! The handler's operations on its stream, under the lock.
+//!
+//! Each is given the handler's context and `driver`, which makes a waker that has the driver look
+//! after the connection: the transport keeps one waker per direction, and this is where it is
+//! decided whose.
+
+use std::io::{self, IoSlice};
+use std::task::{Context, Poll, Waker};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::inbound::Filled;
+use super::inject::Outbound;
+use super::state::{Phase, State};
+use super::watch::Watch;
+
+/// What the handler writes.
+pub(super) enum Outgoing<'a> {
+    Slice(&'a [u8]),
+    Slices(&'a [IoSlice<'a>]),
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
+    pub(super) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+        driver: impl Fn() -> Waker,
+    ) -> Poll<io::Result<()>> {
+        let (io, inbound, _, mut watch) = self.parts()?;
+        if inbound.ahead() > 0 {
+            let now = watch.now();
+            inbound.take_ahead(out);
+            watch.monitor.handler_read(now, inbound.ahead() > 0);
+            self.reader.pending = false;
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            // While a ping is unanswered the driver watches the transport: the pong is not the
+            // handler's business, and its round trip should not include the handler's delay.
+            let by_driver = watch.monitor.is_waiting();
+            let filled = if by_driver {
+                let waker = driver();
+                inbound.poll_fill(io, &mut Context::from_waker(&waker), out, &mut watch)
+            } else {
+                inbound.poll_fill(io, cx, out, &mut watch)
+            };
+            match filled {
+                Poll::Ready(Ok(Filled::Nothing)) => continue,
+                Poll::Ready(Ok(Filled::Bytes)) => {}
+                Poll::Ready(Ok(Filled::Eof)) => watch.monitor.eof(watch.clock.now()),
+                Poll::Ready(Err(error)) => {
+                    watch.monitor.failed(watch.clock.now(), error.kind());
+                    self.reader.pending = false;
+                    return Poll::Ready(Err(error));
+                }
+                Poll::Pending => {
+                    self.reader.park(cx.waker(), by_driver);
+                    return Poll::Pending;
+                }
+            }
+            self.reader.pending = false;
+            return Poll::Ready(Ok(()));
+        }
+    }
+
+    pub(super) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        driver: impl Fn() -> Waker,
+        bytes: Outgoing<'_>,
+    ) -> Poll<io::Result<usize>> {
+        self.poll_out(cx, driver, |io, outbound, cx, watch| match bytes {
+            Outgoing::Slice(bytes) => outbound.poll_write(io, cx, bytes, watch),
+            Outgoing::Slices(slices) => outbound.poll_write_vectored(io, cx, slices, watch),
+        })
+    }
+
+    pub(super) fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        driver: impl Fn() -> Waker,
+    ) -> Poll<io::Result<()>> {
+        self.poll_out(cx, driver, |io, outbound, cx, watch| {
+            outbound.poll_flush(io, cx, watch)
+        })
+    }
+
+    pub(super) fn poll_shutdown(
+        &mut self,
+        cx: &mut Context<'_>,
+        driver: impl Fn() -> Waker,
+    ) -> Poll<io::Result<()>> {
+        if !matches!(self.phase, Phase::Open) {
+            // The driver shuts an evicted connection down; there is nothing left to fail.
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_out(cx, driver, |io, outbound, cx, watch| {
+            watch.monitor.server_closed(watch.clock.now(), None);
+            outbound.poll_shutdown(io, cx, watch)
+        })
+    }
+
+    /// One operation of the handler on the way out.
+    fn poll_out<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        driver: impl Fn() -> Waker,
+        operation: impl FnOnce(
+            &mut T,
+            &mut Outbound,
+            &mut Context<'_>,
+            &mut Watch<'_>,
+        ) -> Poll<io::Result<R>>,
+    ) -> Poll<io::Result<R>> {
+        let (io, _, outbound, mut watch) = self.parts()?;
+        // While a frame of ours is under way it is the driver's to go on with, since the handler
+        // may lose its interest in writing at any time.
+        let by_driver = outbound.is_busy();
+        let result = if by_driver {
+            let waker = driver();
+            operation(io, outbound, &mut Context::from_waker(&waker), &mut watch)
+        } else {
+            operation(io, outbound, cx, &mut watch)
+        };
+        match &result {
+            Poll::Pending => self.writer.park(cx.waker(), by_driver),
+            Poll::Ready(done) => {
+                self.writer.pending = false;
+                if let Err(error) = done {
+                    self.fail(error.kind());
+                }
+            }
+        }
+        result
+    }
+
+    /// The handler dropped its stream. An eviction goes on without it.
+    pub(super) fn dropped(&mut self) {
+        if let (Phase::Open, Some(link)) = (&self.phase, &self.link) {
+            self.monitor.dropped(link.driver.clock().now());
+            self.phase = Phase::Closed { reason: None };
+        }
+    }
+}
