@@ -275,7 +275,9 @@ impl Outbound {
         rest: bool,
         watch: &mut Watch<'_>,
     ) -> Poll<io::Result<usize>> {
-        watch.monitor.accepted(watch.now(), written, rest);
+        if written > 0 {
+            watch.monitor.accepted(watch.now(), written, rest);
+        }
         // The handler's bytes are accepted whatever happens to ours: an error shows up again at
         // the next operation, and a refusal is the driver's to follow up.
         let _ = self.poll_control(io, cx, watch);
