@@ -197,10 +197,16 @@ impl Core {
                 std::mem::take(&mut extras.local),
             )
         };
+        let missed = match eviction.reason() {
+            Reason::HeartbeatTimeout { missed } => Some(missed),
+            _ => None,
+        };
         tracing::debug!(
             conn_id = %self.id,
             reason = eviction.reason().as_str(),
-            idle_ms = eviction.idle_for().as_millis() as u64,
+            missed,
+            idle_ms = millis(eviction.idle_for()),
+            rtt_ms = eviction.rtt().map(|rtt| millis(rtt.smoothed())),
             "connection ended"
         );
         for tracker in layers.iter().filter_map(|layer| layer.tracker.as_ref()) {
@@ -257,4 +263,8 @@ impl Core {
     ) -> Option<Arc<dyn Any + Send + Sync>> {
         self.extras().session.replace(session)
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

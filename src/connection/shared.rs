@@ -51,7 +51,9 @@ where
         }
         let connection = Arc::clone(self) as Arc<dyn Drive>;
         let opened = self.enter(|state| state.open(io, connection, driver));
-        if !opened {
+        if opened {
+            tracing::debug!(conn_id = %self.core.id(), "connection opened");
+        } else {
             for tracker in &trackers {
                 tracker.ended(self.core.id());
             }
