@@ -5,8 +5,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::closing::Closing;
-use super::inbound::{Filled, READ_AHEAD};
+use super::inbound::{Filled, READ_AHEAD, READS};
 use super::state::{Phase, State};
 use super::watch::Watch;
 use crate::monitor::{Action, Moment, Outlook};
@@ -53,12 +52,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                         self.look(waker, scratch);
                     }
                 }
+                Action::Retry => self.retry(waker),
                 Action::Evict(reason) => {
                     let frame = self.policy.close_frame(reason);
-                    self.phase = Phase::Evicting {
-                        reason,
-                        closing: Closing::new(reason, frame),
-                    };
+                    self.begin_closing(reason, frame);
                     return;
                 }
                 Action::Cut => {
@@ -78,7 +75,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         };
         if outbound.is_busy() {
             match outbound.poll_control(io, &mut Context::from_waker(waker), &mut watch) {
-                Poll::Pending => return,
+                Poll::Pending => {
+                    // If the handler waits too, its waker is no longer the transport's.
+                    self.writer.by_driver = true;
+                    return;
+                }
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => self.fail(error.kind()),
             }
@@ -90,9 +91,22 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         }
     }
 
+    /// Has everybody who wants to write try again.
+    fn retry(&mut self, waker: &Waker) {
+        self.push(waker);
+        let Ok((io, _, outbound, mut watch)) = self.parts() else {
+            return;
+        };
+        if !outbound.is_busy() || outbound.is_mid_frame() {
+            let cx = &mut Context::from_waker(waker);
+            self.writer.by_driver = outbound.poll_room(io, cx, &mut watch).is_pending();
+        }
+        self.writer.due = self.writer.pending;
+    }
+
     /// Looks whether anything has come from the peer, on behalf of a handler that does not.
     fn look(&mut self, waker: &Waker, scratch: &mut [u8]) {
-        loop {
+        for _ in 0..READS {
             let handler = self.reader.waker.clone().filter(|_| self.reader.pending);
             let Ok((io, inbound, _, mut watch)) = self.parts() else {
                 return;
@@ -124,16 +138,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                         continue;
                     }
                 }
-                Poll::Ready(Ok(Filled::Eof)) => watch.monitor.eof(now),
-                Poll::Ready(Err(error)) => {
-                    watch.monitor.failed(now, error.kind());
-                    inbound.fail(error);
-                }
+                Poll::Ready(Ok(Filled::Eof)) => {}
+                Poll::Ready(Err(error)) => inbound.fail(error),
             }
             self.reader.by_driver = false;
             self.reader.due = self.reader.pending;
             return;
         }
+        // There is more, and there are others: come by again after them.
+        self.reader.by_driver = true;
+        waker.wake_by_ref();
     }
 
     fn drive_closing(&mut self, waker: &Waker, scratch: &mut [u8]) {

@@ -6,13 +6,10 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::inbound::{Filled, Inbound};
+use super::inbound::{Filled, Inbound, READS};
 use super::inject::Outbound;
 use super::watch::Watch;
 use crate::monitor::{CloseFrame, Reason};
-
-/// Reads per turn, so that a peer that keeps sending cannot keep the driver.
-const READS: usize = 16;
 
 /// The closing handshake of an eviction (RFC 6455 section 7.1.2), step by step. Whoever drives it
 /// bounds it in time.
@@ -84,7 +81,8 @@ impl Closing {
                         if !taken && !outbound.is_closed() {
                             // In the middle of the handler's frame nothing can be said that the
                             // peer would take for a Close frame: the transport's end has to do.
-                            return Poll::Ready(Ok(()));
+                            self.step = Step::Shutdown;
+                            continue;
                         }
                     }
                     ready!(outbound.poll_control(io, cx, watch))?;

@@ -3,7 +3,6 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -60,9 +59,8 @@ pub(crate) struct Core {
     created: Instant,
     driver: OnceLock<Arc<Driver>>,
     extras: Mutex<Extras>,
-    eviction: OnceLock<Arc<Eviction>>,
-    /// All hooks have returned.
-    reported: AtomicBool,
+    /// Without the session value, which is in the slot until everybody has been told.
+    eviction: OnceLock<Eviction>,
     reporting: Notify,
 }
 
@@ -73,6 +71,13 @@ struct Extras {
     local: Vec<LocalHook>,
     /// The hooks were taken to be called: one that comes now is called by whoever brings it.
     fired: bool,
+    /// All hooks have returned.
+    reported: bool,
+    /// How many may still ask for the session: the hooks, as long as they have not all returned,
+    /// the handler, as long as it has its stream, and everybody who awaits the end. When the last
+    /// of them is gone the slot is emptied, for what is in it may well hold a handle of this
+    /// connection, and they would keep each other alive.
+    holders: usize,
 }
 
 impl Share {
@@ -102,9 +107,11 @@ impl Core {
             id: ConnectionId::next(),
             created: Instant::now(),
             driver: OnceLock::new(),
-            extras: Mutex::default(),
+            extras: Mutex::new(Extras {
+                holders: 1,
+                ..Extras::default()
+            }),
             eviction: OnceLock::new(),
-            reported: AtomicBool::new(false),
             reporting: Notify::new(),
         }
     }
@@ -185,8 +192,11 @@ impl Core {
 
     /// Tells everybody, once. The caller holds no lock, and the verdict that only one caller gets.
     pub(super) fn fire(&self, eviction: Eviction) {
-        let eviction = Arc::new(eviction);
-        if self.eviction.set(Arc::clone(&eviction)).is_err() {
+        let parted = Eviction {
+            session: None,
+            ..eviction.clone()
+        };
+        if self.eviction.set(parted).is_err() {
             return;
         }
         let (layers, local) = {
@@ -223,21 +233,33 @@ impl Core {
                 evict::call(&**hook, &eviction);
             }
         }
-        self.reported.store(true, Ordering::Release);
+        drop(eviction);
+        self.extras().reported = true;
         self.reporting.notify_waiters();
+        self.release();
     }
 
     /// The end, as soon as all hooks have been told of it.
-    pub(super) async fn reported(&self) -> Arc<Eviction> {
+    pub(super) async fn reported(&self) -> Eviction {
+        self.hold();
+        let _held = Held(self);
         loop {
             let notified = self.reporting.notified();
-            match self.eviction.get() {
-                Some(eviction) if self.reported.load(Ordering::Acquire) => {
-                    return Arc::clone(eviction);
-                }
-                Some(_) | None => notified.await,
+            let reported = self.extras().reported;
+            if let (true, Some(eviction)) = (reported, self.ended()) {
+                return eviction;
             }
+            notified.await;
         }
+    }
+
+    /// What is known of the end, if it has come, with the session if that is still there.
+    fn ended(&self) -> Option<Eviction> {
+        let eviction = self.eviction.get()?;
+        Some(Eviction {
+            session: self.session(),
+            ..eviction.clone()
+        })
     }
 
     /// Adds a hook, or calls it if the connection has ended.
@@ -248,20 +270,53 @@ impl Core {
             return;
         }
         drop(extras);
-        if let Some(eviction) = self.eviction.get() {
-            evict::call_local(hook, eviction);
+        if let Some(eviction) = self.ended() {
+            evict::call_local(hook, &eviction);
         }
+    }
+
+    /// Somebody more may ask for the session.
+    pub(super) fn hold(&self) {
+        self.extras().holders += 1;
+    }
+
+    /// One fewer may ask for the session.
+    pub(super) fn release(&self) {
+        let session = {
+            let mut extras = self.extras();
+            extras.holders -= 1;
+            if extras.holders > 0 {
+                return;
+            }
+            extras.session.take()
+        };
+        // Dropped after the lock was given back: it is the application's.
+        drop(session);
     }
 
     pub(super) fn session(&self) -> Option<Arc<dyn Any + Send + Sync>> {
         self.extras().session.clone()
     }
 
+    /// Fills the slot, unless nobody is left who could ask for it.
     pub(super) fn set_session(
         &self,
         session: Arc<dyn Any + Send + Sync>,
     ) -> Option<Arc<dyn Any + Send + Sync>> {
-        self.extras().session.replace(session)
+        let mut extras = self.extras();
+        if extras.holders == 0 {
+            return None;
+        }
+        extras.session.replace(session)
+    }
+}
+
+/// Holds the session for whoever awaits the end.
+struct Held<'a>(&'a Core);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.release();
     }
 }
 

@@ -75,7 +75,9 @@ impl Liveness {
     }
 
     /// Ends the connection with [`Reason::Kicked`], and tells the peer `code` and `reason` in a
-    /// Close frame (RFC 6455 section 5.5.1) if the handler is not in the middle of a frame.
+    /// Close frame (RFC 6455 section 5.5.1), unless the handler is in the middle of a frame, or the
+    /// upgrade is not complete yet. In the latter case the upgrade fails, as far as the handler can
+    /// see, and all hooks are told, whatever the response turns out to be.
     ///
     /// Returns without waiting for the network. When it returns true, all hooks have been called
     /// and the handler's pending reads and writes fail; the closing handshake goes on for at most
@@ -102,7 +104,7 @@ impl Liveness {
     ///
     /// Cancel safe: dropping the future loses nothing, and any number of tasks may wait.
     pub async fn evicted(&self) -> Eviction {
-        Eviction::clone(&*self.connection.core().reported().await)
+        self.connection.core().reported().await
     }
 
     /// Calls `hook` at the end of this connection, exactly once, before the hooks of the layers. If
@@ -117,6 +119,10 @@ impl Liveness {
 
     /// Puts a value into the connection's own slot, and returns the one that was there if it is of
     /// the same type. Hooks find it with [`Eviction::session`].
+    ///
+    /// The slot is emptied when the connection has ended, all hooks have returned, the handler has
+    /// dropped its socket, and nobody awaits [`evicted`](Self::evicted) any more; after that a value
+    /// is dropped at once. So the value may hold this handle without keeping both alive for ever.
     pub fn set_session<T>(&self, session: T) -> Option<Arc<T>>
     where
         T: Any + Send + Sync,
@@ -128,7 +134,8 @@ impl Liveness {
             .ok()
     }
 
-    /// The value in the connection's slot; `None` if there is none, or it is of another type.
+    /// The value in the connection's slot; `None` if there is none, if it is of another type, or if
+    /// the slot was emptied after the end (see [`set_session`](Self::set_session)).
     #[must_use]
     pub fn session<T>(&self) -> Option<Arc<T>>
     where

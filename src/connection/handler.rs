@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::inbound::Filled;
+use super::inbound::{Filled, READS};
 use super::inject::Outbound;
 use super::state::{Phase, State};
 use super::watch::Watch;
@@ -27,6 +27,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         out: &mut ReadBuf<'_>,
         driver: impl Fn() -> Waker,
     ) -> Poll<io::Result<()>> {
+        if !matches!(self.phase, Phase::Open) && self.inbound.take_left(out) {
+            return Poll::Ready(Ok(()));
+        }
         let (io, inbound, _, mut watch) = self.parts()?;
         if inbound.ahead() > 0 {
             let now = watch.now();
@@ -35,7 +38,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             self.reader.pending = false;
             return Poll::Ready(Ok(()));
         }
-        loop {
+        for _ in 0..READS {
             // While a ping is unanswered the driver watches the transport: the pong is not the
             // handler's business, and its round trip should not include the handler's delay.
             let by_driver = watch.monitor.is_waiting();
@@ -47,10 +50,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             };
             match filled {
                 Poll::Ready(Ok(Filled::Nothing)) => continue,
-                Poll::Ready(Ok(Filled::Bytes)) => {}
-                Poll::Ready(Ok(Filled::Eof)) => watch.monitor.eof(watch.clock.now()),
+                Poll::Ready(Ok(Filled::Bytes | Filled::Eof)) => {}
                 Poll::Ready(Err(error)) => {
-                    watch.monitor.failed(watch.clock.now(), error.kind());
                     self.reader.pending = false;
                     return Poll::Ready(Err(error));
                 }
@@ -62,6 +63,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             self.reader.pending = false;
             return Poll::Ready(Ok(()));
         }
+        // A peer that repeats our pongs for ever shall not keep the connection's lock for ever.
+        cx.waker().wake_by_ref();
+        self.reader.park(cx.waker(), false);
+        Poll::Pending
     }
 
     pub(super) fn poll_write(
@@ -137,6 +142,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
 
     /// The handler dropped its stream. An eviction goes on without it.
     pub(super) fn dropped(&mut self) {
+        self.inbound.forget_ahead();
         if let (Phase::Open, Some(link)) = (&self.phase, &self.link) {
             self.monitor.dropped(link.driver.clock().now());
             self.phase = Phase::Closed { reason: None };

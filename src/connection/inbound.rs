@@ -7,12 +7,16 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::task::coop::has_budget_remaining;
 
 use super::watch::Watch;
 use crate::wire::{MAX_PING_FRAME, OpCode, Probe, Role, Scanner, probe_pong};
 
 /// How much the driver reads on behalf of a handler that does not.
 pub(super) const READ_AHEAD: usize = 16 * 1024;
+
+/// Reads in a row, so that nobody can be kept busy by bytes that are nobody's.
+pub(super) const READS: usize = 16;
 
 /// The inbound half of a connection.
 #[derive(Debug)]
@@ -79,6 +83,22 @@ impl Inbound {
         }
     }
 
+    /// Moves whatever waits for the handler into `out`, as far as it fits. Returns whether anything
+    /// did. The transport may be gone by now; these bytes are the handler's all the same.
+    pub(super) fn take_left(&mut self, out: &mut ReadBuf<'_>) -> bool {
+        let before = out.filled().len();
+        self.take_ahead(out);
+        if self.ahead.is_none() {
+            self.held.give(out);
+        }
+        out.filled().len() > before
+    }
+
+    /// Nobody will read what was read ahead.
+    pub(super) fn forget_ahead(&mut self) {
+        self.ahead = None;
+    }
+
     /// Keeps `bytes` for the handler.
     pub(super) fn put_ahead(&mut self, bytes: &[u8]) {
         let ahead = self.ahead.get_or_insert_default();
@@ -138,13 +158,13 @@ impl Inbound {
         } else {
             self.poll_fill_held(io, cx, watch)
         };
-        self.drained = read.is_pending();
+        // A transport that is refused by tokio's scheduler, not by the kernel, says nothing.
+        self.drained = read.is_pending() && has_budget_remaining();
         match ready!(read) {
             Ok(0) => {
-                // The beginning of what might have become a pong never will be one.
                 self.end = End::Eof;
-                self.held.release();
-                Poll::Ready(Ok(if self.held.give(out) {
+                watch.monitor.eof(watch.now());
+                Poll::Ready(Ok(if self.give_up_candidate(out) {
                     Filled::Bytes
                 } else {
                     Filled::Eof
@@ -157,9 +177,20 @@ impl Inbound {
             }
             Err(error) => {
                 self.end = End::Eof;
+                watch.monitor.failed(watch.now(), error.kind());
+                if self.give_up_candidate(out) {
+                    self.end = End::Failed(error);
+                    return Poll::Ready(Ok(Filled::Bytes));
+                }
                 Poll::Ready(Err(error))
             }
         }
+    }
+
+    /// The beginning of what might have become a pong never will be one: it is the handler's.
+    fn give_up_candidate(&mut self, out: &mut ReadBuf<'_>) -> bool {
+        self.held.release();
+        self.held.give(out)
     }
 
     /// The usual way: straight into the caller's buffer, which is scanned there.
@@ -229,7 +260,7 @@ impl Inbound {
         watch: &mut Watch<'_>,
     ) -> (usize, usize) {
         let now = watch.now();
-        let blind = if self.drained {
+        let unseen = if self.drained {
             Duration::ZERO
         } else {
             now.since(watch.monitor.last_inbound())
@@ -239,7 +270,7 @@ impl Inbound {
             if self.scanner.at_boundary() && watch.monitor.expects_pongs() {
                 match probe_pong(&bytes[from..], self.masked) {
                     Probe::Pong { payload, frame_len }
-                        if watch.monitor.pong(now, payload, blind) =>
+                        if watch.monitor.pong(now, unseen, payload) =>
                     {
                         from += frame_len;
                         continue;
@@ -272,7 +303,9 @@ impl Inbound {
             watch.notes.malformed = Some(("inbound", rule));
         }
         let mid_frame = candidate > 0 || !self.scanner.at_boundary();
-        watch.monitor.received(now, read, mid_frame, watch.policy);
+        watch
+            .monitor
+            .received(now, unseen, read, mid_frame, watch.policy);
         (kept, candidate)
     }
 }

@@ -59,6 +59,11 @@ impl Outbound {
         self.scanner.at_boundary() && !self.closed && !self.is_busy()
     }
 
+    /// The handler has begun a frame and not finished it.
+    pub(super) fn is_mid_frame(&self) -> bool {
+        !self.scanner.at_boundary()
+    }
+
     /// Whether a control frame of ours is not completely with the transport yet.
     pub(super) fn is_busy(&self) -> bool {
         !matches!(self.control, Control::None)
@@ -89,6 +94,28 @@ impl Outbound {
         let frame = encode_close(code, reason, self.mask());
         self.control = Control::Close { frame, written: 0 };
         true
+    }
+
+    /// Takes back a ping that was not begun.
+    pub(super) fn cancel_ping(&mut self) {
+        if matches!(self.control, Control::Ping { written: 0, .. }) {
+            self.control = Control::None;
+        }
+    }
+
+    /// In the middle of the handler's frame, asks the transport whether it would take more of it.
+    /// What it refuses is reported. Transports that cannot tell take nothing for something.
+    pub(super) fn poll_room<T: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Context<'_>,
+        watch: &mut Watch<'_>,
+    ) -> Poll<()> {
+        if Pin::new(io).poll_write(cx, &[]).is_pending() {
+            watch.refused();
+            return Poll::Pending;
+        }
+        Poll::Ready(())
     }
 
     /// A control frame of ours is half-written: its rest has to go out before anything else.
@@ -129,14 +156,14 @@ impl Outbound {
     ) -> Poll<io::Result<()>> {
         while let Some(bytes) = self.writable() {
             let Poll::Ready(written) = Pin::new(&mut *io).poll_write(cx, bytes)? else {
-                watch.monitor.refused(watch.now());
+                watch.refused();
                 return Poll::Pending;
             };
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             let rest = written < bytes.len();
-            watch.monitor.accepted(watch.now(), written, rest);
+            watch.accepted(written, rest);
             self.advance_control(written);
         }
         Poll::Ready(Ok(()))
@@ -173,7 +200,7 @@ impl Outbound {
         ready!(self.poll_control_bytes(io, cx, watch))?;
         if matches!(self.control, Control::FlushPing | Control::FlushClose) {
             if Pin::new(io).poll_flush(cx)?.is_pending() {
-                watch.monitor.refused(watch.now());
+                watch.refused();
                 return Poll::Pending;
             }
             self.flushed(watch);
@@ -187,7 +214,7 @@ impl Outbound {
             Control::FlushPing | Control::FlushClose => watch.now(),
             Control::None | Control::Ping { .. } | Control::Close { .. } => return,
         };
-        watch.monitor.accepted(now, 0, false);
+        watch.accepted(0, false);
         if matches!(self.control, Control::FlushPing) {
             watch.monitor.ping_flushed(now);
             watch.notes.pinged = true;
@@ -210,7 +237,7 @@ impl Outbound {
             false => bytes.len(),
         };
         let Poll::Ready(written) = Pin::new(&mut *io).poll_write(cx, &bytes[..end])? else {
-            watch.monitor.refused(watch.now());
+            watch.refused();
             return Poll::Pending;
         };
         self.passed(&bytes[..written], watch);
@@ -231,7 +258,7 @@ impl Outbound {
             return self.poll_write(io, cx, first.map_or(&[], |slice| &**slice), watch);
         }
         let Poll::Ready(written) = Pin::new(&mut *io).poll_write_vectored(cx, slices)? else {
-            watch.monitor.refused(watch.now());
+            watch.refused();
             return Poll::Pending;
         };
         let mut left = written;
@@ -276,7 +303,7 @@ impl Outbound {
         watch: &mut Watch<'_>,
     ) -> Poll<io::Result<usize>> {
         if written > 0 {
-            watch.monitor.accepted(watch.now(), written, rest);
+            watch.accepted(written, rest);
         }
         // The handler's bytes are accepted whatever happens to ours: an error shows up again at
         // the next operation, and a refusal is the driver's to follow up.

@@ -17,8 +17,10 @@ use crate::wire::Role;
 
 /// One upgraded connection, from the request that asks for it to its end.
 ///
-/// Lock order: `state`, then the driver's queue. Nothing foreign runs under either: hooks are
-/// called, wakers woken and transports dropped after both were given back.
+/// Lock order: `state`, then the core's extras or the driver's queue. What is foreign runs under
+/// none of them: hooks are called, wakers woken, log lines written and transports dropped after all
+/// were given back. (A transport is *polled* under `state`, which is what that lock is for, and a
+/// waker may be cloned or dropped.)
 pub(crate) struct Connection<T> {
     core: Core,
     /// Already in the driver's queue of connections with something to do.
@@ -73,6 +75,16 @@ where
         self.upgrade_failed();
     }
 
+    /// The handler, who has its stream now, may ask for the session.
+    pub(super) fn hold_session(&self) {
+        self.core.hold();
+    }
+
+    /// The handler has dropped its stream.
+    pub(super) fn release_session(&self) {
+        self.core.release();
+    }
+
     /// Does something with the state, and then, with no lock held, all that follows from it.
     pub(super) fn enter<R>(self: &Arc<Self>, act: impl FnOnce(&mut State<T>) -> R) -> R {
         let mut state = self.lock();
@@ -90,15 +102,19 @@ where
         if let Some(eviction) = eviction {
             self.core.fire(eviction);
         }
-        drop(aftermath.io);
         if let Some(link) = aftermath.link {
             link.driver.remove(link.key);
         }
+        // Nobody is to be left waiting because a transport panics as it is dropped.
+        if catch_unwind(AssertUnwindSafe(|| drop(aftermath.io))).is_err() {
+            tracing::warn!(conn_id = %self.core.id(), "a transport panicked while it was dropped");
+        }
+        drop(aftermath.spent);
         for waker in aftermath.wakers.into_iter().flatten() {
             waker.wake();
         }
         if evicting {
-            self.schedule();
+            self.schedule_closing();
         }
         result
     }
@@ -158,6 +174,16 @@ where
             driver.schedule(Arc::clone(self) as Arc<dyn Drive>);
         }
     }
+
+    fn schedule_closing(self: &Arc<Self>) {
+        let driven = self
+            .core
+            .driver()
+            .is_some_and(|driver| driver.schedule(Arc::clone(self) as Arc<dyn Drive>));
+        if !driven {
+            self.enter(State::close_now);
+        }
+    }
 }
 
 impl<T> Drive for Connection<T>
@@ -165,7 +191,8 @@ where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     fn drive(self: Arc<Self>, scratch: &mut [u8]) {
-        self.scheduled.store(false, Ordering::Release);
+        // Acquires what the waker's caller did before: it may be what is looked at now.
+        self.scheduled.swap(false, Ordering::AcqRel);
         let waker = self.waker();
         let driven = catch_unwind(AssertUnwindSafe(|| {
             self.enter(|state| state.drive(&waker, scratch));
@@ -174,6 +201,10 @@ where
             tracing::warn!(conn_id = %self.core.id(), "a transport panicked while it was driven");
             self.enter(State::transport_panicked);
         }
+    }
+
+    fn abandon(self: Arc<Self>) {
+        self.enter(State::close_now);
     }
 }
 

@@ -69,6 +69,8 @@ pub(super) struct Aftermath<T> {
     pub(super) io: Option<T>,
     pub(super) link: Option<Link>,
     pub(super) wakers: [Option<Waker>; 2],
+    /// Wakers that nobody will need again: they keep their tasks' memory.
+    pub(super) spent: [Option<Waker>; 2],
 }
 
 impl<T> State<T> {
@@ -99,20 +101,23 @@ impl<T> State<T> {
         }
     }
 
-    /// Puts the transport in. False if the connection was ended before; the transport then goes
-    /// the way of every ended connection's.
+    /// Puts the transport in. False if the connection was ended before, or the runtime is being shut
+    /// down; the transport then goes the way of every ended connection's.
     pub(super) fn open(&mut self, io: T, connection: Arc<dyn Drive>, driver: Arc<Driver>) -> bool {
         self.io = Some(io);
         if !matches!(self.phase, Phase::Opening) {
             return false;
         }
-        self.phase = Phase::Open;
-        self.opened = true;
         let now = driver.clock().now();
         self.monitor = Monitor::new(now, &self.policy, fastrand::f32(), fastrand::u64(..));
         let granularity = self.policy.tick_millis();
         let armed = tick(self.monitor.deadline(&self.policy), granularity);
-        let key = driver.insert(connection, armed);
+        let Some(key) = driver.insert(connection, armed) else {
+            self.give_up_opening(now);
+            return false;
+        };
+        self.phase = Phase::Open;
+        self.opened = true;
         self.link = Some(Link {
             driver,
             key,
@@ -145,6 +150,10 @@ impl<T> State<T> {
 
     /// What follows from what was just done; `None`, almost always, if nothing does.
     pub(super) fn settle(&mut self) -> Option<Aftermath<T>> {
+        if self.notes.malformed.is_some() {
+            self.monitor.go_passive();
+            self.outbound.cancel_ping();
+        }
         if self.monitor.take_moved() {
             self.rearm();
         }
@@ -159,12 +168,19 @@ impl<T> State<T> {
         if verdict.is_none() && !leftovers && !woken && self.notes.is_empty() {
             return None;
         }
+        let wakers = [self.reader.take_due(), self.writer.take_due()];
+        let spent = if closed {
+            [self.reader.waker.take(), self.writer.waker.take()]
+        } else {
+            [None, None]
+        };
         Some(Aftermath {
             notes: std::mem::take(&mut self.notes),
             verdict,
             io: if closed { self.io.take() } else { None },
             link: if closed { self.link.take() } else { None },
-            wakers: [self.reader.take_due(), self.writer.take_due()],
+            wakers,
+            spent,
         })
     }
 
@@ -189,15 +205,30 @@ impl<T> State<T> {
                 }
             }
             Phase::Open => {
-                self.phase = Phase::Evicting {
-                    reason,
-                    closing: Closing::new(reason, frame),
-                };
+                self.begin_closing(reason, frame);
             }
             Phase::Evicting { .. } | Phase::Closed { .. } => return false,
         }
         self.monitor.end(now, reason);
         true
+    }
+
+    /// Takes the transport from the handler, to say goodbye.
+    pub(super) fn begin_closing(&mut self, reason: Reason, frame: CloseFrame) {
+        self.inbound.forget_ahead();
+        self.phase = Phase::Evicting {
+            reason,
+            closing: Closing::new(reason, frame),
+        };
+    }
+
+    /// There is no driver to say goodbye.
+    pub(super) fn close_now(&mut self) {
+        if let Phase::Evicting { reason, .. } = &self.phase {
+            self.phase = Phase::Closed {
+                reason: Some(*reason),
+            };
+        }
     }
 
     pub(super) fn transport_panicked(&mut self) {

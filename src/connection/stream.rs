@@ -42,10 +42,7 @@ where
     /// Opens `connection` over `io`. `None` if it was evicted before it came so far.
     pub(crate) fn open(connection: Arc<Connection<T>>, io: T) -> Option<Self> {
         let vectored = io.is_write_vectored();
-        connection.open(io).then_some(Self {
-            connection,
-            vectored,
-        })
+        connection.open(io).then(|| Self::new(connection, vectored))
     }
 
     /// Puts a stream that speaks frames already under a layer.
@@ -56,13 +53,15 @@ where
         let vectored = io.is_write_vectored();
         // Somebody may find it in a registry and evict it at once: its stream then says so.
         connection.open(io);
-        (
-            Self {
-                connection,
-                vectored,
-            },
-            live,
-        )
+        (Self::new(connection, vectored), live)
+    }
+
+    fn new(connection: Arc<Connection<T>>, vectored: bool) -> Self {
+        connection.hold_session();
+        Self {
+            connection,
+            vectored,
+        }
     }
 }
 
@@ -127,6 +126,7 @@ where
 {
     fn drop(&mut self) {
         self.connection.enter(|state| state.dropped());
+        self.connection.release_session();
     }
 }
 

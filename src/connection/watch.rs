@@ -1,5 +1,7 @@
 //! Whom both directions of a connection report to.
 
+use tokio::task::coop::has_budget_remaining;
+
 use crate::driver::Clock;
 use crate::monitor::{Moment, Monitor, Policy};
 use crate::wire::Malformed;
@@ -15,6 +17,21 @@ pub(super) struct Watch<'a> {
 impl Watch<'_> {
     pub(super) fn now(&self) -> Moment {
         self.clock.now()
+    }
+
+    /// The transport accepted `bytes`; `rest` if more of the same write or frame is waiting.
+    pub(super) fn accepted(&mut self, bytes: usize, rest: bool) {
+        let now = self.now();
+        self.monitor.accepted(now, bytes, rest, self.policy);
+    }
+
+    /// The transport refused bytes, or the scheduler did: a task that has used up its budget gets
+    /// `Pending` from tokio's transports whatever their state.
+    pub(super) fn refused(&mut self) {
+        if has_budget_remaining() {
+            let now = self.now();
+            self.monitor.refused(now);
+        }
     }
 }
 

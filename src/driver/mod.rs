@@ -13,10 +13,13 @@ mod wheel;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
+use std::time::Duration;
 
 use tokio::runtime::{Handle, Id};
+use tokio::task::unconstrained;
 
 pub(crate) use clock::Clock;
+use task::Turn;
 pub(crate) use wheel::Key;
 use wheel::Wheel;
 
@@ -29,6 +32,9 @@ pub(crate) trait Drive: Send + Sync {
     /// Called without any lock of the driver held; the connection re-arms or removes its own entry.
     /// Does not panic, or the driver's task would end for all connections.
     fn drive(self: Arc<Self>, scratch: &mut [u8]);
+
+    /// Nobody will drive it any more: the runtime is being shut down.
+    fn abandon(self: Arc<Self>);
 }
 
 /// The driver of one runtime. Cheap to share; every connection holds one.
@@ -63,9 +69,11 @@ impl Driver {
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime.
+    /// Outside of a tokio runtime, or in one whose timer is not enabled.
     pub(crate) fn current() -> Arc<Self> {
         let id = Handle::current().id();
+        // Panics here, where the caller sees it, rather than in the driver's task.
+        drop(tokio::time::sleep(Duration::ZERO));
         let mut drivers = lock(&DRIVERS);
         if let Some(driver) = drivers.get(&id).and_then(Weak::upgrade) {
             return driver;
@@ -87,18 +95,28 @@ impl Driver {
         &self.clock
     }
 
-    /// Takes a connection in, to be driven for the first time at `deadline`.
-    pub(crate) fn insert(self: &Arc<Self>, connection: Arc<dyn Drive>, deadline: u64) -> Key {
+    /// Takes a connection in, to be driven for the first time at `deadline`. `None` if the runtime
+    /// is being shut down.
+    pub(crate) fn insert(
+        self: &Arc<Self>,
+        connection: Arc<dyn Drive>,
+        deadline: u64,
+    ) -> Option<Key> {
         let mut queue = lock(&self.queue);
+        if let Task::Gone = queue.task {
+            return None;
+        }
         let key = queue.wheel.insert(deadline, connection);
         if let Task::None = queue.task {
             queue.task = Task::Running;
             drop(queue);
-            tokio::spawn(task::run(Arc::clone(self)));
+            // Deadlines of all connections hang on it, and what a transport says must be the
+            // transport's word, not that of a scheduler's budget. It yields by itself.
+            tokio::spawn(unconstrained(task::run(Turn::new(Arc::clone(self)))));
         } else {
             wake(queue, Some(deadline));
         }
-        key
+        Some(key)
     }
 
     /// Moves the deadline of a connection.
@@ -111,14 +129,16 @@ impl Driver {
         wake(queue, Some(deadline));
     }
 
-    /// Has a connection driven as soon as possible.
-    pub(crate) fn schedule(&self, connection: Arc<dyn Drive>) {
+    /// Has a connection driven as soon as possible. False if nobody is there to do it: the
+    /// connection was given up already, or the runtime was shut down.
+    pub(crate) fn schedule(&self, connection: Arc<dyn Drive>) -> bool {
         let mut queue = lock(&self.queue);
-        if let Task::Gone = queue.task {
-            return;
+        if let Task::None | Task::Gone = queue.task {
+            return false;
         }
         queue.ready.push(connection);
         wake(queue, None);
+        true
     }
 
     /// Gives a connection up.
@@ -147,7 +167,9 @@ impl Driver {
         let wheel = std::mem::replace(&mut queue.wheel, Wheel::new(0));
         let ready = std::mem::take(&mut queue.ready);
         drop(queue);
-        drop((wheel, ready));
+        for connection in wheel.into_values().chain(ready) {
+            connection.abandon();
+        }
     }
 }
 

@@ -18,13 +18,9 @@ const SCRATCH: usize = 16 * 1024;
 /// After so many connections the task lets others of its runtime run.
 const BATCH: usize = 64;
 
-pub(super) async fn run(driver: Arc<Driver>) {
-    let mut turn = Turn {
-        finished: false,
-        expired: Vec::new(),
-        due: Vec::new(),
-        driver,
-    };
+/// The whole life of the task. `turn` is made by whoever spawns it, so that a task that is dropped
+/// before it ever runs is noticed too.
+pub(super) async fn run(mut turn: Turn) {
     let mut scratch = vec![0; SCRATCH];
     let mut sleep = std::pin::pin!(sleep_until(Instant::now()));
     while poll_fn(|cx| turn.poll_due(cx, sleep.as_mut())).await {
@@ -40,7 +36,7 @@ pub(super) async fn run(driver: Arc<Driver>) {
     }
 }
 
-struct Turn {
+pub(super) struct Turn {
     driver: Arc<Driver>,
     finished: bool,
     expired: Vec<Key>,
@@ -48,6 +44,15 @@ struct Turn {
 }
 
 impl Turn {
+    pub(super) fn new(driver: Arc<Driver>) -> Self {
+        Self {
+            driver,
+            finished: false,
+            expired: Vec::new(),
+            due: Vec::new(),
+        }
+    }
+
     /// Ready(true) when connections are due, Ready(false) when there are none left at all.
     fn poll_due(&mut self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>) -> Poll<bool> {
         loop {

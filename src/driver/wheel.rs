@@ -156,6 +156,11 @@ impl<T> Wheel<T> {
         node.value
     }
 
+    /// Gives all entries up.
+    pub(crate) fn into_values(self) -> impl Iterator<Item = T> {
+        self.nodes.into_iter().map(|(_, node)| node.value)
+    }
+
     /// The value of an entry, linked or parked.
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
         self.nodes.get(key.0 as usize).map(|node| &node.value)

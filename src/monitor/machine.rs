@@ -1,43 +1,24 @@
-//! The state machine that decides: it is told what passed and when, and answers what to do.
+//! What is known of one connection: it is told what passed, and when. What follows from it is
+//! decided in [`verdict`](super::verdict).
 
 use std::time::Duration;
 
 use super::health::Health;
 use super::moment::Moment;
 use super::pings::Pings;
-use super::policy::{HeartbeatPolicy, IdlePolicy, Policy, ProofOfLife, Traffic};
+use super::policy::{Policy, ProofOfLife, Traffic};
 use super::reason::Reason;
 use super::rtt::{Rtt, RttEstimate};
 use super::stats::Stats;
 
-/// A verdict this late means that the runtime, not the peer, was away. Under it, lateness is noise.
-const LEAST_PAUSE: Duration = Duration::from_millis(100);
-
-/// What the connection knows at the moment of the question.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Outlook {
-    /// A control frame could be written now: the handler is at a frame boundary.
-    pub(crate) can_inject: bool,
-    /// The read-ahead buffer is full, so bytes from the peer could not be looked at.
-    pub(crate) blind: bool,
-}
-
-/// What the connection has to do now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
-    /// Nothing before [`Monitor::deadline`].
-    Wait,
-    /// Write a ping with this payload, and ask again.
-    Ping([u8; 8]),
-    /// The connection is over for this reason: evict it.
-    Evict(Reason),
-    /// The connection was over before and its transport outlived `close_timeout`: close it.
-    Cut,
-}
+/// The least time of refusal after which an accepted byte says that the peer has drained others.
+const LEAST_DRAIN: Duration = Duration::from_millis(5);
+/// A refusal of this length says so whatever the timeout.
+const MOST_DRAIN: Duration = Duration::from_millis(100);
 
 /// How far the connection has come towards its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
+pub(super) enum Ending {
     /// Not at all.
     Open,
     /// The handler's Close frame (or shutdown) went out; the peer's answer is awaited.
@@ -46,26 +27,52 @@ enum Ending {
     Over { since: Moment, reason: Reason },
 }
 
+/// A write that the transport refused.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Blocked {
+    /// Since when the transport has accepted nothing.
+    pub(super) since: Moment,
+    /// When the time was up, and whoever wants to write was asked to try again.
+    pub(super) asked: Option<Moment>,
+    /// The transport refused again after that.
+    pub(super) again: bool,
+}
+
+impl Blocked {
+    pub(super) fn new(since: Moment) -> Self {
+        Self {
+            since,
+            asked: None,
+            again: false,
+        }
+    }
+}
+
 /// Everything that is known of one connection's liveness.
 #[derive(Clone, Debug)]
 pub(crate) struct Monitor {
-    opened: Moment,
+    pub(super) opened: Moment,
     last_inbound: Moment,
-    /// The last byte or pong that counts as proof of life.
-    last_proof: Moment,
+    /// The latest moment at which the peer is known to have been alive. Not later than the byte or
+    /// the pong that proves it, however late that was looked at.
+    pub(super) last_proof: Moment,
     data_in: Moment,
     data_out: Moment,
-    /// Since when bytes to the peer wait that the transport does not accept.
-    blocked: Option<Moment>,
+    pub(super) blocked: Option<Blocked>,
     /// Since when bytes from the peer wait that the handler does not read.
-    backlog: Option<Moment>,
-    ending: Ending,
+    pub(super) backlog: Option<Moment>,
+    pub(super) ending: Ending,
     /// Part of the first interval that is left out, in 0..=1 (jitter).
-    head_start: f32,
-    pings: Pings,
+    pub(super) head_start: f32,
+    pub(super) pings: Pings,
     rtt: RttEstimate,
-    stats: Stats,
+    pub(super) stats: Stats,
     verdict: Option<Reason>,
+    /// The read-ahead buffer was full when this was last polled, and the handler has not
+    /// read since: what is suspended meanwhile has no deadline either.
+    pub(super) blind: bool,
+    /// Frame boundaries are lost in one direction: nobody can be pinged, or be blamed for silence.
+    pub(super) passive: bool,
     /// The deadline may have moved forward since this was last taken.
     moved: bool,
 }
@@ -92,47 +99,59 @@ impl Monitor {
             rtt: RttEstimate::default(),
             stats: Stats::default(),
             verdict: None,
+            blind: false,
+            passive: false,
             moved: false,
         }
     }
 
     // ---- what passed -------------------------------------------------------------------------
 
-    /// `bytes` came from the peer; `mid_frame` if they end inside a frame.
-    pub(crate) fn received(&mut self, now: Moment, bytes: usize, mid_frame: bool, policy: &Policy) {
+    /// `bytes` came from the peer, and were seen at `now`; they may have lain unread for as long as
+    /// `unseen`. `mid_frame` if they end inside a frame.
+    pub(crate) fn received(
+        &mut self,
+        now: Moment,
+        unseen: Duration,
+        bytes: usize,
+        mid_frame: bool,
+        policy: &Policy,
+    ) {
         self.last_inbound = now;
         self.stats.bytes_received += bytes as u64;
-        match policy
+        let proof = policy
             .heartbeat
             .as_ref()
-            .map(|heartbeat| heartbeat.proof_of_life)
-        {
-            Some(ProofOfLife::MatchingPong) if mid_frame => self.pings.extend(now),
-            Some(ProofOfLife::MatchingPong) => {}
-            Some(ProofOfLife::AnyBytes) | None => {
-                // The next ping may now be due before the awaited timeout would have been.
-                self.moved |= self.pings.waiting().is_some();
-                self.last_proof = now;
-                self.pings.sign_of_life();
-            }
+            .map(|heartbeat| heartbeat.proof_of_life);
+        match proof.unwrap_or_default() {
+            ProofOfLife::AnyBytes => self.alive(now, unseen),
+            // The peer cannot send a pong before its frame ends.
+            ProofOfLife::MatchingPong if mid_frame => self.pings.extend(now),
+            ProofOfLife::MatchingPong => {}
         }
     }
 
-    /// A pong with the length of ours came. Returns whether it is ours. `blind` says for how long
-    /// it may have waited before anybody looked.
-    pub(crate) fn pong(&mut self, now: Moment, payload: [u8; 8], blind: Duration) -> bool {
+    /// A pong with the length of ours came, and may have lain unread for as long as `unseen`.
+    /// Returns whether it is ours.
+    pub(crate) fn pong(&mut self, now: Moment, unseen: Duration, payload: [u8; 8]) -> bool {
         let Some(answer) = self.pings.answer(now, payload) else {
             return false;
         };
         if answer.fresh {
-            self.moved = true;
-            self.last_proof = now;
+            self.alive(now, unseen);
             self.stats.pongs_received = self.stats.pongs_received.saturating_add(1);
         }
-        if let Some(rtt) = answer.rtt.filter(|rtt| blind <= *rtt / 8) {
+        if let Some(rtt) = answer.rtt.filter(|rtt| unseen <= *rtt / 8) {
             self.rtt.sample(rtt);
         }
         true
+    }
+
+    fn alive(&mut self, now: Moment, unseen: Duration) {
+        // The next ping may now be due before the awaited timeout would have been.
+        self.moved |= self.pings.waiting().is_some();
+        self.last_proof = self.last_proof.max(now.before(unseen));
+        self.pings.sign_of_life();
     }
 
     /// A data message from the peer is complete.
@@ -148,22 +167,36 @@ impl Monitor {
     }
 
     /// The transport accepted `bytes`; `rest` if more of the same write or frame is waiting.
-    pub(crate) fn accepted(&mut self, now: Moment, bytes: usize, rest: bool) {
+    pub(crate) fn accepted(&mut self, now: Moment, bytes: usize, rest: bool, policy: &Policy) {
         self.stats.bytes_sent += bytes as u64;
-        // Bytes that go into an empty send buffer prove nothing. Bytes that a transport accepts
-        // after it had refused some do: the peer has drained others.
-        if self.blocked.is_some() {
-            self.pings.extend(now);
-            self.blocked = rest.then_some(now);
+        let Some(blocked) = self.blocked.take() else {
+            return;
+        };
+        self.blocked = rest.then(|| Blocked::new(now));
+        // Bytes that go into a send buffer with room prove nothing, or a server that writes all
+        // the time could never tell that its peer is dead. Bytes that are accepted after a time of
+        // refusal do: the peer has drained others. A short refusal is the local scheduler's.
+        if let Some(heartbeat) = &policy.heartbeat {
+            let drained = (heartbeat.timeout / 32).clamp(LEAST_DRAIN, MOST_DRAIN);
+            if now.since(blocked.since) >= drained {
+                self.pings.extend(now);
+            }
         }
     }
 
     /// The transport refused bytes.
     pub(crate) fn refused(&mut self, now: Moment) {
-        if self.blocked.is_none() {
-            self.blocked = Some(now);
-            self.moved = true;
+        match &mut self.blocked {
+            None => self.blocked = Some(Blocked::new(now)),
+            Some(blocked) if blocked.asked.is_some() => blocked.again = true,
+            Some(_) => return,
         }
+        self.moved = true;
+    }
+
+    /// Frame boundaries are lost in one direction (RFC 6455 leaves no way to find them again).
+    pub(crate) fn go_passive(&mut self) {
+        self.passive = true;
     }
 
     /// The ping that was asked for last is with the transport.
@@ -184,6 +217,10 @@ impl Monitor {
     /// The handler took bytes that were waiting; `rest` if there are more. Slow is not stalled.
     pub(crate) fn handler_read(&mut self, now: Moment, rest: bool) {
         self.backlog = rest.then_some(now);
+        if self.blind {
+            self.blind = false;
+            self.moved = true;
+        }
     }
 
     /// The peer's Close frame came.
@@ -247,163 +284,15 @@ impl Monitor {
         std::mem::take(&mut self.moved)
     }
 
-    // ---- what to do --------------------------------------------------------------------------
+    // ---- what is known -----------------------------------------------------------------------
 
-    /// What has to be done at `now`. The caller has looked for bytes from the peer first.
-    pub(crate) fn poll(&mut self, now: Moment, policy: &Policy, outlook: Outlook) -> Action {
-        match self.ending {
-            Ending::Over { since, reason } if now >= since + policy.close_timeout(Some(reason)) => {
-                Action::Cut
-            }
-            Ending::ServerClosing { since, .. } if now >= since + policy.close_timeout(None) => {
-                self.evict(now, Reason::CloseTimeout)
-            }
-            Ending::Over { .. } | Ending::ServerClosing { .. } => Action::Wait,
-            Ending::Open => match self.poll_idle(now, policy, outlook) {
-                Action::Wait => self.poll_heartbeat(now, policy, outlook),
-                action => action,
-            },
-        }
-    }
-
-    fn poll_idle(&mut self, now: Moment, policy: &Policy, outlook: Outlook) -> Action {
-        let Some(idle) = &policy.idle else {
-            return Action::Wait;
-        };
-        let due = |deadline: Option<Moment>| deadline.is_some_and(|deadline| now >= deadline);
-        if due(self.lifetime_deadline(idle)) {
-            return self.evict(now, Reason::MaxLifetime);
-        }
-        // With the read-ahead buffer full, messages may wait that nobody could count.
-        if !outlook.blind && due(self.first_message_deadline(idle)) {
-            return self.evict(now, Reason::FirstMessageTimeout);
-        }
-        let unseen = outlook.blind && idle.watch != Traffic::Outbound;
-        if !unseen && now >= self.active(idle.watch) + idle.timeout {
-            return self.evict(now, Reason::IdleTimeout);
-        }
-        Action::Wait
-    }
-
-    fn poll_heartbeat(&mut self, now: Moment, policy: &Policy, outlook: Outlook) -> Action {
-        let Some(heartbeat) = &policy.heartbeat else {
-            return Action::Wait;
-        };
-        let due = |deadline: Option<Moment>| deadline.is_some_and(|deadline| now >= deadline);
-        if due(self.handler_deadline(heartbeat)) {
-            return self.evict(now, Reason::HandlerStalled);
-        }
-        if due(self.write_deadline(heartbeat)) {
-            // The handler may have given up a write that the transport would take by now. If a
-            // frame of ours is accepted, the peer drains and nothing is stalled.
-            return if outlook.can_inject && !self.pings.is_wanted() {
-                Action::Ping(self.pings.next())
-            } else {
-                self.evict(now, Reason::WriteStalled)
-            };
-        }
-        if self.pings.is_wanted() {
-            return Action::Wait;
-        }
-        let Some(since) = self.pings.waiting() else {
-            return if now >= self.ping_due(heartbeat) {
-                Action::Ping(self.pings.next())
-            } else {
-                Action::Wait
-            };
-        };
-        let deadline = since + heartbeat.timeout;
-        if now < deadline {
-            return Action::Wait;
-        }
-        if outlook.blind {
-            // Nobody can tell whether the peer's pong is among what waits: the handler stalls,
-            // and that is another verdict.
-            self.pings.extend(now);
-            return Action::Wait;
-        }
-        if now.since(deadline) >= LEAST_PAUSE.max(heartbeat.timeout / 2) {
-            // The runtime was away (SIGSTOP, a suspended machine): the pong may have been lost
-            // meanwhile, and this silence is not the peer's. Ask again before judging.
-            return Action::Ping(self.pings.next());
-        }
-        let missed = self.pings.miss();
-        if missed >= heartbeat.missed_pings {
-            self.evict(now, Reason::HeartbeatTimeout { missed })
-        } else {
-            Action::Ping(self.pings.next())
-        }
-    }
-
-    fn evict(&mut self, now: Moment, reason: Reason) -> Action {
-        self.end(now, reason);
-        Action::Evict(reason)
-    }
-
-    /// When [`poll`](Self::poll) has to be asked again at the latest, if nothing else happens.
-    pub(crate) fn deadline(&self, policy: &Policy) -> Moment {
-        match self.ending {
-            Ending::Over { since, reason } => return since + policy.close_timeout(Some(reason)),
-            Ending::ServerClosing { since, .. } => return since + policy.close_timeout(None),
-            Ending::Open => {}
-        }
-        let mut earliest = Moment::NEVER;
-        let mut consider = |deadline: Option<Moment>| {
-            earliest = earliest.min(deadline.unwrap_or(Moment::NEVER));
-        };
-        if let Some(idle) = &policy.idle {
-            consider(self.lifetime_deadline(idle));
-            consider(self.first_message_deadline(idle));
-            consider(Some(self.active(idle.watch) + idle.timeout));
-        }
-        if let Some(heartbeat) = &policy.heartbeat {
-            consider(self.handler_deadline(heartbeat));
-            consider(self.write_deadline(heartbeat));
-            consider(match self.pings.waiting() {
-                Some(since) => Some(since + heartbeat.timeout),
-                None if self.pings.is_wanted() => None,
-                None => Some(self.ping_due(heartbeat)),
-            });
-        }
-        earliest
-    }
-
-    fn lifetime_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
-        idle.max_lifetime.map(|lifetime| self.opened + lifetime)
-    }
-
-    fn first_message_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
-        let within = idle.first_message?;
-        (self.stats.messages_received == 0).then(|| self.opened + within)
-    }
-
-    fn handler_deadline(&self, heartbeat: &HeartbeatPolicy) -> Option<Moment> {
-        Some(self.backlog? + heartbeat.handler_stall_timeout?)
-    }
-
-    fn write_deadline(&self, heartbeat: &HeartbeatPolicy) -> Option<Moment> {
-        Some(self.blocked? + heartbeat.write_timeout?)
-    }
-
-    /// The interval is counted from the last proof of life. The first one is shortened at random, so that clients who all connected
-    /// at once are not all pinged at once.
-    fn ping_due(&self, heartbeat: &HeartbeatPolicy) -> Moment {
-        if self.pings.any() {
-            self.last_proof + heartbeat.interval
-        } else {
-            self.last_proof + heartbeat.interval.mul_f32(1.0 - self.head_start)
-        }
-    }
-
-    fn active(&self, watch: Traffic) -> Moment {
+    pub(super) fn active(&self, watch: Traffic) -> Moment {
         match watch {
             Traffic::Inbound => self.data_in,
             Traffic::Outbound => self.data_out,
             Traffic::Either => self.data_in.max(self.data_out),
         }
     }
-
-    // ---- what is known -----------------------------------------------------------------------
 
     /// A ping is out and nothing has come since: somebody should be watching for bytes.
     pub(crate) fn is_waiting(&self) -> bool {

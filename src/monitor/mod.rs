@@ -1,7 +1,7 @@
 //! The verdicts: a sans-IO state machine that is told what passed and when, and says what to do.
 //!
-//! Nothing here reads a clock, touches a socket or allocates. [`machine`] is the heart; the other
-//! files hold what it is made of.
+//! Nothing here reads a clock, touches a socket or allocates. [`machine`] knows, [`verdict`] decides;
+//! the other files hold what they are made of.
 
 mod health;
 mod machine;
@@ -11,12 +11,14 @@ mod policy;
 mod reason;
 mod rtt;
 mod stats;
+mod verdict;
 
 pub use health::Health;
-pub(crate) use machine::{Action, Monitor, Outlook};
+pub(crate) use machine::Monitor;
 pub(crate) use moment::Moment;
 pub(crate) use policy::{CloseFrame, HeartbeatPolicy, IdlePolicy, Policy};
 pub use policy::{ProofOfLife, Traffic};
 pub use reason::Reason;
 pub use rtt::Rtt;
 pub use stats::Stats;
+pub(crate) use verdict::{Action, Outlook};

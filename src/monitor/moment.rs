@@ -34,6 +34,12 @@ impl Moment {
         Duration::from_nanos(self.0.get().saturating_sub(earlier.0.get()))
     }
 
+    /// The moment that lies `duration` before, or the epoch.
+    pub(crate) fn before(self, duration: Duration) -> Self {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Self(NonZeroU64::new(self.0.get().saturating_sub(nanos)).unwrap_or(NonZeroU64::MIN))
+    }
+
     /// Whole milliseconds since the epoch, rounded up so that a deadline is never met early.
     pub(crate) fn ceil_millis(self) -> u64 {
         (self.0.get() - 1).div_ceil(1_000_000)

@@ -24,6 +24,10 @@ pub(crate) struct Pings {
     missed: u32,
     /// Since when a ping is out with no sign of life.
     waiting: Option<Moment>,
+    /// Since when a ping is given out and not handed to the transport.
+    wished: Option<Moment>,
+    /// A late verdict was put off in the current silence.
+    reprieved: bool,
     flushed_at: [Option<Moment>; REMEMBERED],
 }
 
@@ -45,20 +49,24 @@ impl Pings {
             acked: 0,
             missed: 0,
             waiting: None,
+            wished: None,
+            reprieved: false,
             flushed_at: [None; REMEMBERED],
         }
     }
 
     /// Payload of the next ping, which the caller now has to write.
-    pub(crate) fn next(&mut self) -> [u8; 8] {
+    pub(crate) fn next(&mut self, now: Moment) -> [u8; 8] {
         self.sent = self.sent.saturating_add(1);
         self.waiting = None;
+        self.wished = Some(now);
         (self.tag ^ u64::from(self.sent)).to_be_bytes()
     }
 
     /// The newest ping was handed to the transport: its timeout runs from here.
     pub(crate) fn flushed(&mut self, now: Moment) {
         self.flushed = self.sent;
+        self.wished = None;
         self.flushed_at[self.flushed as usize % REMEMBERED] = Some(now);
         // The transport may confirm a flush after the peer has already answered.
         if self.acked < self.flushed {
@@ -91,6 +99,22 @@ impl Pings {
     pub(crate) fn sign_of_life(&mut self) {
         self.waiting = None;
         self.missed = 0;
+        self.reprieved = false;
+    }
+
+    /// Whether a late verdict may be put off: once in a silence.
+    pub(crate) fn reprieve(&mut self) -> bool {
+        !std::mem::replace(&mut self.reprieved, true)
+    }
+
+    /// Counts the wish from `now`, if a ping is given out and not handed to the transport.
+    pub(crate) fn wish_again(&mut self, now: Moment) {
+        self.wished = self.wished.map(|_| now);
+    }
+
+    /// Since when a ping is given out and not handed to the transport.
+    pub(crate) fn wished(&self) -> Option<Moment> {
+        self.wished
     }
 
     /// The peer could not have answered until now: gives it the whole timeout again.
@@ -141,7 +165,7 @@ mod tests {
     fn three_out() -> (Pings, [[u8; 8]; 3]) {
         let mut pings = Pings::new(0x1234_5678_9abc_def0);
         let payloads = [10, 20, 30].map(|millis| {
-            let payload = pings.next();
+            let payload = pings.next(at(0));
             pings.flushed(at(millis));
             payload
         });
@@ -202,7 +226,7 @@ mod tests {
     #[test]
     fn a_pong_before_the_flush_was_confirmed_leaves_nothing_to_wait_for() {
         let mut pings = Pings::new(7);
-        let payload = pings.next();
+        let payload = pings.next(at(0));
         assert!(pings.is_wanted());
         assert_eq!(
             pings.answer(at(1), payload),
@@ -218,10 +242,10 @@ mod tests {
     #[test]
     fn a_forgotten_flush_time_gives_no_round_trip() {
         let mut pings = Pings::new(7);
-        let first = pings.next();
+        let first = pings.next(at(0));
         pings.flushed(at(1));
         for millis in 2..6 {
-            pings.next();
+            pings.next(at(0));
             pings.flushed(at(millis));
         }
         assert_eq!(

@@ -1,0 +1,251 @@
+//! What follows from what is known: whether to ping, to wait and until when, or to end it.
+
+use std::time::Duration;
+
+use super::machine::{Blocked, Ending, Monitor};
+use super::moment::Moment;
+use super::policy::{HeartbeatPolicy, IdlePolicy, Policy, Traffic};
+use super::reason::Reason;
+
+/// A verdict this late means that the runtime, not the peer, was away. Under it, lateness is noise.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long whoever wants to write has to try again before a write counts as stalled or given up.
+const SECOND_TRY: Duration = Duration::from_millis(100);
+
+/// What the connection knows at the moment of the question.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outlook {
+    /// A control frame could be written now: the handler is at a frame boundary.
+    pub(crate) can_inject: bool,
+    /// The read-ahead buffer is full, so bytes from the peer could not be looked at.
+    pub(crate) blind: bool,
+}
+
+/// What the connection has to do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Nothing before [`Monitor::deadline`].
+    Wait,
+    /// Write a ping with this payload, and ask again.
+    Ping([u8; 8]),
+    /// Have whoever wants to write try again, report if the transport refuses, and ask again.
+    Retry,
+    /// The connection is over for this reason: evict it.
+    Evict(Reason),
+    /// The connection was over before and its transport outlived `close_timeout`: close it.
+    Cut,
+}
+
+impl Monitor {
+    /// What has to be done at `now`. The caller has looked for bytes from the peer first.
+    ///
+    /// When several verdicts are due at once, the first of these is given: `MaxLifetime`,
+    /// `FirstMessageTimeout`, `IdleTimeout`, `HandlerStalled`, `WriteStalled`, `HeartbeatTimeout`.
+    /// So what was configured for a healthy connection comes before what went wrong with it, and
+    /// the peer is blamed last. In the closing handshake only `CloseTimeout` is left.
+    pub(crate) fn poll(&mut self, now: Moment, policy: &Policy, outlook: Outlook) -> Action {
+        self.blind = outlook.blind;
+        match self.ending {
+            Ending::Over { since, reason } if now >= since + policy.close_timeout(Some(reason)) => {
+                Action::Cut
+            }
+            Ending::ServerClosing { since, .. } if now >= since + policy.close_timeout(None) => {
+                self.evict(now, Reason::CloseTimeout)
+            }
+            Ending::Over { .. } | Ending::ServerClosing { .. } => Action::Wait,
+            Ending::Open => match self.poll_idle(now, policy) {
+                Action::Wait => self.poll_heartbeat(now, policy, outlook),
+                action => action,
+            },
+        }
+    }
+
+    fn poll_idle(&mut self, now: Moment, policy: &Policy) -> Action {
+        let Some(idle) = &policy.idle else {
+            return Action::Wait;
+        };
+        if due(self.lifetime_deadline(idle), now).is_some() {
+            return self.evict(now, Reason::MaxLifetime);
+        }
+        if due(self.first_message_deadline(idle), now).is_some() {
+            return self.evict(now, Reason::FirstMessageTimeout);
+        }
+        if due(self.idle_deadline(idle), now).is_some() {
+            return self.evict(now, Reason::IdleTimeout);
+        }
+        Action::Wait
+    }
+
+    fn poll_heartbeat(&mut self, now: Moment, policy: &Policy, outlook: Outlook) -> Action {
+        let Some(heartbeat) = &policy.heartbeat else {
+            return Action::Wait;
+        };
+        if let Some(late) = due(self.handler_deadline(heartbeat), now) {
+            if !was_paused(late, heartbeat.handler_stall_timeout) {
+                return self.evict(now, Reason::HandlerStalled);
+            }
+            // The handler was away as long as the runtime was.
+            self.backlog = self.backlog.map(|_| now);
+            self.pings.wish_again(now);
+        }
+        match self.poll_write(now, heartbeat, outlook) {
+            Action::Wait if !self.passive => self.poll_ping(now, heartbeat, outlook),
+            action => action,
+        }
+    }
+
+    fn poll_write(&mut self, now: Moment, heartbeat: &HeartbeatPolicy, outlook: Outlook) -> Action {
+        let Some(late) = due(self.write_deadline(heartbeat), now) else {
+            return Action::Wait;
+        };
+        let Some(blocked) = &mut self.blocked else {
+            return Action::Wait;
+        };
+        match blocked.asked {
+            // So was whoever would have offered the bytes again.
+            None if was_paused(late, heartbeat.write_timeout) => *blocked = Blocked::new(now),
+            None => {
+                // The handler may have given up a write that the transport would take by now, so
+                // nothing is said before it has refused once more.
+                blocked.asked = Some(now);
+                return if outlook.can_inject && !self.pings.is_wanted() {
+                    Action::Ping(self.pings.next(now))
+                } else {
+                    Action::Retry
+                };
+            }
+            Some(_) if blocked.again => return self.evict(now, Reason::WriteStalled),
+            // Nobody wants to write any more.
+            Some(_) => self.blocked = None,
+        }
+        Action::Wait
+    }
+
+    fn poll_ping(&mut self, now: Moment, heartbeat: &HeartbeatPolicy, outlook: Outlook) -> Action {
+        if self.pings.is_wanted() {
+            return Action::Wait;
+        }
+        let Some(since) = self.pings.waiting() else {
+            return if now >= self.ping_due(heartbeat) {
+                Action::Ping(self.pings.next(now))
+            } else {
+                Action::Wait
+            };
+        };
+        let deadline = since + heartbeat.timeout;
+        if now < deadline {
+            return Action::Wait;
+        }
+        if outlook.blind {
+            // Nobody can tell whether the peer's pong is among what waits: the handler stalls, and
+            // that is another verdict. But a transport that is gone says so when it is written to.
+            return Action::Ping(self.pings.next(now));
+        }
+        if was_paused(now.since(deadline), Some(heartbeat.timeout)) && self.pings.reprieve() {
+            // The runtime was away (SIGSTOP, a suspended machine): the pong may have been lost
+            // meanwhile, and this silence is not the peer's. Ask once more before judging.
+            return Action::Ping(self.pings.next(now));
+        }
+        let missed = self.pings.miss();
+        if missed >= heartbeat.missed_pings {
+            self.evict(now, Reason::HeartbeatTimeout { missed })
+        } else {
+            Action::Ping(self.pings.next(now))
+        }
+    }
+
+    fn evict(&mut self, now: Moment, reason: Reason) -> Action {
+        self.end(now, reason);
+        Action::Evict(reason)
+    }
+
+    /// When [`poll`](Self::poll) has to be asked again at the latest, if nothing else happens.
+    pub(crate) fn deadline(&self, policy: &Policy) -> Moment {
+        match self.ending {
+            Ending::Over { since, reason } => return since + policy.close_timeout(Some(reason)),
+            Ending::ServerClosing { since, .. } => return since + policy.close_timeout(None),
+            Ending::Open => {}
+        }
+        let mut earliest = Moment::NEVER;
+        let mut consider = |deadline: Option<Moment>| {
+            earliest = earliest.min(deadline.unwrap_or(Moment::NEVER));
+        };
+        if let Some(idle) = &policy.idle {
+            consider(self.lifetime_deadline(idle));
+            consider(self.first_message_deadline(idle));
+            consider(self.idle_deadline(idle));
+        }
+        if let Some(heartbeat) = &policy.heartbeat {
+            consider(self.handler_deadline(heartbeat));
+            consider(self.write_deadline(heartbeat));
+            consider(match self.pings.waiting() {
+                _ if self.passive => None,
+                Some(since) => Some(since + heartbeat.timeout),
+                None if self.pings.is_wanted() => None,
+                None => Some(self.ping_due(heartbeat)),
+            });
+        }
+        earliest
+    }
+
+    fn lifetime_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
+        idle.max_lifetime.map(|lifetime| self.opened + lifetime)
+    }
+
+    /// With the read-ahead buffer full, messages may wait that nobody could count.
+    fn first_message_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
+        let within = idle.first_message?;
+        (self.stats.messages_received == 0 && !self.blind).then(|| self.opened + within)
+    }
+
+    /// The same holds here, unless only messages to the peer count.
+    fn idle_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
+        let unseen = self.blind && idle.watch != Traffic::Outbound;
+        (!unseen).then(|| self.active(idle.watch) + idle.timeout)
+    }
+
+    /// The handler does not read what waits for it, or has left a frame half-written (though the
+    /// transport would take the rest) into which no ping can be put.
+    fn handler_deadline(&self, heartbeat: &HeartbeatPolicy) -> Option<Moment> {
+        let timeout = heartbeat.handler_stall_timeout?;
+        let half_written = self.pings.wished().filter(|_| self.blocked.is_none());
+        let since = match (self.backlog, half_written) {
+            (Some(backlog), Some(half_written)) => backlog.min(half_written),
+            (since, None) | (None, since) => since?,
+        };
+        Some(since + timeout)
+    }
+
+    fn write_deadline(&self, heartbeat: &HeartbeatPolicy) -> Option<Moment> {
+        let (blocked, timeout) = (self.blocked?, heartbeat.write_timeout?);
+        Some(match blocked.asked {
+            None => blocked.since + timeout,
+            Some(asked) if blocked.again => asked,
+            Some(asked) => asked + SECOND_TRY,
+        })
+    }
+
+    /// The interval is counted from the last proof of life. The first one is shortened at random,
+    /// so that clients who all connected at once are not all pinged at once.
+    fn ping_due(&self, heartbeat: &HeartbeatPolicy) -> Moment {
+        let interval = heartbeat.interval;
+        if self.pings.any() {
+            return self.last_proof + interval;
+        }
+        // Only what is left out goes through a float, or the interval itself would be rounded.
+        let left_out = interval.mul_f64(f64::from(self.head_start));
+        self.last_proof + interval.saturating_sub(left_out)
+    }
+}
+
+/// How late it is, if `deadline` has come.
+fn due(deadline: Option<Moment>, now: Moment) -> Option<Duration> {
+    let deadline = deadline.filter(|deadline| now >= *deadline)?;
+    Some(now.since(deadline))
+}
+
+/// Whether a verdict that is so `late` says more about the runtime than about `timeout`.
+fn was_paused(late: Duration, timeout: Option<Duration>) -> bool {
+    late >= LEAST_PAUSE.max(timeout.unwrap_or_default() / 2)
+}
