@@ -32,8 +32,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
 
     fn drive_open(&mut self, waker: &Waker, scratch: &mut [u8], expired: bool) {
         self.push(waker);
-        if expired || self.reader.by_driver || self.monitor.is_waiting() {
-            self.look(waker, scratch);
+        let look = expired || self.reader.by_driver || self.monitor.is_waiting();
+        if look && !self.look(waker, scratch) {
+            return;
         }
         loop {
             let Ok((_, inbound, outbound, watch)) = self.parts() else {
@@ -48,8 +49,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                 Action::Ping(payload) => {
                     outbound.ping(payload);
                     self.push(waker);
-                    if self.monitor.is_waiting() {
-                        self.look(waker, scratch);
+                    if self.monitor.is_waiting() && !self.look(waker, scratch) {
+                        return;
                     }
                 }
                 Action::Retry => self.retry(waker),
@@ -105,17 +106,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
     }
 
     /// Looks whether anything has come from the peer, on behalf of a handler that does not.
-    fn look(&mut self, waker: &Waker, scratch: &mut [u8]) {
+    ///
+    /// Returns false if there may be more that can be looked at: what it is decides the verdict, so
+    /// none is to be given before the driver has come by again.
+    fn look(&mut self, waker: &Waker, scratch: &mut [u8]) -> bool {
         for _ in 0..READS {
-            let handler = self.reader.waker.clone().filter(|_| self.reader.pending);
+            let pending = self.reader.pending && !self.reader.due;
+            let handler = self.reader.waker.clone().filter(|_| pending);
             let Ok((io, inbound, _, mut watch)) = self.parts() else {
-                return;
+                return true;
             };
             let room = READ_AHEAD
                 .saturating_sub(inbound.ahead())
                 .min(scratch.len());
             if room == 0 || inbound.has_ended() {
-                return;
+                return true;
             }
             // A handler that waits is to be woken by the transport itself, unless there is a pong
             // to be kept from it.
@@ -124,30 +129,29 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             let mut buf = ReadBuf::new(&mut scratch[..room]);
             let filled =
                 inbound.poll_fill(io, &mut Context::from_waker(waker), &mut buf, &mut watch);
-            let now = watch.now();
             match filled {
                 Poll::Pending => {
                     self.reader.by_driver = by_driver;
-                    return;
+                    return true;
                 }
-                Poll::Ready(Ok(Filled::Nothing)) => continue,
+                Poll::Ready(Ok(Filled::Nothing)) => {}
                 Poll::Ready(Ok(Filled::Bytes)) => {
+                    let now = watch.now();
                     inbound.put_ahead(buf.filled());
                     watch.monitor.bytes_wait(now);
-                    if handler.is_none() {
-                        continue;
-                    }
+                    self.reader.due = self.reader.pending;
                 }
-                Poll::Ready(Ok(Filled::Eof)) => {}
-                Poll::Ready(Err(error)) => inbound.fail(error),
+                Poll::Ready(Ok(Filled::Eof)) => self.reader.due = self.reader.pending,
+                Poll::Ready(Err(error)) => {
+                    inbound.fail(error);
+                    self.reader.due = self.reader.pending;
+                }
             }
-            self.reader.by_driver = false;
-            self.reader.due = self.reader.pending;
-            return;
         }
-        // There is more, and there are others: come by again after them.
+        // Others wait too: come by again after them.
         self.reader.by_driver = true;
         waker.wake_by_ref();
+        false
     }
 
     fn drive_closing(&mut self, waker: &Waker, scratch: &mut [u8]) {

@@ -265,6 +265,7 @@ impl Inbound {
         } else {
             now.since(watch.monitor.last_inbound())
         };
+        let mut mid_frame = !self.scanner.at_boundary();
         let (mut from, mut kept, mut candidate) = (0, 0, 0);
         while from < bytes.len() {
             if self.scanner.at_boundary() && watch.monitor.expects_pongs() {
@@ -302,7 +303,7 @@ impl Inbound {
             self.passive = true;
             watch.notes.malformed = Some(("inbound", rule));
         }
-        let mid_frame = candidate > 0 || !self.scanner.at_boundary();
+        mid_frame |= candidate > 0 || !self.scanner.at_boundary();
         watch
             .monitor
             .received(now, unseen, read, mid_frame, watch.policy);

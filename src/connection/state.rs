@@ -110,7 +110,7 @@ impl<T> State<T> {
         }
         let now = driver.clock().now();
         self.monitor = Monitor::new(now, &self.policy, fastrand::f32(), fastrand::u64(..));
-        let granularity = self.policy.tick_millis();
+        let granularity = self.policy.step_millis();
         let armed = tick(self.monitor.deadline(&self.policy), granularity);
         let Some(key) = driver.insert(connection, armed) else {
             self.give_up_opening(now);

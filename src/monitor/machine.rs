@@ -138,6 +138,7 @@ impl Monitor {
             return false;
         };
         if answer.fresh {
+            self.moved = true;
             self.alive(now, unseen);
             self.stats.pongs_received = self.stats.pongs_received.saturating_add(1);
         }
@@ -173,6 +174,11 @@ impl Monitor {
             return;
         };
         self.blocked = rest.then(|| Blocked::new(now));
+        if !rest {
+            // What is left of a half-written frame is the handler's to write, from now on.
+            self.pings.wish_again(now);
+            self.moved = true;
+        }
         // Bytes that go into a send buffer with room prove nothing, or a server that writes all
         // the time could never tell that its peer is dead. Bytes that are accepted after a time of
         // refusal do: the peer has drained others. A short refusal is the local scheduler's.

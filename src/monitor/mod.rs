@@ -11,6 +11,8 @@ mod policy;
 mod reason;
 mod rtt;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod verdict;
 
 pub use health::Health;

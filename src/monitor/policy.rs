@@ -144,9 +144,13 @@ impl Policy {
         )
     }
 
-    /// How coarsely this connection's deadlines may be rounded up: a power of two of milliseconds,
-    /// at most a 32nd of the shortest configured duration, so that neighbours share a wake-up.
-    pub(crate) fn tick_millis(&self) -> u64 {
+    /// How coarsely this connection's deadlines may be rounded up, so that neighbours share a
+    /// wake-up: a power of two of milliseconds.
+    ///
+    /// A tick is at most a 32nd of the shortest configured duration, and at most 256 ms. A verdict
+    /// comes in up to `1 + missed_pings` steps, each of which may be late by one rounding, so each
+    /// gets its part of the tick.
+    pub(crate) fn step_millis(&self) -> u64 {
         let heartbeat = self.heartbeat.iter().flat_map(|policy| {
             [
                 Some(policy.interval),
@@ -166,7 +170,12 @@ impl Policy {
             .flatten()
             .min()
             .unwrap_or(Duration::MAX);
-        let share = u64::try_from(shortest.as_millis() / 32).unwrap_or(u64::MAX);
-        1 << share.clamp(1, 256).ilog2()
+        let tick = u64::try_from(shortest.as_millis() / 32).unwrap_or(u64::MAX);
+        let missed = self
+            .heartbeat
+            .as_ref()
+            .map_or(0, |policy| policy.missed_pings);
+        let share = tick.min(256) / (1 + u64::from(missed));
+        1 << share.max(1).ilog2()
     }
 }

@@ -117,7 +117,10 @@ impl Monitor {
             }
             Some(_) if blocked.again => return self.evict(now, Reason::WriteStalled),
             // Nobody wants to write any more.
-            Some(_) => self.blocked = None,
+            Some(_) => {
+                self.blocked = None;
+                self.pings.wish_again(now);
+            }
         }
         Action::Wait
     }

@@ -1,0 +1,129 @@
+//! What follows from the policy alone.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const IDLE_REASONS: [Reason; 3] = [
+    Reason::IdleTimeout,
+    Reason::FirstMessageTimeout,
+    Reason::MaxLifetime,
+];
+const OTHER_REASONS: [Reason; 6] = [
+    Reason::HeartbeatTimeout { missed: 1 },
+    Reason::WriteStalled,
+    Reason::HandlerStalled,
+    Reason::CloseTimeout,
+    Reason::PeerClosed { code: None },
+    Reason::HandlerDropped,
+];
+
+#[test]
+fn an_end_is_bounded_and_announced_by_the_layer_whose_verdict_it_is() {
+    let (heart, still) = (heartbeat(|_| {}), idle(|_| {}));
+    let stacked = both(heart.clone(), still.clone());
+    // policy, close_timeout and code for the idle layer's verdicts, and for the others
+    for (policy, of_idle, of_others) in [
+        (&heart, (1_000, 1011), (1_000, 1011)),
+        (&still, (3_000, 1001), (3_000, 1001)),
+        (&stacked, (3_000, 1001), (1_000, 1011)),
+        (&Policy::default(), (5_000, 1011), (5_000, 1011)),
+    ] {
+        for (reasons, (timeout, code)) in
+            [(&IDLE_REASONS[..], of_idle), (&OTHER_REASONS, of_others)]
+        {
+            for &reason in reasons {
+                assert_eq!(policy.close_timeout(Some(reason)), ms(timeout), "{reason}");
+                assert_eq!(policy.close_frame(reason).code, code, "{reason}");
+            }
+        }
+        assert_eq!(policy.close_timeout(None), ms(of_others.0), "the server's");
+    }
+}
+
+#[test]
+fn a_step_follows_the_shortest_duration() {
+    let long = ms(1_000_000);
+    let longest = || {
+        let heart = heartbeat(|policy| {
+            policy.interval = long;
+            policy.timeout = long;
+            policy.close_timeout = long;
+        });
+        let still = idle(|policy| {
+            policy.timeout = long;
+            policy.close_timeout = long;
+        });
+        both(heart, still)
+    };
+    assert_eq!(longest().step_millis(), 128, "at most, in two steps");
+    assert_eq!(Policy::default().step_millis(), 256);
+    for (shortest, tick) in [
+        (1, 1),
+        (31, 1),
+        (32, 1),
+        (64, 1),
+        (127, 1),
+        (128, 2),
+        (4_000, 32),
+        (8_191, 64),
+        (8_192, 128),
+    ] {
+        let shortest = ms(shortest);
+        let heart: [fn(&mut HeartbeatPolicy, Duration); 5] = [
+            |policy, value| policy.interval = value,
+            |policy, value| policy.timeout = value,
+            |policy, value| policy.close_timeout = value,
+            |policy, value| policy.write_timeout = Some(value),
+            |policy, value| policy.handler_stall_timeout = Some(value),
+        ];
+        let still: [fn(&mut IdlePolicy, Duration); 4] = [
+            |policy, value| policy.timeout = value,
+            |policy, value| policy.close_timeout = value,
+            |policy, value| policy.first_message = Some(value),
+            |policy, value| policy.max_lifetime = Some(value),
+        ];
+        for (index, set) in heart.iter().enumerate() {
+            let mut policy = longest();
+            set(Arc::make_mut(policy.heartbeat.as_mut().unwrap()), shortest);
+            assert_eq!(
+                policy.step_millis(),
+                tick,
+                "heartbeat's {index}: {shortest:?}"
+            );
+        }
+        for (index, set) in still.iter().enumerate() {
+            let mut policy = longest();
+            set(Arc::make_mut(policy.idle.as_mut().unwrap()), shortest);
+            assert_eq!(policy.step_millis(), tick, "idle's {index}: {shortest:?}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_step_is_a_power_of_two_and_a_small_share(
+        interval in 1..u64::MAX / 2,
+        timeout in 1..20_000_u64,
+        lifetime in proptest::option::of(1..20_000_u64),
+        missed in 1..=255_u32,
+    ) {
+        let heart = heartbeat(|policy| {
+            policy.interval = ms(interval);
+            policy.timeout = ms(timeout);
+            policy.missed_pings = missed;
+        });
+        let still = idle(|policy| policy.max_lifetime = lifetime.map(ms));
+        let step = both(heart, still).step_millis();
+        let shortest = [interval, timeout, 1_000, lifetime.unwrap_or(u64::MAX)]
+            .into_iter()
+            .min()
+            .unwrap();
+        prop_assert!(step.is_power_of_two());
+        // A silent peer is found in one step more than there are pings to miss.
+        let steps = u64::from(missed) + 1;
+        let most = (shortest / 32).min(256);
+        prop_assert!(step == 1 || step * steps <= most);
+        prop_assert!(2 * step * steps > most - most % steps, "no smaller than need be");
+    }
+}
