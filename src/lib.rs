@@ -1,6 +1,72 @@
-//! WebSocket liveness as [tower] middleware.
+//! WebSocket liveness for axum and hyper, as [tower] layers: dead peers are found and evicted, idle
+//! ones too, and the application's session map is told, once per connection. Handlers do not change.
 //!
 //! [tower]: https://docs.rs/tower
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use axum::{Router, extract::ws::WebSocketUpgrade, response::Response, routing::any};
+//! use tower_ws_liveness::{Eviction, HeartbeatLayer, IdleTimeoutLayer};
+//!
+//! async fn handler(ws: WebSocketUpgrade) -> Response {
+//!     ws.on_upgrade(async |mut socket| {
+//!         while let Some(Ok(message)) = socket.recv().await {
+//!             if socket.send(message).await.is_err() {
+//!                 return;
+//!             }
+//!         }
+//!     })
+//! }
+//!
+//! # fn app() -> Result<Router, tower_ws_liveness::ConfigError> {
+//! let app: Router = Router::new()
+//!     .route("/ws", any(handler))
+//!     .layer(IdleTimeoutLayer::new(Duration::from_secs(300)))
+//!     .layer(
+//!         HeartbeatLayer::builder()
+//!             .interval(Duration::from_secs(30))
+//!             .timeout(Duration::from_secs(15))
+//!             .on_evict(|ev: &Eviction| println!("{} is gone: {}", ev.id(), ev.reason()))
+//!             .build()?,
+//!     );
+//! # Ok(app)
+//! # }
+//! ```
+//!
+//! # What the layers do
+//!
+//! They wrap the upgraded byte stream *under* the WebSocket library. Bytes are scanned for frame
+//! boundaries as they pass ([RFC 6455 section 5.2]); pings are put in between frames, the pongs to
+//! them are cut out, and everything else is left as it is, extensions included. One task per runtime
+//! holds the deadlines of all connections, and looks at a socket itself when its handler does not.
+//!
+//! [RFC 6455 section 5.2]: https://www.rfc-editor.org/rfc/rfc6455#section-5.2
+//!
+//! - [`HeartbeatLayer`] evicts peers that are dead: nothing came, although they were pinged. It also
+//!   bounds writes that the peer does not drain, and, if asked to, handlers that do not read.
+//! - [`IdleTimeoutLayer`] evicts connections that carry no data messages, however alive the peer is.
+//! - [`Liveness`] is the handle of one connection: an extractor, and in the request's extensions.
+//! - [`Eviction`] is what hooks ([`OnEvict`]) are told, with the [`Reason`], exactly once for each
+//!   connection on every path by which it can end.
+//! - [`Registry`] is the set of live connections.
+//!
+//! # What to know
+//!
+//! - After an eviction the handler's reads and writes fail; [`Evicted::from_error`] finds the reason.
+//! - hyper's `Upgraded::downcast` to the transport's own type no longer works behind the layers.
+//! - The layers need a tokio runtime with its timer enabled. Time is tokio's, so
+//!   `tokio::time::pause` drives them in tests.
+//! - axum's WebSockets have a read buffer of 128 KiB each. For many idle connections,
+//!   `ws.read_buffer_size(4096)` saves most of that.
+//! - The README says what is promised, and where each promise ends.
+//!
+//! # Features
+//!
+//! - `axum` (default): [`Liveness`] as an extractor. Depends on `axum-core` only.
+//! - `http2` (default): recognises WebSockets over HTTP/2 ([RFC 8441]).
+//!
+//! [RFC 8441]: https://www.rfc-editor.org/rfc/rfc8441
 
 mod config;
 mod connection;

@@ -15,7 +15,10 @@ use crate::registry::Registry;
 /// all. Calling a setter again replaces its value, except for [`on_evict`](Self::on_evict), which
 /// adds.
 ///
-/// A dead peer is evicted within `interval + timeout × missed_pings`, plus one tick of the driver.
+/// A dead peer is evicted within `interval + timeout × missed_pings`, plus one tick of the driver:
+/// at most a 32nd of the shortest configured duration, and at most 256 ms. If no ping can be sent,
+/// [`write_timeout`](Self::write_timeout) or
+/// [`handler_stall_timeout`](Self::handler_stall_timeout) decide.
 ///
 /// ```
 /// use std::time::Duration;
@@ -43,8 +46,8 @@ pub struct HeartbeatLayerBuilder {
 impl HeartbeatLayerBuilder {
     /// How long the peer may be silent before it is sent a ping. Default: 30 s.
     ///
-    /// Any byte from the peer starts the interval anew, so a busy connection is never pinged. Keep
-    /// it below the idle timeout of the proxies in between: nginx and AWS ALB cut after 60 s.
+    /// Any byte from the peer starts the interval anew, so a busy connection is never pinged; with
+    /// [`ProofOfLife::MatchingPong`] only pongs do. Keep it below the idle timeout of the proxies in between: nginx and AWS ALB cut after 60 s.
     ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     pub fn interval(mut self, interval: Duration) -> Self {
@@ -105,8 +108,11 @@ impl HeartbeatLayerBuilder {
         self
     }
 
-    /// How long the peer's bytes may wait for the handler to read them. `None` turns the check off.
-    /// Default: off.
+    /// How long the peer's bytes may wait for the handler to read them, or a ping for the end of a
+    /// frame that the handler has begun. `None` turns the check off. Default: off.
+    ///
+    /// While the handler does not read, the driver looks at the transport once an interval, so it
+    /// may take an interval more until it is noticed that bytes wait.
     ///
     /// Ends the connection with [`Reason::HandlerStalled`]. Off by default because a handler that
     /// does long work between two reads is slow, not broken.
@@ -151,7 +157,7 @@ impl HeartbeatLayerBuilder {
 
     /// The registry that connections are entered in. Default: one of the layer's own.
     ///
-    /// Share one between layers to count, limit and drain their connections together.
+    /// Share one between layers to count their connections together.
     ///
     /// Nothing is refused.
     pub fn registry(mut self, registry: Registry) -> Self {
