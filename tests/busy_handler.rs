@@ -1,0 +1,219 @@
+//! Busy handlers, and a busy runtime: who reads nothing must not cost a live peer its connection,
+//! nor keep a dead one.
+
+mod support;
+
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use axum::Router;
+use axum::extract::ws::{Message as Served, WebSocket};
+use futures_util::{SinkExt, StreamExt};
+use support::raw::{Answer, Frame, RawClient};
+use support::recorder::Recorder;
+use support::{Server, echo, ms, never, never_reads, until, watched_route, within};
+use tokio::sync::{mpsc, oneshot};
+use tower_ws_liveness::{HeartbeatLayer, ProofOfLife, Reason};
+use tungstenite::Message;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_live_client_of_a_handler_that_never_reads_lives() {
+    for unread in [None, Some(Frame::text("a message nobody reads"))] {
+        let recorder = Recorder::new();
+        let heartbeat = HeartbeatLayer::builder()
+            .interval(ms(30))
+            .timeout(ms(2_000))
+            .proof_of_life(ProofOfLife::MatchingPong)
+            .on_evict(recorder.hook())
+            .build()
+            .unwrap();
+        let (route, mut live) = watched_route(never_reads);
+        let server = Server::start(Router::new().route("/ws", route).layer(heartbeat)).await;
+        let mut client = RawClient::connect(server.addr, "/ws").await;
+        let live = within("the handler", live.recv()).await.unwrap();
+        if let Some(unread) = &unread {
+            client.send(unread).await.unwrap();
+        }
+
+        // Every ping is the proof that the pong before it was seen: a ping that misses its pong
+        // would be the last.
+        client.live_until_ping(20).await;
+        until("19 pongs were seen", || live.stats().pongs_received() >= 19).await;
+        assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_live_client_lives_behind_full_buffers_and_its_bytes_arrive_in_the_end() {
+    // Far more than all the buffers between the two take.
+    let sent: Vec<Message> = (0..64_u8)
+        .map(|n| Message::binary(vec![n; 1 << 20]))
+        .collect();
+    let expected = sent.clone();
+
+    let recorder = Recorder::new();
+    let heartbeat = HeartbeatLayer::builder()
+        .interval(ms(30))
+        .timeout(ms(1000))
+        .on_evict(recorder.hook())
+        .build()
+        .unwrap();
+    let (resume, resumed) = oneshot::channel::<()>();
+    let resumed = Arc::new(Mutex::new(Some(resumed)));
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let (route, _live) = watched_route(move |mut socket: WebSocket| {
+        let (resumed, tell) = (resumed.clone(), tell.clone());
+        async move {
+            let resumed = resumed.lock().unwrap().take().unwrap();
+            resumed.await.unwrap();
+            while let Some(Ok(message)) = socket.recv().await {
+                if let Served::Binary(bytes) = message {
+                    tell.send(bytes).unwrap();
+                }
+            }
+        }
+    });
+    let server = Server::start(Router::new().route("/ws", route).layer(heartbeat)).await;
+    let (client, _) = tokio_tungstenite::connect_async(server.url("/ws"))
+        .await
+        .unwrap();
+    let (mut sink, mut stream) = client.split();
+
+    let upload = tokio::spawn(async move {
+        for message in sent {
+            sink.send(message).await.unwrap();
+        }
+        sink // kept: the connection stays open
+    });
+    let answering = tokio::spawn(async move { while let Some(Ok(_)) = stream.next().await {} });
+
+    // Three times the time in which a dead peer would have gone.
+    recorder.stays_at_for(0, ms(3100)).await;
+    assert!(!upload.is_finished(), "the buffers took everything");
+    resume.send(()).unwrap();
+    for message in expected {
+        let read = within("a message held back", told.recv()).await.unwrap();
+        assert_eq!(Message::Binary(read), message);
+    }
+    let _sink = within("the upload", upload).await.unwrap();
+    assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
+    answering.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_client_of_a_handler_that_never_reads_is_evicted_and_its_socket_closed() {
+    for unread in [None, Some(Frame::text("last words"))] {
+        let recorder = Recorder::new();
+        let heartbeat = HeartbeatLayer::builder()
+            .interval(ms(500))
+            .timeout(ms(100))
+            .missed_pings(2)
+            .on_evict(recorder.hook())
+            .build()
+            .unwrap();
+        let (route, mut live) = watched_route(never_reads);
+        let server =
+            Server::start(Router::new().route("/ws", route).layer(heartbeat.clone())).await;
+        let mut client = RawClient::connect(server.addr, "/ws")
+            .await
+            .answering(Answer::Nothing);
+        let live = within("the handler", live.recv()).await.unwrap();
+        if let Some(unread) = &unread {
+            client.send(unread).await.unwrap();
+        }
+
+        let event = recorder.nth(1).await;
+        assert_eq!(event.reason, Reason::HeartbeatTimeout { missed: 2 });
+        assert_eq!(event.id, live.id());
+        // The handler still holds its socket, and yet the peer finds the connection closed.
+        client.closed().await;
+        assert!(client.pings <= 2, "{} pings", client.pings);
+        assert!(heartbeat.registry().is_empty());
+        recorder.stays_at(1).await;
+    }
+}
+
+#[test]
+fn a_pause_of_the_runtime_itself_kills_nobody() {
+    let recorder = Recorder::new();
+    let heartbeat = HeartbeatLayer::builder()
+        .interval(ms(100))
+        .timeout(ms(1000))
+        .proof_of_life(ProofOfLife::MatchingPong)
+        .on_evict(recorder.hook())
+        .build()
+        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async move {
+        let (route, mut live) = watched_route(echo);
+        let server = Server::start(Router::new().route("/ws", route).layer(heartbeat)).await;
+        let addr = server.addr;
+        // The client has a thread and a runtime of its own: it answers during the pauses.
+        let (stop, mut stopped) = mpsc::channel::<()>(1);
+        let client = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async move {
+                let mut client = RawClient::connect(addr, "/ws").await;
+                tokio::select! {
+                    frame = client.next() => panic!("the server said {frame:?}"),
+                    _ = stopped.recv() => {}
+                }
+            });
+        });
+        let live = within("the handler", live.recv()).await.unwrap();
+
+        // Pauses that begin with the pong under way, with it read, and just before the next ping.
+        for offset in [0, 40, 90] {
+            let seen = live.stats().pings_sent();
+            until("a ping", || live.stats().pings_sent() > seen).await;
+            tokio::time::sleep(ms(offset)).await;
+            thread::sleep(ms(1300));
+        }
+        never("an eviction", ms(300), recorder.reached(1)).await;
+        drop(stop);
+        within("the client's thread", async {
+            tokio::task::spawn_blocking(move || client.join().unwrap())
+                .await
+                .unwrap();
+        })
+        .await;
+    });
+}
+
+#[tokio::test]
+async fn a_pause_of_both_sides_kills_nobody() {
+    // As when the machine is suspended: a ping is out, and nobody runs until long after its time.
+    let recorder = Recorder::new();
+    let heartbeat = HeartbeatLayer::builder()
+        .interval(ms(50))
+        .timeout(ms(600))
+        .on_evict(recorder.hook())
+        .build()
+        .unwrap();
+    let (route, mut live) = watched_route(echo);
+    let app = Router::new().route("/ws", route).layer(heartbeat);
+    let server = Server::start(app).await;
+    let mut client = RawClient::connect(server.addr, "/ws").await;
+    let live = within("the handler", live.recv()).await.unwrap();
+    for round in 1..=3 {
+        // The ping is under way, and the client, which shares this thread, has not read it yet.
+        until("a ping", || live.stats().pings_sent() >= round).await;
+        thread::sleep(ms(2_500));
+        // The server has every chance to judge first.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let pings = live.stats().pings_sent();
+        client.live_until_ping(pings.try_into().unwrap()).await;
+        assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
+    }
+    let pings = client.pings + 2;
+    client.live_until_ping(pings).await;
+    recorder.stays_at(0).await;
+}

@@ -1,0 +1,369 @@
+//! What an eviction does to the hooks and to the handler: who is told, in which order, and how a
+//! blocked read or write learns of it.
+
+mod support;
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::extract::ws::{Message, WebSocket};
+use support::raw::{Answer, Frame, RawClient};
+use support::recorder::Recorder;
+use support::scene::{Scene, patient, quiet};
+use support::{Server, echo, echo_route, ms, never_reads, until, watched_route, within};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tower_ws_liveness::{
+    Evicted, Eviction, HeartbeatLayer, HeartbeatLayerBuilder, IdleTimeoutLayerBuilder, Liveness,
+    Reason, Registry,
+};
+
+/// The IO error at the bottom of what a WebSocket library made of it.
+fn io_error<'a>(mut error: &'a (dyn Error + 'static)) -> &'a io::Error {
+    loop {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return io;
+        }
+        error = error.source().expect("an IO error in the chain");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blocked_read_wakes_with_the_reason_after_the_hook_has_run() {
+    let timed_out = io::ErrorKind::TimedOut;
+    let dead = || quiet().interval(ms(50)).timeout(ms(50));
+    let cases: [(HeartbeatLayerBuilder, IdleTimeoutLayerBuilder, _, _); 4] = [
+        (dead(), patient(), timed_out, "heartbeat_timeout"),
+        (
+            quiet(),
+            patient().timeout(ms(100)),
+            timed_out,
+            "idle_timeout",
+        ),
+        (
+            quiet(),
+            patient().first_message(ms(100)),
+            timed_out,
+            "first_message_timeout",
+        ),
+        (
+            quiet(),
+            patient().max_lifetime(ms(100)),
+            timed_out,
+            "max_lifetime",
+        ),
+    ];
+    for (heartbeat, idle, kind, word) in cases {
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let hook_log = log.clone();
+        let heartbeat = heartbeat
+            .close_timeout(ms(100))
+            .on_evict(move |_: &Eviction| hook_log.lock().unwrap().push("hook"));
+        let handler_log = log.clone();
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let handler = move |mut socket: WebSocket| {
+            let (log, tell) = (handler_log.clone(), tell.clone());
+            async move {
+                let woken = socket.recv().await;
+                log.lock().unwrap().push("woken");
+                tell.send(woken).unwrap();
+            }
+        };
+        let idle = idle.close_timeout(ms(100));
+        let mut scene = Scene::start(heartbeat, idle, handler).await;
+        let (client, _live) = scene.connect().await;
+        // Keeps the socket, and neither reads nor answers.
+        let error = within("the handler's read", told.recv()).await.unwrap();
+        let error = error.expect("an error, not the end").unwrap_err();
+        let evicted = Evicted::from_error(&error).expect("the reason in the error");
+        assert_eq!(evicted.reason().as_str(), word);
+        assert_eq!(io_error(&error).kind(), kind, "{word}");
+        assert_eq!(*log.lock().unwrap(), ["hook", "woken"], "{word}");
+        scene.handlers_done(1).await;
+        scene.told_once().await;
+        drop(client);
+    }
+}
+
+#[tokio::test]
+async fn a_blocked_write_wakes_with_the_reason() {
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let handler = move |mut socket: WebSocket| {
+        let tell = tell.clone();
+        async move {
+            let error = loop {
+                let message = Message::binary(vec![0; 1 << 18]);
+                if let Err(error) = socket.send(message).await {
+                    break error;
+                }
+            };
+            tell.send(error).unwrap();
+        }
+    };
+    let heartbeat = quiet().write_timeout(ms(300)).close_timeout(ms(100));
+    let mut scene = Scene::start(heartbeat, patient(), handler).await;
+    let (client, live) = scene.connect().await;
+    let error = within("the handler's write", told.recv()).await.unwrap();
+    let evicted = Evicted::from_error(&error).expect("the reason in the error");
+    assert_eq!(evicted.reason(), Reason::WriteStalled);
+    assert_eq!(io_error(&error).kind(), io::ErrorKind::TimedOut);
+    scene.ended(&live, Reason::WriteStalled).await;
+    drop(client);
+}
+
+#[tokio::test]
+async fn the_hooks_have_run_when_the_peer_sees_the_close_frame() {
+    for _ in 0..20 {
+        let mut scene = Scene::start(quiet(), patient(), never_reads).await;
+        let (mut client, live) = scene.connect().await;
+        live.evict(4000, "go");
+        let close = client.expect_frame().await;
+        assert_eq!(close, Frame::close(4000, "go"));
+        assert_eq!(scene.recorder.total(), 1);
+        assert_eq!(scene.local.total(), 1);
+    }
+}
+
+#[tokio::test]
+async fn every_hook_of_every_layer_fires_once_and_a_panicking_one_harms_nobody() {
+    let (second, third, fourth) = (Recorder::new(), Recorder::new(), Recorder::new());
+    let heartbeat = quiet()
+        .on_evict(|_: &Eviction| panic!("a hook that panics"))
+        .on_evict(second.hook())
+        .on_evict(third.hook());
+    let idle = patient()
+        .on_evict(|_: &Eviction| panic!("another hook that panics"))
+        .on_evict(fourth.hook());
+    let mut scene = Scene::start(heartbeat, idle, echo).await;
+
+    let (mut witness, _) = scene.connect().await;
+    let (client, live) = scene.connect().await;
+    let own = Recorder::new();
+    live.on_evict(|_| panic!("the connection's own hook panics too"));
+    let own_hook = own.hook();
+    live.on_evict(move |ev| own_hook(ev));
+    drop(client);
+
+    for recorder in [
+        &second,
+        &third,
+        &fourth,
+        &scene.recorder,
+        &scene.local,
+        &own,
+    ] {
+        let event = recorder.nth(1).await;
+        assert_eq!((event.id, event.reason), (live.id(), Reason::PeerVanished));
+    }
+    scene.handlers_done(1).await;
+    until("one connection is left", || scene.registry.len() == 1).await;
+    // The neighbour, the layers and later connections work as before.
+    witness.send(&Frame::text("fine")).await.unwrap();
+    assert_eq!(witness.expect_frame().await, Frame::text("fine"));
+    let (third_client, _) = scene.connect().await;
+    drop(third_client);
+    second.nth(2).await;
+    for recorder in [&second, &third, &fourth, &scene.recorder, &scene.local] {
+        recorder.nth(2).await;
+        recorder.stays_at(2).await;
+        assert_eq!(recorder.count(live.id()), 1);
+    }
+    own.stays_at(1).await;
+}
+
+#[tokio::test]
+async fn a_hook_may_use_everything_it_can_reach() {
+    // No hook runs under a lock: each of these calls would wait for itself for ever.
+    let registry = Registry::new();
+    let reached = registry.clone();
+    let recorder = Recorder::new();
+    let record = recorder.hook();
+    let known = Arc::new(Mutex::new(None::<Liveness>));
+    let handle = known.clone();
+    let heartbeat = HeartbeatLayer::builder()
+        .interval(ms(1000))
+        .timeout(ms(50))
+        .registry(registry.clone())
+        .on_evict(move |ev: &Eviction| {
+            // It has left the registry already: who finds it there can still use it.
+            assert!(reached.get(ev.id()).is_none());
+            let _ = reached.len();
+            let live = handle.lock().unwrap().clone().expect("the handle");
+            assert!(!live.evict(4000, "once more"));
+            let _ = (live.rtt(), live.stats(), live.last_seen(), live.idle_for());
+            let _ = (live.id(), live.health(), live.session::<String>());
+            live.set_session("late".to_owned());
+            live.on_evict(|_| {});
+            record(ev);
+        })
+        .build()
+        .unwrap();
+    let (route, mut lives) = watched_route(never_reads);
+    let app = Router::new().route("/ws", route).layer(heartbeat);
+    let server = Server::start(app).await;
+    // Ended by the driver, and by a task of the application.
+    for (n, reason) in [
+        Reason::HeartbeatTimeout { missed: 1 },
+        Reason::Kicked { code: 4000 },
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let client = RawClient::connect(server.addr, "/ws").await;
+        let live = within("the handler", lives.recv()).await.unwrap();
+        *known.lock().unwrap() = Some(live.clone());
+        if n == 1 {
+            assert!(live.evict(4000, "go"));
+        }
+        // The hook would not come to its last line, had an assertion failed before.
+        let event = recorder.nth(n + 1).await;
+        assert_eq!((event.id, event.reason), (live.id(), reason));
+        until("the registry is empty", || registry.is_empty()).await;
+        recorder.stays_at(n + 1).await;
+        drop(client);
+    }
+}
+
+#[tokio::test]
+async fn a_hook_that_comes_after_the_end_is_called_at_once() {
+    let mut scene = Scene::start(quiet(), patient(), echo).await;
+    let (client, live) = scene.connect().await;
+    drop(client);
+    scene.ended(&live, Reason::PeerVanished).await;
+    let late = Recorder::new();
+    let hook = late.hook();
+    live.on_evict(move |ev| hook(ev));
+    let event = late.nth(1).await;
+    assert_eq!((event.id, event.reason), (live.id(), Reason::PeerVanished));
+    late.stays_at(1).await;
+}
+
+#[tokio::test]
+async fn the_session_is_there_for_the_handler_the_holder_and_the_hook() {
+    #[derive(Debug, PartialEq)]
+    struct User(&'static str);
+
+    let mut scene = Scene::start(quiet(), patient(), echo).await;
+    let (client, live) = scene.connect().await;
+    assert_eq!(live.session::<User>(), None);
+    live.set_session(User("ann"));
+    assert_eq!(live.session::<User>().as_deref(), Some(&User("ann")));
+    assert_eq!(live.session::<String>(), None);
+    let held = scene.registry.get(live.id()).expect("it is open");
+    assert_eq!(held.session::<User>().as_deref(), Some(&User("ann")));
+    drop(client);
+    let event = scene.ended(&live, Reason::PeerVanished).await;
+    let user = event.eviction.session::<User>();
+    assert_eq!(user.as_deref(), Some(&User("ann")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_many_ends_at_once_one_is_told() {
+    let recorder = Recorder::new();
+    let heartbeat = HeartbeatLayer::builder()
+        .interval(ms(5))
+        .timeout(ms(5))
+        .close_timeout(ms(50))
+        .on_evict(recorder.hook())
+        .build()
+        .unwrap();
+    let registry = heartbeat.registry();
+    let (route, mut lives) = watched_route(echo);
+    let app = Router::new().route("/ws", route).layer(heartbeat);
+    let server = Server::start(app).await;
+
+    const CONNECTIONS: usize = 60;
+    let mut ends = JoinSet::new();
+    let mut handles: Vec<Liveness> = Vec::new();
+    for n in 0..CONNECTIONS {
+        let client = RawClient::connect(server.addr, "/ws").await;
+        let mut client = client.answering(Answer::Nothing);
+        let live = within("the handler", lives.recv()).await.unwrap();
+        for code in 4000..4003 {
+            let live = live.clone();
+            ends.spawn(async move { live.evict(code, "now").then(|| (live.id(), code)) });
+        }
+        ends.spawn(async move {
+            match n % 4 {
+                0 => drop(client),
+                1 => client.reset(),
+                2 => {
+                    let _ = client.send(&Frame::close(1000, "")).await;
+                    client.closed().await;
+                }
+                // Left to the heartbeat.
+                _ => drop(client.closed().await),
+            }
+            None
+        });
+        handles.push(live);
+    }
+    // Which kick claims to have ended which connection.
+    let mut claims = HashMap::new();
+    while let Some(claim) = within("all ends", ends.join_next()).await {
+        if let Some((id, code)) = claim.unwrap() {
+            assert_eq!(claims.insert(id, code), None, "two kicks ended {id}");
+        }
+    }
+    recorder.nth(CONNECTIONS).await;
+    until("the registry is empty", || registry.is_empty()).await;
+    for live in handles {
+        let eviction = within("evicted()", live.evicted()).await;
+        let told: Vec<_> = recorder.all();
+        let told: Vec<_> = told.iter().filter(|event| event.id == live.id()).collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(told[0].reason, eviction.reason());
+        let kicked = match eviction.reason() {
+            Reason::Kicked { code } => Some(code),
+            _ => None,
+        };
+        assert_eq!(claims.get(&live.id()).copied(), kicked);
+    }
+    recorder.stays_at(CONNECTIONS).await;
+}
+
+#[tokio::test]
+async fn a_kicked_handler_learns_it_from_the_error() {
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let handler = move |mut socket: WebSocket| {
+        let tell = tell.clone();
+        async move {
+            // A stock handler, which goes on after the peer's Close.
+            while let Some(message) = socket.recv().await {
+                if let Err(error) = message {
+                    tell.send(Evicted::from_error(&error)).unwrap();
+                    return;
+                }
+            }
+            tell.send(None).unwrap();
+        }
+    };
+    let heartbeat = quiet().close_timeout(ms(100));
+    let mut scene = Scene::start(heartbeat, patient(), handler).await;
+    let (client, live) = scene.connect().await;
+    live.evict(4003, "go");
+    let told = within("the handler's end", told.recv()).await.unwrap();
+    let reason = Reason::Kicked { code: 4003 };
+    assert_eq!(told.map(|evicted| evicted.reason()), Some(reason));
+    scene.ended(&live, reason).await;
+    drop(client);
+    scene.told_once().await;
+}
+
+#[tokio::test]
+async fn the_router_without_evictions_tells_nobody() {
+    let recorder = Recorder::new();
+    let heartbeat = quiet().on_evict(recorder.hook()).build().unwrap();
+    let registry = heartbeat.registry();
+    let app = Router::new().route("/ws", echo_route()).layer(heartbeat);
+    let server = Server::start(app).await;
+    let client = RawClient::connect(server.addr, "/ws").await;
+    until("the connection is counted", || registry.len() == 1).await;
+    recorder.stays_at(0).await;
+    drop(client);
+    recorder.nth(1).await;
+    until("the registry is empty", || registry.is_empty()).await;
+}
