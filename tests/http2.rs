@@ -19,6 +19,7 @@ use support::recorder::Recorder;
 use support::scene::{Scene, patient, quiet};
 use support::{Server, alive_tasks, echo, echo_route, ms, never_reads, until, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tower_ws_liveness::{HeartbeatLayer, Liveness, ProofOfLife, Reason};
 use tungstenite::Message;
@@ -149,6 +150,38 @@ async fn a_live_stream_lives_though_its_handler_never_reads() {
     client.live_until_ping(20).await;
     until("19 pongs were seen", || live.stats().pongs_received() >= 19).await;
     assert_eq!(scene.recorder.total(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_its_peer_does_not_drain_is_stalled_and_its_neighbour_is_not() {
+    // Floods whoever says so, echoes to all others.
+    let handler = |mut socket: WebSocket| async move {
+        while let Some(Ok(Served::Text(text))) = socket.recv().await {
+            let is_flood = text.as_str() == "flood";
+            let message = Served::binary(vec![0; 1 << 16]);
+            while is_flood && socket.send(message.clone()).await.is_ok() {}
+            if is_flood || socket.send(Served::Text(text)).await.is_err() {
+                return;
+            }
+        }
+    };
+    let heartbeat = quiet().write_timeout(ms(500)).close_timeout(ms(300));
+    let mut scene = Scene::start(heartbeat, patient(), handler).await;
+    // What one stream leaves unread must not use up the whole connection's window.
+    let mut settings = h2::client::Builder::new();
+    settings.initial_connection_window_size(1 << 20);
+    let io = TcpStream::connect(scene.addr()).await.unwrap();
+    let h2 = H2Client::handshake(io, &settings).await.unwrap();
+    let (mut neighbour, _) = open_on(&mut scene, &h2).await;
+    let (mut client, live) = open_on(&mut scene, &h2).await;
+
+    client.send(&Frame::text("flood")).await.unwrap();
+    let event = scene.recorder.nth(1).await;
+    assert_eq!((event.id, event.reason), (live.id(), Reason::WriteStalled));
+    scene.handlers_done(1).await;
+    echoes(&mut neighbour, "I do read").await;
+    assert_eq!(scene.registry.len(), 1);
+    scene.recorder.stays_at(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,30 +10,32 @@ use super::state::{Phase, State};
 use super::watch::Watch;
 use crate::monitor::{Action, Moment, Outlook};
 
+/// Visits in a row that may end without a verdict, because there is more to look at.
+const LOOKS: u8 = 64;
+
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
-    /// Does what is due. `waker` has the driver come by again.
-    pub(super) fn drive(&mut self, waker: &Waker, scratch: &mut [u8]) {
+    /// Does what is due at `now`. `waker` has the driver come by again.
+    pub(super) fn drive(&mut self, now: Moment, waker: &Waker, scratch: &mut [u8]) {
         let Some(link) = &mut self.link else {
             return;
         };
-        let now = link.driver.clock().now();
         // What the wheel has found due it has also forgotten.
         let expired = now >= Moment::after_millis(link.armed);
         if expired {
             link.armed = u64::MAX;
         }
         match self.phase {
-            Phase::Open => self.drive_open(waker, scratch, expired),
-            Phase::Evicting { .. } => self.drive_closing(waker, scratch),
+            Phase::Open => self.drive_open(now, waker, scratch, expired),
+            Phase::Evicting { .. } => self.drive_closing(now, waker, scratch),
             Phase::Opening | Phase::Closed { .. } => {}
         }
         self.rearm();
     }
 
-    fn drive_open(&mut self, waker: &Waker, scratch: &mut [u8], expired: bool) {
+    fn drive_open(&mut self, now: Moment, waker: &Waker, scratch: &mut [u8], expired: bool) {
         self.push(waker);
         let look = expired || self.reader.by_driver || self.monitor.is_waiting();
-        if look && !self.look(waker, scratch) {
+        if look && !self.looked(waker, scratch) {
             return;
         }
         loop {
@@ -44,12 +46,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                 can_inject: outbound.can_inject(),
                 blind: inbound.is_blind(),
             };
-            match watch.monitor.poll(watch.clock.now(), watch.policy, outlook) {
+            match watch.monitor.poll(now, watch.policy, outlook) {
                 Action::Wait => return,
                 Action::Ping(payload) => {
                     outbound.ping(payload);
                     self.push(waker);
-                    if self.monitor.is_waiting() && !self.look(waker, scratch) {
+                    if self.monitor.is_waiting() && !self.looked(waker, scratch) {
                         return;
                     }
                 }
@@ -62,6 +64,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                 Action::Cut => {
                     self.phase = Phase::Closed {
                         reason: self.monitor.reason(),
+                        readable: true,
                     };
                     return;
                 }
@@ -105,6 +108,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         self.writer.due = self.writer.pending;
     }
 
+    /// Whether everything that could be looked at was, so that a verdict may be given.
+    ///
+    /// A peer that always has more, none of which is the handler's, is not waited for endlessly, or
+    /// it would escape all verdicts.
+    fn looked(&mut self, waker: &Waker, scratch: &mut [u8]) -> bool {
+        if self.look(waker, scratch) || self.looks == LOOKS {
+            self.looks = 0;
+            return true;
+        }
+        self.looks += 1;
+        false
+    }
+
     /// Looks whether anything has come from the peer, on behalf of a handler that does not.
     ///
     /// Returns false if there may be more that can be looked at: what it is decides the verdict, so
@@ -113,6 +129,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         for _ in 0..READS {
             let pending = self.reader.pending && !self.reader.due;
             let handler = self.reader.waker.clone().filter(|_| pending);
+            let parked_by_driver = self.reader.by_driver;
             let Ok((io, inbound, _, mut watch)) = self.parts() else {
                 return true;
             };
@@ -124,6 +141,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             }
             // A handler that waits is to be woken by the transport itself, unless there is a pong
             // to be kept from it.
+            if pending && !parked_by_driver {
+                // It was the handler who was to be woken, so whatever is here may have been for
+                // long. (A wake-up that finds the handler gone leaves no trace.)
+                inbound.distrust();
+            }
             let by_driver = handler.is_none() || watch.monitor.is_waiting();
             let waker = handler.as_ref().filter(|_| !by_driver).unwrap_or(waker);
             let mut buf = ReadBuf::new(&mut scratch[..room]);
@@ -154,7 +176,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         false
     }
 
-    fn drive_closing(&mut self, waker: &Waker, scratch: &mut [u8]) {
+    fn drive_closing(&mut self, now: Moment, waker: &Waker, scratch: &mut [u8]) {
         let Phase::Evicting { reason, closing } = &mut self.phase else {
             return;
         };
@@ -167,7 +189,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             notes: &mut self.notes,
             clock: link.driver.clock(),
         };
-        let now = watch.now();
         let outlook = Outlook {
             can_inject: false,
             blind: false,
@@ -178,6 +199,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         if closing.poll(io, halves, cx, scratch, &mut watch).is_ready() || late {
             self.phase = Phase::Closed {
                 reason: Some(*reason),
+                readable: false,
             };
         }
     }

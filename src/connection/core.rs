@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -290,8 +291,10 @@ impl Core {
             }
             extras.session.take()
         };
-        // Dropped after the lock was given back: it is the application's.
-        drop(session);
+        // Dropped after the lock was given back: it is the application's, and may panic.
+        if catch_unwind(AssertUnwindSafe(|| drop(session))).is_err() {
+            tracing::warn!(conn_id = %self.id, "a session value panicked while it was dropped");
+        }
     }
 
     pub(super) fn session(&self) -> Option<Arc<dyn Any + Send + Sync>> {

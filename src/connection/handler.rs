@@ -27,8 +27,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         out: &mut ReadBuf<'_>,
         driver: impl Fn() -> Waker,
     ) -> Poll<io::Result<()>> {
-        if !matches!(self.phase, Phase::Open) && self.inbound.take_left(out) {
-            return Poll::Ready(Ok(()));
+        if let Phase::Closed { readable: true, .. } = self.phase {
+            if self.inbound.take_left(out) {
+                return Poll::Ready(Ok(()));
+            }
         }
         let (io, inbound, _, mut watch) = self.parts()?;
         if inbound.ahead() > 0 {
@@ -64,8 +66,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             return Poll::Ready(Ok(()));
         }
         // A peer that repeats our pongs for ever shall not keep the connection's lock for ever.
-        cx.waker().wake_by_ref();
         self.reader.park(cx.waker(), false);
+        self.reader.due = true;
         Poll::Pending
     }
 
@@ -145,7 +147,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         self.inbound.forget_ahead();
         if let (Phase::Open, Some(link)) = (&self.phase, &self.link) {
             self.monitor.dropped(link.driver.clock().now());
-            self.phase = Phase::Closed { reason: None };
+            self.phase = Phase::Closed {
+                reason: None,
+                readable: false,
+            };
         }
     }
 }

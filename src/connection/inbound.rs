@@ -94,6 +94,11 @@ impl Inbound {
         out.filled().len() > before
     }
 
+    /// What comes next may have been there before, though the last look found nothing.
+    pub(super) fn distrust(&mut self) {
+        self.drained = false;
+    }
+
     /// Nobody will read what was read ahead.
     pub(super) fn forget_ahead(&mut self) {
         self.ahead = None;
@@ -301,7 +306,7 @@ impl Inbound {
         bytes.copy_within(from..from + candidate, kept);
         if let (Some(rule), false) = (self.scanner.malformed(), self.passive) {
             self.passive = true;
-            watch.notes.malformed = Some(("inbound", rule));
+            watch.malformed("inbound", rule);
         }
         mid_frame |= candidate > 0 || !self.scanner.at_boundary();
         watch

@@ -103,14 +103,18 @@ impl Outbound {
         }
     }
 
-    /// In the middle of the handler's frame, asks the transport whether it would take more of it.
-    /// What it refuses is reported. Transports that cannot tell take nothing for something.
+    /// Asks the transport whether it would take more of the handler's bytes, without giving it any.
+    /// What it refuses is reported. A transport that cannot tell takes nothing for something.
     pub(super) fn poll_room<T: AsyncWrite + Unpin>(
         &mut self,
         io: &mut T,
         cx: &mut Context<'_>,
         watch: &mut Watch<'_>,
     ) -> Poll<()> {
+        if Pin::new(&mut *io).poll_flush(cx).is_pending() {
+            watch.unflushed();
+            return Poll::Pending;
+        }
         if Pin::new(io).poll_write(cx, &[]).is_pending() {
             watch.refused();
             return Poll::Pending;
@@ -200,7 +204,7 @@ impl Outbound {
         ready!(self.poll_control_bytes(io, cx, watch))?;
         if matches!(self.control, Control::FlushPing | Control::FlushClose) {
             if Pin::new(io).poll_flush(cx)?.is_pending() {
-                watch.refused();
+                watch.unflushed();
                 return Poll::Pending;
             }
             self.flushed(watch);
@@ -289,7 +293,7 @@ impl Outbound {
         }
         if let (Some(rule), false) = (self.scanner.malformed(), self.passive) {
             self.passive = true;
-            watch.notes.malformed = Some(("outbound", rule));
+            watch.malformed("outbound", rule);
         }
     }
 
@@ -319,7 +323,11 @@ impl Outbound {
         watch: &mut Watch<'_>,
     ) -> Poll<io::Result<()>> {
         ready!(self.poll_control_bytes(io, cx, watch))?;
-        ready!(Pin::new(io).poll_flush(cx))?;
+        if Pin::new(io).poll_flush(cx)?.is_pending() {
+            watch.unflushed();
+            return Poll::Pending;
+        }
+        watch.flushed();
         self.flushed(watch);
         Poll::Ready(Ok(()))
     }

@@ -12,15 +12,15 @@ use super::core::{Core, Managed, Share, View};
 use super::state::{Phase, State};
 use super::watch::Notes;
 use crate::driver::{Drive, Driver};
-use crate::monitor::{CloseFrame, Reason, Stats};
+use crate::monitor::{CloseFrame, Moment, Reason, Stats};
 use crate::wire::Role;
 
 /// One upgraded connection, from the request that asks for it to its end.
 ///
 /// Lock order: `state`, then the core's extras or the driver's queue. What is foreign runs under
 /// none of them: hooks are called, wakers woken, log lines written and transports dropped after all
-/// were given back. (A transport is *polled* under `state`, which is what that lock is for, and a
-/// waker may be cloned or dropped.)
+/// were given back. (A transport is *polled* under `state`, which is what that lock is for, a waker
+/// may be cloned or dropped, and the driver's own task is woken.)
 pub(crate) struct Connection<T> {
     core: Core,
     /// Already in the driver's queue of connections with something to do.
@@ -52,7 +52,8 @@ where
             tracker.opened(Arc::clone(self) as Arc<dyn Managed>);
         }
         let connection = Arc::clone(self) as Arc<dyn Drive>;
-        let opened = self.enter(|state| state.open(io, connection, driver));
+        let opened = self.enter(|state| state.open(io, connection, Arc::clone(&driver)));
+        driver.start();
         if opened {
             tracing::debug!(conn_id = %self.core.id(), "connection opened");
         } else {
@@ -190,12 +191,12 @@ impl<T> Drive for Connection<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    fn drive(self: Arc<Self>, scratch: &mut [u8]) {
+    fn drive(self: Arc<Self>, now: Moment, scratch: &mut [u8]) {
         // Acquires what the waker's caller did before: it may be what is looked at now.
         self.scheduled.swap(false, Ordering::AcqRel);
         let waker = self.waker();
         let driven = catch_unwind(AssertUnwindSafe(|| {
-            self.enter(|state| state.drive(&waker, scratch));
+            self.enter(|state| state.drive(now, &waker, scratch));
         }));
         if driven.is_err() {
             tracing::warn!(conn_id = %self.core.id(), "a transport panicked while it was driven");

@@ -22,6 +22,8 @@ pub(super) struct State<T> {
     opened: bool,
     pub(super) inbound: Inbound,
     pub(super) outbound: Outbound,
+    /// Visits of the driver since one looked at everything.
+    pub(super) looks: u8,
     pub(super) notes: Notes,
     pub(super) reader: Waiting,
     pub(super) writer: Waiting,
@@ -37,7 +39,11 @@ pub(super) enum Phase {
     /// The driver, which says goodbye to the peer.
     Evicting { reason: Reason, closing: Closing },
     /// Nobody any more. No reason: it was the handler who dropped it.
-    Closed { reason: Option<Reason> },
+    Closed {
+        reason: Option<Reason>,
+        /// What was read ahead is still the handler's: it was not evicted, only late.
+        readable: bool,
+    },
 }
 
 /// A connection's place in the driver's wheel.
@@ -84,6 +90,7 @@ impl<T> State<T> {
             opened: false,
             inbound: Inbound::new(role),
             outbound: Outbound::new(role),
+            looks: 0,
             notes: Notes::default(),
             reader: Waiting::default(),
             writer: Waiting::default(),
@@ -132,6 +139,7 @@ impl<T> State<T> {
             self.monitor.end(now, Reason::UpgradeFailed);
             self.phase = Phase::Closed {
                 reason: Some(Reason::UpgradeFailed),
+                readable: false,
             };
         }
     }
@@ -151,7 +159,6 @@ impl<T> State<T> {
     /// What follows from what was just done; `None`, almost always, if nothing does.
     pub(super) fn settle(&mut self) -> Option<Aftermath<T>> {
         if self.notes.malformed.is_some() {
-            self.monitor.go_passive();
             self.outbound.cancel_ping();
         }
         if self.monitor.take_moved() {
@@ -202,6 +209,7 @@ impl<T> State<T> {
             Phase::Opening => {
                 self.phase = Phase::Closed {
                     reason: Some(reason),
+                    readable: false,
                 }
             }
             Phase::Open => {
@@ -227,6 +235,7 @@ impl<T> State<T> {
         if let Phase::Evicting { reason, .. } = &self.phase {
             self.phase = Phase::Closed {
                 reason: Some(*reason),
+                readable: false,
             };
         }
     }
@@ -235,6 +244,7 @@ impl<T> State<T> {
         self.fail(io::ErrorKind::Other);
         self.phase = Phase::Closed {
             reason: self.monitor.reason(),
+            readable: false,
         };
     }
 
@@ -260,6 +270,7 @@ impl<T> State<T> {
                 Phase::Evicting { reason, .. }
                 | Phase::Closed {
                     reason: Some(reason),
+                    ..
                 },
                 ..,
             ) => Err(Evicted::new(*reason).into_io_error()),

@@ -19,6 +19,12 @@ impl Watch<'_> {
         self.clock.now()
     }
 
+    /// A direction's frame boundaries are lost.
+    pub(super) fn malformed(&mut self, direction: &'static str, rule: Malformed) {
+        self.monitor.go_passive();
+        self.notes.malformed = Some((direction, rule));
+    }
+
     /// The transport accepted `bytes`; `rest` if more of the same write or frame is waiting.
     pub(super) fn accepted(&mut self, bytes: usize, rest: bool) {
         let now = self.now();
@@ -31,6 +37,22 @@ impl Watch<'_> {
         if has_budget_remaining() {
             let now = self.now();
             self.monitor.refused(now);
+        }
+    }
+
+    /// The transport holds bytes that it has accepted.
+    pub(super) fn unflushed(&mut self) {
+        if has_budget_remaining() {
+            let now = self.now();
+            self.monitor.unflushed(now);
+        }
+    }
+
+    /// The transport holds no bytes back.
+    pub(super) fn flushed(&mut self) {
+        if self.monitor.is_blocked() {
+            let now = self.now();
+            self.monitor.flushed(now, self.policy);
         }
     }
 }

@@ -27,11 +27,12 @@ use crate::monitor::Moment;
 
 /// A connection, as the driver knows it.
 pub(crate) trait Drive: Send + Sync {
-    /// Does what is due. `scratch` is the driver's, for bytes that have no other place yet.
+    /// Does what is due at `now`, which is a little in the past: everything that had arrived by then
+    /// can be seen in the transport. `scratch` is the driver's, for bytes that have no other place yet.
     ///
     /// Called without any lock of the driver held; the connection re-arms or removes its own entry.
     /// Does not panic, or the driver's task would end for all connections.
-    fn drive(self: Arc<Self>, scratch: &mut [u8]);
+    fn drive(self: Arc<Self>, now: Moment, scratch: &mut [u8]);
 
     /// Nobody will drive it any more: the runtime is being shut down.
     fn abandon(self: Arc<Self>);
@@ -97,26 +98,32 @@ impl Driver {
 
     /// Takes a connection in, to be driven for the first time at `deadline`. `None` if the runtime
     /// is being shut down.
-    pub(crate) fn insert(
-        self: &Arc<Self>,
-        connection: Arc<dyn Drive>,
-        deadline: u64,
-    ) -> Option<Key> {
+    ///
+    /// The caller has to call [`start`](Self::start) when it has given its locks back.
+    pub(crate) fn insert(&self, connection: Arc<dyn Drive>, deadline: u64) -> Option<Key> {
         let mut queue = lock(&self.queue);
         if let Task::Gone = queue.task {
             return None;
         }
         let key = queue.wheel.insert(deadline, connection);
-        if let Task::None = queue.task {
-            queue.task = Task::Running;
-            drop(queue);
-            // Deadlines of all connections hang on it, and what a transport says must be the
-            // transport's word, not that of a scheduler's budget. It yields by itself.
-            tokio::spawn(unconstrained(task::run(Turn::new(Arc::clone(self)))));
-        } else {
-            wake(queue, Some(deadline));
-        }
+        wake(queue, Some(deadline));
         Some(key)
+    }
+
+    /// Starts the task, if there are connections and there is none.
+    ///
+    /// A runtime that is being shut down drops the task in here, which then gives all connections
+    /// up: no lock may be held.
+    pub(crate) fn start(self: &Arc<Self>) {
+        let mut queue = lock(&self.queue);
+        if !matches!(queue.task, Task::None) || queue.wheel.is_empty() {
+            return;
+        }
+        queue.task = Task::Running;
+        drop(queue);
+        // Deadlines of all connections hang on it, and what a transport says must be the
+        // transport's word, not that of a scheduler's budget. It yields in each turn.
+        tokio::spawn(unconstrained(task::run(Turn::new(Arc::clone(self)))));
     }
 
     /// Moves the deadline of a connection.

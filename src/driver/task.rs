@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{Drive, Driver, Key, Task, lock};
@@ -23,13 +24,18 @@ const BATCH: usize = 64;
 pub(super) async fn run(mut turn: Turn) {
     let mut scratch = vec![0; SCRATCH];
     let mut sleep = std::pin::pin!(sleep_until(Instant::now()));
-    while poll_fn(|cx| turn.poll_due(cx, sleep.as_mut())).await {
+    while let Some(now) = poll_fn(|cx| turn.poll_due(cx, sleep.as_mut())).await {
+        // A transport knows what the runtime has told it, and after a stall of the thread that may
+        // be less than what has arrived. The runtime looks before it lets this task go on, and so
+        // `now`, as which everything is judged below, is no later than what can be seen. Besides,
+        // others get their turn: a connection may have asked for the next one already.
+        yield_now().await;
         let mut due = mem::take(&mut turn.due);
         for (count, connection) in due.drain(..).enumerate() {
             if count % BATCH == BATCH - 1 {
-                tokio::task::yield_now().await;
+                yield_now().await;
             }
-            connection.drive(&mut scratch);
+            connection.drive(now, &mut scratch);
         }
         // The room is kept for the next turn.
         turn.due = due;
@@ -53,8 +59,12 @@ impl Turn {
         }
     }
 
-    /// Ready(true) when connections are due, Ready(false) when there are none left at all.
-    fn poll_due(&mut self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>) -> Poll<bool> {
+    /// `Some` with the time as of which connections are due, `None` when there are none left at all.
+    fn poll_due(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut sleep: Pin<&mut Sleep>,
+    ) -> Poll<Option<Moment>> {
         loop {
             let now = self.driver.clock.now();
             let mut queue = lock(&self.driver.queue);
@@ -65,12 +75,12 @@ impl Turn {
             self.due.append(&mut queue.ready);
             if !self.due.is_empty() {
                 queue.task = Task::Running;
-                return Poll::Ready(true);
+                return Poll::Ready(Some(now));
             }
             if queue.wheel.is_empty() {
                 queue.task = Task::None;
                 self.finished = true;
-                return Poll::Ready(false);
+                return Poll::Ready(None);
             }
             let until = queue.wheel.next_expiration();
             queue.task = Task::Asleep {

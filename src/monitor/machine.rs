@@ -36,6 +36,9 @@ pub(super) struct Blocked {
     pub(super) asked: Option<Moment>,
     /// The transport refused again after that.
     pub(super) again: bool,
+    /// It took the bytes, and does not get them out: what it does not flush, it holds in a buffer
+    /// of its own (TLS, HTTP/2).
+    pub(super) in_flush: bool,
 }
 
 impl Blocked {
@@ -44,6 +47,7 @@ impl Blocked {
             since,
             asked: None,
             again: false,
+            in_flush: false,
         }
     }
 }
@@ -170,15 +174,14 @@ impl Monitor {
     /// The transport accepted `bytes`; `rest` if more of the same write or frame is waiting.
     pub(crate) fn accepted(&mut self, now: Moment, bytes: usize, rest: bool, policy: &Policy) {
         self.stats.bytes_sent += bytes as u64;
+        // A handler that goes on with its frame is slow, not stalled.
+        self.pings.wish_again(now);
         let Some(blocked) = self.blocked.take() else {
             return;
         };
         self.blocked = rest.then(|| Blocked::new(now));
-        if !rest {
-            // What is left of a half-written frame is the handler's to write, from now on.
-            self.pings.wish_again(now);
-            self.moved = true;
-        }
+        // What is left of a half-written frame is the handler's to write, from now on.
+        self.moved |= !rest;
         // Bytes that go into a send buffer with room prove nothing, or a server that writes all
         // the time could never tell that its peer is dead. Bytes that are accepted after a time of
         // refusal do: the peer has drained others. A short refusal is the local scheduler's.
@@ -192,10 +195,37 @@ impl Monitor {
 
     /// The transport refused bytes.
     pub(crate) fn refused(&mut self, now: Moment) {
+        self.held_up(now, false);
+    }
+
+    /// The transport did not flush what it has accepted.
+    pub(crate) fn unflushed(&mut self, now: Moment) {
+        self.held_up(now, true);
+    }
+
+    /// The transport flushed what it has accepted. That says nothing of bytes that it refused: most
+    /// transports have nothing to flush.
+    pub(crate) fn flushed(&mut self, now: Moment, policy: &Policy) {
+        if self.blocked.is_some_and(|blocked| blocked.in_flush) {
+            self.accepted(now, 0, false, policy);
+        }
+    }
+
+    fn held_up(&mut self, now: Moment, in_flush: bool) {
         match &mut self.blocked {
-            None => self.blocked = Some(Blocked::new(now)),
-            Some(blocked) if blocked.asked.is_some() => blocked.again = true,
-            Some(_) => return,
+            None => {
+                self.blocked = Some(Blocked {
+                    in_flush,
+                    ..Blocked::new(now)
+                });
+            }
+            Some(blocked) => {
+                blocked.in_flush &= in_flush;
+                if blocked.asked.is_none() {
+                    return;
+                }
+                blocked.again = true;
+            }
         }
         self.moved = true;
     }
@@ -203,6 +233,7 @@ impl Monitor {
     /// Frame boundaries are lost in one direction (RFC 6455 leaves no way to find them again).
     pub(crate) fn go_passive(&mut self) {
         self.passive = true;
+        self.pings.give_up();
     }
 
     /// The ping that was asked for last is with the transport.
@@ -210,6 +241,9 @@ impl Monitor {
         self.pings.flushed(now);
         self.moved = true;
         self.stats.pings_sent = self.pings.flushed_count();
+        if self.passive {
+            self.pings.give_up();
+        }
     }
 
     /// Bytes from the peer were read ahead, and wait for the handler.
@@ -308,6 +342,11 @@ impl Monitor {
     /// A pong from the peer may be ours.
     pub(crate) fn expects_pongs(&self) -> bool {
         self.pings.any()
+    }
+
+    /// The transport is holding something up.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked.is_some()
     }
 
     pub(crate) fn is_over(&self) -> bool {

@@ -102,6 +102,13 @@ impl Pings {
         self.reprieved = false;
     }
 
+    /// Nobody is waited for any more, and no ping is to be written.
+    pub(crate) fn give_up(&mut self) {
+        self.sign_of_life();
+        self.wished = None;
+        self.flushed = self.sent;
+    }
+
     /// Whether a late verdict may be put off: once in a silence.
     pub(crate) fn reprieve(&mut self) -> bool {
         !std::mem::replace(&mut self.reprieved, true)

@@ -109,7 +109,9 @@ impl Monitor {
                 // The handler may have given up a write that the transport would take by now, so
                 // nothing is said before it has refused once more.
                 blocked.asked = Some(now);
-                return if outlook.can_inject && !self.pings.is_wanted() {
+                let unflushed = blocked.in_flush;
+                let ask = outlook.can_inject && !unflushed && !self.passive;
+                return if ask && !self.pings.is_wanted() {
                     Action::Ping(self.pings.next(now))
                 } else {
                     Action::Retry

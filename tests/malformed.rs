@@ -1,0 +1,263 @@
+//! Input that breaks the rules or wears the patience: nobody is pinged or judged by bytes that
+//! cannot be understood, and nobody else suffers.
+
+#[path = "support/script.rs"]
+mod script;
+mod support;
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+use script::*;
+use support::recorder::Recorder;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{Instant, advance, sleep};
+use tower_ws_liveness::{HeartbeatLayerBuilder, Liveness, ProofOfLife, Reason};
+
+const PROOFS: [ProofOfLife; 2] = [ProofOfLife::AnyBytes, ProofOfLife::MatchingPong];
+
+fn hello() -> Vec<u8> {
+    frame(0x80 | TEXT, None, b"hello")
+}
+
+/// No frame of RFC 6455, to a server: the opcode is reserved.
+fn malformed() -> Vec<u8> {
+    frame(0x80 | 0x3, Some([1, 2, 3, 4]), b"of an extension")
+}
+
+/// A server's end, with a hook.
+fn recorded(builder: HeartbeatLayerBuilder) -> (Stream, Liveness, Peer, Recorder) {
+    let recorder = Recorder::new();
+    let (stream, live, peer) = wrap_with(builder.on_evict(recorder.hook()));
+    (stream, live, peer, recorder)
+}
+
+/// All that can be asked for.
+fn strict(proof: ProofOfLife) -> HeartbeatLayerBuilder {
+    heartbeat()
+        .proof_of_life(proof)
+        .write_timeout(ms(300))
+        .handler_stall_timeout(ms(300))
+}
+
+/// Bytes flow both ways, and the peer's end is noticed.
+async fn flows(mut stream: Stream, peer: &Peer, recorder: &Recorder) {
+    let before = peer.wire().written.len();
+    for round in 0..5 {
+        let bytes = [malformed(), vec![round; 300]].concat();
+        peer.send(&bytes);
+        let mut read = vec![0; bytes.len()];
+        stream.read_exact(&mut read).await.unwrap();
+        assert_eq!(read, bytes);
+        stream.write_all(&hello()).await.unwrap();
+        sleep(ms(500)).await;
+    }
+    assert_eq!(peer.wire().written[before..], hello().repeat(5));
+    assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
+    peer.end(Ok(()));
+    assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+    assert_eq!(recorder.nth(1).await.reason, Reason::PeerVanished);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_malformed_input_there_are_no_pings_and_no_verdicts_and_the_bytes_flow() {
+    for proof in PROOFS {
+        let (mut stream, _live, peer, recorder) = recorded(strict(proof));
+        peer.send(&malformed());
+        let mut read = vec![0; malformed().len()];
+        stream.read_exact(&mut read).await.unwrap();
+        assert_eq!(read, malformed());
+        sleep(ms(20_000)).await;
+        assert_eq!(recorder.total(), 0, "{proof:?}: {:?}", recorder.all());
+        assert_eq!(peer.wire().written, b"", "{proof:?}");
+        flows(stream, &peer, &recorder).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn malformed_input_takes_back_what_is_expected_of_a_ping_that_is_out() {
+    for proof in PROOFS {
+        let (mut stream, _live, peer, recorder) = recorded(strict(proof).missed_pings(3));
+        sleep(ms(110)).await;
+        // A pong that comes too late to be told from other bytes is the handler's.
+        let sent = [malformed(), Role::Server.pong(&peer.last_ping())].concat();
+        peer.send(&sent);
+        let mut read = vec![0; sent.len()];
+        stream.read_exact(&mut read).await.unwrap();
+        assert_eq!(read, sent);
+        sleep(ms(20_000)).await;
+        assert_eq!(peer.pings().len(), 1, "{proof:?}");
+        assert_eq!(recorder.total(), 0, "{proof:?}: {:?}", recorder.all());
+        flows(stream, &peer, &recorder).await;
+    }
+}
+
+/// A ping waits for the end of the handler's frame when the malformed bytes come.
+async fn taken_back(builder: HeartbeatLayerBuilder) {
+    let (mut stream, _live, peer, recorder) = recorded(builder);
+    stream.write_all(&hello()[..3]).await.unwrap();
+    sleep(ms(110)).await;
+    peer.send(&malformed());
+    let mut read = vec![0; malformed().len()];
+    stream.read_exact(&mut read).await.unwrap();
+    stream.write_all(&hello()[3..]).await.unwrap();
+    sleep(ms(20_000)).await;
+    assert_eq!(peer.wire().written, hello());
+    assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
+    flows(stream, &peer, &recorder).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn malformed_input_takes_back_a_ping_that_waits_for_a_boundary() {
+    for proof in PROOFS {
+        taken_back(heartbeat().proof_of_life(proof)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_stalled_by_a_ping_that_malformed_input_took_back() {
+    taken_back(heartbeat().handler_stall_timeout(ms(300))).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_malformed_input_no_ping_asks_whether_a_write_is_stalled() {
+    let (mut stream, _live, peer, recorder) = recorded(heartbeat().write_timeout(ms(300)));
+    peer.send(&malformed());
+    let mut read = vec![0; malformed().len()];
+    stream.read_exact(&mut read).await.unwrap();
+    peer.write_steps(&[WAIT]);
+    // Refused, and given up; then the peer drains what it was sent before.
+    assert!(poll_write(&mut stream, &Wakes::new(), &hello()).is_pending());
+    sleep(ms(20)).await;
+    peer.drain();
+    sleep(ms(20_000)).await;
+    assert_eq!(peer.wire().written, b"");
+    flows(stream, &peer, &recorder).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_malformed_input_a_write_may_still_be_stalled() {
+    let (mut stream, _live, peer, recorder) = recorded(heartbeat().write_timeout(ms(300)));
+    peer.send(&malformed());
+    let mut read = vec![0; malformed().len()];
+    stream.read_exact(&mut read).await.unwrap();
+    peer.write_steps(&[3, WAIT]);
+    let begun = Instant::now();
+    stream.write_all(&hello()).await.unwrap_err();
+    assert_eq!(recorder.nth(1).await.reason, Reason::WriteStalled);
+    assert!(begun.elapsed() <= ms(302), "{:?}", begun.elapsed());
+}
+
+// A peer that never stops.
+
+/// A transport whose peer repeats the pong to our first ping for ever, as fast as it is read.
+#[derive(Clone, Default)]
+struct Parrot {
+    written: Arc<Mutex<Vec<u8>>>,
+    reader: Arc<Mutex<Option<Waker>>>,
+    /// Reads since the rest of the runtime had its turn.
+    reads: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for Parrot {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let frames = parse(&self.written.lock().unwrap()).0;
+        let Some(ping) = frames.iter().find(|frame| frame.may_be_ours()) else {
+            *self.reader.lock().unwrap() = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        // Otherwise the test would never end.
+        let reads = self.reads.fetch_add(1, Ordering::Relaxed);
+        assert!(reads < 100_000, "nobody else of the runtime has had a turn");
+        buf.put_slice(&Role::Server.pong(&ping.payload));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Parrot {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.written.lock().unwrap().extend_from_slice(buf);
+        if let Some(reader) = self.reader.lock().unwrap().take() {
+            reader.wake();
+        }
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A parrot, and for as long its neighbours: one that answers and one that is dead.
+async fn beside_a_parrot(handler_reads: bool) {
+    let recorder = Recorder::new();
+    let layer = heartbeat().on_evict(recorder.hook()).build().unwrap();
+    let parrot = Parrot::default();
+    let (mut noisy, live) = layer.wrap_server(parrot.clone());
+    let reading = tokio::spawn(async move {
+        if handler_reads {
+            let _ = noisy.read(&mut [0; 64]).await;
+        }
+        std::future::pending::<()>().await;
+        drop(noisy);
+    });
+    let (io, answering) = script();
+    let (mut quiet, _quiet_live) = layer.wrap_server(io);
+    let (io, _dead) = script();
+    let (_silent, dead_live) = layer.wrap_server(io);
+
+    let begun = Instant::now();
+    let mut answered = 0;
+    while begun.elapsed() < ms(1_000) {
+        advance(ms(5)).await;
+        parrot.reads.store(0, Ordering::Relaxed);
+        for ping in &answering.pings()[answered..] {
+            answering.send(&Role::Server.pong(ping));
+            answered += 1;
+        }
+    }
+    let events = recorder.all();
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(events[0].id, dead_live.id());
+    // Time goes in strides of 5 ms here, and each of the verdict's two steps may miss two of them.
+    assert!(
+        events[0].at - begun <= ms(150 + 20),
+        "{:?}",
+        events[0].at - begun
+    );
+    assert!(answered >= 8, "{answered}");
+    assert!(live.stats().bytes_received() > 0, "it did come to that");
+    // The neighbour's bytes flow.
+    let bytes = frame(0x80 | TEXT, Some([3; 4]), b"still here");
+    answering.send(&bytes);
+    let mut read = vec![0; bytes.len()];
+    quiet.read_exact(&mut read).await.unwrap();
+    assert_eq!(read, bytes);
+    reading.abort();
+    let _ = reading.await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_repeats_an_old_pong_for_ever_starves_nobody_while_the_handler_reads() {
+    beside_a_parrot(true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_repeats_an_old_pong_for_ever_starves_nobody_while_the_handler_is_busy() {
+    beside_a_parrot(false).await;
+}
