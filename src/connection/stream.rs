@@ -21,8 +21,10 @@ use crate::wire::Role;
 /// as it is, with whole control frames in between (RFC 6455 section 5.4 allows them even between
 /// the fragments of a message).
 ///
-/// After an eviction every operation but `poll_shutdown` fails with an [`io::Error`] that holds
-/// [`Evicted`](crate::Evicted). Dropping the stream ends the connection.
+/// When the connection is evicted (by a timeout, or through its handle) every operation but
+/// `poll_shutdown` fails with an [`io::Error`] that holds [`Evicted`](crate::Evicted). When it was the
+/// peer who ended it, reads and writes go on as the transport lets them, for `close_timeout`.
+/// Dropping the stream ends the connection.
 ///
 /// Made by [`HeartbeatLayer::wrap_server`](crate::HeartbeatLayer::wrap_server) and
 /// [`wrap_client`](crate::HeartbeatLayer::wrap_client). Behind the layers, it is what hyper's

@@ -16,7 +16,8 @@ use crate::registry::Registry;
 /// adds.
 ///
 /// A dead peer is evicted within `interval + timeout × missed_pings`, plus one tick of the driver:
-/// at most a 32nd of the shortest configured duration, and at most 256 ms. If no ping can be sent,
+/// at most a 32nd of the shortest configured duration and at most 256 ms, or 1 ms per step. If no
+/// ping can be sent,
 /// [`write_timeout`](Self::write_timeout) or
 /// [`handler_stall_timeout`](Self::handler_stall_timeout) decide.
 ///
