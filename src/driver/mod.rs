@@ -140,7 +140,13 @@ impl Driver {
     /// connection was given up already, or the runtime was shut down.
     pub(crate) fn schedule(&self, connection: Arc<dyn Drive>) -> bool {
         let mut queue = lock(&self.queue);
-        if let Task::None | Task::Gone = queue.task {
+        let deserted = match queue.task {
+            // With a connection in the wheel, the task is about to be started.
+            Task::None => queue.wheel.is_empty(),
+            Task::Gone => true,
+            Task::Running | Task::Asleep { .. } => false,
+        };
+        if deserted {
             return false;
         }
         queue.ready.push(connection);
