@@ -116,7 +116,14 @@ impl Driver {
     /// up: no lock may be held.
     pub(crate) fn start(self: &Arc<Self>) {
         let mut queue = lock(&self.queue);
-        if !matches!(queue.task, Task::None) || queue.wheel.is_empty() {
+        if !matches!(queue.task, Task::None) {
+            return;
+        }
+        if queue.wheel.is_empty() {
+            // It was given up again meanwhile; so is whatever it wanted.
+            let ready = std::mem::take(&mut queue.ready);
+            drop(queue);
+            drop(ready);
             return;
         }
         queue.task = Task::Running;
