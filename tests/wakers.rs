@@ -258,6 +258,30 @@ async fn a_writer_held_up_inside_its_frame_is_woken_while_a_ping_is_due() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_ping_that_goes_out_in_the_handlers_own_write_is_watched_all_the_same() {
+    // The handler had asked for bytes before, or not; either way it is busy afterwards.
+    for asked in [false, true] {
+        let (mut stream, live, peer) = wrapped();
+        assert!(poll_write(&mut stream, &Wakes::new(), &hello()[..3]).is_ready());
+        let reads = Wakes::new();
+        if asked {
+            assert!(poll_read(&mut stream, &reads, 64).is_pending());
+        }
+        // A ping is due, and waits for the end of the handler's frame.
+        sleep(ms(110)).await;
+        assert!(peer.pings().is_empty());
+        assert!(poll_write(&mut stream, &Wakes::new(), &hello()[3..]).is_ready());
+        let ping = peer.last_ping();
+        sleep(ms(5)).await;
+        peer.send(&Role::Server.pong(&ping));
+        sleep(ms(1)).await;
+        let rtt = live.rtt().expect("nobody looked").last();
+        assert!(rtt <= ms(6), "asked: {asked}, {rtt:?}");
+        assert_eq!(reads.count(), 0, "the pong is not the handler's business");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_half_written_ping_is_completed_before_the_handlers_bytes() {
     let (mut stream, _live, peer) = wrapped();
     peer.write_steps(&[3, WAIT, 2, WAIT, WAIT, ALL]);

@@ -1,7 +1,6 @@
 //! Saying goodbye to a peer: bounded, and only as long as there is somebody to say it to.
 
 use std::io;
-
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};

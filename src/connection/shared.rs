@@ -98,6 +98,7 @@ where
             .verdict
             .map(|reason| self.core.describe(reason, self.view_of(&state)));
         let evicting = eviction.is_some() && matches!(state.phase, Phase::Evicting { .. });
+        let unwatched = aftermath.notes.pinged && state.is_unwatched();
         drop(state);
         self.log(aftermath.notes);
         if let Some(eviction) = eviction {
@@ -116,6 +117,8 @@ where
         }
         if evicting {
             self.schedule_closing();
+        } else if unwatched {
+            self.schedule();
         }
         result
     }

@@ -72,8 +72,8 @@ pub(super) struct Waiting {
 pub(super) struct Aftermath<T> {
     pub(super) notes: Notes,
     pub(super) verdict: Option<Reason>,
-    pub(super) io: Option<T>,
     pub(super) link: Option<Link>,
+    pub(super) io: Option<T>,
     pub(super) wakers: [Option<Waker>; 2],
     /// Wakers that nobody will need again: they keep their tasks' memory.
     pub(super) spent: [Option<Waker>; 2],
@@ -154,6 +154,12 @@ impl<T> State<T> {
             Phase::Open => self.monitor.health(),
             Phase::Evicting { .. } | Phase::Closed { .. } => Health::Ended,
         }
+    }
+
+    /// A ping went out, with the handler's own bytes, and it is not the driver who is to be woken
+    /// when the pong comes. The handler may be busy by then, and the round trip would be its own.
+    pub(super) fn is_unwatched(&self) -> bool {
+        self.monitor.is_waiting() && !self.reader.by_driver
     }
 
     /// What follows from what was just done; `None`, almost always, if nothing does.
