@@ -3,17 +3,23 @@
 
 mod support;
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use axum::Router;
 use axum::extract::ws::{Message as Served, WebSocket};
+use futures_util::future::poll_immediate;
 use futures_util::{SinkExt, StreamExt};
 use support::raw::{Answer, Frame, RawClient};
 use support::recorder::Recorder;
-use support::{Server, echo, ms, never, never_reads, until, watched_route, within};
+use support::{
+    Server, bytes_route, echo, in_memory, ms, never, never_reads, until, watched_route, within,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
-use tower_ws_liveness::{HeartbeatLayer, ProofOfLife, Reason};
+use tokio::time::sleep;
+use tower_ws_liveness::{HeartbeatLayer, IdleTimeoutLayer, ProofOfLife, Reason, Traffic};
 use tungstenite::Message;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -216,4 +222,50 @@ async fn a_pause_of_both_sides_kills_nobody() {
     let pings = client.pings + 2;
     client.live_until_ping(pings).await;
     recorder.stays_at(0).await;
+}
+
+/// The driver may come by before its time, to go on with a ping that is half-written, and past a
+/// deadline that is a little overdue because it was rounded up. A message that the handler has not
+/// fetched is seen all the same.
+#[tokio::test(start_paused = true)]
+async fn no_connection_is_idle_before_somebody_has_looked() {
+    let stuck = bytes_route(async |mut io| {
+        // After the client has fetched the response head; leaves room for two bytes of a ping.
+        sleep(ms(10)).await;
+        let mut frame = vec![0x82, 60];
+        frame.resize(62, 0);
+        io.write_all(&frame).await.unwrap();
+        // Waits to read, is woken, and does not come.
+        let mut read = [0; 64];
+        let polled = poll_immediate(pin!(io.read(&mut read))).await;
+        assert!(polled.is_none());
+        std::future::pending::<()>().await;
+    });
+    let recorder = Recorder::new();
+    let idle = IdleTimeoutLayer::builder()
+        .timeout(ms(10_007))
+        .close_timeout(ms(10_000))
+        .watch(Traffic::Inbound)
+        .on_evict(recorder.hook())
+        .build()
+        .unwrap();
+    let heartbeat = HeartbeatLayer::builder()
+        .interval(ms(8_000))
+        .timeout(ms(8_000))
+        .close_timeout(ms(10_000))
+        .jitter(0.0)
+        .build()
+        .unwrap();
+    let app = Router::new()
+        .route("/ws", stuck)
+        .layer(idle)
+        .layer(heartbeat);
+    let mut client = RawClient::handshake(in_memory(app, 64), "/ws").await;
+    sleep(ms(10_000)).await;
+    client.send(&Frame::text("I am here")).await.unwrap();
+    sleep(ms(20)).await;
+    assert_eq!(recorder.total(), 0, "overdue, and nobody has come by");
+    client.io().read_exact(&mut [0; 3]).await.unwrap();
+    sleep(ms(1_000)).await;
+    assert_eq!(recorder.total(), 0);
 }

@@ -34,7 +34,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
 
     fn drive_open(&mut self, now: Moment, waker: &Waker, scratch: &mut [u8], expired: bool) {
         self.push(waker);
-        let look = expired || self.reader.by_driver || self.monitor.is_waiting();
+        // A control frame of ours that can go on brings the driver here before its time, and perhaps
+        // past a deadline that was rounded up: no verdict without a look.
+        let due = expired || now >= self.monitor.deadline(&self.policy);
+        let look = due || self.reader.by_driver || self.monitor.is_waiting();
         if look && !self.looked(waker, scratch) {
             return;
         }
