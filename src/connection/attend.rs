@@ -190,6 +190,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             monitor: &mut self.monitor,
             policy: &self.policy,
             notes: &mut self.notes,
+            callers: &mut self.callers,
             clock: link.driver.clock(),
         };
         let outlook = Outlook {

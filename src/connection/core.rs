@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::driver::Driver;
@@ -20,6 +20,8 @@ pub(crate) trait Managed: Send + Sync {
     fn view(&self) -> View;
     /// Ends the connection with this Close frame. False if it has ended before.
     fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool;
+    /// Asks for a ping, and for the round trip that its pong will give.
+    fn ping(self: Arc<Self>) -> oneshot::Receiver<Duration>;
     /// Adds a layer. Of two of a kind the later one's settings hold, and both are told of the end.
     fn attach(&self, layer: &Share);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::core::{Managed, Share};
-use crate::evict::{ConnectionId, Eviction};
+use crate::evict::{ConnectionId, Evicted, Eviction};
 use crate::monitor::{CloseFrame, Health, Reason, Rtt, Stats};
 
 /// Handle of one connection.
@@ -50,6 +50,33 @@ impl Liveness {
     #[must_use]
     pub fn rtt(&self) -> Option<Rtt> {
         self.connection.view().rtt
+    }
+
+    /// Sends a ping as soon as the handler is between two frames, and waits for its pong. Returns the
+    /// round trip, counted from the moment at which the ping was handed to the transport.
+    ///
+    /// The ping is one of the layer's own, besides those that are due anyway: the handler does not
+    /// see its pong, and a peer that does not answer it is treated as by
+    /// [`HeartbeatLayer`](crate::HeartbeatLayer), if there is one. Calls that are made before a ping
+    /// could be sent share one. A pong to a later ping will do, since a peer may answer only the
+    /// latest (RFC 6455 section 5.5.3).
+    ///
+    /// There is no time limit but that of the layers: where nobody evicts a silent peer (no
+    /// heartbeat, or frame boundaries were lost in malformed input so that nobody can be pinged),
+    /// this waits for the end of the connection. Use [`tokio::time::timeout`] for a limit of your
+    /// own.
+    ///
+    /// Cancel safe: dropping the future changes nothing for anybody else. The ping may be sent
+    /// nevertheless.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended, or ends before the pong has come. All hooks have then been told.
+    pub async fn ping(&self) -> Result<Duration, Evicted> {
+        match Arc::clone(&self.connection).ping().await {
+            Ok(rtt) => Ok(rtt),
+            Err(_) => Err(Evicted::new(self.evicted().await.reason())),
+        }
     }
 
     /// When the last byte from the peer was seen; the time of the upgrade if none was.

@@ -275,9 +275,7 @@ impl Inbound {
         while from < bytes.len() {
             if self.scanner.at_boundary() && watch.monitor.expects_pongs() {
                 match probe_pong(&bytes[from..], self.masked) {
-                    Probe::Pong { payload, frame_len }
-                        if watch.monitor.pong(now, unseen, payload) =>
-                    {
+                    Probe::Pong { payload, frame_len } if watch.pong(now, unseen, payload) => {
                         from += frame_len;
                         continue;
                     }

@@ -8,6 +8,7 @@
 //! | [`state`] | what is behind the lock, and who has the transport |
 //! | [`handler`] | the handler's operations |
 //! | [`attend`] | the driver's visits |
+//! | [`callers`] | who waits for the pong of a ping on demand |
 //! | [`closing`] | the closing handshake of an eviction |
 //! | [`core`] | who is told of the end, and that it is once |
 //! | [`shared`] | the lock, and the one place where an end becomes an event |
@@ -15,6 +16,7 @@
 //! | [`handle`] | [`Liveness`] |
 
 mod attend;
+mod callers;
 mod closing;
 mod core;
 mod handle;

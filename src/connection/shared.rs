@@ -7,6 +7,7 @@ use std::task::{Wake, Waker};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
 
 use super::core::{Core, Managed, Share, View};
 use super::state::{Phase, State};
@@ -112,6 +113,9 @@ where
             tracing::warn!(conn_id = %self.core.id(), "a transport panicked while it was dropped");
         }
         drop(aftermath.spent);
+        if let Some(callers) = aftermath.callers {
+            callers.tell();
+        }
         for waker in aftermath.wakers.into_iter().flatten() {
             waker.wake();
         }
@@ -240,6 +244,11 @@ where
     fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool {
         let now = self.core.now();
         self.enter(|state| state.evict(now, reason, frame))
+    }
+
+    fn ping(self: Arc<Self>) -> oneshot::Receiver<Duration> {
+        let now = self.core.now();
+        self.enter(|state| state.ping(now))
     }
 
     fn attach(&self, layer: &Share) {

@@ -3,7 +3,11 @@
 use std::io;
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
 
+use tokio::sync::oneshot;
+
+use super::callers::Callers;
 use super::closing::Closing;
 use super::inbound::Inbound;
 use super::inject::Outbound;
@@ -25,6 +29,7 @@ pub(super) struct State<T> {
     /// Visits of the driver since one looked at everything.
     pub(super) looks: u8,
     pub(super) notes: Notes,
+    pub(super) callers: Option<Box<Callers>>,
     pub(super) reader: Waiting,
     pub(super) writer: Waiting,
     pub(super) link: Option<Link>,
@@ -74,6 +79,7 @@ pub(super) struct Aftermath<T> {
     pub(super) verdict: Option<Reason>,
     pub(super) link: Option<Link>,
     pub(super) io: Option<T>,
+    pub(super) callers: Option<Callers>,
     pub(super) wakers: [Option<Waker>; 2],
     /// Wakers that nobody will need again: they keep their tasks' memory.
     pub(super) spent: [Option<Waker>; 2],
@@ -92,6 +98,7 @@ impl<T> State<T> {
             outbound: Outbound::new(role),
             looks: 0,
             notes: Notes::default(),
+            callers: None,
             reader: Waiting::default(),
             writer: Waiting::default(),
             link: None,
@@ -117,6 +124,9 @@ impl<T> State<T> {
         }
         let now = driver.clock().now();
         self.monitor = Monitor::new(now, &self.policy, fastrand::f32(), fastrand::u64(..));
+        if let Some(callers) = &mut self.callers {
+            callers.begin(self.monitor.ask_ping(), now);
+        }
         let granularity = self.policy.step_millis();
         let armed = tick(self.monitor.deadline(&self.policy), granularity);
         let Some(key) = driver.insert(connection, armed) else {
@@ -176,7 +186,8 @@ impl<T> State<T> {
             self.reader.due |= self.reader.pending;
             self.writer.due |= self.writer.pending;
         }
-        let leftovers = closed && (self.io.is_some() || self.link.is_some());
+        let callers = self.take_callers();
+        let leftovers = callers.is_some() || closed && (self.io.is_some() || self.link.is_some());
         let woken = self.reader.due || self.writer.due;
         if verdict.is_none() && !leftovers && !woken && self.notes.is_empty() {
             return None;
@@ -192,9 +203,26 @@ impl<T> State<T> {
             verdict,
             io: if closed { self.io.take() } else { None },
             link: if closed { self.link.take() } else { None },
+            callers,
             wakers,
             spent,
         })
+    }
+
+    /// Those who are to hear of a pong, or that there will be none.
+    fn take_callers(&mut self) -> Option<Callers> {
+        let callers = self.callers.as_mut()?;
+        if self.monitor.is_over() {
+            return self.callers.take().map(|callers| *callers);
+        }
+        callers.has_answers().then(|| callers.take_answers())
+    }
+
+    /// Asks for a ping. The answer is an error if the connection ends first, or has ended.
+    pub(super) fn ping(&mut self, now: Moment) -> oneshot::Receiver<Duration> {
+        let sequence = self.monitor.ask_ping();
+        let callers = self.callers.get_or_insert_default();
+        callers.add(sequence, now)
     }
 
     /// Tells the driver of a deadline that has come nearer.
@@ -268,6 +296,7 @@ impl<T> State<T> {
                     monitor: &mut self.monitor,
                     policy: &self.policy,
                     notes: &mut self.notes,
+                    callers: &mut self.callers,
                     clock: link.driver.clock(),
                 };
                 Ok((io, &mut self.inbound, &mut self.outbound, watch))

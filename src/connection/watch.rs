@@ -1,7 +1,10 @@
 //! Whom both directions of a connection report to.
 
+use std::time::Duration;
+
 use tokio::task::coop::has_budget_remaining;
 
+use super::callers::Callers;
 use crate::driver::Clock;
 use crate::monitor::{Moment, Monitor, Policy};
 use crate::wire::Malformed;
@@ -11,6 +14,7 @@ pub(super) struct Watch<'a> {
     pub(super) monitor: &'a mut Monitor,
     pub(super) policy: &'a Policy,
     pub(super) notes: &'a mut Notes,
+    pub(super) callers: &'a mut Option<Box<Callers>>,
     pub(super) clock: &'a Clock,
 }
 
@@ -23,6 +27,18 @@ impl Watch<'_> {
     pub(super) fn malformed(&mut self, direction: &'static str, rule: Malformed) {
         self.monitor.go_passive();
         self.notes.malformed = Some((direction, rule));
+    }
+
+    /// A pong with the length of ours came. Returns whether it is ours; for the rest see
+    /// [`Monitor::pong`].
+    pub(super) fn pong(&mut self, now: Moment, unseen: Duration, payload: [u8; 8]) -> bool {
+        let Some(answer) = self.monitor.pong(now, unseen, payload) else {
+            return false;
+        };
+        if let (true, Some(callers)) = (answer.fresh, self.callers.as_mut()) {
+            callers.answer(now, answer);
+        }
+        true
     }
 
     /// The transport accepted `bytes`; `rest` if more of the same write or frame is waiting.

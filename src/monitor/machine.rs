@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::health::Health;
 use super::moment::Moment;
-use super::pings::Pings;
+use super::pings::{Answer, Pings};
 use super::policy::{Policy, ProofOfLife, Traffic};
 use super::reason::Reason;
 use super::rtt::{Rtt, RttEstimate};
@@ -136,11 +136,14 @@ impl Monitor {
     }
 
     /// A pong with the length of ours came, and may have lain unread for as long as `unseen`.
-    /// Returns whether it is ours.
-    pub(crate) fn pong(&mut self, now: Moment, unseen: Duration, payload: [u8; 8]) -> bool {
-        let Some(answer) = self.pings.answer(now, payload) else {
-            return false;
-        };
+    /// Returns what it answers, if it is ours.
+    pub(crate) fn pong(
+        &mut self,
+        now: Moment,
+        unseen: Duration,
+        payload: [u8; 8],
+    ) -> Option<Answer> {
+        let answer = self.pings.answer(now, payload)?;
         if answer.fresh {
             self.moved = true;
             self.alive(now, unseen);
@@ -149,7 +152,7 @@ impl Monitor {
         if let Some(rtt) = answer.rtt.filter(|rtt| unseen <= *rtt / 8) {
             self.rtt.sample(rtt);
         }
-        true
+        Some(answer)
     }
 
     fn alive(&mut self, now: Moment, unseen: Duration) {
@@ -234,6 +237,12 @@ impl Monitor {
     pub(crate) fn go_passive(&mut self) {
         self.passive = true;
         self.pings.give_up();
+    }
+
+    /// The application wants a ping now. Returns its sequence number, by which to know its answer.
+    pub(crate) fn ask_ping(&mut self) -> u32 {
+        self.moved = true;
+        self.pings.ask()
     }
 
     /// The ping that was asked for last is with the transport.

@@ -18,6 +18,7 @@ mod verdict;
 pub use health::Health;
 pub(crate) use machine::Monitor;
 pub(crate) use moment::Moment;
+pub(crate) use pings::Answer;
 pub(crate) use policy::{CloseFrame, HeartbeatPolicy, IdlePolicy, Policy};
 pub use policy::{ProofOfLife, Traffic};
 pub use reason::Reason;

@@ -26,6 +26,8 @@ pub(crate) struct Pings {
     waiting: Option<Moment>,
     /// Since when a ping is given out and not handed to the transport.
     wished: Option<Moment>,
+    /// The application wants a ping besides those that are due.
+    asked: bool,
     /// A late verdict was put off in the current silence.
     reprieved: bool,
     flushed_at: [Option<Moment>; REMEMBERED],
@@ -34,6 +36,8 @@ pub(crate) struct Pings {
 /// A pong of ours was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
+    /// Which ping it answers, and with it all earlier ones.
+    pub(crate) sequence: u32,
     /// It answers a ping that was still open, not one that was answered before.
     pub(crate) fresh: bool,
     /// Time since the ping was handed to the transport, if that is still known.
@@ -50,17 +54,47 @@ impl Pings {
             missed: 0,
             waiting: None,
             wished: None,
+            asked: false,
             reprieved: false,
             flushed_at: [None; REMEMBERED],
         }
     }
 
-    /// Payload of the next ping, which the caller now has to write.
+    /// Payload of the next ping, which the caller now has to write. What counts from now on is the
+    /// answer to this one.
     pub(crate) fn next(&mut self, now: Moment) -> [u8; 8] {
-        self.sent = self.sent.saturating_add(1);
         self.waiting = None;
+        self.besides(now)
+    }
+
+    /// Payload of a ping besides the one whose answer is awaited: that one's timeout runs on, or
+    /// whoever asks for a ping every now and then would keep a dead peer for ever.
+    pub(crate) fn besides(&mut self, now: Moment) -> [u8; 8] {
+        self.asked = false;
+        self.sent = self.sent.saturating_add(1);
         self.wished = Some(now);
         (self.tag ^ u64::from(self.sent)).to_be_bytes()
+    }
+
+    /// The application wants a ping. Returns its sequence number: of one that is yet to be handed to
+    /// the transport.
+    pub(crate) fn ask(&mut self) -> u32 {
+        // The transport may confirm a flush after the peer has already answered.
+        if self.is_wanted() && self.acked < self.sent {
+            return self.sent;
+        }
+        self.asked = true;
+        self.sent.saturating_add(1)
+    }
+
+    /// The application wants a ping, and none is on its way to the transport.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked && !self.is_wanted()
+    }
+
+    /// The ping that is on its way to the transport is the one that counts from now on.
+    pub(crate) fn await_wanted(&mut self) {
+        self.waiting = None;
     }
 
     /// The newest ping was handed to the transport: its timeout runs from here.
@@ -70,7 +104,7 @@ impl Pings {
         self.flushed_at[self.flushed as usize % REMEMBERED] = Some(now);
         // The transport may confirm a flush after the peer has already answered.
         if self.acked < self.flushed {
-            self.waiting = Some(now);
+            self.waiting.get_or_insert(now);
         }
     }
 
@@ -92,7 +126,11 @@ impl Pings {
             self.acked = sequence;
             self.sign_of_life();
         }
-        Some(Answer { fresh, rtt })
+        Some(Answer {
+            sequence,
+            fresh,
+            rtt,
+        })
     }
 
     /// The peer is alive: the silence is over.
@@ -106,6 +144,7 @@ impl Pings {
     pub(crate) fn give_up(&mut self) {
         self.sign_of_life();
         self.wished = None;
+        self.asked = false;
         self.flushed = self.sent;
     }
 
@@ -186,6 +225,7 @@ mod tests {
         assert_eq!(
             answer,
             Answer {
+                sequence: 3,
                 fresh: true,
                 rtt: Some(Duration::from_millis(5))
             }
@@ -195,6 +235,7 @@ mod tests {
         assert_eq!(
             late,
             Answer {
+                sequence: 1,
                 fresh: false,
                 rtt: None
             },
@@ -210,6 +251,7 @@ mod tests {
         assert_eq!(
             answer,
             Answer {
+                sequence: 1,
                 fresh: true,
                 rtt: Some(Duration::from_millis(30))
             }
@@ -238,6 +280,7 @@ mod tests {
         assert_eq!(
             pings.answer(at(1), payload),
             Some(Answer {
+                sequence: 1,
                 fresh: true,
                 rtt: None
             })
@@ -258,6 +301,7 @@ mod tests {
         assert_eq!(
             pings.answer(at(9), first),
             Some(Answer {
+                sequence: 1,
                 fresh: true,
                 rtt: None
             })

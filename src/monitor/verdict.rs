@@ -79,7 +79,7 @@ impl Monitor {
 
     fn poll_heartbeat(&mut self, now: Moment, policy: &Policy, outlook: Outlook) -> Action {
         let Some(heartbeat) = &policy.heartbeat else {
-            return Action::Wait;
+            return self.poll_asked(now);
         };
         if let Some(late) = due(self.handler_deadline(heartbeat), now) {
             if !was_paused(late, heartbeat.handler_stall_timeout) {
@@ -128,36 +128,50 @@ impl Monitor {
     }
 
     fn poll_ping(&mut self, now: Moment, heartbeat: &HeartbeatPolicy, outlook: Outlook) -> Action {
-        if self.pings.is_wanted() {
-            return Action::Wait;
-        }
         let Some(since) = self.pings.waiting() else {
-            return if now >= self.ping_due(heartbeat) {
+            return if now >= self.ping_due(heartbeat) && !self.pings.is_wanted() {
                 Action::Ping(self.pings.next(now))
             } else {
-                Action::Wait
+                self.poll_asked(now)
             };
         };
         let deadline = since + heartbeat.timeout;
         if now < deadline {
-            return Action::Wait;
+            return self.poll_asked(now);
         }
         if outlook.blind {
             // Nobody can tell whether the peer's pong is among what waits: the handler stalls, and
             // that is another verdict. But a transport that is gone says so when it is written to.
-            return Action::Ping(self.pings.next(now));
+            return self.ping_again(now);
         }
         if was_paused(now.since(deadline), Some(heartbeat.timeout)) && self.pings.reprieve() {
             // The runtime was away (SIGSTOP, a suspended machine): the pong may have been lost
             // meanwhile, and this silence is not the peer's. Ask once more before judging.
-            return Action::Ping(self.pings.next(now));
+            return self.ping_again(now);
         }
         let missed = self.pings.miss();
         if missed >= heartbeat.missed_pings {
             self.evict(now, Reason::HeartbeatTimeout { missed })
         } else {
-            Action::Ping(self.pings.next(now))
+            self.ping_again(now)
         }
+    }
+
+    /// Another ping, whose timeout is yet to run. The application may have one on its way already.
+    fn ping_again(&mut self, now: Moment) -> Action {
+        if self.pings.is_wanted() {
+            self.pings.await_wanted();
+            return Action::Wait;
+        }
+        Action::Ping(self.pings.next(now))
+    }
+
+    /// The ping that the application asked for.
+    fn poll_asked(&mut self, now: Moment) -> Action {
+        if self.pings.is_asked() && !self.passive {
+            return Action::Ping(self.pings.besides(now));
+        }
+        Action::Wait
     }
 
     fn evict(&mut self, now: Moment, reason: Reason) -> Action {
@@ -180,6 +194,9 @@ impl Monitor {
             consider(self.lifetime_deadline(idle));
             consider(self.first_message_deadline(idle));
             consider(self.idle_deadline(idle));
+        }
+        if self.pings.is_asked() && !self.passive {
+            return Moment::START;
         }
         if let Some(heartbeat) = &policy.heartbeat {
             consider(self.handler_deadline(heartbeat));

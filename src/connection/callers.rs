@@ -1,0 +1,82 @@
+//! Who waits for the pong of a ping on demand.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::monitor::{Answer, Moment};
+
+/// The calls of [`Liveness::ping`](super::Liveness::ping) that are not answered yet. A connection
+/// has one from the first call on.
+#[derive(Debug, Default)]
+pub(super) struct Callers {
+    waiting: Vec<Caller>,
+    /// Answered, and to be told so as soon as the lock is given back.
+    answered: Vec<(oneshot::Sender<Duration>, Duration)>,
+}
+
+#[derive(Debug)]
+struct Caller {
+    /// The sequence number of the ping whose pong is awaited; that of a later one will do, since
+    /// peers may answer only the latest (RFC 6455 section 5.5.3).
+    sequence: u32,
+    since: Moment,
+    answer: oneshot::Sender<Duration>,
+}
+
+impl Callers {
+    pub(super) fn add(&mut self, sequence: u32, since: Moment) -> oneshot::Receiver<Duration> {
+        // Those who gave up are forgotten here, so there are never more than there are futures.
+        self.waiting.retain(|caller| !caller.answer.is_closed());
+        let (answer, receiver) = oneshot::channel();
+        self.waiting.push(Caller {
+            sequence,
+            since,
+            answer,
+        });
+        receiver
+    }
+
+    /// The connection is open now, and this is the first ping that will go out.
+    pub(super) fn begin(&mut self, sequence: u32, now: Moment) {
+        for caller in &mut self.waiting {
+            caller.sequence = sequence;
+            caller.since = now;
+        }
+    }
+
+    /// A pong of ours came.
+    pub(super) fn answer(&mut self, now: Moment, answer: Answer) {
+        let mut index = 0;
+        while let Some(caller) = self.waiting.get(index) {
+            if caller.sequence > answer.sequence {
+                index += 1;
+                continue;
+            }
+            let caller = self.waiting.swap_remove(index);
+            // Where it is not known when the ping went out, it was not before the call.
+            let rtt = answer.rtt.unwrap_or_else(|| now.since(caller.since));
+            self.answered.push((caller.answer, rtt));
+        }
+    }
+
+    pub(super) fn has_answers(&self) -> bool {
+        !self.answered.is_empty()
+    }
+
+    pub(super) fn take_answers(&mut self) -> Self {
+        Self {
+            waiting: Vec::new(),
+            answered: std::mem::take(&mut self.answered),
+        }
+    }
+
+    /// Wakes those who were answered. The others, if they are still here, wait in vain, and learn
+    /// that by being dropped.
+    pub(super) fn tell(self) {
+        for (caller, rtt) in self.answered {
+            // Whoever gave up needs no answer.
+            let _ = caller.send(rtt);
+        }
+    }
+}
