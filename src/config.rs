@@ -18,6 +18,9 @@ pub(crate) const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60
 /// The most consecutive pings that may go unanswered.
 pub(crate) const MAX_MISSED_PINGS: u32 = 255;
 
+/// The most control frames per second that can be told from no limit at all.
+pub(crate) const MAX_CONTROL_FRAMES: u32 = 1_000_000;
+
 /// The longest reason that fits a Close frame: 125 bytes of payload less 2 for the code (RFC 6455
 /// section 5.5).
 pub(crate) const MAX_CLOSE_REASON: usize = 123;
@@ -101,6 +104,20 @@ fn duration_or(
         return Ok(());
     };
     Err(ConfigError::new(setter, format!("{value:?}"), rule))
+}
+
+/// How many control frames a peer may send per second. Zero does not mean "off".
+pub(crate) fn control_frame_limit(
+    setter: &'static str,
+    value: Option<u32>,
+) -> Result<(), ConfigError> {
+    let rule = match value {
+        Some(0) => "must be at least 1 (None turns it off)",
+        Some(limit) if limit > MAX_CONTROL_FRAMES => "must be at most 1000000",
+        Some(_) | None => return Ok(()),
+    };
+    let value = value.unwrap_or_default();
+    Err(ConfigError::new(setter, value.to_string(), rule))
 }
 
 /// The number of consecutive pings that may go unanswered.

@@ -270,12 +270,15 @@ impl Inbound {
         } else {
             now.since(watch.monitor.last_inbound())
         };
+        let earliest = self.drained.then(|| watch.monitor.last_inbound());
         let mut mid_frame = !self.scanner.at_boundary();
         let (mut from, mut kept, mut candidate) = (0, 0, 0);
         while from < bytes.len() {
             if self.scanner.at_boundary() && watch.monitor.expects_pongs() {
                 match probe_pong(&bytes[from..], self.masked) {
-                    Probe::Pong { payload, frame_len } if watch.pong(now, unseen, payload) => {
+                    Probe::Pong { payload, frame_len }
+                        if watch.pong(now, unseen, earliest, payload) =>
+                    {
                         from += frame_len;
                         continue;
                     }
@@ -297,7 +300,10 @@ impl Inbound {
                     self.closed = true;
                     watch.monitor.peer_closed(now, frame.close_code);
                 }
-                Some(frame) if frame.opcode.is_data() && frame.fin => watch.monitor.message_in(now),
+                Some(frame) if frame.opcode.is_control() => {
+                    watch.monitor.control_in(now, earliest, watch.policy);
+                }
+                Some(frame) if frame.fin => watch.monitor.message_in(now),
                 _ => {}
             }
         }

@@ -30,12 +30,20 @@ impl Watch<'_> {
     }
 
     /// A pong with the length of ours came. Returns whether it is ours; for the rest see
-    /// [`Monitor::pong`].
-    pub(super) fn pong(&mut self, now: Moment, unseen: Duration, payload: [u8; 8]) -> bool {
+    /// [`Monitor::pong`] and [`Monitor::control_in`].
+    pub(super) fn pong(
+        &mut self,
+        now: Moment,
+        unseen: Duration,
+        earliest: Option<Moment>,
+        payload: [u8; 8],
+    ) -> bool {
         let Some(answer) = self.monitor.pong(now, unseen, payload) else {
             return false;
         };
-        if let (true, Some(callers)) = (answer.fresh, self.callers.as_mut()) {
+        if !answer.fresh {
+            self.monitor.control_in(now, earliest, self.policy);
+        } else if let Some(callers) = self.callers {
             callers.answer(now, answer);
         }
         true

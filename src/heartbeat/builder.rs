@@ -129,6 +129,25 @@ impl HeartbeatLayerBuilder {
         self
     }
 
+    /// How many control frames the peer may send per second: pings, and pongs that answer no ping of
+    /// the layer. `None` turns the check off. Default: off.
+    ///
+    /// A second's worth may come all at once, and what arrived while nobody looked (the runtime
+    /// stood still, the handler was busy) is taken to have come as slowly as it may have. So a peer
+    /// that keeps to the limit is never evicted, however late its frames are seen.
+    ///
+    /// Ends the connection with [`Reason::ControlFlood`] and a Close frame of 1008 (RFC 6455 section
+    /// 7.4.1). The WebSocket library has to answer every ping (section 5.5.2), which is what makes a
+    /// flood of them expensive. Stock clients send none or one every few seconds.
+    ///
+    /// Refused: 0, more than 1,000,000.
+    ///
+    /// [`Reason::ControlFlood`]: crate::Reason::ControlFlood
+    pub fn control_frame_limit(mut self, per_second: impl Into<Option<u32>>) -> Self {
+        self.policy.control_frame_limit = per_second.into();
+        self
+    }
+
     /// How long the closing handshake, and the close of the transport after it, may take. Default:
     /// 5 s.
     ///
@@ -204,6 +223,10 @@ fn validate(policy: &HeartbeatPolicy) -> Result<(), ConfigError> {
         "HeartbeatLayer::handler_stall_timeout",
         policy.handler_stall_timeout,
     )?;
+    config::control_frame_limit(
+        "HeartbeatLayer::control_frame_limit",
+        policy.control_frame_limit,
+    )?;
     config::duration("HeartbeatLayer::close_timeout", policy.close_timeout)?;
     config::close_frame("HeartbeatLayer::close_frame", &policy.close_frame)
 }
@@ -243,6 +266,7 @@ mod tests {
             .jitter(0.25)
             .write_timeout(seconds(4))
             .handler_stall_timeout(Some(seconds(5)))
+            .control_frame_limit(7)
             .close_timeout(seconds(6))
             .close_frame(4000, "bye")
             .registry(registry)
@@ -256,6 +280,7 @@ mod tests {
             jitter: 0.25,
             write_timeout: Some(seconds(4)),
             handler_stall_timeout: Some(seconds(5)),
+            control_frame_limit: Some(7),
             close_timeout: seconds(6),
             close_frame: CloseFrame {
                 code: 4000,
@@ -267,8 +292,12 @@ mod tests {
         assert_eq!(builder.hooks.len(), 2);
         assert!(builder.clone().build().is_ok());
 
-        let off = builder.write_timeout(None).handler_stall_timeout(None);
+        let off = builder
+            .write_timeout(None)
+            .handler_stall_timeout(None)
+            .control_frame_limit(None);
         assert_eq!(off.policy.write_timeout, None);
+        assert_eq!(off.policy.control_frame_limit, None);
         assert_eq!(off.policy.handler_stall_timeout, None);
         assert!(off.build().is_ok());
     }
@@ -315,6 +344,14 @@ mod tests {
             (
                 builder().missed_pings(256),
                 "HeartbeatLayer::missed_pings: 256: must be within 1..=255",
+            ),
+            (
+                builder().control_frame_limit(0),
+                "HeartbeatLayer::control_frame_limit: 0: must be at least 1 (None turns it off)",
+            ),
+            (
+                builder().control_frame_limit(1_000_001),
+                "HeartbeatLayer::control_frame_limit: 1000001: must be at most 1000000",
             ),
             (
                 builder().jitter(f64::NAN),

@@ -16,6 +16,9 @@ const LEAST_DRAIN: Duration = Duration::from_millis(5);
 /// A refusal of this length says so whatever the timeout.
 const MOST_DRAIN: Duration = Duration::from_millis(100);
 
+/// What a limit on control frames is a limit per.
+const CONTROL_WINDOW: Duration = Duration::from_secs(1);
+
 /// How far the connection has come towards its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
@@ -77,6 +80,10 @@ pub(crate) struct Monitor {
     pub(super) blind: bool,
     /// Frame boundaries are lost in one direction: nobody can be pinged, or be blamed for silence.
     pub(super) passive: bool,
+    /// Each control frame of the peer's takes up its share of a second: until here they do.
+    control_until: Moment,
+    /// They took up more than there was.
+    pub(super) flooded: bool,
     /// The deadline may have moved forward since this was last taken.
     moved: bool,
 }
@@ -105,6 +112,8 @@ impl Monitor {
             verdict: None,
             blind: false,
             passive: false,
+            control_until: now,
+            flooded: false,
             moved: false,
         }
     }
@@ -153,6 +162,29 @@ impl Monitor {
             self.rtt.sample(rtt);
         }
         Some(answer)
+    }
+
+    /// A ping came, or a pong that answers nothing. It came after `earliest`; `None` if it may have
+    /// lain unread together with those before it.
+    ///
+    /// What piled up while nobody looked came at a rate that nobody knows, and is taken to have come
+    /// as slowly as it may have: a peer is not to blame for a server that was away.
+    pub(crate) fn control_in(&mut self, now: Moment, earliest: Option<Moment>, policy: &Policy) {
+        let limit = policy
+            .heartbeat
+            .as_ref()
+            .and_then(|heartbeat| heartbeat.control_frame_limit);
+        let Some(limit) = limit else {
+            return;
+        };
+        let from = earliest.map_or(self.control_until, |earliest| {
+            self.control_until.max(earliest)
+        });
+        self.control_until = from + CONTROL_WINDOW / limit;
+        if self.control_until > now + CONTROL_WINDOW && !self.flooded {
+            self.flooded = true;
+            self.moved = true;
+        }
     }
 
     fn alive(&mut self, now: Moment, unseen: Duration) {

@@ -57,6 +57,8 @@ pub(crate) struct HeartbeatPolicy {
     pub(crate) jitter: f64,
     pub(crate) write_timeout: Option<Duration>,
     pub(crate) handler_stall_timeout: Option<Duration>,
+    /// Per second, at least 1.
+    pub(crate) control_frame_limit: Option<u32>,
     pub(crate) close_timeout: Duration,
     pub(crate) close_frame: CloseFrame,
 }
@@ -82,6 +84,7 @@ impl Default for HeartbeatPolicy {
             jitter: 0.5,
             write_timeout: Some(Duration::from_secs(30)),
             handler_stall_timeout: None,
+            control_frame_limit: None,
             close_timeout: Duration::from_secs(5),
             close_frame: CloseFrame {
                 code: 1011,
@@ -129,6 +132,13 @@ impl Policy {
 
     /// The Close frame that announces `reason` to the peer.
     pub(crate) fn close_frame(&self, reason: Reason) -> CloseFrame {
+        if reason == Reason::ControlFlood {
+            // The peer is alive and at fault, so the heartbeat's own words would mislead it.
+            return CloseFrame {
+                code: 1008,
+                reason: Cow::Borrowed("too many control frames"),
+            };
+        }
         match (&self.heartbeat, &self.idle) {
             (_, Some(policy)) if Self::is_idle_layers(reason) => policy.close_frame.clone(),
             (Some(policy), _) => policy.close_frame.clone(),

@@ -54,6 +54,8 @@ pub enum Reason {
     HandlerStalled,
     /// The closing handshake was begun and not completed in time (RFC 6455 section 7.1.1).
     CloseTimeout,
+    /// The peer sent more control frames (RFC 6455 section 5.5) in a second than it may.
+    ControlFlood,
     /// The application evicted the connection through its handle.
     Kicked {
         /// The status code that the application asked to send.
@@ -87,6 +89,7 @@ impl Reason {
             Self::WriteStalled => "write_stalled",
             Self::HandlerStalled => "handler_stalled",
             Self::CloseTimeout => "close_timeout",
+            Self::ControlFlood => "control_flood",
             Self::Kicked { .. } => "kicked",
             Self::Replaced => "replaced",
             Self::Drained => "drained",
@@ -104,7 +107,7 @@ impl Reason {
             | Self::WriteStalled
             | Self::HandlerStalled
             | Self::CloseTimeout => io::ErrorKind::TimedOut,
-            Self::Kicked { .. } | Self::Replaced | Self::Drained => {
+            Self::ControlFlood | Self::Kicked { .. } | Self::Replaced | Self::Drained => {
                 io::ErrorKind::ConnectionAborted
             }
             // To a WebSocket library these two mean "try again", and it would, for ever. The
@@ -144,6 +147,7 @@ impl fmt::Display for Reason {
             Self::WriteStalled => f.write_str("write stalled"),
             Self::HandlerStalled => f.write_str("handler stalled"),
             Self::CloseTimeout => f.write_str("closing handshake timed out"),
+            Self::ControlFlood => f.write_str("too many control frames"),
             Self::Kicked { code } => write!(f, "kicked ({code})"),
             Self::Replaced => f.write_str("replaced by a newer connection"),
             Self::Drained => f.write_str("drained"),
@@ -250,6 +254,12 @@ mod tests {
                 "close_timeout",
                 "closing handshake timed out",
                 ErrorKind::TimedOut,
+            ),
+            (
+                Reason::ControlFlood,
+                "control_flood",
+                "too many control frames",
+                ErrorKind::ConnectionAborted,
             ),
             (
                 Reason::Kicked { code: 4000 },

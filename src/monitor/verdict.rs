@@ -41,7 +41,8 @@ impl Monitor {
     /// What has to be done at `now`. The caller has looked for bytes from the peer first.
     ///
     /// When several verdicts are due at once, the first of these is given: `MaxLifetime`,
-    /// `FirstMessageTimeout`, `IdleTimeout`, `HandlerStalled`, `WriteStalled`, `HeartbeatTimeout`.
+    /// `FirstMessageTimeout`, `IdleTimeout`, `ControlFlood`, `HandlerStalled`, `WriteStalled`,
+    /// `HeartbeatTimeout`.
     /// So what was configured for a healthy connection comes before what went wrong with it, and
     /// the peer is blamed last. In the closing handshake only `CloseTimeout` is left.
     pub(crate) fn poll(&mut self, now: Moment, policy: &Policy, outlook: Outlook) -> Action {
@@ -81,6 +82,9 @@ impl Monitor {
         let Some(heartbeat) = &policy.heartbeat else {
             return self.poll_asked(now);
         };
+        if self.flooded {
+            return self.evict(now, Reason::ControlFlood);
+        }
         if let Some(late) = due(self.handler_deadline(heartbeat), now) {
             if !was_paused(late, heartbeat.handler_stall_timeout) {
                 return self.evict(now, Reason::HandlerStalled);
@@ -199,6 +203,9 @@ impl Monitor {
             return Moment::START;
         }
         if let Some(heartbeat) = &policy.heartbeat {
+            if self.flooded {
+                return Moment::START;
+            }
             consider(self.handler_deadline(heartbeat));
             consider(self.write_deadline(heartbeat));
             consider(match self.pings.waiting() {
