@@ -106,6 +106,12 @@ fn duration_or(
     Err(ConfigError::new(setter, format!("{value:?}"), rule))
 }
 
+/// A value for a connection that has no layer that it could mean anything to.
+pub(crate) fn missing_layer(setter: &'static str, value: Duration) -> ConfigError {
+    let rule = "needs the layer whose setting it is: none is applied to this connection's route";
+    ConfigError::new(setter, format!("{value:?}"), rule)
+}
+
 /// How many control frames a peer may send per second. Zero does not mean "off".
 pub(crate) fn control_frame_limit(
     setter: &'static str,

@@ -77,6 +77,7 @@ mod extract;
 mod heartbeat;
 mod idle_timeout;
 mod monitor;
+mod overrides;
 mod registry;
 mod upgrade;
 mod wire;
@@ -89,6 +90,7 @@ pub use extract::LivenessRejection;
 pub use heartbeat::{Heartbeat, HeartbeatLayer, HeartbeatLayerBuilder};
 pub use idle_timeout::{IdleTimeout, IdleTimeoutLayer, IdleTimeoutLayerBuilder};
 pub use monitor::{Health, ProofOfLife, Reason, Rtt, Stats, Traffic};
+pub use overrides::{PolicyOverride, PolicyOverrideBuilder};
 pub use registry::Registry;
 pub use upgrade::ResponseFuture;
 

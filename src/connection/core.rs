@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::driver::Driver;
 use crate::evict::{self, ConnectionId, Eviction, LocalHook, OnEvict};
-use crate::monitor::{CloseFrame, Health, Moment, Policy, Reason, Rtt, Stats};
+use crate::monitor::{CloseFrame, Health, Moment, Overrides, Policy, Reason, Rtt, Stats};
 
 /// A connection, for those who do not know its transport.
 pub(crate) trait Managed: Send + Sync {
@@ -20,6 +20,8 @@ pub(crate) trait Managed: Send + Sync {
     fn view(&self) -> View;
     /// Ends the connection with this Close frame. False if it has ended before.
     fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool;
+    /// Replaces values of the layers' settings. False if a value is for a layer that is not there.
+    fn override_policy(self: Arc<Self>, overrides: &Overrides) -> bool;
     /// Asks for a ping, and for the round trip that its pong will give.
     fn ping(self: Arc<Self>) -> oneshot::Receiver<Duration>;
     /// Adds a layer. Of two of a kind the later one's settings hold, and both are told of the end.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::core::{Managed, Share};
+use crate::config::{self, ConfigError};
 use crate::evict::{ConnectionId, Evicted, Eviction};
-use crate::monitor::{CloseFrame, Health, Reason, Rtt, Stats};
+use crate::monitor::{CloseFrame, Health, Overrides, Reason, Rtt, Stats};
 
 /// Handle of one connection.
 ///
@@ -31,6 +32,10 @@ impl Liveness {
 
     pub(crate) fn attach(&self, layer: &Share) {
         self.connection.attach(layer);
+    }
+
+    pub(crate) fn override_policy(&self, overrides: &Overrides) -> bool {
+        Arc::clone(&self.connection).override_policy(overrides)
     }
 
     /// The connection's id, never used again in this process.
@@ -101,6 +106,68 @@ impl Liveness {
         self.connection.view().stats
     }
 
+    /// Changes the interval of this connection's pings, whichever the layer's is: the silence after
+    /// which a ping is sent. It counts at once: if the peer has been silent for longer already, it
+    /// is pinged now.
+    ///
+    /// For one request's connection from its beginning on, see
+    /// [`PolicyOverride`](crate::PolicyOverride). After the end this does nothing.
+    ///
+    /// # Errors
+    ///
+    /// Zero, less than 1 ms, more than 365 days; or no [`HeartbeatLayer`](crate::HeartbeatLayer)
+    /// looks after this connection. Nothing is changed then.
+    pub fn set_interval(&self, interval: Duration) -> Result<(), ConfigError> {
+        let overrides = Overrides {
+            interval: Some(interval),
+            ..Overrides::default()
+        };
+        self.set("Liveness::set_interval", interval, &overrides)
+    }
+
+    /// Changes the timeout of this connection's pings, whichever the layer's is. It counts at once,
+    /// also for a ping that is out.
+    ///
+    /// # Errors
+    ///
+    /// As for [`set_interval`](Self::set_interval).
+    pub fn set_timeout(&self, timeout: Duration) -> Result<(), ConfigError> {
+        let overrides = Overrides {
+            timeout: Some(timeout),
+            ..Overrides::default()
+        };
+        self.set("Liveness::set_timeout", timeout, &overrides)
+    }
+
+    /// Changes the idle timeout of this connection, whichever the layer's is. It counts at once,
+    /// from the last data message on.
+    ///
+    /// # Errors
+    ///
+    /// As for [`set_interval`](Self::set_interval), with
+    /// [`IdleTimeoutLayer`](crate::IdleTimeoutLayer) for the layer.
+    pub fn set_idle_timeout(&self, idle_timeout: Duration) -> Result<(), ConfigError> {
+        let overrides = Overrides {
+            idle_timeout: Some(idle_timeout),
+            ..Overrides::default()
+        };
+        self.set("Liveness::set_idle_timeout", idle_timeout, &overrides)
+    }
+
+    fn set(
+        &self,
+        setter: &'static str,
+        value: Duration,
+        overrides: &Overrides,
+    ) -> Result<(), ConfigError> {
+        config::duration(setter, value)?;
+        if self.override_policy(overrides) {
+            Ok(())
+        } else {
+            Err(config::missing_layer(setter, value))
+        }
+    }
+
     /// Ends the connection with [`Reason::Kicked`], and tells the peer `code` and `reason` in a
     /// Close frame (RFC 6455 section 5.5.1), unless the handler is in the middle of a frame, or the
     /// upgrade is not complete yet. In the latter case the upgrade fails, as far as the handler can
@@ -114,7 +181,7 @@ impl Liveness {
     /// be sent (RFC 6455 section 7.4: below 1000, 1004 to 1006, 1015 to 2999, above 4999) is
     /// replaced by 1011 on the wire; [`Reason::Kicked`] keeps the code as given.
     pub fn evict(&self, code: u16, reason: impl Into<String>) -> bool {
-        let on_wire = if crate::config::is_sendable(code) {
+        let on_wire = if config::is_sendable(code) {
             code
         } else {
             1011

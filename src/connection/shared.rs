@@ -13,7 +13,7 @@ use super::core::{Core, Managed, Share, View};
 use super::state::{Phase, State};
 use super::watch::Notes;
 use crate::driver::{Drive, Driver};
-use crate::monitor::{CloseFrame, Moment, Reason, Stats};
+use crate::monitor::{CloseFrame, Moment, Overrides, Reason, Stats};
 use crate::wire::Role;
 
 /// One upgraded connection, from the request that asks for it to its end.
@@ -249,6 +249,10 @@ where
     fn ping(self: Arc<Self>) -> oneshot::Receiver<Duration> {
         let now = self.core.now();
         self.enter(|state| state.ping(now))
+    }
+
+    fn override_policy(self: Arc<Self>, overrides: &Overrides) -> bool {
+        self.enter(|state| state.override_policy(overrides))
     }
 
     fn attach(&self, layer: &Share) {

@@ -14,12 +14,14 @@ use super::inject::Outbound;
 use super::watch::{Notes, Watch};
 use crate::driver::{Drive, Driver, Key, tick};
 use crate::evict::Evicted;
-use crate::monitor::{CloseFrame, Health, Moment, Monitor, Policy, Reason};
+use crate::monitor::{CloseFrame, Health, Moment, Monitor, Overrides, Policy, Reason};
 use crate::wire::Role;
 
 pub(super) struct State<T> {
     pub(super) phase: Phase,
     pub(super) policy: Policy,
+    /// What this connection has different, whichever layers come.
+    overrides: Option<Box<Overrides>>,
     pub(super) monitor: Monitor,
     pub(super) io: Option<T>,
     /// The upgrade was completed once.
@@ -92,6 +94,7 @@ impl<T> State<T> {
             phase: Phase::Opening,
             monitor: Monitor::new(Moment::START, &policy, 0.0, 0),
             policy,
+            overrides: None,
             io: None,
             opened: false,
             inbound: Inbound::new(role),
@@ -113,6 +116,22 @@ impl<T> State<T> {
         if let Some(idle) = &layer.idle {
             self.policy.idle = Some(Arc::clone(idle));
         }
+        if let Some(overrides) = &self.overrides {
+            overrides.apply(&mut self.policy);
+        }
+    }
+
+    /// Replaces values of the policy, for this connection alone. False if a value is for a layer
+    /// that the connection does not have (yet).
+    pub(super) fn override_policy(&mut self, overrides: &Overrides) -> bool {
+        let known = self.overrides.get_or_insert_default();
+        known.merge(overrides);
+        known.apply(&mut self.policy);
+        if let Some(link) = &mut self.link {
+            link.granularity = self.policy.step_millis();
+        }
+        self.monitor.policy_changed();
+        overrides.fits(&self.policy)
     }
 
     /// Puts the transport in. False if the connection was ended before, or the runtime is being shut

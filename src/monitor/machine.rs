@@ -277,6 +277,11 @@ impl Monitor {
         self.pings.ask()
     }
 
+    /// The policy is another one from now on.
+    pub(crate) fn policy_changed(&mut self) {
+        self.moved = true;
+    }
+
     /// The ping that was asked for last is with the transport.
     pub(crate) fn ping_flushed(&mut self, now: Moment) {
         self.pings.flushed(now);

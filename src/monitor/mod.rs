@@ -6,6 +6,7 @@
 mod health;
 mod machine;
 mod moment;
+mod overrides;
 mod pings;
 mod policy;
 mod reason;
@@ -18,6 +19,7 @@ mod verdict;
 pub use health::Health;
 pub(crate) use machine::Monitor;
 pub(crate) use moment::Moment;
+pub(crate) use overrides::Overrides;
 pub(crate) use pings::Answer;
 pub(crate) use policy::{CloseFrame, HeartbeatPolicy, IdlePolicy, Policy};
 pub use policy::{ProofOfLife, Traffic};

@@ -17,6 +17,7 @@ use super::bridge::Bridge;
 use super::detect::{Handshake, accepted, detect};
 use super::either::{Either, Transport};
 use crate::connection::{Connection, Liveness, LivenessStream, Managed, Share};
+use crate::overrides::PolicyOverride;
 use crate::wire::Role;
 
 /// Calls `inner` with `req`, whose connection, if it becomes one, is under the layer of `share`.
@@ -46,9 +47,13 @@ struct Opening {
 impl Opening {
     fn intercept<B>(share: &Share, req: &mut Request<B>) -> Option<Self> {
         let handshake = detect(req)?;
+        let overrides = req.extensions().get::<PolicyOverride>().cloned();
         if let Some(live) = req.extensions().get::<Liveness>() {
             // A layer further out has done all of it: one wrapper, one deadline.
             live.attach(share);
+            if let Some(overrides) = overrides {
+                live.override_policy(overrides.values());
+            }
             return None;
         }
         // In this order: without a bridge the request stays as it was.
@@ -57,6 +62,9 @@ impl Opening {
         let connection = Connection::new(Role::Server);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
         live.attach(share);
+        if let Some(overrides) = overrides {
+            live.override_policy(overrides.values());
+        }
         req.extensions_mut().insert(on_upgrade);
         req.extensions_mut().insert(live);
         Some(Self {
