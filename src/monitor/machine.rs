@@ -1,23 +1,20 @@
-//! What is known of one connection: it is told what passed, and when. What follows from it is
-//! decided in [`verdict`](super::verdict).
+//! What is known of one connection: it is told what passed, and when. What can be asked of it is in
+//! [`view`](super::view), and what follows from it is decided in [`verdict`](super::verdict).
 
 use std::time::Duration;
 
-use super::health::Health;
+use super::flood::ControlRate;
 use super::moment::Moment;
 use super::pings::{Answer, Pings};
-use super::policy::{Policy, ProofOfLife, Traffic};
+use super::policy::{Policy, ProofOfLife};
 use super::reason::Reason;
-use super::rtt::{Rtt, RttEstimate};
+use super::rtt::RttEstimate;
 use super::stats::Stats;
 
 /// The least time of refusal after which an accepted byte says that the peer has drained others.
 const LEAST_DRAIN: Duration = Duration::from_millis(5);
 /// A refusal of this length says so whatever the timeout.
 const MOST_DRAIN: Duration = Duration::from_millis(100);
-
-/// What a limit on control frames is a limit per.
-const CONTROL_WINDOW: Duration = Duration::from_secs(1);
 
 /// How far the connection has come towards its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,12 +56,12 @@ impl Blocked {
 #[derive(Clone, Debug)]
 pub(crate) struct Monitor {
     pub(super) opened: Moment,
-    last_inbound: Moment,
+    pub(super) last_inbound: Moment,
     /// The latest moment at which the peer is known to have been alive. Not later than the byte or
     /// the pong that proves it, however late that was looked at.
     pub(super) last_proof: Moment,
-    data_in: Moment,
-    data_out: Moment,
+    pub(super) data_in: Moment,
+    pub(super) data_out: Moment,
     pub(super) blocked: Option<Blocked>,
     /// Since when bytes from the peer wait that the handler does not read.
     pub(super) backlog: Option<Moment>,
@@ -72,7 +69,7 @@ pub(crate) struct Monitor {
     /// Part of the first interval that is left out, in 0..=1 (jitter).
     pub(super) head_start: f32,
     pub(super) pings: Pings,
-    rtt: RttEstimate,
+    pub(super) rtt: RttEstimate,
     pub(super) stats: Stats,
     verdict: Option<Reason>,
     /// The read-ahead buffer was full when this was last polled, and the handler has not
@@ -80,10 +77,7 @@ pub(crate) struct Monitor {
     pub(super) blind: bool,
     /// Frame boundaries are lost in one direction: nobody can be pinged, or be blamed for silence.
     pub(super) passive: bool,
-    /// Each control frame of the peer's takes up its share of a second: until here they do.
-    control_until: Moment,
-    /// They took up more than there was.
-    pub(super) flooded: bool,
+    pub(super) control_rate: ControlRate,
     /// The deadline may have moved forward since this was last taken.
     moved: bool,
 }
@@ -112,13 +106,10 @@ impl Monitor {
             verdict: None,
             blind: false,
             passive: false,
-            control_until: now,
-            flooded: false,
+            control_rate: ControlRate::new(now),
             moved: false,
         }
     }
-
-    // ---- what passed -------------------------------------------------------------------------
 
     /// `bytes` came from the peer, and were seen at `now`; they may have lain unread for as long as
     /// `unseen`. `mid_frame` if they end inside a frame.
@@ -164,26 +155,11 @@ impl Monitor {
         Some(answer)
     }
 
-    /// A ping came, or a pong that answers nothing. It came after `earliest`; `None` if it may have
-    /// lain unread together with those before it.
-    ///
-    /// What piled up while nobody looked came at a rate that nobody knows, and is taken to have come
-    /// as slowly as it may have: a peer is not to blame for a server that was away.
+    /// A ping came, or a pong that answers nothing. For `earliest` see [`ControlRate::count`].
     pub(crate) fn control_in(&mut self, now: Moment, earliest: Option<Moment>, policy: &Policy) {
-        let limit = policy
-            .heartbeat
-            .as_ref()
-            .and_then(|heartbeat| heartbeat.control_frame_limit);
-        let Some(limit) = limit else {
-            return;
-        };
-        let from = earliest.map_or(self.control_until, |earliest| {
-            self.control_until.max(earliest)
-        });
-        self.control_until = from + CONTROL_WINDOW / limit;
-        if self.control_until > now + CONTROL_WINDOW && !self.flooded {
-            self.flooded = true;
-            self.moved = true;
+        let heartbeat = policy.heartbeat.as_ref();
+        if let Some(limit) = heartbeat.and_then(|heartbeat| heartbeat.control_frame_limit) {
+            self.moved |= self.control_rate.count(now, earliest, limit);
         }
     }
 
@@ -368,84 +344,5 @@ impl Monitor {
     /// Whether the deadline may have moved forward since the last call.
     pub(crate) fn take_moved(&mut self) -> bool {
         std::mem::take(&mut self.moved)
-    }
-
-    // ---- what is known -----------------------------------------------------------------------
-
-    pub(super) fn active(&self, watch: Traffic) -> Moment {
-        match watch {
-            Traffic::Inbound => self.data_in,
-            Traffic::Outbound => self.data_out,
-            Traffic::Either => self.data_in.max(self.data_out),
-        }
-    }
-
-    /// A ping is out and nothing has come since: somebody should be watching for bytes.
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.pings.waiting().is_some() && self.ending == Ending::Open
-    }
-
-    /// A pong from the peer may be ours.
-    pub(crate) fn expects_pongs(&self) -> bool {
-        self.pings.any()
-    }
-
-    /// The transport is holding something up.
-    pub(crate) fn is_blocked(&self) -> bool {
-        self.blocked.is_some()
-    }
-
-    pub(crate) fn is_over(&self) -> bool {
-        matches!(self.ending, Ending::Over { .. })
-    }
-
-    /// Why the connection is over, if it is.
-    pub(crate) fn reason(&self) -> Option<Reason> {
-        match self.ending {
-            Ending::Over { reason, .. } => Some(reason),
-            Ending::Open | Ending::ServerClosing { .. } => None,
-        }
-    }
-
-    pub(crate) fn opened(&self) -> Moment {
-        self.opened
-    }
-
-    pub(crate) fn last_inbound(&self) -> Moment {
-        self.last_inbound
-    }
-
-    /// The last complete data message in the directions that the idle timeout watches.
-    pub(crate) fn last_active(&self, policy: &Policy) -> Moment {
-        self.active(
-            policy
-                .idle
-                .as_ref()
-                .map(|idle| idle.watch)
-                .unwrap_or_default(),
-        )
-    }
-
-    pub(crate) fn rtt(&self) -> Option<Rtt> {
-        self.rtt.get()
-    }
-
-    pub(crate) fn stats(&self) -> Stats {
-        self.stats
-    }
-
-    pub(crate) fn health(&self) -> Health {
-        match self.ending {
-            Ending::Over { .. } => Health::Ended,
-            Ending::ServerClosing { .. } => Health::Closing,
-            Ending::Open if self.backlog.is_some() => Health::HandlerStalled,
-            Ending::Open if self.blocked.is_some() => Health::WriteStalled,
-            Ending::Open if self.pings.waiting().is_some() || self.pings.missed() > 0 => {
-                Health::PeerSilent {
-                    missed: self.pings.missed(),
-                }
-            }
-            Ending::Open => Health::Live,
-        }
     }
 }

@@ -1,8 +1,9 @@
 //! The verdicts: a sans-IO state machine that is told what passed and when, and says what to do.
 //!
-//! Nothing here reads a clock, touches a socket or allocates. [`machine`] knows, [`verdict`] decides;
-//! the other files hold what they are made of.
+//! Nothing here reads a clock, touches a socket or allocates. [`machine`] is told, [`view`] tells,
+//! [`verdict`] decides; the other files hold what they are made of.
 
+mod flood;
 mod health;
 mod machine;
 mod moment;
@@ -15,6 +16,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 mod verdict;
+mod view;
 
 pub use health::Health;
 pub(crate) use machine::Monitor;

@@ -82,7 +82,7 @@ impl Monitor {
         let Some(heartbeat) = &policy.heartbeat else {
             return self.poll_asked(now);
         };
-        if self.flooded {
+        if self.control_rate.is_exceeded() {
             return self.evict(now, Reason::ControlFlood);
         }
         if let Some(late) = due(self.handler_deadline(heartbeat), now) {
@@ -203,7 +203,7 @@ impl Monitor {
             return Moment::START;
         }
         if let Some(heartbeat) = &policy.heartbeat {
-            if self.flooded {
+            if self.control_rate.is_exceeded() {
                 return Moment::START;
             }
             consider(self.handler_deadline(heartbeat));

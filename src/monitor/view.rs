@@ -1,0 +1,88 @@
+//! What can be asked of a [`Monitor`]: nothing here changes it.
+
+use super::health::Health;
+use super::machine::{Ending, Monitor};
+use super::moment::Moment;
+use super::policy::{Policy, Traffic};
+use super::reason::Reason;
+use super::rtt::Rtt;
+use super::stats::Stats;
+
+impl Monitor {
+    pub(super) fn active(&self, watch: Traffic) -> Moment {
+        match watch {
+            Traffic::Inbound => self.data_in,
+            Traffic::Outbound => self.data_out,
+            Traffic::Either => self.data_in.max(self.data_out),
+        }
+    }
+
+    /// A ping is out and nothing has come since: somebody should be watching for bytes.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.pings.waiting().is_some() && self.ending == Ending::Open
+    }
+
+    /// A pong from the peer may be ours.
+    pub(crate) fn expects_pongs(&self) -> bool {
+        self.pings.any()
+    }
+
+    /// The transport is holding something up.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked.is_some()
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.ending, Ending::Over { .. })
+    }
+
+    /// Why the connection is over, if it is.
+    pub(crate) fn reason(&self) -> Option<Reason> {
+        match self.ending {
+            Ending::Over { reason, .. } => Some(reason),
+            Ending::Open | Ending::ServerClosing { .. } => None,
+        }
+    }
+
+    pub(crate) fn opened(&self) -> Moment {
+        self.opened
+    }
+
+    pub(crate) fn last_inbound(&self) -> Moment {
+        self.last_inbound
+    }
+
+    /// The last complete data message in the directions that the idle timeout watches.
+    pub(crate) fn last_active(&self, policy: &Policy) -> Moment {
+        self.active(
+            policy
+                .idle
+                .as_ref()
+                .map(|idle| idle.watch)
+                .unwrap_or_default(),
+        )
+    }
+
+    pub(crate) fn rtt(&self) -> Option<Rtt> {
+        self.rtt.get()
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        match self.ending {
+            Ending::Over { .. } => Health::Ended,
+            Ending::ServerClosing { .. } => Health::Closing,
+            Ending::Open if self.backlog.is_some() => Health::HandlerStalled,
+            Ending::Open if self.blocked.is_some() => Health::WriteStalled,
+            Ending::Open if self.pings.waiting().is_some() || self.pings.missed() > 0 => {
+                Health::PeerSilent {
+                    missed: self.pings.missed(),
+                }
+            }
+            Ending::Open => Health::Live,
+        }
+    }
+}
