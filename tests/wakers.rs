@@ -231,6 +231,25 @@ async fn a_writer_held_up_in_its_flush_is_woken_after_a_ping_came_in_between() {
     assert!(poll_flush(&mut stream, &wakes).is_ready());
 }
 
+/// Where a transport buffers (TLS, HTTP/2), a flush that waits does not keep anybody from writing.
+#[tokio::test(start_paused = true)]
+async fn a_writer_behind_a_ping_is_woken_while_the_ping_is_not_flushed() {
+    let (mut stream, live, peer) = wrapped();
+    peer.write_steps(&[WAIT, ALL, ALL, ALL]);
+    let wakes = Wakes::new();
+    assert!(poll_write(&mut stream, &wakes, &hello()).is_pending());
+    sleep(ms(110)).await;
+    peer.wire().flush_waits = true;
+    peer.kick();
+    sleep(ms(1)).await;
+    assert_eq!((peer.pings().len(), live.stats().pings_sent()), (1, 0));
+    assert!(
+        wakes.count() > 0,
+        "there is room, and the handler was not told"
+    );
+    assert!(poll_write(&mut stream, &wakes, &hello()).is_ready());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_writer_held_up_inside_its_frame_is_woken_while_a_ping_is_due() {
     // The handler came before the ping was due, and once more after.

@@ -83,8 +83,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         if outbound.is_busy() {
             match outbound.poll_control(io, &mut Context::from_waker(waker), &mut watch) {
                 Poll::Pending => {
-                    // If the handler waits too, its waker is no longer the transport's.
+                    // If the handler waits too, its waker is no longer the transport's. A flush
+                    // that waits need not keep it from writing, so it is to try.
+                    let flushing = outbound.is_flushing();
                     self.writer.by_driver = true;
+                    self.writer.due |= flushing && self.writer.pending;
                     return;
                 }
                 Poll::Ready(Ok(())) => {}

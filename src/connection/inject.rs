@@ -69,6 +69,11 @@ impl Outbound {
         !matches!(self.control, Control::None)
     }
 
+    /// All of a control frame of ours is written, and the transport has yet to flush it.
+    pub(super) fn is_flushing(&self) -> bool {
+        matches!(self.control, Control::FlushPing | Control::FlushClose)
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.closed
     }
