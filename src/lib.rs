@@ -74,6 +74,9 @@ mod driver;
 mod evict;
 #[cfg(feature = "axum")]
 mod extract;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod heartbeat;
 mod idle_timeout;
 mod monitor;

@@ -161,7 +161,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(256))]
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 256 }))]
 
         #[test]
         fn encoded_frames_are_those_of_tungstenite(
@@ -204,6 +204,7 @@ mod tests {
         }
 
         #[test]
+        #[cfg_attr(miri, ignore = "building the strategy of the reason takes minutes")]
         fn close_carries_code_and_reason(code: u16, reason in "\\PC{0,60}", mask: Option<[u8; 4]>) {
             let frame = encode_close(code, &reason, mask);
             let (header, data, end) = oracle_read(&frame);

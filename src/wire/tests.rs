@@ -208,6 +208,7 @@ fn close_code_survives_any_cut() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "walks for minutes")]
 fn a_long_payload_ends_with_its_last_byte_at_any_read_size() {
     let data = vec![0x88; 200_003];
     let bytes = oracle_frame(true, 0, OpCode::Binary, Some(KEY), &data);
@@ -288,6 +289,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes for each case")]
     fn scanner_reports_exactly_the_frames(
         frames in prop::collection::vec(any_frame(), 0..6),
         masked: bool,
@@ -328,7 +330,7 @@ pub(super) fn any_header_bytes() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1024))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 1024 }))]
 
     #[test]
     fn any_stream_gives_one_verdict_at_any_chunking(

@@ -110,6 +110,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..Default::default() })]
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes for each case")]
     fn the_verdict_is_what_a_pencil_says(
         mut heartbeat in heartbeats(),
         idle in idles(),
@@ -184,7 +185,7 @@ struct Peer {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 500 }, failure_persistence: None, ..Default::default() })]
 
     /// With any driver that is a little late and any transport that takes its time, a peer that
     /// answers in time lives, and one that has died is evicted in time.

@@ -191,6 +191,7 @@ proptest! {
     /// The wheel forgets whom it has woken and is told only of deadlines that come nearer. So a
     /// deadline must never be late, must say when it comes nearer, and must not be met in vain.
     #[test]
+    #[cfg_attr(miri, ignore = "minutes for each case")]
     fn a_deadline_can_be_relied_on(
         policy in policies(),
         random in 0.0..1.0_f32,
