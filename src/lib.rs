@@ -65,6 +65,9 @@
 //!
 //! - `axum` (default): [`Liveness`] as an extractor. Depends on `axum-core` only.
 //! - `http2` (default): recognises WebSockets over HTTP/2 ([RFC 8441]).
+//! - `tcp` (default): finds the tokio `TcpStream` under hyper's upgraded stream, calls it without
+//!   dynamic dispatch, and sets its options as the heartbeat's times demand. `TcpOptions` does the
+//!   last for servers whose TCP is out of the layers' sight, under TLS say.
 //!
 //! [RFC 8441]: https://www.rfc-editor.org/rfc/rfc8441
 
@@ -82,6 +85,8 @@ mod idle_timeout;
 mod monitor;
 mod overrides;
 mod registry;
+#[cfg(feature = "tcp")]
+mod tcp;
 mod upgrade;
 mod wire;
 
@@ -95,8 +100,10 @@ pub use idle_timeout::{IdleTimeout, IdleTimeoutLayer, IdleTimeoutLayerBuilder};
 pub use monitor::{Health, ProofOfLife, Reason, Rtt, Stats, Traffic};
 pub use overrides::{PolicyOverride, PolicyOverrideBuilder};
 pub use registry::Registry;
+#[cfg(feature = "tcp")]
+pub use tcp::{TcpKeepalive, TcpOptions};
 pub use upgrade::ResponseFuture;
 
-#[cfg(all(doctest, feature = "axum"))]
+#[cfg(all(doctest, feature = "axum", feature = "tcp"))]
 #[doc = include_str!("../README.md")]
 struct ReadmeDoctests;

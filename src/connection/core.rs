@@ -38,7 +38,7 @@ pub(crate) trait Track: Send + Sync {
 /// allocation each, shared by all connections.
 #[derive(Clone)]
 pub(crate) struct Share {
-    pub(super) policy: Policy,
+    pub(crate) policy: Policy,
     listeners: Arc<Listeners>,
 }
 

@@ -13,6 +13,10 @@ use super::core::{Core, Managed, Share, View};
 use super::state::{Phase, State};
 use super::watch::Notes;
 use crate::driver::{Drive, Driver};
+#[cfg(feature = "tcp")]
+use crate::evict::ConnectionId;
+#[cfg(feature = "tcp")]
+use crate::monitor::HeartbeatPolicy;
 use crate::monitor::{CloseFrame, Moment, Overrides, Reason, Stats};
 use crate::wire::Role;
 
@@ -63,6 +67,17 @@ where
             }
         }
         opened
+    }
+
+    #[cfg(feature = "tcp")]
+    pub(crate) fn id(&self) -> ConnectionId {
+        self.core.id()
+    }
+
+    /// The heartbeat that holds for this connection, if there is one: the innermost layer's.
+    #[cfg(feature = "tcp")]
+    pub(crate) fn heartbeat(&self) -> Option<Arc<HeartbeatPolicy>> {
+        self.lock().policy.heartbeat.clone()
     }
 
     /// The response announced an upgrade, and none came of it.

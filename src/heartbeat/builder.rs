@@ -175,6 +175,22 @@ impl HeartbeatLayerBuilder {
         self
     }
 
+    /// Whether a connection over plain TCP gets socket options that follow from the layer's times.
+    /// Default: true.
+    ///
+    /// They are those of [`HeartbeatLayer::tcp_options`], and are set when the connection opens, if
+    /// the transport is a tokio `TcpStream` (behind `axum::serve`, say). A socket that refuses one is
+    /// used as it is. With false, and for every other transport, the socket is left alone; TLS
+    /// servers apply [`TcpOptions`](crate::TcpOptions) themselves. They follow from the times that
+    /// hold for the connection as it opens; times that are changed later leave the socket alone.
+    ///
+    /// Nothing is refused.
+    #[cfg(feature = "tcp")]
+    pub fn tune_tcp(mut self, tune_tcp: bool) -> Self {
+        self.policy.tune_tcp = tune_tcp;
+        self
+    }
+
     /// The registry that connections are entered in. Default: one of the layer's own.
     ///
     /// Share one between layers to count their connections together.
@@ -272,6 +288,8 @@ mod tests {
             .registry(registry)
             .on_evict(|_: &Eviction| {})
             .on_evict(|_: &Eviction| {});
+        #[cfg(feature = "tcp")]
+        let builder = builder.tune_tcp(false);
         let expected = HeartbeatPolicy {
             interval: seconds(1),
             timeout: seconds(2),
@@ -286,6 +304,8 @@ mod tests {
                 code: 4000,
                 reason: "bye".into(),
             },
+            #[cfg(feature = "tcp")]
+            tune_tcp: false,
         };
         assert_eq!(builder.policy, expected);
         assert!(builder.registry.is_some());

@@ -17,6 +17,8 @@ use crate::connection::{Liveness, LivenessStream, Share, Track};
 use crate::evict::OnEvict;
 use crate::monitor::{HeartbeatPolicy, Policy};
 use crate::registry::Registry;
+#[cfg(feature = "tcp")]
+use crate::tcp::TcpOptions;
 use crate::upgrade::{self, ResponseFuture};
 use crate::wire::Role;
 
@@ -60,6 +62,18 @@ impl HeartbeatLayer {
     #[must_use]
     pub fn registry(&self) -> Registry {
         self.registry.clone()
+    }
+
+    /// The socket options that follow from this layer's times.
+    ///
+    /// The layer sets them by itself where it finds a tokio `TcpStream`, unless
+    /// [`tune_tcp`](HeartbeatLayerBuilder::tune_tcp) is off. For a transport that wraps one, TLS say,
+    /// apply them yourself: see [`TcpOptions`].
+    #[cfg(feature = "tcp")]
+    #[must_use]
+    pub fn tcp_options(&self) -> TcpOptions {
+        let policy = self.share.policy.heartbeat.as_deref();
+        policy.map_or_else(TcpOptions::default, TcpOptions::of)
     }
 
     /// Puts the server's end of a WebSocket under this layer, below HTTP: `io` is a stream whose

@@ -61,6 +61,9 @@ pub(crate) struct HeartbeatPolicy {
     pub(crate) control_frame_limit: Option<u32>,
     pub(crate) close_timeout: Duration,
     pub(crate) close_frame: CloseFrame,
+    /// Whether the transport's socket options are to follow from the times.
+    #[cfg(feature = "tcp")]
+    pub(crate) tune_tcp: bool,
 }
 
 /// The idle timeout's share of a connection's policy.
@@ -90,6 +93,8 @@ impl Default for HeartbeatPolicy {
                 code: 1011,
                 reason: Cow::Borrowed("heartbeat timeout"),
             },
+            #[cfg(feature = "tcp")]
+            tune_tcp: true,
         }
     }
 }

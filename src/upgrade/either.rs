@@ -8,10 +8,8 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 
+use super::transport::Transport;
 use crate::connection::LivenessStream;
-
-/// hyper's upgraded stream, with tokio's traits.
-pub(super) type Transport = TokioIo<Upgraded>;
 
 /// The stream behind the handler's `Upgraded`.
 pub(super) enum Either {

@@ -15,9 +15,12 @@ use tower_service::Service;
 
 use super::bridge::Bridge;
 use super::detect::{Handshake, accepted, detect};
-use super::either::{Either, Transport};
+use super::either::Either;
+use super::transport::Transport;
 use crate::connection::{Connection, Liveness, LivenessStream, Managed, Share};
 use crate::overrides::PolicyOverride;
+#[cfg(feature = "tcp")]
+use crate::tcp::TcpOptions;
 use crate::wire::Role;
 
 /// Calls `inner` with `req`, whose connection, if it becomes one, is under the layer of `share`.
@@ -88,7 +91,7 @@ impl Opening {
         tokio::spawn(async move {
             match real.await {
                 Ok(upgraded) => {
-                    if let Some(stream) = promised.keep(TokioIo::new(upgraded)) {
+                    if let Some(stream) = promised.keep(Transport::from(upgraded)) {
                         bridge.complete(Either::WebSocket(TokioIo::new(stream)));
                     }
                 }
@@ -132,7 +135,10 @@ struct Promised(Option<Arc<Connection<Transport>>>);
 
 impl Promised {
     fn keep(mut self, io: Transport) -> Option<LivenessStream<Transport>> {
-        LivenessStream::open(self.0.take()?, io)
+        let connection = self.0.take()?;
+        #[cfg(feature = "tcp")]
+        tune(&connection, &io);
+        LivenessStream::open(connection, io)
     }
 }
 
@@ -141,6 +147,21 @@ impl Drop for Promised {
         if let Some(connection) = self.0.take() {
             connection.upgrade_failed();
         }
+    }
+}
+
+/// Sets the socket's options as the connection's heartbeat has it: without one, or over another
+/// transport, there is nothing to set. A socket that refuses them serves as it is.
+#[cfg(feature = "tcp")]
+fn tune(connection: &Connection<Transport>, io: &Transport) {
+    let (Some(socket), Some(heartbeat)) = (io.tcp(), connection.heartbeat()) else {
+        return;
+    };
+    if !heartbeat.tune_tcp {
+        return;
+    }
+    if let Err(error) = TcpOptions::of(&heartbeat).apply(socket) {
+        tracing::debug!(conn_id = %connection.id(), %error, "socket options not set");
     }
 }
 

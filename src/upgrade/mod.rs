@@ -3,12 +3,14 @@
 //! - [`detect`]: is this an opening handshake, and was it accepted?
 //! - [`bridge`]: how the handler comes to get our stream from hyper's own types
 //! - [`either`]: what the handler then has in its hands
+//! - [`transport`]: what hyper hands out, as concrete as it can be had
 //! - [`future`]: the response future, which makes the connection once the handshake was accepted
 
 mod bridge;
 mod detect;
 mod either;
 mod future;
+mod transport;
 
 pub use future::ResponseFuture;
 pub(crate) use future::call;

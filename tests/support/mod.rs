@@ -13,6 +13,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::http::{Request, StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, any};
 use axum::serve::ListenerExt;
@@ -203,6 +204,23 @@ where
         let _ = tell.send(live);
         ws.on_upgrade(handler)
     });
+    (route, told)
+}
+
+/// A route that also hands the test each connection's `Liveness`, whatever its handler does.
+pub(crate) fn told_of(
+    route: MethodRouter<(), Infallible>,
+) -> (
+    MethodRouter<(), Infallible>,
+    mpsc::UnboundedReceiver<Liveness>,
+) {
+    let (tell, told) = mpsc::unbounded_channel();
+    let route = route.layer(from_fn(
+        move |live: Liveness, request: axum::extract::Request, next: Next| {
+            let _ = tell.send(live);
+            next.run(request)
+        },
+    ));
     (route, told)
 }
 

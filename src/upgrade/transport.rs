@@ -1,0 +1,154 @@
+//! What hyper hands out, as concrete as it can be had.
+//!
+//! hyper's `Upgraded` is a box of something. Where that is a tokio `TcpStream` it is taken out: calls
+//! to it need no dynamic dispatch then, and it has socket options to set. Everything else (HTTP/2,
+//! TLS, Unix sockets, streams in memory) stays in its box.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+#[cfg(feature = "tcp")]
+use bytes::{Buf, Bytes};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+#[cfg(feature = "tcp")]
+use hyper_util::server::conn::auto::upgrade as auto;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+#[cfg(feature = "tcp")]
+use tokio::net::TcpStream;
+
+/// The transport of an upgraded connection.
+pub(super) enum Transport {
+    /// A plain TCP socket.
+    #[cfg(feature = "tcp")]
+    Tcp {
+        /// What hyper read after the request head, which the peer sent without waiting for the
+        /// answer. Never empty: it keeps the buffer of hyper's connection alive.
+        early: Option<Bytes>,
+        socket: TcpStream,
+    },
+    /// Anything else.
+    Upgraded(TokioIo<Upgraded>),
+}
+
+#[cfg(feature = "tcp")]
+impl Transport {
+    /// The socket, if that is what it is.
+    pub(super) fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp { socket, .. } => Some(socket),
+            Self::Upgraded(_) => None,
+        }
+    }
+
+    /// Moves early bytes into `buf`, as far as they fit. False if there are none left.
+    fn take_early(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let Self::Tcp { early, .. } = self else {
+            return false;
+        };
+        let Some(bytes) = early else {
+            return false;
+        };
+        let count = bytes.len().min(buf.remaining());
+        buf.put_slice(&bytes[..count]);
+        bytes.advance(count);
+        if bytes.is_empty() {
+            *early = None;
+        }
+        true
+    }
+
+    fn over(socket: TokioIo<TcpStream>, early: Bytes) -> Self {
+        Self::Tcp {
+            early: Some(early).filter(|early| !early.is_empty()),
+            socket: socket.into_inner(),
+        }
+    }
+}
+
+impl From<Upgraded> for Transport {
+    fn from(upgraded: Upgraded) -> Self {
+        // The connections of `axum::serve` are of hyper-util's making, which puts a wrapper of its
+        // own around the socket; those of hyper itself have none. An attempt that fails only
+        // compares two type ids, and gives back what it was given.
+        #[cfg(feature = "tcp")]
+        let upgraded = match auto::downcast::<TokioIo<TcpStream>>(upgraded) {
+            Ok(parts) => return Self::over(parts.io, parts.read_buf),
+            Err(upgraded) => match upgraded.downcast::<TokioIo<TcpStream>>() {
+                Ok(parts) => return Self::over(parts.io, parts.read_buf),
+                Err(upgraded) => upgraded,
+            },
+        };
+        Self::Upgraded(TokioIo::new(upgraded))
+    }
+}
+
+/// Calls the same method on whichever stream it is.
+macro_rules! transport {
+    ($this:expr, $io:ident => $call:expr) => {
+        match $this {
+            #[cfg(feature = "tcp")]
+            Transport::Tcp { socket, .. } => {
+                let $io = Pin::new(socket);
+                $call
+            }
+            Transport::Upgraded(upgraded) => {
+                let $io = Pin::new(upgraded);
+                $call
+            }
+        }
+    };
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        #[cfg(feature = "tcp")]
+        if this.take_early(buf) {
+            return Poll::Ready(Ok(()));
+        }
+        transport!(this, io => io.poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        transport!(self.get_mut(), io => io.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        transport!(self.get_mut(), io => io.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            #[cfg(feature = "tcp")]
+            Self::Tcp { socket, .. } => socket.is_write_vectored(),
+            Self::Upgraded(upgraded) => upgraded.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        transport!(self.get_mut(), io => io.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        transport!(self.get_mut(), io => io.poll_shutdown(cx))
+    }
+}
+
+#[cfg(all(test, feature = "tcp"))]
+mod tests;
