@@ -85,6 +85,7 @@ mod idle_timeout;
 mod monitor;
 mod overrides;
 mod registry;
+mod sync;
 #[cfg(feature = "tcp")]
 mod tcp;
 mod upgrade;

@@ -4,15 +4,16 @@
 use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::driver::Driver;
 use crate::evict::{self, ConnectionId, Eviction, LocalHook, OnEvict};
 use crate::monitor::{CloseFrame, Health, Moment, Overrides, Policy, Reason, Rtt, Stats};
+use crate::sync::{Mutex, MutexGuard, Notify, OnceLock};
 
 /// A connection, for those who do not know its transport.
 pub(crate) trait Managed: Send + Sync {
@@ -31,6 +32,7 @@ pub(crate) trait Managed: Send + Sync {
 /// Keeps account of the connections of a layer.
 pub(crate) trait Track: Send + Sync {
     fn opened(&self, connection: Arc<dyn Managed>);
+    /// Comes twice for a connection that is evicted in the very moment of its opening.
     fn ended(&self, id: ConnectionId);
 }
 

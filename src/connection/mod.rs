@@ -23,6 +23,8 @@ mod handle;
 mod handler;
 mod inbound;
 mod inject;
+#[cfg(all(test, liveness_loom))]
+mod loom_models;
 mod shared;
 mod state;
 mod stream;

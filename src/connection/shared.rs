@@ -1,8 +1,8 @@
 //! The one place that the handler's stream, the driver and the handles share.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::task::{Wake, Waker};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use crate::evict::ConnectionId;
 #[cfg(feature = "tcp")]
 use crate::monitor::HeartbeatPolicy;
 use crate::monitor::{CloseFrame, Moment, Overrides, Reason, Stats};
+use crate::sync::{AtomicBool, Mutex, MutexGuard};
 use crate::wire::Role;
 
 /// One upgraded connection, from the request that asks for it to its end.

@@ -7,11 +7,13 @@
 //! The task (in [`task`]) starts with the first connection of a runtime and ends with the last.
 
 mod clock;
+#[cfg(all(test, liveness_loom))]
+mod loom_models;
 mod task;
 mod wheel;
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, PoisonError, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -24,6 +26,7 @@ pub(crate) use wheel::Key;
 use wheel::Wheel;
 
 use crate::monitor::Moment;
+use crate::sync::{Mutex, MutexGuard, spawn};
 
 /// A connection, as the driver knows it.
 pub(crate) trait Drive: Send + Sync {
@@ -34,7 +37,8 @@ pub(crate) trait Drive: Send + Sync {
     /// Does not panic, or the driver's task would end for all connections.
     fn drive(self: Arc<Self>, now: Moment, scratch: &mut [u8]);
 
-    /// Nobody will drive it any more: the runtime is being shut down.
+    /// Nobody will drive it any more: the runtime is being shut down. Comes twice for a connection
+    /// that also had something to do before its deadline.
     fn abandon(self: Arc<Self>);
 }
 
@@ -63,7 +67,10 @@ enum Task {
 }
 
 /// The drivers of the runtimes that live now.
-static DRIVERS: LazyLock<Mutex<HashMap<Id, Weak<Driver>>>> = LazyLock::new(Mutex::default);
+type Drivers = HashMap<Id, Weak<Driver>>;
+
+/// std's own lock: it outlives a model's run, and nothing waits for another thread under it.
+static DRIVERS: LazyLock<std::sync::Mutex<Drivers>> = LazyLock::new(Default::default);
 
 impl Driver {
     /// The driver of the current runtime.
@@ -75,7 +82,7 @@ impl Driver {
         let id = Handle::current().id();
         // Panics here, where the caller sees it, rather than in the driver's task.
         drop(tokio::time::sleep(Duration::ZERO));
-        let mut drivers = lock(&DRIVERS);
+        let mut drivers = drivers();
         if let Some(driver) = drivers.get(&id).and_then(Weak::upgrade) {
             return driver;
         }
@@ -130,7 +137,7 @@ impl Driver {
         drop(queue);
         // Deadlines of all connections hang on it, and what a transport says must be the
         // transport's word, not that of a scheduler's budget. It yields in each turn.
-        tokio::spawn(unconstrained(task::run(Turn::new(Arc::clone(self)))));
+        spawn(unconstrained(task::run(Turn::new(Arc::clone(self)))));
     }
 
     /// Moves the deadline of a connection.
@@ -180,7 +187,7 @@ impl Driver {
 
     /// The runtime is gone, and its driver's task with it: a new runtime may get the same id.
     fn retire(self: &Arc<Self>) {
-        lock(&DRIVERS).retain(|_, driver| !std::ptr::eq(driver.as_ptr(), Arc::as_ptr(self)));
+        drivers().retain(|_, driver| !std::ptr::eq(driver.as_ptr(), Arc::as_ptr(self)));
         let mut queue = lock(&self.queue);
         queue.task = Task::Gone;
         // Connections hold their driver: without this, they would keep each other alive.
@@ -221,6 +228,10 @@ pub(crate) fn tick(deadline: Moment, granularity: u64) -> u64 {
 /// one call into a structure that keeps its own invariants.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn drivers() -> std::sync::MutexGuard<'static, Drivers> {
+    DRIVERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl std::fmt::Debug for Driver {

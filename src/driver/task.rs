@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::task::yield_now;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 use super::{Drive, Driver, Key, Task, lock};
 use crate::monitor::Moment;
+use crate::sync::{Sleep, sleep_until};
 
 /// Room for bytes that are read on behalf of a connection.
 const SCRATCH: usize = 16 * 1024;
