@@ -38,7 +38,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         // past a deadline that was rounded up: no verdict without a look.
         let due = expired || now >= self.monitor.deadline(&self.policy);
         let look = due || self.reader.by_driver || self.monitor.is_waiting();
-        if look && !self.looked(waker, scratch) {
+        if look && !self.looked(waker, scratch, false) {
             return;
         }
         loop {
@@ -54,7 +54,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                 Action::Ping(payload) => {
                     outbound.ping(payload);
                     self.push(waker);
-                    if self.monitor.is_waiting() && !self.looked(waker, scratch) {
+                    if self.monitor.is_waiting() && !self.looked(waker, scratch, true) {
                         return;
                     }
                 }
@@ -118,8 +118,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
     ///
     /// A peer that always has more, none of which is the handler's, is not waited for endlessly, or
     /// it would escape all verdicts.
-    fn looked(&mut self, waker: &Waker, scratch: &mut [u8]) -> bool {
-        if self.look(waker, scratch) || self.looks == LOOKS {
+    fn looked(&mut self, waker: &Waker, scratch: &mut [u8], again: bool) -> bool {
+        if self.look(waker, scratch, again) || self.looks == LOOKS {
             self.looks = 0;
             return true;
         }
@@ -131,7 +131,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
     ///
     /// Returns false if there may be more that can be looked at: what it is decides the verdict, so
     /// none is to be given before the driver has come by again.
-    fn look(&mut self, waker: &Waker, scratch: &mut [u8]) -> bool {
+    ///
+    /// `again` if this visit has looked before: what is here now has come since.
+    fn look(&mut self, waker: &Waker, scratch: &mut [u8], again: bool) -> bool {
         for _ in 0..READS {
             let pending = self.reader.pending && !self.reader.due;
             let handler = self.reader.waker.clone().filter(|_| pending);
@@ -147,7 +149,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             }
             // A handler that waits is to be woken by the transport itself, unless there is a pong
             // to be kept from it.
-            if pending && !parked_by_driver {
+            if pending && !parked_by_driver && !again {
                 // It was the handler who was to be woken, so whatever is here may have been for
                 // long. (A wake-up that finds the handler gone leaves no trace.)
                 inbound.distrust();
