@@ -342,3 +342,31 @@ async fn a_frame_that_the_handler_never_finishes_is_a_stalled_handler() {
     assert_eq!(reason, Reason::HandlerStalled);
     assert!(after >= ms(400) && after <= ms(400) + TICK, "{after:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn of_a_peer_that_sends_more_than_is_read_only_the_handler_is_to_blame() {
+    for limit in [None, Some(ms(300))] {
+        let builder = heartbeat().handler_stall_timeout(limit);
+        let (mut stream, live, peer, recorder) = recorded(builder);
+        let begun = Instant::now();
+        for _ in 0..20 {
+            // More than is read ahead, so that nobody can see whether a pong is behind it.
+            peer.send(&said(&[7; 4_000]).repeat(10));
+            // Ten times the timeout.
+            sleep(ms(500)).await;
+            if recorder.total() > 0 {
+                break;
+            }
+            assert_eq!(live.health(), Health::HandlerStalled);
+            assert_eq!(stream.read(&mut [0; 4_096]).await.unwrap(), 4_096);
+        }
+        let Some(limit) = limit else {
+            assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
+            continue;
+        };
+        // Counted from the first look, when the first ping was due.
+        let (after, reason) = only(&recorder, begun);
+        assert_eq!(reason, Reason::HandlerStalled);
+        assert!(after <= ms(100) + limit + TICK, "{after:?}");
+    }
+}

@@ -22,7 +22,9 @@ pub enum ProofOfLife {
     /// pong to ping, so a peer that talks all the time is pinged too.
     ///
     /// While a frame from the peer is still arriving its bytes extend the deadline, since the peer
-    /// cannot send a pong before the frame ends.
+    /// cannot send a pong before the frame ends. So a peer that is in the middle of a frame each time
+    /// that something comes from it is not made to answer. And a pause of `timeout` within a frame
+    /// ends the connection once a ping is out, sooner than the `interval + timeout` of `AnyBytes`.
     MatchingPong,
 }
 

@@ -1,0 +1,178 @@
+//! The server of one case: a handler that echoes and takes notes, over a transport that is watched.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, ready};
+
+use axum::Router;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::routing::any;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::mpsc;
+use tower_ws_liveness::{HeartbeatLayer, IdleTimeoutLayer};
+
+use super::support::ms;
+use super::support::recorder::Recorder;
+
+/// What the handler saw and did, as text, and the pings that are its own.
+#[derive(Clone)]
+pub(crate) struct Notes {
+    lines: mpsc::UnboundedSender<String>,
+    own_pings: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl Notes {
+    pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<String>) {
+        let (lines, told) = mpsc::unbounded_channel();
+        let own_pings = Arc::default();
+        (Self { lines, own_pings }, told)
+    }
+
+    pub(crate) fn own_pings(&self) -> Arc<Mutex<Vec<Vec<u8>>>> {
+        Arc::clone(&self.own_pings)
+    }
+
+    fn line(&self, line: String) {
+        self.lines.send(line).unwrap();
+    }
+}
+
+/// A router that knows nothing of the layers.
+pub(crate) fn bare(notes: Notes) -> Router {
+    let route = any(move |ws: WebSocketUpgrade| async move {
+        ws.on_upgrade(move |socket| echo(socket, notes))
+    });
+    Router::new().route("/ws", route)
+}
+
+/// The same under both layers, with the shortest interval there is.
+pub(crate) fn layered(notes: Notes, recorder: &Recorder) -> Router {
+    let heartbeat = HeartbeatLayer::builder()
+        .interval(ms(1))
+        .timeout(ms(60_000))
+        .jitter(0.0)
+        .on_evict(recorder.hook());
+    let idle = IdleTimeoutLayer::new(ms(600_000));
+    bare(notes).layer(idle).layer(heartbeat.build().unwrap())
+}
+
+/// Echoes messages; what a text asks for by `ping me: ` is sent as a ping.
+async fn echo(mut socket: WebSocket, notes: Notes) {
+    loop {
+        let message = match socket.recv().await {
+            Some(Ok(message)) => message,
+            Some(Err(error)) => return notes.line(format!("error: {error}")),
+            None => return notes.line("end".to_owned()),
+        };
+        notes.line(describe(&message));
+        let answer = match message {
+            Message::Text(text) => match text.strip_prefix("ping me: ") {
+                Some(ping) => {
+                    let ping = ping.as_bytes().to_vec();
+                    notes.own_pings.lock().unwrap().push(ping.clone());
+                    Message::Ping(ping.into())
+                }
+                None => Message::Text(text),
+            },
+            Message::Binary(bytes) => Message::Binary(bytes),
+            _ => continue,
+        };
+        if let Err(error) = socket.send(answer).await {
+            return notes.line(format!("not sent: {error}"));
+        }
+    }
+}
+
+fn describe(message: &Message) -> String {
+    let text = format!("{message:?}");
+    if text.len() < 1_000 {
+        return text;
+    }
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    format!("{}... {:016x}", &text[..20], hasher.finish())
+}
+
+/// What happened at the server's transport.
+#[derive(Clone, Default)]
+pub(crate) struct Meter(Arc<Mutex<Readings>>);
+
+#[derive(Default)]
+pub(crate) struct Readings {
+    pub(crate) read: usize,
+    /// How much had been read when nothing more was there.
+    pub(crate) waits_at: usize,
+    pub(crate) dropped: bool,
+}
+
+impl Meter {
+    pub(crate) fn readings(&self) -> MutexGuard<'_, Readings> {
+        self.0.lock().unwrap()
+    }
+
+    pub(crate) fn over<T>(&self, io: T) -> Metered<T> {
+        Metered {
+            io: Some(io),
+            meter: self.clone(),
+        }
+    }
+}
+
+/// A server's transport with a [`Meter`].
+pub(crate) struct Metered<T> {
+    /// Taken only by the drop.
+    io: Option<T>,
+    meter: Meter,
+}
+
+impl<T: Unpin> Metered<T> {
+    fn io(&mut self) -> Pin<&mut T> {
+        Pin::new(self.io.as_mut().unwrap())
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Metered<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = self.io().poll_read(cx, buf);
+        let mut readings = self.meter.readings();
+        if read.is_pending() {
+            readings.waits_at = readings.read;
+        }
+        ready!(read)?;
+        readings.read += buf.filled().len() - before;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Metered<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.io().poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_shutdown(cx)
+    }
+}
+
+impl<T> Drop for Metered<T> {
+    fn drop(&mut self) {
+        // The end is on its way to the client before anybody is told of it.
+        drop(self.io.take());
+        self.meter.readings().dropped = true;
+    }
+}
