@@ -9,6 +9,7 @@ mod echo;
 #[allow(dead_code)] // the client needs a part of it
 #[path = "support/h2_client.rs"]
 mod h2_client;
+#[allow(dead_code)] // `tests/network_faults.rs` needs more of it
 #[path = "support/process.rs"]
 mod process;
 #[path = "support/roles.rs"]

@@ -1,5 +1,5 @@
-//! The processes that `tests/processes.rs` starts, as seen by who started them. Whatever happens,
-//! they are killed and reaped in the end.
+//! The processes that `tests/processes.rs` and `tests/network_faults.rs` start, as seen by who
+//! started them. Whatever happens, they are killed and reaped in the end.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -23,8 +23,19 @@ struct Process {
 }
 
 impl Process {
-    fn start(args: &[&str]) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+    /// Starts this program in a role, in a network namespace if one is named.
+    fn start(namespace: Option<&str>, args: &[&str]) -> Self {
+        let this = std::env::current_exe().unwrap();
+        let mut command = match namespace {
+            // `ip` makes way for what it starts, so the child is the process itself.
+            Some(name) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", name]).arg(this);
+                command
+            }
+            None => Command::new(this),
+        };
+        let mut child = command
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -47,13 +58,23 @@ impl Process {
         }
     }
 
-    fn next_line(&self) -> String {
-        let line = self.lines.recv_timeout(PATIENCE);
-        line.expect("a line from the process").1
+    fn next_line(&self, patience: Duration) -> (Instant, String) {
+        let line = self.lines.recv_timeout(patience);
+        line.expect("a line from the process")
     }
 
     fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().try_into().unwrap())
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    fn stop(&mut self) {
+        self.signal(Signal::SIGSTOP);
+        let status = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).unwrap();
+        assert!(matches!(status, WaitStatus::Stopped(..)), "{status:?}");
     }
 }
 
@@ -72,6 +93,14 @@ pub(crate) struct Server {
     opens: Vec<u64>,
     opens_taken: usize,
     evictions: Vec<Eviction>,
+    notes: Vec<Note>,
+}
+
+/// Whatever else a server tells.
+#[derive(Clone, Debug)]
+pub(crate) struct Note {
+    pub(crate) at: Instant,
+    pub(crate) entry: serde_json::Value,
 }
 
 /// A line of the server's log.
@@ -80,14 +109,26 @@ pub(crate) struct Eviction {
     pub(crate) id: u64,
     pub(crate) reason: String,
     pub(crate) lifetime_ms: u64,
+    /// The whole line.
+    pub(crate) entry: serde_json::Value,
     /// When the line was read.
     pub(crate) at: Instant,
 }
 
 impl Server {
     pub(crate) fn start(flags: &[&str]) -> Self {
-        let process = Process::start(&[&[roles::SERVER, "--addr", "127.0.0.1:0"], flags].concat());
-        let line = process.next_line();
+        let role = [roles::SERVER, "--addr", "127.0.0.1:0"];
+        Self::of(Process::start(None, &[&role, flags].concat()))
+    }
+
+    /// Starts a server that listens on all addresses of a network namespace.
+    pub(crate) fn start_in(namespace: &str, role: &str, flags: &[&str]) -> Self {
+        let role = [role, "--addr", "0.0.0.0:0"];
+        Self::of(Process::start(Some(namespace), &[&role, flags].concat()))
+    }
+
+    fn of(process: Process) -> Self {
+        let (_, line) = process.next_line(PATIENCE);
         let addr = line.strip_prefix("listening on ").expect(&line).to_owned();
         Self {
             process,
@@ -95,7 +136,49 @@ impl Server {
             opens: Vec::new(),
             opens_taken: 0,
             evictions: Vec::new(),
+            notes: Vec::new(),
         }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.addr.rsplit(':').next().unwrap().parse().unwrap()
+    }
+
+    /// How many connections the server's kernel holds open for it, and to its knowledge in both
+    /// directions.
+    pub(crate) fn established(&self) -> usize {
+        let sockets = std::fs::read_to_string(format!("/proc/{}/net/tcp", self.process.pid()));
+        let port = format!(":{:04X}", self.port());
+        let is_open = |line: &&str| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            // Number, own address, peer's address, state: 1 is ESTABLISHED.
+            fields[1].ends_with(&port) && fields[3] == "01"
+        };
+        sockets.unwrap().lines().skip(1).filter(is_open).count()
+    }
+
+    /// Everything told so far that is neither an open nor an eviction.
+    pub(crate) fn notes(&self) -> &[Note] {
+        &self.notes
+    }
+
+    /// Waits for the first time that this was told of this connection.
+    pub(crate) fn note(&mut self, event: &str, id: u64) -> Note {
+        let find = |this: &Self| {
+            let is_it = |note: &&Note| note.entry["event"] == event && note.entry["id"] == id;
+            this.notes.iter().find(is_it).cloned()
+        };
+        self.listen_until(event, |this| find(this).is_some());
+        find(self).unwrap()
+    }
+
+    pub(crate) fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Stops the server, and waits until it stands still.
+    pub(crate) fn stop(&mut self) {
+        self.process.stop();
     }
 
     /// The id of the next connection that was opened.
@@ -138,50 +221,115 @@ impl Server {
         };
         let entry: serde_json::Value = serde_json::from_str(&line).expect(&line);
         let id = entry["id"].as_u64().expect(&line);
-        if entry["event"] == "open" {
-            self.opens.push(id);
-        } else {
-            self.evictions.push(Eviction {
+        match entry["event"].as_str() {
+            Some("open") => self.opens.push(id),
+            Some(_) => self.notes.push(Note { at, entry }),
+            None => self.evictions.push(Eviction {
                 id,
                 reason: entry["reason"].as_str().expect(&line).to_owned(),
                 lifetime_ms: entry["lifetime_ms"].as_u64().expect(&line),
+                entry,
                 at,
-            });
+            }),
         }
         true
     }
 }
 
 /// A stock client in a process of its own.
-pub(crate) struct Client(Process);
+pub(crate) struct Client {
+    process: Process,
+    pings: Vec<Instant>,
+}
 
 impl Client {
     /// Starts a client, and waits until it has got its first echo.
     pub(crate) fn start(server: &Server, flags: &[&str]) -> Self {
-        let process = Process::start(&[&[roles::CLIENT, &server.addr], flags].concat());
-        assert_eq!(process.next_line(), "ready");
-        Self(process)
+        Self::of(Process::start(
+            None,
+            &[&[roles::CLIENT, &server.addr], flags].concat(),
+        ))
+    }
+
+    /// Starts a client in a network namespace in which the server can be reached at `addr`.
+    pub(crate) fn start_in(namespace: &str, addr: &str, flags: &[&str]) -> Self {
+        Self::of(Process::start(
+            Some(namespace),
+            &[&[roles::CLIENT, addr], flags].concat(),
+        ))
+    }
+
+    fn of(process: Process) -> Self {
+        let mut client = Self {
+            process,
+            pings: Vec::new(),
+        };
+        client.expect("ready", PATIENCE);
+        client
     }
 
     /// Has the client send a line, and waits for the echo.
     pub(crate) fn echo(&mut self, line: &str) {
-        writeln!(self.0.stdin, "{line}").unwrap();
-        assert_eq!(self.0.next_line(), format!("echo {line}"));
+        self.tell(line);
+        self.expect(&format!("echo {line}"), PATIENCE);
+    }
+
+    /// Has the client send a line.
+    pub(crate) fn tell(&mut self, line: &str) {
+        writeln!(self.process.stdin, "{line}").unwrap();
+    }
+
+    /// Waits for what the client has to print next, pings aside, and returns when it came.
+    pub(crate) fn expect(&mut self, line: &str, patience: Duration) -> Instant {
+        let (at, next) = self.next_line(patience);
+        assert_eq!(next, line);
+        at
+    }
+
+    /// What the client prints next, pings aside, and when.
+    pub(crate) fn next_line(&mut self, patience: Duration) -> (Instant, String) {
+        let end = Instant::now() + patience;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.process.next_line(left) {
+                (at, line) if line == "ping" => self.pings.push(at),
+                line => return line,
+            }
+        }
+    }
+
+    /// Waits for a ping that the client has not told of before.
+    pub(crate) fn expect_ping(&mut self) -> Instant {
+        let (at, line) = self.process.next_line(PATIENCE);
+        assert_eq!(line, "ping");
+        self.pings.push(at);
+        at
+    }
+
+    /// Takes note of the pings that have come by now. Nothing else must have.
+    pub(crate) fn drain_pings(&mut self) {
+        while let Ok((at, line)) = self.process.lines.try_recv() {
+            assert_eq!(line, "ping");
+            self.pings.push(at);
+        }
+    }
+
+    /// When pings came, as far as they were listened to.
+    pub(crate) fn pings(&self) -> &[Instant] {
+        &self.pings
     }
 
     /// Waits until the client finds its connection closed.
     pub(crate) fn expect_closed(&mut self) {
-        assert_eq!(self.0.next_line(), "closed");
+        self.expect("closed", PATIENCE);
     }
 
     pub(crate) fn signal(&mut self, signal: Signal) {
-        kill(self.0.pid(), signal).unwrap();
+        self.process.signal(signal);
     }
 
     /// Stops the client, and waits until it stands still.
     pub(crate) fn stop(&mut self) {
-        self.signal(Signal::SIGSTOP);
-        let status = waitpid(self.0.pid(), Some(WaitPidFlag::WUNTRACED)).unwrap();
-        assert!(matches!(status, WaitStatus::Stopped(..)), "{status:?}");
+        self.process.stop();
     }
 }

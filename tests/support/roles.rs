@@ -1,4 +1,4 @@
-//! What the processes do that `tests/processes.rs` starts.
+//! What the processes do that `tests/processes.rs` and `tests/network_faults.rs` start.
 
 use std::io::{Write, stdin, stdout};
 use std::process::{ExitCode, exit};
@@ -17,22 +17,29 @@ use crate::h2_client::H2Client;
 pub(crate) const SERVER: &str = "role-server";
 pub(crate) const CLIENT: &str = "role-client";
 pub(crate) const HTTP2: &str = "--http2";
+/// The client's connection ends by a reset, however its process ends.
+pub(crate) const ZERO_LINGER: &str = "--zero-linger";
 
 /// The example server. Ends with its stdin, and thus with whoever started it.
 pub(crate) fn server(args: Vec<String>) -> ExitCode {
-    std::thread::spawn(|| {
-        for _ in stdin().lines() {}
-        exit(0);
-    });
+    end_with_stdin();
     runtime().block_on(async {
         echo::run(args).await.unwrap();
         ExitCode::SUCCESS
     })
 }
 
+pub(crate) fn end_with_stdin() {
+    std::thread::spawn(|| {
+        for _ in stdin().lines() {}
+        exit(0);
+    });
+}
+
 /// A stock client: connects, says hello, and answers pings for ever by being read. Sends every line
-/// of its stdin as a message, prints `echo LINE` for every message that comes, `ready` after the
-/// first, `closed` at the end of the connection. Ends with its stdin.
+/// of its stdin as a message, for `put LENGTH` a binary one of that length. Prints `echo LINE` for
+/// every text message that comes, `ready` after the first, `binary` and more for every other
+/// message, `ping` for every ping, `closed` at the end of the connection. Ends with its stdin.
 pub(crate) fn client(args: Vec<String>) -> ExitCode {
     let (tell, lines) = mpsc::unbounded_channel();
     std::thread::spawn(move || {
@@ -52,6 +59,9 @@ pub(crate) fn client(args: Vec<String>) -> ExitCode {
         } else {
             let io = TcpStream::connect(addr).await.unwrap();
             io.set_nodelay(true).unwrap();
+            if args.iter().any(|arg| arg == ZERO_LINGER) {
+                io.set_zero_linger().unwrap();
+            }
             let (socket, _) = client_async(format!("ws://{addr}/ws"), io).await.unwrap();
             talk(socket, lines).await;
         }
@@ -69,7 +79,11 @@ where
     loop {
         tokio::select! {
             Some(line) = lines.recv() => {
-                if socket.send(Message::text(line)).await.is_err() {
+                let message = match line.strip_prefix("put ") {
+                    Some(length) => Message::binary(payload(length.parse().unwrap())),
+                    None => Message::text(line),
+                };
+                if socket.send(message).await.is_err() {
                     return say("closed");
                 }
             }
@@ -79,6 +93,8 @@ where
                     say("ready");
                 }
                 Some(Ok(Message::Text(text))) => say(&format!("echo {text}")),
+                Some(Ok(Message::Binary(payload))) => say(&format!("binary {}", describe(&payload))),
+                Some(Ok(Message::Ping(_))) => say("ping"),
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return say("closed"),
             },
@@ -86,11 +102,24 @@ where
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+/// A large message. No piece of it looks like the next.
+pub(crate) fn payload(length: usize) -> Vec<u8> {
+    let byte = |index: usize| (index ^ (index >> 8) ^ (index >> 16)) as u8;
+    (0..length).map(byte).collect()
+}
+
+/// How long it is, and whether nothing of it was lost or exchanged on its way.
+pub(crate) fn describe(received: &[u8]) -> String {
+    let whole = received == payload(received.len());
+    let state = if whole { "whole" } else { "broken" };
+    format!("{} {state}", received.len())
+}
+
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Runtime::new().unwrap()
 }
 
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     let mut stdout = stdout().lock();
     writeln!(stdout, "{line}").unwrap();
     stdout.flush().unwrap();
