@@ -191,8 +191,9 @@ impl Monitor {
             return;
         };
         self.blocked = rest.then(|| Blocked::new(now));
-        // What is left of a half-written frame is the handler's to write, from now on.
-        self.moved |= !rest;
+        // What is left of a half-written frame is the handler's to write, from now on. And whoever
+        // was waiting for a second try waits for the first one again.
+        self.moved |= !rest || blocked.asked.is_some();
         // Bytes that go into a send buffer with room prove nothing, or a server that writes all
         // the time could never tell that its peer is dead. Bytes that are accepted after a time of
         // refusal do: the peer has drained others. A short refusal is the local scheduler's.

@@ -116,10 +116,13 @@ impl Monitor {
                 let unflushed = blocked.in_flush;
                 let ask = outlook.can_inject && !unflushed && !self.passive;
                 return if ask && !self.pings.is_wanted() {
-                    Action::Ping(self.pings.next(now))
+                    Action::Ping(self.pings.besides(now))
                 } else {
                     Action::Retry
                 };
+            }
+            Some(_) if blocked.again && heartbeat.write_timeout.is_none() => {
+                *blocked = Blocked::new(now);
             }
             Some(_) if blocked.again => return self.evict(now, Reason::WriteStalled),
             // Nobody wants to write any more.
@@ -247,7 +250,11 @@ impl Monitor {
     }
 
     fn write_deadline(&self, heartbeat: &HeartbeatPolicy) -> Option<Moment> {
-        let (blocked, timeout) = (self.blocked?, heartbeat.write_timeout?);
+        let blocked = self.blocked?;
+        // A write that was given up is the other verdict's business, also where writes have no bound.
+        let timeout = heartbeat
+            .write_timeout
+            .or(heartbeat.handler_stall_timeout)?;
         Some(match blocked.asked {
             None => blocked.since + timeout,
             Some(asked) if blocked.again => asked,

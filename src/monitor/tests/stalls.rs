@@ -343,3 +343,16 @@ fn blindness_hides_nothing_else() {
         assert_eq!(line.log.last(), Some(&(60_000, End(reason))));
     }
 }
+
+#[test]
+fn a_write_that_goes_on_in_its_second_try_is_waited_for_anew_and_says_so() {
+    let mut line = Line::new(heartbeat(|policy| policy.write_timeout = Some(ms(20))));
+    line.flushes = false;
+    line.monitor.refused(line.now);
+    line.run(30);
+    assert_eq!(line.deadline(), at(120), "the second try");
+    line.monitor.take_moved();
+    line.monitor.accepted(line.now, 1, true, &line.policy);
+    assert_eq!(line.deadline(), at(50));
+    assert!(line.monitor.take_moved(), "nearer than before");
+}
