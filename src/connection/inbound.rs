@@ -10,10 +10,14 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::task::coop::has_budget_remaining;
 
 use super::watch::Watch;
+use crate::monitor::Moment;
 use crate::wire::{MAX_PING_FRAME, OpCode, Probe, Role, Scanner, probe_pong};
 
 /// How much the driver reads on behalf of a handler that does not.
 pub(super) const READ_AHEAD: usize = 16 * 1024;
+
+/// Reads that follow one another faster than this are one look.
+const TOGETHER: Duration = Duration::from_millis(1);
 
 /// Reads in a row, so that nobody can be kept busy by bytes that are nobody's.
 pub(super) const READS: usize = 16;
@@ -32,6 +36,9 @@ pub(super) struct Inbound {
     passive: bool,
     /// The last look at the transport found nothing, so nothing has been waiting since.
     drained: bool,
+    /// What is being read may have come at any time since then, and how much that is.
+    since: Moment,
+    run: usize,
 }
 
 /// How the transport's inbound direction ended, as far as it was seen.
@@ -66,6 +73,8 @@ impl Inbound {
             closed: false,
             passive: false,
             drained: false,
+            since: Moment::START,
+            run: 0,
         }
     }
 
@@ -127,6 +136,11 @@ impl Inbound {
     /// Keeps an error that the driver met for the handler's next read.
     pub(super) fn fail(&mut self, error: io::Error) {
         self.end = End::Failed(error);
+    }
+
+    /// The beginning of what may be a pong of ours has come, and the rest should follow.
+    pub(super) fn holds_candidate(&self) -> bool {
+        !self.held.is_empty()
     }
 
     /// Whether the peer's Close frame has come.
@@ -249,6 +263,20 @@ impl Inbound {
         Poll::Ready(Ok(read))
     }
 
+    /// How long the `read` bytes that are seen now may have lain unread; `last` were those before.
+    ///
+    /// Transports give out a record or a buffer at a time: what they give out in a row came at once,
+    /// as far as anybody knows. But a peer that is never done is alive.
+    fn unseen(&mut self, now: Moment, last: Moment, read: usize) -> Duration {
+        if self.drained {
+            (self.since, self.run) = (now, 0);
+        } else if now.since(last) >= TOGETHER || self.run > READ_AHEAD {
+            (self.since, self.run) = (last, 0);
+        }
+        self.run += read;
+        now.since(self.since)
+    }
+
     fn digest(&mut self, bytes: &mut [u8], watch: &mut Watch<'_>) -> (usize, usize) {
         let read = bytes.len();
         self.digest_counted(bytes, read, watch)
@@ -265,11 +293,7 @@ impl Inbound {
         watch: &mut Watch<'_>,
     ) -> (usize, usize) {
         let now = watch.now();
-        let unseen = if self.drained {
-            Duration::ZERO
-        } else {
-            now.since(watch.monitor.last_inbound())
-        };
+        let unseen = self.unseen(now, watch.monitor.last_inbound(), read);
         let earliest = self.drained.then(|| watch.monitor.last_inbound());
         let mut mid_frame = !self.scanner.at_boundary();
         let (mut from, mut kept, mut candidate) = (0, 0, 0);

@@ -17,9 +17,11 @@ impl Monitor {
         }
     }
 
-    /// A ping is out and nothing has come since: somebody should be watching for bytes.
+    /// A ping is out, or would be if it could be put in, and nothing has come since: somebody should
+    /// be watching for bytes, and for the end.
     pub(crate) fn is_waiting(&self) -> bool {
-        self.pings.waiting().is_some() && self.ending == Ending::Open
+        let pinged = self.pings.waiting().is_some() || self.pings.is_wanted();
+        pinged && self.ending == Ending::Open
     }
 
     /// A pong from the peer may be ours.
