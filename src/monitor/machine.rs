@@ -148,6 +148,8 @@ impl Monitor {
             self.moved = true;
             self.alive(now, unseen);
             self.stats.pongs_received = self.stats.pongs_received.saturating_add(1);
+            // The peer may have answered before the transport confirms the flush.
+            self.stats.pings_sent = self.stats.pings_sent.max(answer.sequence);
         }
         if let Some(rtt) = answer.rtt.filter(|rtt| unseen <= *rtt / 8) {
             self.rtt.sample(rtt);
