@@ -21,10 +21,11 @@ pub enum Reason {
         /// that RFC 6455 section 7.1.5 has applications report as 1005.
         code: Option<u16>,
     },
-    /// The handler started the closing handshake (RFC 6455 section 7.1.2).
+    /// The handler started the closing handshake (RFC 6455 section 7.1.2), or shut its side of the
+    /// stream down without one.
     ServerClosed {
-        /// The status code of the handler's Close frame. `None` if the frame had no body, the case
-        /// that RFC 6455 section 7.1.5 has applications report as 1005.
+        /// The status code of the handler's Close frame. `None` if there was no such frame, or one
+        /// without a body, the case that RFC 6455 section 7.1.5 has applications report as 1005.
         code: Option<u16>,
     },
     /// The handler returned, panicked or was aborted, and dropped the socket without a closing
