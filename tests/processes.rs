@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 }
 
 fn harness() -> ExitCode {
-    let tests: [(&str, fn()); 7] = [
+    let tests: [(&str, fn()); 8] = [
         ("a_killed_client_is_gone_at_once", killed),
         (
             "a_killed_client_of_an_http2_server_is_gone_at_once",
@@ -45,6 +45,7 @@ fn harness() -> ExitCode {
         ("a_stopped_client_is_evicted_by_the_heartbeat", stopped),
         ("a_bare_server_does_not_notice_a_stopped_client", bare),
         ("a_client_that_goes_on_before_the_deadline_lives", resumed),
+        ("a_stopped_server_does_not_blame_its_peers", stopped_server),
         (
             "of_many_clients_killed_at_once_each_is_told_of_once",
             massacre,
@@ -168,6 +169,36 @@ fn resumed() {
         return;
     }
     panic!("no round in which the client went on before the deadline");
+}
+
+/// The server itself stands still, for far longer than it waits for a pong: its peers are not to
+/// blame, and get a fresh ping before anything is decided.
+fn stopped_server() {
+    let flags = [
+        "--interval-ms",
+        "500",
+        "--timeout-ms",
+        "500",
+        "--log-evictions",
+    ];
+    let mut server = Server::start(&flags);
+    let mut clients: Vec<_> = (0..3).map(|_| Client::start(&server, &[])).collect();
+    // At another point of the interval each time.
+    for offset in [0, 170, 340] {
+        sleep(Duration::from_millis(offset));
+        server.stop();
+        sleep(Duration::from_secs(2));
+        clients.iter_mut().for_each(Client::drain_pings);
+        server.signal(Signal::SIGCONT);
+        for client in &mut clients {
+            client.expect_ping();
+        }
+        server.listen_for(Duration::from_secs(2));
+        assert!(server.evictions().is_empty(), "{:?}", server.evictions());
+    }
+    for client in &mut clients {
+        client.echo("I was never away");
+    }
 }
 
 fn massacre() {
