@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::connection::{Liveness, Managed, Track};
 use crate::evict::ConnectionId;
-use crate::sync::{Mutex, MutexGuard};
 
 /// The live connections of one or more layers.
 ///

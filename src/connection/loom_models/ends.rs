@@ -9,7 +9,6 @@ use super::{Peer, TIME, Wire, read, wire};
 use crate::connection::{Connection, Liveness, LivenessStream, Managed, Share, Track};
 use crate::evict::{ConnectionId, Eviction, OnEvict};
 use crate::monitor::{IdlePolicy, Policy, Reason};
-use crate::registry::Registry;
 use crate::sync::Mutex;
 use crate::sync::modelled::{advance, all_done, block_on, check, thread};
 use crate::wire::Role;
@@ -23,7 +22,8 @@ struct Told {
     layer: Mutex<Vec<Reason>>,
     /// Hooks of the connection's own.
     local: Mutex<Vec<Reason>>,
-    registry: Registry,
+    /// What a registry holds.
+    live: Mutex<Vec<Liveness>>,
     opened: AtomicUsize,
     ended: AtomicUsize,
     /// Session values that were dropped.
@@ -53,12 +53,16 @@ impl OnEvict for Hook {
 impl Track for Told {
     fn opened(&self, connection: Arc<dyn Managed>) {
         self.opened.fetch_add(1, AcqRel);
-        self.registry.opened(connection);
+        self.live.lock().unwrap().push(Liveness::new(connection));
     }
 
     fn ended(&self, id: ConnectionId) {
         self.ended.fetch_add(1, AcqRel);
-        self.registry.ended(id);
+        let mut live = self.live.lock().unwrap();
+        let place = live.iter().position(|live| live.id() == id);
+        let ended = place.map(|place| live.swap_remove(place));
+        drop(live);
+        drop(ended);
     }
 }
 
@@ -81,7 +85,7 @@ impl Told {
         assert_eq!(layer.len(), 1, "the layer's hook: {layer:?}");
         let local = self.local.lock().unwrap().clone();
         assert_eq!(local, vec![layer[0]; locals], "the connection's own hooks");
-        assert!(self.registry.is_empty());
+        assert!(self.live.lock().unwrap().is_empty(), "still entered");
         layer[0]
     }
 }
