@@ -1,7 +1,7 @@
 //! What the builders refuse, and how they say so.
 //!
-//! Every rule lives here once: both builders call these checks from `build()`, so a value that one
-//! layer refuses is never accepted by the other.
+//! Every rule lives here once: all builders call these checks from `build()`, and a connection's
+//! handle from its setters, so a value that is refused in one place is accepted in none.
 
 use std::error::Error;
 use std::fmt;
@@ -33,9 +33,10 @@ const _: () = assert!(
     "interval + timeout * missed_pings must not overflow"
 );
 
-/// A layer's builder was given a value that it cannot work with.
+/// A builder, or a setter of [`Liveness`](crate::Liveness), was given a value that it cannot work
+/// with.
 ///
-/// Returned by `build()` of both builders. It names the setter, the value and the rule, as in
+/// It names the setter, the value and the rule, as in
 /// `HeartbeatLayer::interval: 0ns: must be greater than zero`. If several values are refused, the
 /// error tells of the first one, in the order in which the builder's methods are documented.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -117,6 +117,7 @@ pub struct TcpOptions {
 /// Whole seconds: fractions are cut off. Linux refuses times outside of 1 s to 32,767 s, and
 /// retries outside of 1 to 127.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TcpKeepalive {
     /// Silence before the first probe (`TCP_KEEPIDLE`). Derived: the layer's `interval`.
     pub idle: Duration,
@@ -133,19 +134,32 @@ impl TcpOptions {
     ///
     /// # Errors
     ///
-    /// What the system said to the first option that it refused. The others are set nevertheless.
+    /// What the system said to the first option that it refused. The others are set nevertheless
+    /// (those of keepalive count as one).
     pub fn apply(&self, socket: &TcpStream) -> io::Result<()> {
         let socket = SockRef::from(socket);
         let unsent_limit = self
             .unsent_limit
             .map_or(Ok(()), |limit| set_unsent_limit(&socket, limit));
-        let user_timeout = self
-            .user_timeout
-            .map_or(Ok(()), |timeout| set_user_timeout(&socket, timeout));
+        let user_timeout = match self.user_timeout {
+            Some(timeout) => set_user_timeout(&socket, Some(timeout)),
+            None => Ok(()),
+        };
         let keepalive = self.keepalive.map_or(Ok(()), |keepalive| {
             socket.set_tcp_keepalive(&keepalive.to_socket2())
         });
         unsent_limit.and(user_timeout).and(keepalive)
+    }
+
+    /// Sets these options on a socket that may have others, of a heartbeat whose times were changed:
+    /// a user timeout that is off now is turned off.
+    pub(crate) fn replace(&self, socket: &TcpStream) -> io::Result<()> {
+        let applied = self.apply(socket);
+        let turned_off = match self.user_timeout {
+            Some(_) => Ok(()),
+            None => set_user_timeout(&SockRef::from(socket), None),
+        };
+        applied.and(turned_off)
     }
 
     /// The options that follow from a heartbeat.
@@ -169,6 +183,16 @@ impl Default for TcpOptions {
 }
 
 impl TcpKeepalive {
+    /// Probes after `idle`, every `interval`, and so many.
+    #[must_use]
+    pub fn new(idle: Duration, interval: Duration, retries: u32) -> Self {
+        Self {
+            idle,
+            interval,
+            retries,
+        }
+    }
+
     fn to_socket2(self) -> socket2::TcpKeepalive {
         let keepalive = socket2::TcpKeepalive::new().with_time(self.idle);
         #[cfg(any(
@@ -217,12 +241,12 @@ fn set_unsent_limit(_: &SockRef<'_>, _: u32) -> io::Result<()> {
 }
 
 #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
-fn set_user_timeout(socket: &SockRef<'_>, timeout: Duration) -> io::Result<()> {
-    socket.set_tcp_user_timeout(Some(timeout))
+fn set_user_timeout(socket: &SockRef<'_>, timeout: Option<Duration>) -> io::Result<()> {
+    socket.set_tcp_user_timeout(timeout)
 }
 
 #[cfg(not(any(target_os = "android", target_os = "fuchsia", target_os = "linux")))]
-fn set_user_timeout(_: &SockRef<'_>, _: Duration) -> io::Result<()> {
+fn set_user_timeout(_: &SockRef<'_>, _: Option<Duration>) -> io::Result<()> {
     Ok(())
 }
 

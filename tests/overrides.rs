@@ -18,7 +18,8 @@ use tokio::io::DuplexStream;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep, timeout};
 use tower_ws_liveness::{
-    HeartbeatLayer, IdleTimeoutLayer, Liveness, PolicyOverride, PolicyOverrideBuilder, Reason,
+    Health, HeartbeatLayer, IdleTimeoutLayer, Liveness, PolicyOverride, PolicyOverrideBuilder,
+    Reason,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -313,4 +314,51 @@ async fn an_application_without_the_extension_is_as_before() {
     assert_eq!(client.pings, 9, "about every 100 ms");
     drop(client);
     drop(live);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_setting_is_not_kept_for_a_layer_further_in() {
+    let set = from_fn(|request: Request, next: Next| {
+        let live: &Liveness = request.extensions().get().unwrap();
+        assert!(live.set_idle_timeout(ms(500)).is_err());
+        next.run(request)
+    });
+    let layered = |router: Router| {
+        let inner = router.layer(IdleTimeoutLayer::new(HOUR));
+        inner.layer(set).layer(beat())
+    };
+    let (mut client, live) = connect(layered).await;
+    let quiet = timeout(ms(2_000), client.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    assert_ne!(live.health(), Health::Ended);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_requests_override_does_not_undo_what_was_set_after_it() {
+    let set = from_fn(|request: Request, next: Next| {
+        let live: &Liveness = request.extensions().get().unwrap();
+        live.set_interval(ms(300)).unwrap();
+        next.run(request)
+    });
+    let layered = |router: Router| {
+        let inner = router.layer(IdleTimeoutLayer::new(HOUR));
+        let own = PolicyOverride::builder().interval(HOUR);
+        overriding(inner.layer(set).layer(beat()), own)
+    };
+    let (client, live) = connect(layered).await;
+    let (after, _) = end(client.answering(Answer::Nothing), &live).await;
+    assert!((ms(350)..ms(370)).contains(&after), "{after:?}");
+}
+
+/// It is not late because the runtime stood still.
+#[tokio::test(start_paused = true)]
+async fn a_timeout_that_has_run_out_already_needs_no_second_ping() {
+    let (_stream, live, peer) = wrap_with(heartbeat().timeout(ms(15_000)));
+    sleep(ms(10_200)).await;
+    let begun = Instant::now();
+    live.set_timeout(ms(1_000)).unwrap();
+    let eviction = live.evicted().await;
+    assert_eq!(eviction.reason(), Reason::HeartbeatTimeout { missed: 1 });
+    assert!(begun.elapsed() <= ms(2), "{:?}", begun.elapsed());
+    assert_eq!(peer.pings().len(), 1);
 }

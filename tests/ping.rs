@@ -347,3 +347,92 @@ async fn an_upgrade_that_fails_answers_too() {
         Reason::UpgradeFailed
     );
 }
+
+fn says(peer: &Peer, bytes: &[u8]) {
+    peer.send(&frame(0x80 | BINARY, Some([1, 2, 3, 4]), bytes));
+}
+
+/// A handler that reads what there is, asks for more, and goes to work on something else.
+fn reads_and_goes(stream: &mut Stream) {
+    let wakes = Wakes::new();
+    assert!(!got(poll_read(stream, &wakes, 100)).is_empty());
+    assert!(poll_read(stream, &wakes, 100).is_pending());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pong_behind_other_bytes_is_seen_though_the_handler_is_away() {
+    let (mut stream, live, peer) = wrap_with(quiet().timeout(ms(60_000)));
+    let call = call(&live).await;
+    says(&peer, b"x");
+    settle().await;
+    reads_and_goes(&mut stream);
+    sleep(ms(10)).await;
+    answer(&peer, peer.last_ping());
+    settle().await;
+    assert!(call.is_finished(), "at once");
+    assert_eq!(result(call).await, Ok(ms(10)));
+}
+
+/// Nobody watches for the pong of an automatic ping after another sign of life: what the handler
+/// finds later is no round trip.
+#[tokio::test(start_paused = true)]
+async fn no_round_trip_is_the_handlers_delay() {
+    let (mut stream, live, peer) = wrap_with(heartbeat().interval(ms(1_000)).timeout(ms(900)));
+    sleep(ms(1_005)).await;
+    says(&peer, b"x");
+    settle().await;
+    reads_and_goes(&mut stream);
+    sleep(ms(10)).await;
+    answer(&peer, peer.last_ping());
+    sleep(ms(700)).await;
+    assert!(poll_read(&mut stream, &Wakes::new(), 100).is_pending());
+    assert_eq!(live.stats().pongs_received(), 1);
+    assert_eq!(live.rtt(), None);
+}
+
+/// Some peers answer only the oldest of several pings, and their other traffic would suppress any
+/// further one.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_talks_and_answers_the_oldest_ping_only_is_asked_again_too() {
+    let (mut stream, live, peer) = wrap_with(heartbeat().interval(ms(1_000)).timeout(ms(900)));
+    let reading = tokio::spawn(async move {
+        let mut sink = [0; 1_000];
+        while stream.read(&mut sink).await.is_ok_and(|count| count > 0) {}
+    });
+    let (first, second) = (call(&live).await, call(&live).await);
+    sleep(ms(5)).await;
+    answer(&peer, peer.pings()[0]);
+    assert_eq!(result(first).await, Ok(ms(5)));
+    for _ in 0..11 {
+        sleep(ms(100)).await;
+        says(&peer, b"x");
+    }
+    assert_eq!(peer.pings().len(), 3, "an interval after the last one");
+    answer(&peer, peer.last_ping());
+    assert!(result(second).await.is_ok());
+    for _ in 0..50 {
+        sleep(ms(100)).await;
+        says(&peer, b"x");
+    }
+    assert_eq!(peer.pings().len(), 3, "traffic suppresses pings again");
+    reading.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_round_trip_counts_from_the_hand_over_however_many_pings_are_out() {
+    let (mut stream, live, peer) = wrap_with(quiet().timeout(ms(60_000)));
+    let hello = frame(0x80 | TEXT, None, b"hello");
+    stream.write_all(&hello[..3]).await.unwrap();
+    let first = call(&live).await;
+    sleep(ms(10_000)).await;
+    stream.write_all(&hello[3..]).await.unwrap();
+    settle().await;
+    let payload = peer.last_ping();
+    for _ in 0..4 {
+        sleep(ms(1)).await;
+        call(&live).await;
+    }
+    sleep(ms(6)).await;
+    answer(&peer, payload);
+    assert_eq!(result(first).await, Ok(ms(10)));
+}

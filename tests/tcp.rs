@@ -52,10 +52,12 @@ fn options_of(socket: &Socket) -> Seen {
     Seen {
         unsent_limit: socket.tcp_notsent_lowat().unwrap(),
         user_timeout: socket.tcp_user_timeout().unwrap(),
-        keepalive: socket.keepalive().unwrap().then(|| TcpKeepalive {
-            idle: socket.tcp_keepalive_time().unwrap(),
-            interval: socket.tcp_keepalive_interval().unwrap(),
-            retries: socket.tcp_keepalive_retries().unwrap(),
+        keepalive: socket.keepalive().unwrap().then(|| {
+            TcpKeepalive::new(
+                socket.tcp_keepalive_time().unwrap(),
+                socket.tcp_keepalive_interval().unwrap(),
+                socket.tcp_keepalive_retries().unwrap(),
+            )
         }),
     }
 }
@@ -155,11 +157,7 @@ async fn seen_behind(app: Router) -> Seen {
 #[tokio::test]
 async fn options_follow_from_the_layer_behind_axum_serve() {
     let layer = heartbeat().build().unwrap();
-    let expected = TcpKeepalive {
-        idle: secs(41),
-        interval: secs(17),
-        retries: 5,
-    };
+    let expected = TcpKeepalive::new(secs(41), secs(17), 5);
     let seen = seen_behind(echo_app().layer(layer.clone())).await;
     assert_eq!(seen.keepalive, Some(expected));
     assert_eq!(seen.user_timeout, Some(secs(41 + 5 * 17 + 17)));
@@ -196,6 +194,33 @@ async fn the_innermost_heartbeat_decides() {
     assert_eq!(seen, set(&on.tcp_options()));
     let seen = seen_behind(echo_app().layer(off).layer(on)).await;
     assert_eq!(seen, untouched().await);
+}
+
+/// A phone that may be out of reach for longer than the others is not to be given up by the kernel.
+#[tokio::test]
+async fn options_follow_when_times_are_changed() {
+    for tuned in [true, false] {
+        let (route, mut told) = watched_route(support::echo);
+        let layer = heartbeat().tune_tcp(tuned).build().unwrap();
+        let (addr, mut sockets) = serve(Router::new().route("/ws", route).layer(layer)).await;
+        let mut client = RawClient::connect(addr, "/ws").await;
+        echoes(&mut client).await;
+        let (live, socket) = (told.recv().await.unwrap(), sockets.recv().await.unwrap());
+
+        live.set_timeout(secs(600)).unwrap();
+        live.set_interval(secs(77)).unwrap();
+        let longer = heartbeat().timeout(secs(600)).interval(secs(77));
+        let expected = match tuned {
+            true => set(&longer.build().unwrap().tcp_options()),
+            false => untouched().await,
+        };
+        assert_eq!(options_of(&socket), expected);
+
+        // More than the kernel can be asked for: it is not asked.
+        live.set_timeout(secs(365 * 24 * 3600)).unwrap();
+        assert_eq!(options_of(&socket).user_timeout, None);
+        echoes(&mut client).await;
+    }
 }
 
 #[tokio::test]

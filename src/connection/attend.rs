@@ -154,8 +154,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                 // long. (A wake-up that finds the handler gone leaves no trace.)
                 inbound.distrust();
             }
-            let awaited = watch.monitor.is_waiting() || inbound.holds_candidate();
-            let by_driver = handler.is_none() || awaited;
+            let by_driver = handler.is_none() || inbound.is_watched(&watch);
             let waker = handler.as_ref().filter(|_| !by_driver).unwrap_or(waker);
             let mut buf = ReadBuf::new(&mut scratch[..room]);
             let filled =

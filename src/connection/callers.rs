@@ -26,7 +26,7 @@ struct Caller {
 
 impl Callers {
     pub(super) fn add(&mut self, sequence: u32, since: Moment) -> oneshot::Receiver<Duration> {
-        // Those who gave up are forgotten here, so there are never more than there are futures.
+        // Those who gave up are forgotten here, so that they do not pile up.
         self.waiting.retain(|caller| !caller.answer.is_closed());
         let (answer, receiver) = oneshot::channel();
         self.waiting.push(Caller {
@@ -58,6 +58,20 @@ impl Callers {
             let rtt = answer.rtt.unwrap_or_else(|| now.since(caller.since));
             self.answered.push((caller.answer, rtt));
         }
+    }
+
+    /// The ping of this sequence number was handed to the transport.
+    pub(super) fn flushed(&mut self, sequence: u32, now: Moment) {
+        for caller in &mut self.waiting {
+            if caller.sequence == sequence {
+                caller.since = now;
+            }
+        }
+    }
+
+    pub(super) fn any(&self) -> bool {
+        let mut callers = self.waiting.iter();
+        callers.any(|caller| !caller.answer.is_closed())
     }
 
     pub(super) fn has_answers(&self) -> bool {

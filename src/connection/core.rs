@@ -21,8 +21,10 @@ pub(crate) trait Managed: Send + Sync {
     fn view(&self) -> View;
     /// Ends the connection with this Close frame. False if it has ended before.
     fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool;
-    /// Replaces values of the layers' settings. False if a value is for a layer that is not there.
-    fn override_policy(self: Arc<Self>, overrides: &Overrides) -> bool;
+    /// Replaces values of the layers' settings, also of layers that are yet to come.
+    fn override_policy(self: Arc<Self>, overrides: &Overrides);
+    /// The same, unless a value is for a layer that is not there: then nothing is done, and false.
+    fn change_policy(self: Arc<Self>, overrides: &Overrides) -> bool;
     /// Asks for a ping, and for the round trip that its pong will give.
     fn ping(self: Arc<Self>) -> oneshot::Receiver<Duration>;
     /// Adds a layer. Of two of a kind the later one's settings hold, and both are told of the end.

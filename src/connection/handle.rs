@@ -34,8 +34,8 @@ impl Liveness {
         self.connection.attach(layer);
     }
 
-    pub(crate) fn override_policy(&self, overrides: &Overrides) -> bool {
-        Arc::clone(&self.connection).override_policy(overrides)
+    pub(crate) fn override_policy(&self, overrides: &Overrides) {
+        Arc::clone(&self.connection).override_policy(overrides);
     }
 
     /// The connection's id, never used again in this process.
@@ -66,8 +66,9 @@ impl Liveness {
     /// could be sent share one. A pong to a later ping will do, since a peer may answer only the
     /// latest (RFC 6455 section 5.5.3).
     ///
-    /// There is no time limit but that of the layers: where nobody evicts a silent peer (no
-    /// heartbeat, or frame boundaries were lost in malformed input so that nobody can be pinged),
+    /// There is no time limit but that of the layers: where nobody evicts the peer (no heartbeat,
+    /// frame boundaries were lost in malformed input so that nobody can be pinged, or a peer that
+    /// sends other bytes and no pongs is alive by [`ProofOfLife::AnyBytes`](crate::ProofOfLife)),
     /// this waits for the end of the connection. Use [`tokio::time::timeout`] for a limit of your
     /// own.
     ///
@@ -161,7 +162,7 @@ impl Liveness {
         overrides: &Overrides,
     ) -> Result<(), ConfigError> {
         config::duration(setter, value)?;
-        if self.override_policy(overrides) {
+        if Arc::clone(&self.connection).change_policy(overrides) {
             Ok(())
         } else {
             Err(config::missing_layer(setter, value))

@@ -43,7 +43,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         for _ in 0..READS {
             // While a ping is unanswered the driver watches the transport: the pong is not the
             // handler's business, and its round trip should not include the handler's delay.
-            let by_driver = watch.monitor.is_waiting() || inbound.holds_candidate();
+            let by_driver = inbound.is_watched(&watch);
             let filled = if by_driver {
                 let waker = driver();
                 inbound.poll_fill(io, &mut Context::from_waker(&waker), out, &mut watch)

@@ -138,9 +138,10 @@ impl Inbound {
         self.end = End::Failed(error);
     }
 
-    /// The beginning of what may be a pong of ours has come, and the rest should follow.
-    pub(super) fn holds_candidate(&self) -> bool {
-        !self.held.is_empty()
+    /// The driver is to watch for bytes: those that somebody waits for, or the rest of what may be a
+    /// pong of ours.
+    pub(super) fn is_watched(&self, watch: &Watch<'_>) -> bool {
+        watch.is_awaited() || !self.held.is_empty()
     }
 
     /// Whether the peer's Close frame has come.
@@ -293,15 +294,23 @@ impl Inbound {
         watch: &mut Watch<'_>,
     ) -> (usize, usize) {
         let now = watch.now();
-        let unseen = self.unseen(now, watch.monitor.last_inbound(), read);
-        let earliest = self.drained.then(|| watch.monitor.last_inbound());
+        let last = watch.monitor.last_inbound();
+        let unseen = self.unseen(now, last, read);
+        let earliest = self.drained.then_some(last);
+        // A handler that was woken for it may have come late, and it is a round trip that is at
+        // stake: only the driver is known to have been there at once.
+        let pong_unseen = if self.is_watched(watch) {
+            unseen
+        } else {
+            unseen.max(now.since(last))
+        };
         let mut mid_frame = !self.scanner.at_boundary();
         let (mut from, mut kept, mut candidate) = (0, 0, 0);
         while from < bytes.len() {
             if self.scanner.at_boundary() && watch.monitor.expects_pongs() {
                 match probe_pong(&bytes[from..], self.masked) {
                     Probe::Pong { payload, frame_len }
-                        if watch.pong(now, unseen, earliest, payload) =>
+                        if watch.pong(now, pong_unseen, earliest, payload) =>
                     {
                         from += frame_len;
                         continue;

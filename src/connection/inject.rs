@@ -225,8 +225,7 @@ impl Outbound {
         };
         watch.accepted(0, false);
         if matches!(self.control, Control::FlushPing) {
-            watch.monitor.ping_flushed(now);
-            watch.notes.pinged = true;
+            watch.pinged(now);
         }
         self.control = Control::None;
     }

@@ -33,4 +33,5 @@ mod watch;
 pub(crate) use core::{Managed, Share, Track};
 pub use handle::Liveness;
 pub(crate) use shared::Connection;
+pub(crate) use state::Tuner;
 pub use stream::LivenessStream;

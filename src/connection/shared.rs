@@ -10,13 +10,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
 use super::core::{Core, Managed, Share, View};
-use super::state::{Phase, State};
+use super::state::{Phase, State, Tuner};
 use super::watch::Notes;
 use crate::driver::{Drive, Driver};
-#[cfg(feature = "tcp")]
-use crate::evict::ConnectionId;
-#[cfg(feature = "tcp")]
-use crate::monitor::HeartbeatPolicy;
 use crate::monitor::{CloseFrame, Moment, Overrides, Reason, Stats};
 use crate::sync::{AtomicBool, Mutex, MutexGuard};
 use crate::wire::Role;
@@ -38,12 +34,13 @@ impl<T> Connection<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    /// A connection that is yet to be upgraded.
-    pub(crate) fn new(role: Role) -> Arc<Self> {
+    /// A connection that is yet to be upgraded. `tuner` sets the transport's options as the
+    /// heartbeat demands, when the connection opens and whenever the times are changed.
+    pub(crate) fn new(role: Role, tuner: Option<Tuner<T>>) -> Arc<Self> {
         Arc::new(Self {
             core: Core::new(),
             scheduled: AtomicBool::new(false),
-            state: Mutex::new(State::new(role)),
+            state: Mutex::new(State::new(role, tuner)),
         })
     }
 
@@ -68,17 +65,6 @@ where
             }
         }
         opened
-    }
-
-    #[cfg(feature = "tcp")]
-    pub(crate) fn id(&self) -> ConnectionId {
-        self.core.id()
-    }
-
-    /// The heartbeat that holds for this connection, if there is one: the innermost layer's.
-    #[cfg(feature = "tcp")]
-    pub(crate) fn heartbeat(&self) -> Option<Arc<HeartbeatPolicy>> {
-        self.lock().policy.heartbeat.clone()
     }
 
     /// The response announced an upgrade, and none came of it.
@@ -180,6 +166,10 @@ where
         if notes.pinged {
             tracing::trace!(conn_id = %self.core.id(), "ping sent");
         }
+        if let Some(kind) = notes.untuned {
+            let error = std::io::Error::from(kind);
+            tracing::debug!(conn_id = %self.core.id(), %error, "transport's options not set");
+        }
         if let Some((direction, rule)) = notes.malformed {
             tracing::debug!(
                 conn_id = %self.core.id(),
@@ -267,8 +257,20 @@ where
         self.enter(|state| state.ping(now))
     }
 
-    fn override_policy(self: Arc<Self>, overrides: &Overrides) -> bool {
-        self.enter(|state| state.override_policy(overrides))
+    fn override_policy(self: Arc<Self>, overrides: &Overrides) {
+        let now = self.core.now();
+        self.enter(|state| state.override_policy(now, overrides));
+    }
+
+    fn change_policy(self: Arc<Self>, overrides: &Overrides) -> bool {
+        let now = self.core.now();
+        self.enter(|state| {
+            let fits = overrides.fits(&state.policy);
+            if fits {
+                state.override_policy(now, overrides);
+            }
+            fits
+        })
     }
 
     fn attach(&self, layer: &Share) {

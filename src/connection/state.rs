@@ -14,7 +14,9 @@ use super::inject::Outbound;
 use super::watch::{Notes, Watch};
 use crate::driver::{Drive, Driver, Key, tick};
 use crate::evict::Evicted;
-use crate::monitor::{CloseFrame, Health, Moment, Monitor, Overrides, Policy, Reason};
+use crate::monitor::{
+    CloseFrame, Health, HeartbeatPolicy, Moment, Monitor, Overrides, Policy, Reason,
+};
 use crate::wire::Role;
 
 pub(super) struct State<T> {
@@ -35,7 +37,11 @@ pub(super) struct State<T> {
     pub(super) reader: Waiting,
     pub(super) writer: Waiting,
     pub(super) link: Option<Link>,
+    tuner: Option<Tuner<T>>,
 }
+
+/// Sets the options of a transport as a heartbeat demands.
+pub(crate) type Tuner<T> = fn(&T, &HeartbeatPolicy) -> io::Result<()>;
 
 /// Who has the transport.
 pub(super) enum Phase {
@@ -88,7 +94,7 @@ pub(super) struct Aftermath<T> {
 }
 
 impl<T> State<T> {
-    pub(super) fn new(role: Role) -> Self {
+    pub(super) fn new(role: Role, tuner: Option<Tuner<T>>) -> Self {
         let policy = Policy::default();
         Self {
             phase: Phase::Opening,
@@ -105,6 +111,7 @@ impl<T> State<T> {
             reader: Waiting::default(),
             writer: Waiting::default(),
             link: None,
+            tuner,
         }
     }
 
@@ -121,17 +128,25 @@ impl<T> State<T> {
         }
     }
 
-    /// Replaces values of the policy, for this connection alone. False if a value is for a layer
-    /// that the connection does not have (yet).
-    pub(super) fn override_policy(&mut self, overrides: &Overrides) -> bool {
+    /// Replaces values of the policy, for this connection alone.
+    pub(super) fn override_policy(&mut self, now: Moment, overrides: &Overrides) {
         let known = self.overrides.get_or_insert_default();
         known.merge(overrides);
         known.apply(&mut self.policy);
         if let Some(link) = &mut self.link {
             link.granularity = self.policy.step_millis();
         }
-        self.monitor.policy_changed();
-        overrides.fits(&self.policy)
+        self.monitor.policy_changed(now, &self.policy);
+        self.tune();
+    }
+
+    /// Has the transport follow the heartbeat's times, if it can.
+    fn tune(&mut self) {
+        if let (Some(tuner), Some(io), Some(heartbeat)) =
+            (self.tuner, &self.io, &self.policy.heartbeat)
+        {
+            self.notes.untuned = tuner(io, heartbeat).err().map(|error| error.kind());
+        }
     }
 
     /// Puts the transport in. False if the connection was ended before, or the runtime is being shut
@@ -141,6 +156,7 @@ impl<T> State<T> {
         if !matches!(self.phase, Phase::Opening) {
             return false;
         }
+        self.tune();
         let now = driver.clock().now();
         self.monitor = Monitor::new(now, &self.policy, fastrand::f32(), fastrand::u64(..));
         if let Some(callers) = &mut self.callers {

@@ -49,7 +49,7 @@ where
 
     /// Puts a stream that speaks frames already under a layer.
     pub(crate) fn wrap(io: T, role: Role, layer: &Share) -> (Self, Liveness) {
-        let connection = Connection::new(role);
+        let connection = Connection::new(role, None);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
         live.attach(layer);
         let vectored = io.is_write_vectored();

@@ -19,6 +19,12 @@ pub(super) struct Watch<'a> {
 }
 
 impl Watch<'_> {
+    /// The driver is to watch for bytes from the peer: among them may be a pong that somebody waits
+    /// for, and the handler may be slow to read it.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.monitor.is_waiting() || self.callers.as_ref().is_some_and(|callers| callers.any())
+    }
+
     pub(super) fn now(&self) -> Moment {
         self.clock.now()
     }
@@ -47,6 +53,15 @@ impl Watch<'_> {
             callers.answer(now, answer);
         }
         true
+    }
+
+    /// A ping was handed to the transport.
+    pub(super) fn pinged(&mut self, now: Moment) {
+        self.monitor.ping_flushed(now);
+        self.notes.pinged = true;
+        if let Some(callers) = self.callers {
+            callers.flushed(self.monitor.stats().pings_sent, now);
+        }
     }
 
     /// The transport accepted `bytes`; `rest` if more of the same write or frame is waiting.
@@ -90,10 +105,12 @@ pub(super) struct Notes {
     /// A direction whose frame boundaries are lost, and the rule of RFC 6455 that it broke. Its
     /// bytes flow on; nothing is cut out or put in there any more.
     pub(super) malformed: Option<(&'static str, Malformed)>,
+    /// The transport refused to be tuned. It serves as it is.
+    pub(super) untuned: Option<std::io::ErrorKind>,
 }
 
 impl Notes {
     pub(super) fn is_empty(&self) -> bool {
-        !self.pinged && self.malformed.is_none()
+        !self.pinged && self.malformed.is_none() && self.untuned.is_none()
     }
 }

@@ -132,9 +132,12 @@ impl HeartbeatLayerBuilder {
     /// How many control frames the peer may send per second: pings, and pongs that answer no ping of
     /// the layer. `None` turns the check off. Default: off.
     ///
-    /// A second's worth may come all at once, and what arrived while nobody looked (the runtime
-    /// stood still, the handler was busy) is taken to have come as slowly as it may have. So a peer
-    /// that keeps to the limit is never evicted, however late its frames are seen.
+    /// A second's worth may come all at once. What is seen after a time of silence is taken to have
+    /// come as slowly as it may have, for nobody knows whether it was there before (the runtime stood
+    /// still, the handler was busy): after a quiet minute, a minute's worth may come at once. So a
+    /// peer that keeps to the limit is not evicted because its frames are seen late. But what the
+    /// network holds back for seconds may come in two pieces, the second of which is a burst: keep
+    /// the limit well above what clients send.
     ///
     /// Ends the connection with [`Reason::ControlFlood`] and a Close frame of 1008 (RFC 6455 section
     /// 7.4.1). The WebSocket library has to answer every ping (section 5.5.2), which is what makes a
@@ -182,7 +185,9 @@ impl HeartbeatLayerBuilder {
     /// the transport is a tokio `TcpStream` (behind `axum::serve`, say). A socket that refuses one is
     /// used as it is. With false, and for every other transport, the socket is left alone; TLS
     /// servers apply [`TcpOptions`](crate::TcpOptions) themselves. They follow from the times that
-    /// hold for the connection as it opens; times that are changed later leave the socket alone.
+    /// hold for the connection, also when these are changed later, and replace what was set on the
+    /// socket before: turn this off to have other options than these. Streams that are given to
+    /// [`wrap_server`](HeartbeatLayer::wrap_server) are left alone.
     ///
     /// Nothing is refused.
     #[cfg(feature = "tcp")]

@@ -257,8 +257,11 @@ impl Monitor {
     }
 
     /// The policy is another one from now on.
-    pub(crate) fn policy_changed(&mut self) {
+    pub(crate) fn policy_changed(&mut self, now: Moment, policy: &Policy) {
         self.moved = true;
+        if let Some(heartbeat) = &policy.heartbeat {
+            self.pings.due_by(now, heartbeat.timeout);
+        }
     }
 
     /// The ping that was asked for last is with the transport.

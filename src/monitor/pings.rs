@@ -28,6 +28,8 @@ pub(crate) struct Pings {
     wished: Option<Moment>,
     /// The application wants a ping besides those that are due.
     asked: bool,
+    /// Sequence number of the newest ping that the application asked for.
+    called: u32,
     /// A late verdict was put off in the current silence.
     reprieved: bool,
     flushed_at: [Option<Moment>; REMEMBERED],
@@ -55,6 +57,7 @@ impl Pings {
             waiting: None,
             wished: None,
             asked: false,
+            called: 0,
             reprieved: false,
             flushed_at: [None; REMEMBERED],
         }
@@ -81,10 +84,19 @@ impl Pings {
     pub(crate) fn ask(&mut self) -> u32 {
         // The transport may confirm a flush after the peer has already answered.
         if self.is_wanted() && self.acked < self.sent {
-            return self.sent;
+            self.called = self.sent;
+        } else {
+            self.asked = true;
+            self.called = self.sent.saturating_add(1);
         }
-        self.asked = true;
-        self.sent.saturating_add(1)
+        self.called
+    }
+
+    /// When the newest ping went out, if the application waits for the pong to it or to an earlier
+    /// one. Some peers answer only the oldest of several pings, so there may be none.
+    pub(crate) fn called_since(&self) -> Option<Moment> {
+        let called = self.acked < self.called && self.called <= self.flushed;
+        self.flushed_at[self.flushed as usize % REMEMBERED].filter(|_| called)
     }
 
     /// The application wants a ping, and none is on its way to the transport.
@@ -167,6 +179,14 @@ impl Pings {
     pub(crate) fn extend(&mut self, now: Moment) {
         if let Some(since) = &mut self.waiting {
             *since = now;
+        }
+    }
+
+    /// With a timeout that ran out before it was one, the deadline is now. It would look late
+    /// otherwise, and lateness is taken for a standstill.
+    pub(crate) fn due_by(&mut self, now: Moment, timeout: Duration) {
+        if let Some(since) = &mut self.waiting {
+            *since = (*since).max(now.before(timeout));
         }
     }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 ///
 /// A sample runs from the moment the ping was handed to the transport until its pong was seen. A
 /// pong that may have waited unread in the kernel, because the handler was busy, gives no sample.
-/// What nobody can tell from the outside is in it: the time that bytes before the ping take on a
+/// Nor does one that came after other bytes, since nobody may have been watching for it, or one to a
+/// ping older than the last four. What nobody can tell from the outside is in it: the time that bytes before the ping take on a
 /// slow link, and the time for which the server's own process stood still meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rtt {

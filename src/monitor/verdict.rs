@@ -267,7 +267,9 @@ impl Monitor {
     fn ping_due(&self, heartbeat: &HeartbeatPolicy) -> Moment {
         let interval = heartbeat.interval;
         if self.pings.any() {
-            return self.last_proof + interval;
+            // Whoever waits for a pong is not helped by other traffic.
+            let called = self.pings.called_since().unwrap_or(self.last_proof);
+            return self.last_proof.min(called) + interval;
         }
         // Only what is left out goes through a float, or the interval itself would be rounded.
         let left_out = interval.mul_f64(f64::from(self.head_start));

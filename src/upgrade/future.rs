@@ -17,7 +17,7 @@ use super::bridge::Bridge;
 use super::detect::{Handshake, accepted, detect};
 use super::either::Either;
 use super::transport::Transport;
-use crate::connection::{Connection, Liveness, LivenessStream, Managed, Share};
+use crate::connection::{Connection, Liveness, LivenessStream, Managed, Share, Tuner};
 use crate::overrides::PolicyOverride;
 #[cfg(feature = "tcp")]
 use crate::tcp::TcpOptions;
@@ -50,7 +50,8 @@ struct Opening {
 impl Opening {
     fn intercept<B>(share: &Share, req: &mut Request<B>) -> Option<Self> {
         let handshake = detect(req)?;
-        let overrides = req.extensions().get::<PolicyOverride>().cloned();
+        // Taken out, so that a layer further in does not put it above what was set since.
+        let overrides = req.extensions_mut().remove::<PolicyOverride>();
         if let Some(live) = req.extensions().get::<Liveness>() {
             // A layer further out has done all of it: one wrapper, one deadline.
             live.attach(share);
@@ -62,7 +63,7 @@ impl Opening {
         // In this order: without a bridge the request stays as it was.
         let (bridge, on_upgrade) = Bridge::new()?;
         let real = req.extensions_mut().remove::<OnUpgrade>()?;
-        let connection = Connection::new(Role::Server);
+        let connection = Connection::new(Role::Server, TUNER);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
         live.attach(share);
         if let Some(overrides) = overrides {
@@ -135,10 +136,7 @@ struct Promised(Option<Arc<Connection<Transport>>>);
 
 impl Promised {
     fn keep(mut self, io: Transport) -> Option<LivenessStream<Transport>> {
-        let connection = self.0.take()?;
-        #[cfg(feature = "tcp")]
-        tune(&connection, &io);
-        LivenessStream::open(connection, io)
+        LivenessStream::open(self.0.take()?, io)
     }
 }
 
@@ -150,20 +148,15 @@ impl Drop for Promised {
     }
 }
 
-/// Sets the socket's options as the connection's heartbeat has it: without one, or over another
-/// transport, there is nothing to set. A socket that refuses them serves as it is.
+/// Sets the options of a socket as the connection's heartbeat has it. Another transport has none.
 #[cfg(feature = "tcp")]
-fn tune(connection: &Connection<Transport>, io: &Transport) {
-    let (Some(socket), Some(heartbeat)) = (io.tcp(), connection.heartbeat()) else {
-        return;
-    };
-    if !heartbeat.tune_tcp {
-        return;
-    }
-    if let Err(error) = TcpOptions::of(&heartbeat).apply(socket) {
-        tracing::debug!(conn_id = %connection.id(), %error, "socket options not set");
-    }
-}
+const TUNER: Option<Tuner<Transport>> = Some(|io, heartbeat| match io.tcp() {
+    Some(socket) if heartbeat.tune_tcp => TcpOptions::of(heartbeat).replace(socket),
+    _ => Ok(()),
+});
+
+#[cfg(not(feature = "tcp"))]
+const TUNER: Option<Tuner<Transport>> = None;
 
 pin_project! {
     /// Response future of [`Heartbeat`](crate::Heartbeat) and [`IdleTimeout`](crate::IdleTimeout).
