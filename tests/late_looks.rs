@@ -75,6 +75,63 @@ async fn a_pong_in_pieces_is_fetched_whole_for_a_handler_that_has_gone() {
     assert!((ms(15)..=ms(17)).contains(&rtt), "{rtt:?}");
 }
 
+/// Other bytes end the silence, and not the round trip: the pong is not to lie there until a handler
+/// that has dropped its read comes back.
+#[tokio::test(start_paused = true)]
+async fn a_pong_behind_other_bytes_gives_its_own_round_trip() {
+    let (mut stream, live, peer, _recorder) = recorded(heartbeat());
+    sleep(ms(101)).await;
+    let ping = peer.last_ping();
+    let pinged = Instant::now();
+    peer.send(&said(b"hello"));
+    let mut hello = vec![0; said(b"hello").len()];
+    stream.read_exact(&mut hello).await.unwrap();
+    reads_and_goes(&mut stream);
+    sleep(ms(10)).await;
+    peer.send(&Role::Server.pong(&ping));
+    let trip = pinged.elapsed();
+    sleep(ms(30)).await;
+    assert!(poll_read(&mut stream, &Wakes::new(), 64).is_pending());
+    let rtt = live.rtt().unwrap().last();
+    assert!(rtt <= trip + ms(2), "{rtt:?}, and it took {trip:?}");
+}
+
+/// Whoever is asked again whether the peer drains has not been refused since then only: the bytes
+/// that go out at last do say that it lives.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_as_long_as_it_is_though_it_was_asked_about() {
+    let builder = heartbeat()
+        .write_timeout(None)
+        .handler_stall_timeout(ms(20));
+    let (mut stream, _live, peer, recorder) = recorded(builder);
+    sleep(ms(102)).await;
+    assert_eq!(peer.pings().len(), 1);
+    peer.write_steps(&[WAIT]);
+    let writing = tokio::spawn(async move {
+        stream.write_all(b"\x81\x00").await.unwrap();
+        stream
+    });
+    // Asked again, and refused again, 1 ms ago.
+    sleep(ms(41)).await;
+    let drained = Instant::now();
+    peer.drain();
+    let event = recorder.nth(1).await;
+    assert_eq!(event.reason, Reason::HeartbeatTimeout { missed: 1 });
+    assert!(event.at - drained >= ms(50), "{:?}", event.at - drained);
+    drop(writing);
+}
+
+/// And the runtime was away, if that was before.
+#[tokio::test(start_paused = true)]
+async fn a_change_of_the_times_does_not_undo_a_reprieve() {
+    let (_stream, live, peer, recorder) = recorded(heartbeat());
+    sleep(ms(102)).await;
+    advance(ms(300)).await;
+    live.set_timeout(ms(60)).unwrap();
+    sleep(ms(2)).await;
+    assert_eq!((peer.pings().len(), recorder.total()), (2, 0));
+}
+
 /// While a ping waits for the end of the handler's frame, somebody has to see that the peer is gone.
 #[tokio::test(start_paused = true)]
 async fn the_end_is_seen_behind_a_ping_that_cannot_go_out() {

@@ -39,6 +39,9 @@ pub(super) struct Inbound {
     /// What is being read may have come at any time since then, and how much that is.
     since: Moment,
     run: usize,
+    /// The first read after the transport was last seen empty: what is read now may have lain there
+    /// since then, whatever was read before it.
+    filled: Moment,
 }
 
 /// How the transport's inbound direction ended, as far as it was seen.
@@ -75,6 +78,7 @@ impl Inbound {
             drained: false,
             since: Moment::START,
             run: 0,
+            filled: Moment::START,
         }
     }
 
@@ -270,7 +274,7 @@ impl Inbound {
     /// as far as anybody knows. But a peer that is never done is alive.
     fn unseen(&mut self, now: Moment, last: Moment, read: usize) -> Duration {
         if self.drained {
-            (self.since, self.run) = (now, 0);
+            (self.since, self.run, self.filled) = (now, 0, now);
         } else if now.since(last) >= TOGETHER || self.run > READ_AHEAD {
             (self.since, self.run) = (last, 0);
         }
@@ -297,20 +301,17 @@ impl Inbound {
         let last = watch.monitor.last_inbound();
         let unseen = self.unseen(now, last, read);
         let earliest = self.drained.then_some(last);
-        // A handler that was woken for it may have come late, and it is a round trip that is at
-        // stake: only the driver is known to have been there at once.
-        let pong_unseen = if self.is_watched(watch) {
-            unseen
-        } else {
-            unseen.max(now.since(last))
-        };
+        // A handler that was woken for a pong may have come late, and a round trip is at stake: only
+        // the driver is known to have been there at once.
+        let watched = self.is_watched(watch);
+        let unread = now.since(if watched { self.filled } else { last });
         let mut mid_frame = !self.scanner.at_boundary();
         let (mut from, mut kept, mut candidate) = (0, 0, 0);
         while from < bytes.len() {
             if self.scanner.at_boundary() && watch.monitor.expects_pongs() {
                 match probe_pong(&bytes[from..], self.masked) {
                     Probe::Pong { payload, frame_len }
-                        if watch.pong(now, pong_unseen, earliest, payload) =>
+                        if watch.pong(now, (unseen, unread), earliest, payload) =>
                     {
                         from += frame_len;
                         continue;

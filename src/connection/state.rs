@@ -130,13 +130,15 @@ impl<T> State<T> {
 
     /// Replaces values of the policy, for this connection alone.
     pub(super) fn override_policy(&mut self, now: Moment, overrides: &Overrides) {
+        let timeout = |policy: &Policy| Some(policy.heartbeat.as_ref()?.timeout);
+        let before = timeout(&self.policy);
         let known = self.overrides.get_or_insert_default();
         known.merge(overrides);
         known.apply(&mut self.policy);
         if let Some(link) = &mut self.link {
             link.granularity = self.policy.step_millis();
         }
-        self.monitor.policy_changed(now, &self.policy);
+        self.monitor.policy_changed(now, &self.policy, before);
         self.tune();
     }
 

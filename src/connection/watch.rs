@@ -19,10 +19,13 @@ pub(super) struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// The driver is to watch for bytes from the peer: among them may be a pong that somebody waits
-    /// for, and the handler may be slow to read it.
+    /// The driver is to watch for bytes from the peer: among them may be a pong whose round trip is
+    /// measured, or that somebody waits for, and the handler may be slow to read it.
     pub(super) fn is_awaited(&self) -> bool {
-        self.monitor.is_waiting() || self.callers.as_ref().is_some_and(|callers| callers.any())
+        let until = self.monitor.round_trip_until(self.policy);
+        self.monitor.is_waiting()
+            || until.is_some_and(|until| self.now() < until)
+            || self.callers.as_ref().is_some_and(|callers| callers.any())
     }
 
     pub(super) fn now(&self) -> Moment {
@@ -40,11 +43,11 @@ impl Watch<'_> {
     pub(super) fn pong(
         &mut self,
         now: Moment,
-        unseen: Duration,
+        (unseen, unread): (Duration, Duration),
         earliest: Option<Moment>,
         payload: [u8; 8],
     ) -> bool {
-        let Some(answer) = self.monitor.pong(now, unseen, payload) else {
+        let Some(answer) = self.monitor.pong(now, unseen, unread, payload) else {
             return false;
         };
         if !answer.fresh {

@@ -31,6 +31,8 @@ pub(super) enum Ending {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Blocked {
     /// Since when the transport has accepted nothing.
+    pub(super) refused: Moment,
+    /// The same, or since when the time was begun anew.
     pub(super) since: Moment,
     /// When the time was up, and whoever wants to write was asked to try again.
     pub(super) asked: Option<Moment>,
@@ -44,10 +46,19 @@ pub(super) struct Blocked {
 impl Blocked {
     pub(super) fn new(since: Moment) -> Self {
         Self {
+            refused: since,
             since,
             asked: None,
             again: false,
             in_flush: false,
+        }
+    }
+
+    /// The time begins anew. That does not change since when nothing was accepted.
+    pub(super) fn anew(self, now: Moment) -> Self {
+        Self {
+            refused: self.refused,
+            ..Self::new(now)
         }
     }
 }
@@ -135,12 +146,13 @@ impl Monitor {
         }
     }
 
-    /// A pong with the length of ours came, and may have lain unread for as long as `unseen`.
-    /// Returns what it answers, if it is ours.
+    /// A pong with the length of ours came, and may have lain unread for as long as `unseen`: for its
+    /// round trip, `unread` if that is more. Returns what it answers, if it is ours.
     pub(crate) fn pong(
         &mut self,
         now: Moment,
         unseen: Duration,
+        unread: Duration,
         payload: [u8; 8],
     ) -> Option<Answer> {
         let answer = self.pings.answer(now, payload)?;
@@ -151,7 +163,7 @@ impl Monitor {
             // The peer may have answered before the transport confirms the flush.
             self.stats.pings_sent = self.stats.pings_sent.max(answer.sequence);
         }
-        if let Some(rtt) = answer.rtt.filter(|rtt| unseen <= *rtt / 8) {
+        if let Some(rtt) = answer.rtt.filter(|rtt| unseen.max(unread) <= *rtt / 8) {
             self.rtt.sample(rtt);
         }
         Some(answer)
@@ -201,7 +213,7 @@ impl Monitor {
         // refusal do: the peer has drained others. A short refusal is the local scheduler's.
         if let Some(heartbeat) = &policy.heartbeat {
             let drained = (heartbeat.timeout / 32).clamp(LEAST_DRAIN, MOST_DRAIN);
-            if now.since(blocked.since) >= drained {
+            if now.since(blocked.refused) >= drained {
                 self.pings.extend(now);
             }
         }
@@ -256,11 +268,16 @@ impl Monitor {
         self.pings.ask()
     }
 
-    /// The policy is another one from now on.
-    pub(crate) fn policy_changed(&mut self, now: Moment, policy: &Policy) {
+    /// The policy is another one from now on; the timeout of its pings was `before`.
+    pub(crate) fn policy_changed(
+        &mut self,
+        now: Moment,
+        policy: &Policy,
+        before: Option<Duration>,
+    ) {
         self.moved = true;
-        if let Some(heartbeat) = &policy.heartbeat {
-            self.pings.due_by(now, heartbeat.timeout);
+        if let (Some(heartbeat), Some(before)) = (&policy.heartbeat, before) {
+            self.pings.timeout_changed(now, before, heartbeat.timeout);
         }
     }
 

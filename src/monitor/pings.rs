@@ -182,11 +182,13 @@ impl Pings {
         }
     }
 
-    /// With a timeout that ran out before it was one, the deadline is now. It would look late
-    /// otherwise, and lateness is taken for a standstill.
-    pub(crate) fn due_by(&mut self, now: Moment, timeout: Duration) {
+    /// A timeout that has run out only because it is shorter now ends now. It would look late
+    /// otherwise, and lateness is taken for a standstill. (One that had run out before was late.)
+    pub(crate) fn timeout_changed(&mut self, now: Moment, before: Duration, timeout: Duration) {
         if let Some(since) = &mut self.waiting {
-            *since = (*since).max(now.before(timeout));
+            if *since + before > now {
+                *since = (*since).max(now.before(timeout));
+            }
         }
     }
 
@@ -204,6 +206,13 @@ impl Pings {
 
     pub(crate) fn waiting(&self) -> Option<Moment> {
         self.waiting
+    }
+
+    /// When the newest ping was handed to the transport, if its pong is still to come. The peer may
+    /// have shown meanwhile that it is alive.
+    pub(crate) fn unanswered(&self) -> Option<Moment> {
+        let open = self.acked < self.flushed;
+        self.flushed_at[self.flushed as usize % REMEMBERED].filter(|_| open)
     }
 
     pub(crate) fn missed(&self) -> u32 {

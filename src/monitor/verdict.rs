@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::machine::{Blocked, Ending, Monitor};
+use super::machine::{Ending, Monitor};
 use super::moment::Moment;
 use super::policy::{HeartbeatPolicy, IdlePolicy, Policy, Traffic};
 use super::reason::Reason;
@@ -108,7 +108,7 @@ impl Monitor {
         };
         match blocked.asked {
             // So was whoever would have offered the bytes again.
-            None if was_paused(late, heartbeat.write_timeout) => *blocked = Blocked::new(now),
+            None if was_paused(late, heartbeat.write_timeout) => *blocked = blocked.anew(now),
             None => {
                 // The handler may have given up a write that the transport would take by now, so
                 // nothing is said before it has refused once more.
@@ -122,7 +122,7 @@ impl Monitor {
                 };
             }
             Some(_) if blocked.again && heartbeat.write_timeout.is_none() => {
-                *blocked = Blocked::new(now);
+                *blocked = blocked.anew(now);
             }
             Some(_) if blocked.again => return self.evict(now, Reason::WriteStalled),
             // Nobody wants to write any more.

@@ -24,6 +24,15 @@ impl Monitor {
         pinged && self.ending == Ending::Open
     }
 
+    /// Until when the pong to the newest ping is worth watching for, though the peer has shown that
+    /// it is alive: its round trip is not to be the handler's. A peer that never answers is not
+    /// watched for ever, since bytes that the driver reads take the longer way.
+    pub(crate) fn round_trip_until(&self, policy: &Policy) -> Option<Moment> {
+        let since = self.pings.unanswered().filter(|_| !self.passive)?;
+        let heartbeat = policy.heartbeat.as_ref()?;
+        Some(since + heartbeat.timeout * heartbeat.missed_pings)
+    }
+
     /// A pong from the peer may be ours.
     pub(crate) fn expects_pongs(&self) -> bool {
         self.pings.any()

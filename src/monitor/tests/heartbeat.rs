@@ -248,9 +248,17 @@ fn forged_pongs_prove_nothing() {
     for index in 0..8 {
         let mut forged = payload;
         forged[index] ^= 0x10;
-        assert_eq!(line.monitor.pong(line.now, Duration::ZERO, forged), None);
+        assert_eq!(
+            line.monitor
+                .pong(line.now, Duration::ZERO, Duration::ZERO, forged),
+            None
+        );
     }
-    assert_eq!(line.monitor.pong(line.now, Duration::ZERO, [0; 8]), None);
+    assert_eq!(
+        line.monitor
+            .pong(line.now, Duration::ZERO, Duration::ZERO, [0; 8]),
+        None
+    );
     assert_eq!(line.monitor.stats().pongs_received(), 0);
     assert_eq!(line.monitor.rtt(), None);
     line.run(14_000).did(&[(10_000, Ping), (14_000, DEAD)]);
@@ -369,16 +377,23 @@ fn where_boundaries_are_lost_nobody_is_pinged_or_blamed() {
 
 #[test]
 fn a_round_trip_that_may_include_waiting_unread_is_no_sample() {
-    for (blind, sampled) in [(ms(0), true), (ms(100), true), (ms(101), false)] {
+    let never = Duration::ZERO;
+    let table = [
+        (never, never, true),
+        (ms(100), ms(100), true),
+        (ms(101), never, false),
+        (never, ms(101), false),
+    ];
+    for (unseen, unread, sampled) in table {
         let mut line = Line::new(heartbeat(|_| {}));
         line.run(10_800);
         assert!(
             line.monitor
-                .pong(line.now, blind, line.payloads[0])
+                .pong(line.now, unseen, unread, line.payloads[0])
                 .is_some()
         );
         let rtt = line.monitor.rtt().map(|rtt| rtt.last());
-        assert_eq!(rtt, sampled.then_some(ms(800)), "{blind:?}");
+        assert_eq!(rtt, sampled.then_some(ms(800)), "{unseen:?}, {unread:?}");
         assert_eq!(line.monitor.stats().pongs_received(), 1, "life it is");
     }
 }

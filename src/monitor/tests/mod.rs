@@ -207,7 +207,12 @@ impl Line {
     fn pongs(&mut self, index: usize) -> bool {
         let ours = self
             .monitor
-            .pong(self.now, Duration::ZERO, self.payloads[index])
+            .pong(
+                self.now,
+                Duration::ZERO,
+                Duration::ZERO,
+                self.payloads[index],
+            )
             .is_some();
         self.hears();
         ours

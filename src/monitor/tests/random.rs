@@ -172,7 +172,11 @@ impl Line {
             Event::Pong { back } => {
                 let index = self.payloads.len().checked_sub(1 + back);
                 if let Some(payload) = index.map(|index| self.payloads[index]) {
-                    assert!(monitor.pong(now, Duration::ZERO, payload).is_some());
+                    assert!(
+                        monitor
+                            .pong(now, Duration::ZERO, Duration::ZERO, payload)
+                            .is_some()
+                    );
                 }
             }
             Event::Ends(Reason::PeerClosed { code }) => monitor.peer_closed(now, code),
