@@ -230,7 +230,7 @@ fn loom_an_end_before_the_upgrade_is_complete() {
         let told = Arc::new(Told::default());
         let (wire, peer) = wire(usize::MAX);
         peer.end();
-        let connection = Connection::new(Role::Server);
+        let connection = Connection::new(Role::Server, None);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
         live.attach(&layer(&told));
         told.hear(&live);
