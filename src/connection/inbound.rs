@@ -303,8 +303,10 @@ impl Inbound {
         let earliest = self.drained.then_some(last);
         // A handler that was woken for a pong may have come late, and a round trip is at stake: only
         // the driver is known to have been there at once.
-        let watched = self.is_watched(watch);
-        let unread = now.since(if watched { self.filled } else { last });
+        let unread = match watch.is_awaited() {
+            true => now.since(self.filled),
+            false => Duration::MAX,
+        };
         let mut mid_frame = !self.scanner.at_boundary();
         let (mut from, mut kept, mut candidate) = (0, 0, 0);
         while from < bytes.len() {
