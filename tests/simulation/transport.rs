@@ -1,0 +1,169 @@
+//! The process's end of the network: what the wrapper reads and writes.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::sleep_until;
+
+use super::log::Event;
+use super::world::{Shared, lock};
+
+/// It remembers one waker per direction, the last one, as real sockets do.
+pub(crate) struct Transport(pub(crate) Shared);
+
+/// Wakes those for whom something came, for as long as the schedule runs.
+pub(crate) async fn pump(world: Shared) {
+    let notify = lock(&world).notify.clone();
+    loop {
+        let (woken, next) = {
+            let mut world = lock(&world);
+            world.catch_up();
+            let next = world.next().map(|at| world.instant(at));
+            (world.take_woken(), next)
+        };
+        for waker in woken {
+            waker.wake();
+        }
+        match next {
+            // Either way the world is asked again.
+            Some(next) => {
+                tokio::select! {
+                    biased;
+                    () = notify.notified() => {}
+                    () = sleep_until(next) => {}
+                }
+            }
+            None => notify.notified().await,
+        }
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let world = &mut *lock(&self.0);
+        world.polled();
+        assert!(buf.remaining() > 0, "a read without room is an EOF");
+        let by = world.by;
+        let inbound = &mut world.inbound;
+        if inbound.ready.is_empty() {
+            let Some(end) = inbound.end else {
+                inbound.reader = Some(cx.waker().clone());
+                return Poll::Pending;
+            };
+            world.log(Event::TookEnd(by));
+            return Poll::Ready(end.map_err(io::Error::from));
+        }
+        let step = world.plan.net.inbound.step;
+        let count = step.min(buf.remaining()).min(inbound.ready.len());
+        let (front, back) = inbound.ready.as_slices();
+        let split = count.min(front.len());
+        buf.put_slice(&front[..split]);
+        buf.put_slice(&back[..count - split]);
+        inbound.ready.drain(..count);
+        world.log(Event::Took(count, by));
+        // There is room for what waited.
+        world.catch_up();
+        world.notify.notify_one();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let world = &mut *lock(&self.0);
+        world.polled();
+        assert!(!world.outbound.shutdown, "written after the shutdown");
+        if let Some(Err(kind)) = world.inbound.end {
+            return Poll::Ready(Err(kind.into()));
+        }
+        let mut room = world.room();
+        if room == 0 {
+            // Full of what nobody flushed: then it is time.
+            world.send_staged();
+            world.flushed();
+            world.log(Event::Refused(world.by));
+            world.outbound.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        room = room.min(world.plan.net.outbound.step);
+        // Whoever has no vectored writes takes the first slice, as tokio's default does.
+        let taken = if world.plan.net.vectored {
+            slices.len()
+        } else {
+            1
+        };
+        let mut bytes = Vec::new();
+        for slice in slices.iter().filter(|slice| !slice.is_empty()).take(taken) {
+            let count = room.min(slice.len());
+            bytes.extend_from_slice(&slice[..count]);
+            room -= count;
+        }
+        if !bytes.is_empty() {
+            world.accept(&bytes);
+        }
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        lock(&self.0).plan.net.vectored
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let world = &mut *lock(&self.0);
+        world.polled();
+        if let Some(Err(kind)) = world.inbound.end {
+            return Poll::Ready(Err(kind.into()));
+        }
+        if world.flush() {
+            if std::mem::take(&mut world.outbound.untold) {
+                world.log(Event::FlushTold);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        world.outbound.writer = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let world = &mut *lock(&self.0);
+        world.polled();
+        if !world.outbound.shutdown {
+            world.outbound.shutdown = true;
+            world.send_staged();
+            world.log(Event::Shutdown);
+        }
+        match world.plan.net.shutdown_waits {
+            true => Poll::Pending,
+            false => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl Drop for Transport {
+    fn drop(&mut self) {
+        let mut world = lock(&self.0);
+        world.note(Event::Dropped);
+        // What a socket's reactor would drop.
+        let wakers = (world.inbound.reader.take(), world.outbound.writer.take());
+        drop(world);
+        drop(wakers);
+    }
+}
