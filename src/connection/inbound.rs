@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::task::coop::has_budget_remaining;
 
+use super::held::Held;
 use super::watch::Watch;
 use crate::monitor::Moment;
 use crate::wire::{MAX_PING_FRAME, OpCode, Probe, Role, Scanner, probe_pong};
@@ -360,44 +361,4 @@ impl Inbound {
 struct Ahead {
     bytes: Vec<u8>,
     taken: usize,
-}
-
-/// Bytes between two reads: first those already cleared for the handler, then the beginning of
-/// what may be a pong of ours.
-#[derive(Debug, Default)]
-struct Held {
-    bytes: [u8; MAX_PING_FRAME],
-    cleared: u8,
-    len: u8,
-}
-
-impl Held {
-    fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Keeps a candidate. It is shorter than a ping's frame, or it would have been decided.
-    fn hold(&mut self, candidate: &[u8]) {
-        self.bytes[..candidate.len()].copy_from_slice(candidate);
-        self.len = candidate.len() as u8;
-        self.cleared = 0;
-    }
-
-    /// No pong will come of it: all of it is the handler's.
-    fn release(&mut self) {
-        self.cleared = self.len;
-    }
-
-    /// Moves cleared bytes into `out`. Returns whether any were moved.
-    fn give(&mut self, out: &mut ReadBuf<'_>) -> bool {
-        let count = usize::from(self.cleared).min(out.remaining());
-        if count == 0 {
-            return false;
-        }
-        out.put_slice(&self.bytes[..count]);
-        self.bytes.copy_within(count.., 0);
-        self.cleared -= count as u8;
-        self.len -= count as u8;
-        true
-    }
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`stream`] | what the handler's WebSocket library reads and writes |
 //! | [`inbound`] | pongs of ours are cut out |
+//! | [`held`] | what is kept back for that between two reads |
 //! | [`inject`] | pings and Close frames are put in |
 //! | [`state`] | what is behind the lock, and who has the transport |
 //! | [`handler`] | the handler's operations |
@@ -21,6 +22,7 @@ mod closing;
 mod core;
 mod handle;
 mod handler;
+mod held;
 mod inbound;
 mod inject;
 #[cfg(all(test, liveness_loom))]
