@@ -5,7 +5,9 @@ use std::fmt;
 /// State of a connection as the layers see it now.
 ///
 /// The three ways in which a connection goes bad are kept apart while they develop, as they are in
-/// [`Reason`](crate::Reason) when they end.
+/// [`Reason`](crate::Reason) when they end. If there are several at once, waiting bytes come first,
+/// then a stalled write, then a silent peer. A state says what is so now, and may pass in a moment;
+/// a verdict comes of it only with the setting of its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Health {
@@ -18,7 +20,8 @@ pub enum Health {
         /// Pings of this silence whose timeout has already run out.
         missed: u32,
     },
-    /// Bytes from the peer wait, and the handler does not read them.
+    /// Bytes from the peer wait, and the handler does not read them; or a ping waits for the end of a
+    /// frame that the handler has begun.
     HandlerStalled,
     /// Bytes to the peer wait, and the transport does not accept them.
     WriteStalled,

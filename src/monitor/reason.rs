@@ -51,7 +51,8 @@ pub enum Reason {
     MaxLifetime,
     /// Bytes wait to be sent, and the peer's side accepts none of them. The peer may be alive.
     WriteStalled,
-    /// The peer's bytes wait, and the handler does not read them. The peer is not to blame.
+    /// The peer's bytes wait, and the handler does not read them; or it has begun a frame and does
+    /// not finish it, so that no ping can be sent. The peer is not to blame.
     HandlerStalled,
     /// The closing handshake was begun and not completed in time (RFC 6455 section 7.1.1).
     CloseTimeout,

@@ -93,6 +93,8 @@ impl Monitor {
                     missed: self.pings.missed(),
                 }
             }
+            // A ping waits behind a frame that the handler does not finish.
+            Ending::Open if self.pings.wished().is_some() => Health::HandlerStalled,
             Ending::Open => Health::Live,
         }
     }

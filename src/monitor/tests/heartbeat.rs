@@ -91,7 +91,7 @@ fn the_timeout_runs_from_the_flush() {
     let mut line = Line::new(heartbeat(|_| {}));
     line.flushes = false;
     line.run(3_600_000).did(&[(10_000, Ping)]);
-    assert_eq!(line.monitor.health(), Health::Live);
+    assert_eq!(line.monitor.health(), Health::HandlerStalled);
     assert_eq!(line.deadline(), Moment::NEVER);
     assert!(line.monitor.is_waiting(), "somebody has to see the end");
     line.flush();
