@@ -77,12 +77,16 @@ fn main() -> ExitCode {
 
 fn harness() -> ExitCode {
     // Those that take longest come first.
-    let tests: [(&str, fn()); 18] = [
+    let tests: [(&str, fn()); 19] = [
         ("a_slow_download_is_not_death", slow_link::download),
         ("a_slow_upload_is_not_death", slow_link::upload),
         (
             "a_slow_download_through_a_long_queue",
             slow_link::long_queue,
+        ),
+        (
+            "without_its_socket_options_it_is_evicted",
+            slow_link::untuned,
         ),
         ("a_blackhole", blackhole),
         ("a_blackhole_for_what_the_server_sends", deaf_client),

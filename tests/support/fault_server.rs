@@ -26,6 +26,9 @@ use crate::roles;
 
 pub(crate) const ROLE: &str = "role-fault-server";
 
+/// Leaves the sockets as they are.
+pub(crate) const UNTUNED: &str = "--untuned";
+
 const PUSH: Duration = Duration::from_millis(100);
 /// How exactly it is told when a ping left.
 const WATCH: Duration = Duration::from_millis(5);
@@ -60,6 +63,9 @@ async fn serve(args: &[String]) {
     }
     if let Some(write_timeout) = millis("--write-timeout-ms") {
         heartbeat = heartbeat.write_timeout(write_timeout);
+    }
+    if args.iter().any(|arg| arg == UNTUNED) {
+        heartbeat = heartbeat.tune_tcp(false);
     }
     let mut app = Router::new().route("/ws", any(upgrade));
     if !args.iter().any(|arg| arg == "--bare") {

@@ -3,8 +3,8 @@
 //!
 //! Pings wait behind what the kernel holds for the link. What it sends into the network's queue is
 //! its own decision and part of the round trip; what it accepts long before it can send is not, and
-//! would take many times the timeout to drain. That is what the layer sets `TCP_NOTSENT_LOWAT` for:
-//! without `tune_tcp`, the peer of a slow download is evicted while it lives.
+//! would take many times the timeout to drain. That is what the layer sets `TCP_NOTSENT_LOWAT` for. The
+//! control is a server with `tune_tcp` off, which evicts the peer of a slow download while it lives.
 
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,22 @@ pub(crate) fn long_queue() {
     );
 }
 
+/// The control: megabytes in the kernel are before the ping.
+pub(crate) fn untuned() {
+    let mut link = SlowLink::with(Way::ToClient, "2s", &[fault_server::UNTUNED]);
+    link.client.tell("send 100000 20");
+    let eviction = link.server.eviction_of(link.id);
+    assert_eq!(eviction.reason, "heartbeat_timeout", "{eviction:?}");
+    // The peer lives: it goes on to take what was sent to it.
+    let (_, line) = link.client.next_line(MOST);
+    assert_eq!(line, "binary 100000 whole");
+    let after = eviction.lifetime_ms;
+    println!(
+        "{}, untuned: a live peer evicted after {after} ms",
+        link.name
+    );
+}
+
 pub(crate) fn upload() {
     let mut link = SlowLink::new(Way::ToServer, "400ms");
     link.transfer("put 2000000", "echo 2000000 whole", 1);
@@ -51,6 +67,7 @@ pub(crate) fn upload() {
 struct SlowLink {
     client: Client,
     server: Server,
+    id: u64,
     // Last, so that the processes are gone before their namespaces.
     _cable: Cable,
     name: String,
@@ -58,13 +75,22 @@ struct SlowLink {
 
 impl SlowLink {
     fn new(way: Way, queue: &str) -> Self {
+        Self::with(way, queue, &[])
+    }
+
+    fn with(way: Way, queue: &str, flags: &[&str]) -> Self {
         let cable = Cable::new();
         cable.shape(way, RATE, queue);
-        let mut server = Server::start_in(&cable.server.0, fault_server::ROLE, &HEARTBEAT);
+        let mut server = Server::start_in(
+            &cable.server.0,
+            fault_server::ROLE,
+            &[&HEARTBEAT, flags].concat(),
+        );
         let addr = format!("{SERVER}:{}", server.port());
         let client = Client::start_in(&cable.client.0, &addr, &[]);
-        server.next_open();
+        let id = server.next_open();
         Self {
+            id,
             client,
             server,
             _cable: cable,
