@@ -109,7 +109,7 @@ fn duration_or(
 
 /// A value for a connection that has no layer that it could mean anything to.
 pub(crate) fn missing_layer(setter: &'static str, value: Duration) -> ConfigError {
-    let rule = "needs the layer whose setting it is: none is applied to this connection's route";
+    let rule = "needs the layer whose setting it is: the request has passed none so far";
     ConfigError::new(setter, format!("{value:?}"), rule)
 }
 

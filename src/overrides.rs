@@ -9,11 +9,14 @@ use crate::monitor::Overrides;
 ///
 /// Put it into the extensions of the request, in a layer further out than those of this crate: an
 /// authentication layer may know that a client is a phone, or until when its token is valid. It
-/// holds against all layers, whichever of them the request passes later. A value for a layer that
-/// the request does not pass is ignored.
+/// holds against all layers, whichever of them the request passes later. Put in behind the innermost
+/// of them it comes too late, and does nothing. A second one that is put in before the first layer
+/// takes the place of the first as a whole. A value for a layer that the request does not pass is
+/// ignored. What has no setter here (write, stall and close timeouts, the limit on control frames,
+/// Close frames) is the layers' for all.
 ///
 /// At run time, [`Liveness::set_interval`](crate::Liveness::set_interval) and its neighbours do the
-/// same.
+/// same for the interval, the timeout and the idle timeout.
 ///
 /// ```
 /// use std::time::Duration;

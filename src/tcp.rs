@@ -58,6 +58,10 @@ const MAX_PROBES: u32 = 127;
 /// # }
 /// ```
 ///
+/// Options that are applied like this do not follow when one connection is given other times (see
+/// [`PolicyOverride`](crate::PolicyOverride)). If some are given longer ones, set `user_timeout` above
+/// the longest, or to `None`: the kernel would end them before the layer does.
+///
 /// # Platforms
 ///
 /// What a platform lacks is skipped without an error:

@@ -114,7 +114,7 @@ async fn bad_values_are_refused_by_name() {
         (
             live.set_idle_timeout(ms(10)),
             "Liveness::set_idle_timeout: 10ms: needs the layer whose setting it is: \
-             none is applied to this connection's route",
+             the request has passed none so far",
         ),
     ];
     for (result, expected) in refused {

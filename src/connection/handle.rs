@@ -57,7 +57,8 @@ impl Liveness {
         self.connection.view().rtt
     }
 
-    /// Sends a ping as soon as the handler is between two frames, and waits for its pong. Returns the
+    /// Sends a ping as soon as the handler is between two frames and the transport takes it, and waits
+    /// for its pong. Returns the
     /// round trip, counted from the moment at which the ping was handed to the transport.
     ///
     /// The ping is one of the layer's own, besides those that are due anyway: the handler does not
@@ -117,7 +118,8 @@ impl Liveness {
     /// # Errors
     ///
     /// Zero, less than 1 ms, more than 365 days; or no [`HeartbeatLayer`](crate::HeartbeatLayer)
-    /// looks after this connection. Nothing is changed then.
+    /// looks after this connection
+    /// (in a middleware: none further out). Nothing is changed then.
     pub fn set_interval(&self, interval: Duration) -> Result<(), ConfigError> {
         let overrides = Overrides {
             interval: Some(interval),
@@ -127,7 +129,7 @@ impl Liveness {
     }
 
     /// Changes the timeout of this connection's pings, whichever the layer's is. It counts at once,
-    /// also for a ping that is out.
+    /// also for a ping that is out: if that has been unanswered for longer already, it is missed now.
     ///
     /// # Errors
     ///

@@ -17,8 +17,7 @@ use crate::registry::Registry;
 ///
 /// A dead peer is evicted within `interval + timeout × missed_pings`, plus one tick of the driver:
 /// at most a 32nd of the shortest configured duration and at most 256 ms, or 1 ms per step. If no
-/// ping can be sent,
-/// [`write_timeout`](Self::write_timeout) or
+/// ping can be sent, [`write_timeout`](Self::write_timeout) or
 /// [`handler_stall_timeout`](Self::handler_stall_timeout) decide.
 ///
 /// ```
@@ -48,7 +47,8 @@ impl HeartbeatLayerBuilder {
     /// How long the peer may be silent before it is sent a ping. Default: 30 s.
     ///
     /// Any byte from the peer starts the interval anew, so a busy connection is never pinged; with
-    /// [`ProofOfLife::MatchingPong`] only pongs do. Keep it below the idle timeout of the proxies in between: nginx and AWS ALB cut after 60 s.
+    /// [`ProofOfLife::MatchingPong`] only pongs do. Keep it below the idle timeout of the proxies in
+    /// between: nginx and AWS ALB cut after 60 s.
     ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     pub fn interval(mut self, interval: Duration) -> Self {
@@ -99,7 +99,8 @@ impl HeartbeatLayerBuilder {
     /// check off. Default: 30 s.
     ///
     /// Ends the connection with [`Reason::WriteStalled`]. A slow peer is safe as long as it drains
-    /// anything at all.
+    /// anything at all. Before the verdict whoever waits is asked to try once more, for which there are
+    /// up to 100 ms.
     ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     ///
@@ -165,11 +166,15 @@ impl HeartbeatLayerBuilder {
     /// Code and reason of the Close frame that is sent to a peer that is evicted by the heartbeat.
     /// Default: 1011, "heartbeat timeout".
     ///
-    /// Sent on a best effort: the peer is most likely dead. The reason may be empty.
+    /// Sent on a best effort: the peer is most likely dead. In the middle of a frame of the handler's no
+    /// Close frame can be sent (RFC 6455 section 5.4), and the transport is closed without one.
+    /// [`Reason::ControlFlood`] has a frame of its own. The reason may be empty.
     ///
     /// Refused, by RFC 6455 section 7.4: codes that are not to be sent (1004, 1005, 1006, 1015),
     /// reserved ones (1016 to 2999), and those below 1000 or above 4999. Refused, by section 5.5:
     /// reasons of more than 123 bytes.
+    ///
+    /// [`Reason::ControlFlood`]: crate::Reason::ControlFlood
     pub fn close_frame(mut self, code: u16, reason: impl Into<String>) -> Self {
         self.policy.close_frame = CloseFrame {
             code,

@@ -43,6 +43,9 @@ impl IdleTimeoutLayerBuilder {
     /// sends them, so a heartbeat does not keep an unused connection open. Which direction counts
     /// is up to [`watch`](Self::watch).
     ///
+    /// The time for which the server's process stood still counts too: what has come meanwhile is seen
+    /// first, and then the connection may be idle at once.
+    ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     ///
     /// [`Reason::IdleTimeout`]: crate::Reason::IdleTimeout
@@ -103,6 +106,9 @@ impl IdleTimeoutLayerBuilder {
     /// Default: 1001, "idle timeout".
     ///
     /// The reason may be empty.
+    ///
+    /// In the middle of a frame of the handler's no Close frame can be sent (RFC 6455 section 5.4), and
+    /// the transport is closed without one.
     ///
     /// Refused, by RFC 6455 section 7.4: codes that are not to be sent (1004, 1005, 1006, 1015),
     /// reserved ones (1016 to 2999), and those below 1000 or above 4999. Refused, by section 5.5:

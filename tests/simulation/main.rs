@@ -5,6 +5,8 @@
 //! simulation a_hundred -- --ignored` plays 100,000 in half a minute, and without `--release` in
 //! minutes.
 //!
+//! The numbers are the same in every run, unless `SIMULATION_BASE` says otherwise.
+//!
 //! A schedule follows from one number. A failure prints it, and `SIMULATION_SEED=0x… cargo test
 //! --test simulation replay -- --nocapture` plays it again. `SIMULATION_BASE` picks the number from
 //! which the numbers of a run are drawn, `SIMULATION_COUNT` how many there are in the long one.
