@@ -26,8 +26,14 @@ struct Caller {
 
 impl Callers {
     pub(super) fn add(&mut self, sequence: u32, since: Moment) -> oneshot::Receiver<Duration> {
-        // Those who gave up are forgotten here, so that they do not pile up.
-        self.waiting.retain(|caller| !caller.answer.is_closed());
+        // Those who gave up are let go of here, so that they do not pile up; like the others after
+        // the lock was given back, since a waker of theirs may hang on it.
+        let waiting = std::mem::take(&mut self.waiting).into_iter();
+        let (gone, waiting): (Vec<_>, _) = waiting.partition(|caller| caller.answer.is_closed());
+        self.waiting = waiting;
+        let gone = gone.into_iter();
+        self.answered
+            .extend(gone.map(|caller| (caller.answer, Duration::ZERO)));
         let (answer, receiver) = oneshot::channel();
         self.waiting.push(Caller {
             sequence,
