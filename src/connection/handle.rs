@@ -57,9 +57,9 @@ impl Liveness {
         self.connection.view().rtt
     }
 
-    /// Sends a ping as soon as the handler is between two frames and the transport takes it, and waits
-    /// for its pong. Returns the
-    /// round trip, counted from the moment at which the ping was handed to the transport.
+    /// Sends a ping as soon as the handler is between two frames and the transport takes it, and
+    /// waits for its pong. Returns the round trip, counted from the moment at which the ping was
+    /// handed to the transport.
     ///
     /// The ping is one of the layer's own, besides those that are due anyway: the handler does not
     /// see its pong, and a peer that does not answer it is treated as by
@@ -118,8 +118,7 @@ impl Liveness {
     /// # Errors
     ///
     /// Zero, less than 1 ms, more than 365 days; or no [`HeartbeatLayer`](crate::HeartbeatLayer)
-    /// looks after this connection
-    /// (in a middleware: none further out). Nothing is changed then.
+    /// looks after this connection (in a middleware: none further out). Nothing is changed then.
     pub fn set_interval(&self, interval: Duration) -> Result<(), ConfigError> {
         let overrides = Overrides {
             interval: Some(interval),
