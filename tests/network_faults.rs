@@ -207,14 +207,14 @@ fn killed_in_silence() {
 
 /// The handler writes all the time, and the kernel takes it: that proves nothing.
 fn dead_but_writable() {
-    let mut scene = Scene::start(fault_server::ROLE, QUICK);
+    let mut scene = Scene::start(fault_server::ROLE, LENIENT);
     for client in [&mut scene.victim, &mut scene.control] {
         client.tell("push");
         for _ in 0..3 {
             client.expect("echo tick", ALLOWANCE);
         }
     }
-    let took = scene.evicted_by_heartbeat_after(QUICK.timeout, |scene| {
+    let took = scene.evicted_by_heartbeat_after(LENIENT.timeout, |scene| {
         scene.cable.block(Way::ToClient);
         scene.cable.block(Way::ToServer);
     });
