@@ -5,8 +5,9 @@
 //! ```
 //!
 //! Then open the printed address in two windows. Every user name has one seat: who comes back under
-//! the same name takes the seat over. When a connection ends, however it ends, the eviction hook of
-//! `HeartbeatLayer` frees its seat; the handler has no timer, sends no ping and cleans nothing up.
+//! the same name takes the seat over, and the older connection is closed. When a connection ends,
+//! however it ends, its seat leaves the map; the handler has no timer, sends no ping and cleans nothing
+//! up.
 
 use std::collections::{HashMap, VecDeque};
 use std::error::Error;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
@@ -25,7 +26,10 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tower_ws_liveness::{Eviction, HeartbeatLayer, IdleTimeoutLayer, Liveness};
+use tower_ws_liveness::{
+    ConfigError, Eviction, HeartbeatLayer, IdleTimeoutLayer, Liveness, RegisterError,
+    ReplacePolicy, Seat,
+};
 
 const USAGE: &str = "usage: chat [--addr 127.0.0.1:3000]";
 
@@ -91,7 +95,7 @@ pub fn app(
     timeout: Duration,
     idle: Duration,
 ) -> Result<Router, Box<dyn Error + Send + Sync>> {
-    let room = Room::default();
+    let room = Room::new()?;
     let heartbeat = HeartbeatLayer::builder()
         .interval(interval)
         .timeout(timeout)
@@ -123,12 +127,15 @@ async fn upgrade(
         let rule = format!("a name has 1 to {LONGEST_NAME} printable characters\n");
         return (StatusCode::BAD_REQUEST, rule).into_response();
     }
-    // The seat is taken before the 101 goes out. After a 101 exactly one eviction follows, even if
-    // the upgrade fails, so no seat can be taken after its eviction and then stay for ever.
-    let inbox = room.join(&user, live);
-    ws.on_upgrade(move |socket| talk(socket, inbox, user, room))
+    // Taken before the 101 goes out: whoever is connected is seated. Should the upgrade fail after
+    // all, the seat goes as well.
+    match room.join(&user, &live) {
+        Ok(inbox) => ws.on_upgrade(move |socket| talk(socket, inbox, user, room)),
+        Err(error) => (StatusCode::CONFLICT, format!("{error}\n")).into_response(),
+    }
 }
 
+/// Runs until either end is gone. Whoever loses the seat is evicted, and finds its socket closed.
 async fn talk(
     mut socket: WebSocket,
     mut inbox: mpsc::Receiver<Utf8Bytes>,
@@ -138,9 +145,8 @@ async fn talk(
     loop {
         tokio::select! {
             line = inbox.recv() => {
-                let lost = line.is_none();
-                let message = line.map_or_else(seat_lost, Message::Text);
-                if socket.send(message).await.is_err() || lost {
+                let Some(line) = line else { return };
+                if socket.send(Message::Text(line)).await.is_err() {
                     return;
                 }
             }
@@ -153,29 +159,19 @@ async fn talk(
     }
 }
 
-fn seat_lost() -> Message {
-    Message::Close(Some(CloseFrame {
-        code: SEAT_LOST,
-        reason: "your seat was taken over, or you read too slowly".into(),
-    }))
-}
-
 async fn sessions(State(room): State<Room>) -> Json<Value> {
     Json(room.dashboard())
 }
 
 // The room.
 
-#[derive(Clone, Default)]
-struct Room {
-    sessions: Arc<Mutex<HashMap<String, Session>>>,
-    evictions: Arc<Mutex<VecDeque<Gone>>>,
-}
+type Inbox = mpsc::Sender<Utf8Bytes>;
 
-/// Who holds a seat. The handler stops when `tx` is dropped.
-struct Session {
-    live: Liveness,
-    tx: mpsc::Sender<Utf8Bytes>,
+#[derive(Clone)]
+struct Room {
+    sessions: Arc<Mutex<HashMap<String, Seat<Inbox>>>>,
+    evictions: Arc<Mutex<VecDeque<Gone>>>,
+    policy: ReplacePolicy,
 }
 
 /// What the layer keeps for us with each connection and shows to the hook.
@@ -190,44 +186,58 @@ struct Gone {
 }
 
 impl Room {
+    fn new() -> Result<Self, ConfigError> {
+        Ok(Self {
+            sessions: Arc::default(),
+            evictions: Arc::default(),
+            policy: ReplacePolicy::newest_wins_with(SEAT_LOST, "your seat was taken over")?,
+        })
+    }
+
     /// Seats the user; whoever had the seat loses it.
-    fn join(&self, user: &str, live: Liveness) -> mpsc::Receiver<Utf8Bytes> {
+    fn join(
+        &self,
+        user: &str,
+        live: &Liveness,
+    ) -> Result<mpsc::Receiver<Utf8Bytes>, RegisterError<Inbox>> {
         live.set_session(User(user.to_owned()));
         let (tx, inbox) = mpsc::channel(INBOX);
-        let mut sessions = lock(&self.sessions);
-        let before = sessions.insert(user.to_owned(), Session { live, tx });
+        let before = live.register_with(&self.sessions, user.to_owned(), tx, &self.policy)?;
         let news = match before {
             None => format!("{user} is here"),
             Some(_) => format!("{user} is here again, on a new connection"),
         };
-        send_all(&mut sessions, &json!({ "notice": news }));
-        inbox
+        self.tell(&json!({ "notice": news }));
+        Ok(inbox)
     }
 
     fn say(&self, user: &str, text: &str) {
-        let line = json!({ "from": user, "text": text });
-        send_all(&mut lock(&self.sessions), &line);
+        self.tell(&json!({ "from": user, "text": text }));
+    }
+
+    /// Never waits: a session whose inbox is full is evicted, and the others do not notice.
+    fn tell(&self, line: &Value) {
+        let line = Utf8Bytes::from(line.to_string());
+        let mut slow: Vec<Seat<Inbox>> = Vec::new();
+        for seat in lock(&self.sessions).values() {
+            if seat.try_send(line.clone()).is_err() {
+                slow.push(seat.clone());
+            }
+        }
+        // With the lock given back: an eviction takes the seat out of the map.
+        for seat in slow {
+            seat.live().evict(SEAT_LOST, "you read too slowly");
+        }
     }
 
     /// The eviction hook: runs once for every connection, however it ended.
     fn leave(&self, ev: &Eviction) {
-        let Some(user) = ev.session::<User>() else {
-            return; // an upgrade that was refused a seat
-        };
-        let User(user) = user.as_ref();
-        self.note(user, ev);
-
-        let mut sessions = lock(&self.sessions);
-        // By now the seat may belong to a newer connection: compare before removing.
-        if sessions
-            .get(user)
-            .is_some_and(|seat| seat.live.id() == ev.id())
-        {
-            sessions.remove(user);
+        if let Some(user) = ev.session::<User>() {
+            self.note(&user.0, ev);
         }
-        if !sessions.contains_key(user) {
-            let news = format!("{user} is gone: {}", ev.reason());
-            send_all(&mut sessions, &json!({ "notice": news }));
+        // The seats that it held to its end. One that was taken over is not among them.
+        for (user, _) in ev.seats::<String, Inbox>() {
+            self.tell(&json!({ "notice": format!("{user} is gone: {}", ev.reason()) }));
         }
     }
 
@@ -246,7 +256,7 @@ impl Room {
     fn dashboard(&self) -> Value {
         let mut seats: Vec<(String, Liveness)> = lock(&self.sessions)
             .iter()
-            .map(|(user, session)| (user.clone(), session.live.clone()))
+            .map(|(user, seat)| (user.clone(), seat.live().clone()))
             .collect();
         seats.sort_by(|a, b| a.0.cmp(&b.0));
         let sessions: Vec<Value> = seats
@@ -275,12 +285,6 @@ impl Room {
             .collect();
         json!({ "sessions": sessions, "evictions": evictions })
     }
-}
-
-/// Never waits: a session whose inbox is full is dropped from the room, the others do not notice.
-fn send_all(sessions: &mut HashMap<String, Session>, line: &Value) {
-    let line = Utf8Bytes::from(line.to_string());
-    sessions.retain(|_, session| session.tx.try_send(line.clone()).is_ok());
 }
 
 /// Nothing panics half-way through a change of these maps, so a poisoned one is still a sound one.

@@ -51,6 +51,8 @@
 //!   request from the beginning.
 //! - [`Eviction`] is what hooks ([`OnEvict`]) are told, with the [`Reason`], exactly once for each
 //!   connection on every path by which it can end.
+//! - [`Liveness::register`] seats a connection in the application's own map ([`SessionMap`]), which
+//!   the seat leaves when the connection ends, and only then, and only if it is still its.
 //! - [`Registry`] is the set of live connections.
 //!
 //! # What to know
@@ -71,6 +73,8 @@
 //!   dynamic dispatch, and sets its options as the heartbeat's times demand. `TcpOptions` does the
 //!   last for servers whose TCP is out of the layers' sight, under TLS say.
 //!
+//! - `dashmap`, `papaya`, `scc`: [`SessionMap`] for the concurrent maps of these crates.
+//!
 //! [RFC 8441]: https://www.rfc-editor.org/rfc/rfc8441
 
 mod config;
@@ -87,6 +91,7 @@ mod idle_timeout;
 mod monitor;
 mod overrides;
 mod registry;
+mod session;
 mod sync;
 #[cfg(feature = "tcp")]
 mod tcp;
@@ -103,6 +108,7 @@ pub use idle_timeout::{IdleTimeout, IdleTimeoutLayer, IdleTimeoutLayerBuilder};
 pub use monitor::{Health, ProofOfLife, Reason, Rtt, Stats, Traffic};
 pub use overrides::{PolicyOverride, PolicyOverrideBuilder};
 pub use registry::Registry;
+pub use session::{RegisterError, ReplacePolicy, Seat, SessionMap};
 #[cfg(feature = "tcp")]
 pub use tcp::{TcpKeepalive, TcpOptions};
 pub use upgrade::ResponseFuture;

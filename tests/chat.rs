@@ -166,7 +166,7 @@ async fn who_comes_back_keeps_the_seat_when_the_old_connection_ends() {
         }
     })
     .await;
-    assert_eq!(gone["reason"], "server_closed");
+    assert_eq!(gone["reason"], "replaced");
     let mut bob = join(&server, "bob").await;
     hears(&mut new, "bob's coming", notice("bob is here")).await;
     bob.send(Message::text("still there?")).await.unwrap();

@@ -7,12 +7,18 @@ mod support;
 
 use std::sync::{Arc, Mutex, Weak, mpsc};
 
+use axum::extract::ws::WebSocketUpgrade;
+use axum::routing::any;
+use axum::{Extension, Router};
 use script::*;
-use support::{alive_tasks, until, within};
+use support::raw::RawClient;
+use support::{Server, alive_tasks, until, within};
 use tokio::io::AsyncReadExt;
 use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::sleep;
-use tower_ws_liveness::{Evicted, Eviction, HeartbeatLayerBuilder, Liveness};
+use tower_ws_liveness::{
+    Evicted, Eviction, HeartbeatLayer, HeartbeatLayerBuilder, Liveness, Reason,
+};
 
 /// A session as applications have it: with the handle that ends its connection.
 struct Session {
@@ -126,6 +132,109 @@ async fn an_eviction_that_is_kept_keeps_the_session() {
     assert!(is_alive(&session));
     kept.lock().unwrap().take();
     assert!(!is_alive(&session));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_early_waits_for_the_session() {
+    let (stream, live, _peer) = wrapped();
+    let waiters: Vec<_> = (0..3)
+        .map(|_| {
+            let live = live.clone();
+            tokio::spawn(async move { live.wait_for_session::<String>().await })
+        })
+        .collect();
+    yield_now().await;
+    // A value of another type is none.
+    live.set_session(7_u32);
+    yield_now().await;
+    assert!(waiters.iter().all(|waiter| !waiter.is_finished()));
+    live.set_session("alice".to_owned());
+    for waiter in waiters {
+        let session = within("the session", waiter).await.unwrap().unwrap();
+        assert_eq!(*session, "alice");
+    }
+    // And who comes later does not wait.
+    assert_eq!(*live.wait_for_session::<String>().await.unwrap(), "alice");
+    drop(stream);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_session_beyond_the_end() {
+    let (stream, live, _peer) = wrapped();
+    live.set_session(7_u32);
+    let waiting = tokio::spawn({
+        let live = live.clone();
+        async move { live.wait_for_session::<String>().await }
+    });
+    let given_up = tokio::spawn({
+        let live = live.clone();
+        async move { live.wait_for_session::<String>().await }
+    });
+    yield_now().await;
+    given_up.abort();
+    // A hook is not too late to set it.
+    live.on_evict({
+        let live = live.clone();
+        move |_| {
+            live.set_session("late".to_owned());
+        }
+    });
+    drop(stream);
+    let session = within("the end", waiting).await.unwrap().unwrap();
+    assert_eq!(*session, "late");
+
+    let (stream, live, _peer) = wrapped();
+    let waiting = tokio::spawn({
+        let live = live.clone();
+        async move { live.wait_for_session::<String>().await }
+    });
+    yield_now().await;
+    drop(stream);
+    let evicted = within("the end", waiting).await.unwrap().unwrap_err();
+    assert_eq!(evicted.reason(), Reason::HandlerDropped);
+    let evicted = live.wait_for_session::<String>().await.unwrap_err();
+    assert_eq!(evicted.reason(), Reason::HandlerDropped);
+}
+
+/// A middleware's value in the request is one thing, the WebSocket's session another, though they are
+/// of one type.
+#[tokio::test]
+async fn the_slots_of_the_request_and_of_the_websocket_are_two() {
+    #[derive(Clone, Debug, PartialEq)]
+    struct User(&'static str);
+
+    let (tell, told) = mpsc::channel();
+    let seen = tell.clone();
+    let layer = HeartbeatLayer::builder()
+        .on_evict(move |ev: &Eviction| {
+            let session = ev.session::<User>();
+            tell.send(("hook", session.as_deref().cloned())).unwrap();
+        })
+        .build()
+        .unwrap();
+    let handler = move |ws: WebSocketUpgrade, live: Liveness, http: Extension<User>| {
+        let slot = live.session::<User>();
+        seen.send(("slot", slot.as_deref().cloned())).unwrap();
+        live.set_session(User("of the websocket"));
+        seen.send(("request", Some(http.0))).unwrap();
+        async { ws.on_upgrade(async |_| {}) }
+    };
+    let app = Router::new()
+        .route("/ws", any(handler))
+        .layer(Extension(User("of the request")))
+        .layer(layer);
+    let server = Server::start(app).await;
+    let mut client = RawClient::connect(server.addr, "/ws").await;
+    within("the end", client.closed()).await;
+    let told: Vec<_> = told.iter().take(3).collect();
+    assert_eq!(
+        told,
+        [
+            ("slot", None),
+            ("request", Some(User("of the request"))),
+            ("hook", Some(User("of the websocket"))),
+        ]
+    );
 }
 
 // In real time: tokio's clock does not move by itself while a blocking task runs.

@@ -10,8 +10,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::places::{Place, PlaceId, vacate};
 use crate::driver::Driver;
-use crate::evict::{self, ConnectionId, Eviction, LocalHook, OnEvict};
+use crate::evict::{self, ConnectionId, Eviction, LocalHook, OnEvict, Seats};
 use crate::monitor::{CloseFrame, Health, Moment, Overrides, Policy, Reason, Rtt, Stats};
 use crate::sync::{Mutex, MutexGuard, Notify, OnceLock};
 
@@ -68,14 +69,20 @@ pub(crate) struct Core {
     created: Instant,
     driver: OnceLock<Arc<Driver>>,
     extras: Mutex<Extras>,
-    /// Without the session value, which is in the slot until everybody has been told.
+    /// Without the session value and the seats, which are in the extras until everybody has been
+    /// told.
     eviction: OnceLock<Eviction>,
-    reporting: Notify,
+    /// The session was set, or all hooks have returned.
+    changed: Notify,
 }
 
 #[derive(Default)]
 struct Extras {
     session: Option<Arc<dyn Any + Send + Sync>>,
+    /// Where this connection has seats in maps of the application's.
+    places: Vec<Arc<dyn Place>>,
+    /// The seats that were its own to the end.
+    seats: Option<Seats>,
     layers: Vec<Arc<Listeners>>,
     local: Vec<LocalHook>,
     /// The hooks were taken to be called: one that comes now is called by whoever brings it.
@@ -84,8 +91,8 @@ struct Extras {
     reported: bool,
     /// How many may still ask for the session: the hooks, as long as they have not all returned,
     /// the handler, as long as it has its stream, and everybody who awaits the end. When the last
-    /// of them is gone the slot is emptied, for what is in it may well hold a handle of this
-    /// connection, and they would keep each other alive.
+    /// of them is gone the slot is emptied, and so are the seats, for what is in them may well hold a
+    /// handle of this connection, and they would keep each other alive.
     holders: usize,
 }
 
@@ -121,7 +128,7 @@ impl Core {
                 ..Extras::default()
             }),
             eviction: OnceLock::new(),
-            reporting: Notify::new(),
+            changed: Notify::new(),
         }
     }
 
@@ -196,11 +203,12 @@ impl Core {
             rtt: view.rtt,
             stats: view.stats,
             session: self.session(),
+            seats: None,
         }
     }
 
     /// Tells everybody, once. The caller holds no lock, and the verdict that only one caller gets.
-    pub(super) fn fire(&self, eviction: Eviction) {
+    pub(super) fn fire(&self, mut eviction: Eviction) {
         let parted = Eviction {
             session: None,
             ..eviction.clone()
@@ -208,10 +216,11 @@ impl Core {
         if self.eviction.set(parted).is_err() {
             return;
         }
-        let (layers, local) = {
+        let (places, layers, local) = {
             let mut extras = self.extras();
             extras.fired = true;
             (
+                std::mem::take(&mut extras.places),
                 std::mem::take(&mut extras.layers),
                 std::mem::take(&mut extras.local),
             )
@@ -231,6 +240,10 @@ impl Core {
         for tracker in layers.iter().filter_map(|layer| layer.tracker.as_ref()) {
             tracker.ended(self.id);
         }
+        if let Some(seats) = vacate(places, &eviction) {
+            eviction.seats = Some(Arc::clone(&seats));
+            self.extras().seats = Some(seats);
+        }
         for hook in local {
             evict::call_local(hook, &eviction);
         }
@@ -244,7 +257,7 @@ impl Core {
         }
         drop(eviction);
         self.extras().reported = true;
-        self.reporting.notify_waiters();
+        self.changed.notify_waiters();
         self.release();
     }
 
@@ -253,7 +266,7 @@ impl Core {
         self.hold();
         let _held = Held(self);
         loop {
-            let notified = self.reporting.notified();
+            let notified = self.changed.notified();
             let reported = self.extras().reported;
             if let (true, Some(eviction)) = (reported, self.ended()) {
                 return eviction;
@@ -262,13 +275,62 @@ impl Core {
         }
     }
 
-    /// What is known of the end, if it has come, with the session if that is still there.
+    /// The session, as soon as there is one of this type; or why there will be none.
+    pub(super) async fn session_set<S>(&self) -> Result<Arc<S>, Reason>
+    where
+        S: Any + Send + Sync,
+    {
+        self.hold();
+        let _held = Held(self);
+        loop {
+            let notified = self.changed.notified();
+            let reported = self.extras().reported;
+            if let Some(session) = self.session().and_then(|any| any.downcast().ok()) {
+                return Ok(session);
+            }
+            if let (true, Some(reason)) = (reported, self.reason()) {
+                return Err(reason);
+            }
+            notified.await;
+        }
+    }
+
+    /// Why the connection has ended, if it has: its hooks may still be at it.
+    pub(crate) fn reason(&self) -> Option<Reason> {
+        Some(self.eviction.get()?.reason())
+    }
+
+    /// What is known of the end, if it has come, with the session and the seats if they are still
+    /// there.
     fn ended(&self) -> Option<Eviction> {
         let eviction = self.eviction.get()?;
+        let extras = self.extras();
         Some(Eviction {
-            session: self.session(),
+            session: extras.session.clone(),
+            seats: extras.seats.clone(),
             ..eviction.clone()
         })
+    }
+
+    /// Notes a place that is to be left at the end. Whoever comes after the end is told why it came.
+    pub(crate) fn take_place(&self, place: Arc<dyn Place>) -> Result<(), Reason> {
+        let mut extras = self.extras();
+        if !extras.fired {
+            extras.places.push(place);
+            return Ok(());
+        }
+        drop(extras);
+        Err(self.reason().expect("fired says that the reason is set"))
+    }
+
+    /// Forgets a place, if it is still known.
+    pub(crate) fn leave_place(&self, id: PlaceId) {
+        let mut extras = self.extras();
+        let index = extras.places.iter().position(|place| place.id() == id);
+        let left = index.map(|index| extras.places.swap_remove(index));
+        drop(extras);
+        // Dropped after the lock was given back: a key and a map of the application's hang on it.
+        drop(left);
     }
 
     /// Adds a hook, or calls it if the connection has ended.
@@ -291,16 +353,20 @@ impl Core {
 
     /// One fewer may ask for the session.
     pub(super) fn release(&self) {
-        let session = {
+        let (session, seats) = {
             let mut extras = self.extras();
             extras.holders -= 1;
             if extras.holders > 0 {
                 return;
             }
-            extras.session.take()
+            (extras.session.take(), extras.seats.take())
         };
-        // Dropped after the lock was given back: it is the application's, and may panic.
-        if catch_unwind(AssertUnwindSafe(|| drop(session))).is_err() {
+        // Dropped after the lock was given back: they are the application's, and may panic.
+        let dropped = [
+            catch_unwind(AssertUnwindSafe(|| drop(session))),
+            catch_unwind(AssertUnwindSafe(|| drop(seats))),
+        ];
+        if dropped.iter().any(Result::is_err) {
             tracing::warn!(conn_id = %self.id, "a session value panicked while it was dropped");
         }
     }
@@ -318,7 +384,10 @@ impl Core {
         if extras.holders == 0 {
             return None;
         }
-        extras.session.replace(session)
+        let before = extras.session.replace(session);
+        drop(extras);
+        self.changed.notify_waiters();
+        before
     }
 }
 

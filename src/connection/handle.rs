@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::core::{Managed, Share};
+use super::core::{Core, Managed, Share};
 use crate::config::{self, ConfigError};
 use crate::evict::{ConnectionId, Evicted, Eviction};
 use crate::monitor::{CloseFrame, Health, Overrides, Reason, Rtt, Stats};
@@ -36,6 +36,20 @@ impl Liveness {
 
     pub(crate) fn override_policy(&self, overrides: &Overrides) {
         Arc::clone(&self.connection).override_policy(overrides);
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        self.connection.core()
+    }
+
+    /// Whether the end was noticed, though its hooks may still be at it.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.core().reason().is_some()
+    }
+
+    /// Ends the connection for a reason of the crate's own. False if it has ended before.
+    pub(crate) fn evict_for(&self, reason: Reason, frame: CloseFrame) -> bool {
+        Arc::clone(&self.connection).evict(reason, frame)
     }
 
     /// The connection's id, never used again in this process.
@@ -192,7 +206,7 @@ impl Liveness {
             code: on_wire,
             reason: reason.into().into(),
         };
-        Arc::clone(&self.connection).evict(Reason::Kicked { code }, frame)
+        self.evict_for(Reason::Kicked { code }, frame)
     }
 
     /// Waits for the end of the connection, until all hooks have been told of it. Returns at once
@@ -216,6 +230,9 @@ impl Liveness {
     /// Puts a value into the connection's own slot, and returns the one that was there if it is of
     /// the same type. Hooks find it with [`Eviction::session`].
     ///
+    /// The slot is the WebSocket's: what middlewares put into the extensions of the HTTP request is
+    /// neither seen nor changed by it, and is gone with the request.
+    ///
     /// The slot is emptied when the connection has ended, all hooks have returned, the handler has
     /// dropped its socket, and nobody awaits [`evicted`](Self::evicted) any more; after that a value
     /// is dropped at once. So the value may hold this handle without keeping both alive for ever.
@@ -238,6 +255,22 @@ impl Liveness {
         T: Any + Send + Sync,
     {
         self.connection.core().session()?.downcast().ok()
+    }
+
+    /// Waits until there is a value of this type in the connection's slot, and returns it: for whoever
+    /// finds the connection, in a [`Registry`](crate::Registry) say, before its handler has put the
+    /// session there.
+    ///
+    /// Values of another type are waited out. Cancel safe, and any number of tasks may wait.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended, or ends, without such a value. All hooks have then been told.
+    pub async fn wait_for_session<T>(&self) -> Result<Arc<T>, Evicted>
+    where
+        T: Any + Send + Sync,
+    {
+        self.core().session_set().await.map_err(Evicted::new)
     }
 }
 

@@ -12,6 +12,7 @@
 //! | [`callers`] | who waits for the pong of a ping on demand |
 //! | [`closing`] | the closing handshake of an eviction |
 //! | [`core`] | who is told of the end, and that it is once |
+//! | [`places`] | the seats that it has to leave at its end |
 //! | [`shared`] | the lock, and the one place where an end becomes an event |
 //! | [`watch`] | what both directions report to |
 //! | [`handle`] | [`Liveness`] |
@@ -27,6 +28,7 @@ mod inbound;
 mod inject;
 #[cfg(all(test, liveness_loom))]
 mod loom_models;
+mod places;
 mod shared;
 mod state;
 mod stream;
@@ -34,6 +36,7 @@ mod watch;
 
 pub(crate) use core::{Managed, Share, Track};
 pub use handle::Liveness;
+pub(crate) use places::{Place, PlaceId};
 pub(crate) use shared::Connection;
 pub(crate) use state::Tuner;
 pub use stream::LivenessStream;

@@ -11,10 +11,13 @@ use super::ConnectionId;
 use super::Reason;
 use crate::monitor::{Rtt, Stats};
 
+/// Seats with their keys, each a pair of types that only the application knows.
+pub(crate) type Seats = Arc<[Box<dyn Any + Send + Sync>]>;
+
 /// A connection's end: its reason, and what the connection looked like in that moment.
 ///
 /// A snapshot: it can be cloned, sent elsewhere and kept, and does not keep the connection open. It
-/// does keep the session value alive, if there is one.
+/// does keep the session value and the seats alive, if there are any.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Eviction {
@@ -26,6 +29,7 @@ pub struct Eviction {
     pub(crate) rtt: Option<Rtt>,
     pub(crate) stats: Stats,
     pub(crate) session: Option<Arc<dyn Any + Send + Sync>>,
+    pub(crate) seats: Option<Seats>,
 }
 
 impl Eviction {
@@ -99,6 +103,7 @@ impl fmt::Debug for Eviction {
             .field("stats", &self.stats)
             // The value's type is unknown here; that there is one is worth showing.
             .field("has_session", &self.session.is_some())
+            .field("seats", &self.seats.as_ref().map_or(0, |seats| seats.len()))
             .finish()
     }
 }
@@ -116,6 +121,7 @@ impl Eviction {
             rtt: None,
             stats: Stats::default(),
             session: None,
+            seats: None,
         }
     }
 }

@@ -4,8 +4,13 @@ use std::any::Any;
 use std::fmt;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
+use std::time::{Duration, Instant};
 
 use super::Eviction;
+
+/// What takes longer than this, and runs where other connections wait for their turn, is worth a
+/// warning.
+const SLOW: Duration = Duration::from_millis(100);
 
 /// Is told of each connection's end, exactly once per connection.
 ///
@@ -24,9 +29,11 @@ use super::Eviction;
 /// ```
 ///
 /// A hook runs on whatever task noticed the end, outside every lock and before the Close frame is
-/// sent. It must not block: hand slow work to a task or a channel. If it panics, the panic is
-/// caught and logged at WARN, the remaining hooks run, and the eviction goes on; a program built
-/// with `panic = "abort"` ends, as with any panic.
+/// sent. It must not block: hand slow work to a task or a channel. One that takes 100 ms or longer is
+/// logged at WARN, with its duration: as likely as not it has held up the driver, and with it all
+/// connections of the runtime. If it panics, the panic is caught and logged at WARN, the remaining
+/// hooks run, and the eviction goes on; a program built with `panic = "abort"` ends, as with any
+/// panic.
 pub trait OnEvict: Send + Sync + 'static {
     /// Called once for each connection that ends.
     fn on_evict(&self, eviction: &Eviction);
@@ -53,25 +60,45 @@ pub(crate) type LocalHook = Box<dyn FnOnce(&Eviction) + Send>;
 
 /// Calls a layer's hook and survives its panic.
 pub(crate) fn call(hook: &dyn OnEvict, eviction: &Eviction) {
-    guarded(eviction, || hook.on_evict(eviction));
+    guarded("eviction hook", eviction, || hook.on_evict(eviction));
 }
 
 /// Calls a connection's own hook and survives its panic.
 pub(crate) fn call_local(hook: LocalHook, eviction: &Eviction) {
-    guarded(eviction, || hook(eviction));
+    guarded("eviction hook", eviction, || hook(eviction));
 }
 
-fn guarded(eviction: &Eviction, hook: impl FnOnce()) {
-    // Unwind safety: the hook shares nothing with us but `&Eviction`, which we do not write to.
+/// Lets the application's session map remove a seat, and survives its panic.
+pub(crate) fn guard_map(eviction: &Eviction, remove: impl FnOnce()) {
+    guarded("session map", eviction, remove);
+}
+
+fn guarded(what: &'static str, eviction: &Eviction, foreign: impl FnOnce()) {
+    // Not tokio's clock: a thread that is held up is held up in real time, also where a test has
+    // paused the other.
+    let begun = Instant::now();
+    // Unwind safety: what is called shares nothing with us but `&Eviction`, which we do not write to.
     // Whatever else it may leave half done is its own, and its own locks are poisoned for it.
-    let Err(payload) = panic::catch_unwind(AssertUnwindSafe(hook)) else {
+    let outcome = panic::catch_unwind(AssertUnwindSafe(foreign));
+    let took = begun.elapsed();
+    if took >= SLOW {
+        tracing::warn!(
+            conn_id = %eviction.id(),
+            reason = eviction.reason().as_str(),
+            what,
+            took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            "slow at a connection's end, others may have had to wait"
+        );
+    }
+    let Err(payload) = outcome else {
         return;
     };
     tracing::warn!(
         conn_id = %eviction.id(),
         reason = eviction.reason().as_str(),
+        what,
         panic = message(payload.as_ref()),
-        "an eviction hook panicked"
+        "panicked at a connection's end"
     );
     // A payload may panic when it is dropped, with a payload that may do so again: leak that one.
     if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(payload))) {
@@ -156,7 +183,8 @@ mod tests {
             for (line, expected) in lines.iter().zip(expected) {
                 let wanted = [
                     "WARN",
-                    "an eviction hook panicked",
+                    "what=\"eviction hook\"",
+                    "panicked at a connection's end",
                     "handler_dropped",
                     &conn_id,
                     &expected,
@@ -165,6 +193,40 @@ mod tests {
                     assert!(line.contains(wanted), "{wanted:?} is not in {line}");
                 }
             }
+            Ok(())
+        });
+    }
+
+    #[traced_test]
+    #[test]
+    fn slow_hooks_are_logged_with_their_duration() {
+        let eviction = eviction();
+        call(&|_: &Eviction| {}, &eviction);
+        logs_assert(|lines| {
+            lines
+                .is_empty()
+                .then_some(())
+                .ok_or_else(|| lines.join("\n"))
+        });
+
+        call(&|_: &Eviction| std::thread::sleep(SLOW), &eviction);
+        guard_map(&eviction, || {
+            std::thread::sleep(SLOW);
+            panic!("and it panics");
+        });
+        logs_assert(|lines| {
+            assert_eq!(lines.len(), 3, "{lines:?}");
+            let conn_id = format!("conn_id={}", eviction.id());
+            for (line, what) in lines.iter().zip(["eviction hook", "session map"]) {
+                let wanted = ["WARN", "slow at", "handler_dropped", &conn_id, what];
+                for wanted in wanted {
+                    assert!(line.contains(wanted), "{wanted:?} is not in {line}");
+                }
+                let (_, took) = line.split_once("took_ms=").unwrap();
+                let took = took.split(' ').next().unwrap();
+                assert!(took.parse::<u64>().unwrap() >= 100, "{line}");
+            }
+            assert!(lines[2].contains("and it panics"), "{lines:?}");
             Ok(())
         });
     }

@@ -21,4 +21,5 @@ pub use eviction::Eviction;
 pub use hook::OnEvict;
 pub use id::ConnectionId;
 
-pub(crate) use hook::{LocalHook, call, call_local};
+pub(crate) use eviction::Seats;
+pub(crate) use hook::{LocalHook, call, call_local, guard_map};

@@ -1,0 +1,40 @@
+//! Where a connection has seats in the application's maps, so that it can leave them at its end.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::evict::{self, ConnectionId, Eviction, Seats};
+
+/// One seat of a connection in one map, for those who know neither.
+pub(crate) trait Place: Send + Sync {
+    fn id(&self) -> PlaceId;
+    /// Takes the connection's seat out of the map, and returns it with its key, if it still is its.
+    fn vacate(&self, connection: ConnectionId) -> Option<Box<dyn Any + Send + Sync>>;
+}
+
+/// Tells one registration from all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PlaceId(u64);
+
+impl PlaceId {
+    pub(crate) fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Leaves all places, and returns the seats that still were the connection's. The caller holds no
+/// lock: the maps are the application's.
+pub(super) fn vacate(places: Vec<Arc<dyn Place>>, eviction: &Eviction) -> Option<Seats> {
+    let mut seats: Vec<Box<dyn Any + Send + Sync>> = Vec::new();
+    for place in places {
+        evict::guard_map(eviction, || {
+            seats.extend(place.vacate(eviction.id()));
+            // In here, since a key of the application's may panic as it is dropped.
+            drop(place);
+        });
+    }
+    (!seats.is_empty()).then(|| seats.into())
+}

@@ -1,0 +1,10 @@
+//! The maps that can hold seats as they are.
+
+#[cfg(feature = "dashmap")]
+mod dashmap;
+mod hash_map;
+#[cfg(feature = "papaya")]
+mod papaya;
+#[cfg(feature = "scc")]
+mod scc;
+mod shared;

@@ -1,0 +1,263 @@
+//! Taking a seat, and giving it back.
+
+use std::any::Any;
+use std::error::Error;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::{Arc, PoisonError};
+
+use super::map::SessionMap;
+use super::policy::{Kind, ReplacePolicy};
+use super::seat::Seat;
+use crate::connection::{Liveness, Place, PlaceId};
+use crate::evict::ConnectionId;
+use crate::monitor::Reason;
+use crate::sync::Mutex;
+
+impl Liveness {
+    /// Takes a seat for this connection: puts `value` into `map` at `key`, and takes it out again when
+    /// the connection ends, on whatever path. Returns the seat that was replaced.
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    /// use std::sync::{Arc, Mutex, PoisonError};
+    ///
+    /// use tower_ws_liveness::{Liveness, Seat};
+    /// # use tower_ws_liveness::RegisterError;
+    ///
+    /// type Sessions = Arc<Mutex<HashMap<String, Seat<tokio::sync::mpsc::Sender<String>>>>>;
+    ///
+    /// # type Error = RegisterError<tokio::sync::mpsc::Sender<String>>;
+    /// fn join(live: &Liveness, sessions: &Sessions, user: String) -> Result<(), Error> {
+    ///     let (tx, rx) = tokio::sync::mpsc::channel(64);
+    ///     live.register(sessions, user, tx)?;
+    ///     # drop(rx);
+    ///     Ok(())
+    /// }
+    ///
+    /// fn push(sessions: &Sessions, user: &str, text: &str) -> bool {
+    ///     // Cloned, so that the lock is free again while we push.
+    ///     let seat = sessions
+    ///         .lock()
+    ///         .unwrap_or_else(PoisonError::into_inner)
+    ///         .get(user)
+    ///         .cloned();
+    ///     seat.is_some_and(|seat| seat.try_send(text.to_owned()).is_ok())
+    /// }
+    /// ```
+    ///
+    /// What holds, whatever happens at once elsewhere:
+    ///
+    /// - Either the connection ends first, and nothing is put into the map, or the seat is there and
+    ///   will be taken out at the end. It is out before any hook is called; hooks find it in
+    ///   [`Eviction::seats`](crate::Eviction::seats), and when [`evicted`](Self::evicted) returns all of
+    ///   it is done.
+    /// - At the end a seat is only taken out if it still is this connection's. Whoever has replaced it
+    ///   keeps it.
+    /// - The connection that had the seat before is evicted with
+    ///   [`Reason::Replaced`], before this returns: see [`ReplacePolicy`] for that, and
+    ///   [`register_with`](Self::register_with) for other rules. The newest is who registers last, not
+    ///   who connected last.
+    ///
+    /// A connection may hold any number of seats, in one map and in several. If it registers at a key
+    /// that it holds already, its new value replaces the old one, which is returned, and nobody is
+    /// evicted. A handler may register before the upgrade is complete; if it fails, or if the response
+    /// turns out to be none, the seat goes. Any task may register, as long as the connection lives.
+    ///
+    /// The map is kept alive by the connections that are registered in it. A seat that you take out
+    /// of the map yourself is gone; use [`unregister`](Self::unregister) to have the connection forget
+    /// it as well.
+    ///
+    /// # Errors
+    ///
+    /// [`RegisterError::Ended`] if the connection has ended. The value is given back.
+    ///
+    /// # Panics
+    ///
+    /// If the map does, because the key's `Hash` panics, say. Nothing is registered then, and the
+    /// maps of the standard library are not poisoned by it.
+    pub fn register<K, V, M>(
+        &self,
+        map: &Arc<M>,
+        key: K,
+        value: V,
+    ) -> Result<Option<Seat<V>>, RegisterError<V>>
+    where
+        K: Clone + Send + Sync + 'static,
+        V: Send + Sync + 'static,
+        M: SessionMap<K, V>,
+    {
+        self.register_with(map, key, value, &ReplacePolicy::newest_wins())
+    }
+
+    /// As [`register`](Self::register), with a rule for a seat that another connection holds.
+    ///
+    /// # Errors
+    ///
+    /// As for [`register`](Self::register), and [`RegisterError::Occupied`] with
+    /// [`ReplacePolicy::oldest_wins`].
+    ///
+    /// # Panics
+    ///
+    /// As for [`register`](Self::register).
+    pub fn register_with<K, V, M>(
+        &self,
+        map: &Arc<M>,
+        key: K,
+        value: V,
+        policy: &ReplacePolicy,
+    ) -> Result<Option<Seat<V>>, RegisterError<V>>
+    where
+        K: Clone + Send + Sync + 'static,
+        V: Send + Sync + 'static,
+        M: SessionMap<K, V>,
+    {
+        let value = Arc::new(value);
+        let chair = Arc::new(Chair {
+            id: PlaceId::next(),
+            map: Arc::clone(map),
+            key: key.clone(),
+            taking: Mutex::new(()),
+            value: PhantomData,
+        });
+        let place = chair.id;
+        // Declared first, so that it is dropped last: whoever waits for `taking` finds it done.
+        let mut undo = Undo {
+            live: self,
+            place: None,
+        };
+        let taking = chair.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(reason) = self.core().take_place(Arc::clone(&chair) as Arc<dyn Place>) {
+            return Err(RegisterError::Ended { reason, value });
+        }
+        undo.place = Some(place);
+        let (id, refuses) = (self.id(), policy.kind == Kind::Refuse);
+        let inserted = map.insert_if(
+            key,
+            Seat::new(self.clone(), Arc::clone(&value), place),
+            &mut |occupant| !refuses || occupant.id() == id || occupant.live().has_ended(),
+        );
+        drop(taking);
+        let before = match inserted {
+            Ok(before) => before,
+            Err(occupant) => return Err(RegisterError::Occupied { occupant, value }),
+        };
+        undo.place = None;
+        if let Some(before) = &before {
+            if before.id() == id {
+                self.core().leave_place(before.place());
+            } else if let Kind::Evict(frame) = &policy.kind {
+                before.live().evict_for(Reason::Replaced, frame.clone());
+            }
+        }
+        Ok(before)
+    }
+
+    /// Gives this connection's seat at `key` back before the connection ends, and returns it. `None` if
+    /// the seat is not, or no longer, this connection's.
+    ///
+    /// # Panics
+    ///
+    /// If the map does.
+    pub fn unregister<K, V, M>(&self, map: &Arc<M>, key: &K) -> Option<Seat<V>>
+    where
+        M: SessionMap<K, V>,
+    {
+        let seat = map.remove_if(key, self.id())?;
+        self.core().leave_place(seat.place());
+        Some(seat)
+    }
+}
+
+/// A seat could not be taken.
+#[non_exhaustive]
+pub enum RegisterError<V> {
+    /// The connection has ended, and this is why. Nothing was put into the map.
+    Ended {
+        /// Why the connection ended.
+        reason: Reason,
+        /// What was to be registered.
+        value: Arc<V>,
+    },
+    /// Another connection holds the seat, and keeps it by [`ReplacePolicy::oldest_wins`].
+    Occupied {
+        /// Who holds it.
+        occupant: Seat<V>,
+        /// What was to be registered.
+        value: Arc<V>,
+    },
+}
+
+// Not derived: the application's value need not be `Debug` for its error to be one.
+impl<V> fmt::Debug for RegisterError<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ended { reason, .. } => f
+                .debug_struct("Ended")
+                .field("reason", reason)
+                .finish_non_exhaustive(),
+            Self::Occupied { occupant, .. } => f
+                .debug_struct("Occupied")
+                .field("occupant", &occupant.id())
+                .finish_non_exhaustive(),
+        }
+    }
+}
+
+impl<V> fmt::Display for RegisterError<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ended { reason, .. } => {
+                write!(f, "not registered: the connection has ended ({reason})")
+            }
+            Self::Occupied { occupant, .. } => {
+                let id = occupant.id();
+                write!(f, "not registered: connection {id} holds the seat")
+            }
+        }
+    }
+}
+
+impl<V> Error for RegisterError<V> {}
+
+/// A connection's place at a key of a map.
+struct Chair<K, V, M> {
+    id: PlaceId,
+    map: Arc<M>,
+    key: K,
+    /// Held while the seat is being put into the map. An end that comes meanwhile waits for it, as it
+    /// would for a lock of the map's own: so what it looks for is there, in a map without locks too.
+    taking: Mutex<()>,
+    value: PhantomData<fn() -> V>,
+}
+
+impl<K, V, M> Place for Chair<K, V, M>
+where
+    K: Clone + Send + Sync + 'static,
+    V: Send + Sync + 'static,
+    M: SessionMap<K, V>,
+{
+    fn id(&self) -> PlaceId {
+        self.id
+    }
+
+    fn vacate(&self, connection: ConnectionId) -> Option<Box<dyn Any + Send + Sync>> {
+        drop(self.taking.lock().unwrap_or_else(PoisonError::into_inner));
+        let seat = self.map.remove_if(&self.key, connection)?;
+        Some(Box::new((self.key.clone(), seat)))
+    }
+}
+
+/// Has the connection forget a place that nothing came of: the map refused, or panicked.
+struct Undo<'a> {
+    live: &'a Liveness,
+    place: Option<PlaceId>,
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.place {
+            self.live.core().leave_place(place);
+        }
+    }
+}
