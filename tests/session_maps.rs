@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex};
 use maps::{Census, Map, Session, with_every_map};
 use script::*;
 use tokio::time::sleep;
-use tower_ws_liveness::{Eviction, Liveness, Reason, RegisterError, ReplacePolicy, Seat};
+use tower_ws_liveness::{
+    Eviction, Liveness, Reason, RegisterError, ReplacePolicy, Seat, SessionMap,
+};
 
 with_every_map![
     the_seat_goes_with_the_connection,
@@ -391,6 +393,23 @@ async fn all_that_was_inserted_is_dropped<M: Map>() {
     assert_eq!(seated(&*map), []);
     assert_eq!(census.dropped(), census.made());
     assert_eq!(Arc::strong_count(&map), 1);
+}
+
+/// For applications that do not want to know which map it is.
+#[tokio::test(start_paused = true)]
+async fn a_map_may_be_a_trait_object() {
+    let (map, census) = (Arc::new(maps::MutexMap::default()), Census::default());
+    let some_map: Arc<dyn SessionMap<String, Session>> = Arc::<maps::MutexMap>::clone(&map);
+    let (stream, live, _) = wrapped();
+    live.register(&some_map, alice(), census.session("a"))
+        .unwrap();
+    assert_eq!(seated(&*map), holds(&live));
+    // And it may be shared once more.
+    let twice = Arc::new(Arc::clone(&map));
+    assert!(live.unregister(&twice, &alice()).is_some());
+    live.register(&twice, alice(), census.session("b")).unwrap();
+    drop(stream);
+    assert_eq!(seated(&*map), []);
 }
 
 #[test]

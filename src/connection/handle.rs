@@ -189,9 +189,10 @@ impl Liveness {
     /// upgrade is not complete yet. In the latter case the upgrade fails, as far as the handler can
     /// see, and all hooks are told, whatever the response turns out to be.
     ///
-    /// Returns without waiting for the network. When it returns true, all hooks have been called
-    /// and the handler's pending reads and writes fail; the closing handshake goes on for at most
-    /// `close_timeout`. Returns false, and does nothing, if the connection has ended before.
+    /// Returns without waiting for the network. When it returns true, the connection's seats are out of
+    /// their maps, all hooks have been called, and the handler's pending reads and writes fail; the
+    /// closing handshake goes on for at most `close_timeout`. So it must not be called while a lock is
+    /// held that a hook or a session map takes. Returns false, and does nothing, if the connection has ended before.
     ///
     /// A reason of more than 123 bytes is cut at the last character that fits. A code that must not
     /// be sent (RFC 6455 section 7.4: below 1000, 1004 to 1006, 1015 to 2999, above 4999) is

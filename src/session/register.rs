@@ -85,7 +85,7 @@ impl Liveness {
     where
         K: Clone + Send + Sync + 'static,
         V: Send + Sync + 'static,
-        M: SessionMap<K, V>,
+        M: SessionMap<K, V> + ?Sized,
     {
         self.register_with(map, key, value, &ReplacePolicy::newest_wins())
     }
@@ -110,7 +110,7 @@ impl Liveness {
     where
         K: Clone + Send + Sync + 'static,
         V: Send + Sync + 'static,
-        M: SessionMap<K, V>,
+        M: SessionMap<K, V> + ?Sized,
     {
         let value = Arc::new(value);
         let chair = Arc::new(Chair {
@@ -161,7 +161,7 @@ impl Liveness {
     /// If the map does.
     pub fn unregister<K, V, M>(&self, map: &Arc<M>, key: &K) -> Option<Seat<V>>
     where
-        M: SessionMap<K, V>,
+        M: SessionMap<K, V> + ?Sized,
     {
         let seat = map.remove_if(key, self.id())?;
         self.core().leave_place(seat.place());
@@ -221,7 +221,7 @@ impl<V> fmt::Display for RegisterError<V> {
 impl<V> Error for RegisterError<V> {}
 
 /// A connection's place at a key of a map.
-struct Chair<K, V, M> {
+struct Chair<K, V, M: ?Sized> {
     id: PlaceId,
     map: Arc<M>,
     key: K,
@@ -235,7 +235,7 @@ impl<K, V, M> Place for Chair<K, V, M>
 where
     K: Clone + Send + Sync + 'static,
     V: Send + Sync + 'static,
-    M: SessionMap<K, V>,
+    M: SessionMap<K, V> + ?Sized,
 {
     fn id(&self) -> PlaceId {
         self.id

@@ -32,7 +32,8 @@ impl<V> Seat<V> {
     /// The handle of the connection that holds the seat.
     ///
     /// Do not [`evict`](Liveness::evict) it while you hold the map's lock: before `evict` returns, the
-    /// seat is taken out of the map, which needs that lock.
+    /// seat is taken out of the map, which needs that lock. Clone the seats that are to go, and evict
+    /// them when the lock is free, or have a task do it.
     #[must_use]
     pub fn live(&self) -> &Liveness {
         &self.live
