@@ -319,7 +319,7 @@ const PAGE: &str = r##"<!doctype html>
   th, td { padding: .2rem .5rem .2rem 0; border-bottom: 1px solid var(--line) }
   #gone td { opacity: .65 }
   #here td:nth-child(2)::before { content: "● "; color: #e8890c }
-  #here tr[data-health="live"] td:nth-child(2)::before { color: #2ba84a }
+  #here tr:is([data-health="live"], [data-health="idle"]) td:nth-child(2)::before { color: #2ba84a }
   @media (max-width: 700px) { body { grid-template-columns: 1fr; grid-template-rows: 1fr 1fr } }
 </style>
 <section>

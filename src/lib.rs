@@ -53,6 +53,7 @@
 //!   connection on every path by which it can end.
 //! - [`Liveness::register`] seats a connection in the application's own map ([`SessionMap`]), which
 //!   the seat leaves when the connection ends, and only then, and only if it is still its.
+//! - [`OnHealth`] hooks are told how a live connection is doing, with the [`Health`] it was in before.
 //! - [`Registry`] is the set of live connections.
 //!
 //! # What to know
@@ -86,6 +87,7 @@ mod extract;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod health_hook;
 mod heartbeat;
 mod idle_timeout;
 mod monitor;
@@ -103,9 +105,10 @@ pub use connection::{Liveness, LivenessStream};
 pub use evict::{ConnectionId, Evicted, Eviction, OnEvict};
 #[cfg(feature = "axum")]
 pub use extract::LivenessRejection;
+pub use health_hook::{HealthChange, OnHealth};
 pub use heartbeat::{Heartbeat, HeartbeatLayer, HeartbeatLayerBuilder};
 pub use idle_timeout::{IdleTimeout, IdleTimeoutLayer, IdleTimeoutLayerBuilder};
-pub use monitor::{Health, ProofOfLife, Reason, Rtt, Stats, Traffic};
+pub use monitor::{Health, ProofOfLife, Reason, Rtt, Stats, Tier, Traffic};
 pub use overrides::{PolicyOverride, PolicyOverrideBuilder};
 pub use registry::Registry;
 pub use session::{RegisterError, ReplacePolicy, Seat, SessionMap};

@@ -1,4 +1,5 @@
-//! The layers add no heap allocation to a frame.
+//! The layers add no heap allocation to a frame, also where somebody wants to hear of the
+//! connection's health.
 //!
 //! One test alone in its process, since the allocator counts for the whole process.
 
@@ -14,6 +15,7 @@ use support::scene::{patient, quiet};
 use support::{Server, bytes_route, within};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tower_ws_liveness::HealthChange;
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -114,7 +116,7 @@ fn the_layers_allocate_nothing_per_echoed_frame() {
             let bare = Router::new().route("/ws", route);
             let layered = bare
                 .clone()
-                .layer(patient().build().unwrap())
+                .layer(patient().on_health(|_: &HealthChange| {}).build().unwrap())
                 .layer(quiet().build().unwrap());
             let (bare, layered) = runtime.block_on(async {
                 (

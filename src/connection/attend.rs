@@ -36,10 +36,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         self.push(waker);
         // A control frame of ours that can go on brings the driver here before its time, and perhaps
         // past a deadline that was rounded up: no verdict without a look.
-        let due = expired || now >= self.monitor.deadline(&self.policy);
+        let due = expired || now >= self.deadline();
         let look = due || self.reader.by_driver || self.monitor.is_waiting();
         if look && !self.looked(waker, scratch, false) {
             return;
+        }
+        if let Some(told) = self.told.as_mut().filter(|_| look) {
+            told.look(now);
         }
         loop {
             let Ok((_, inbound, outbound, watch)) = self.parts() else {

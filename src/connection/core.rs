@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::places::{Place, PlaceId, vacate};
 use crate::driver::Driver;
 use crate::evict::{self, ConnectionId, Eviction, LocalHook, OnEvict, Seats};
+use crate::health_hook::OnHealth;
 use crate::monitor::{CloseFrame, Health, Moment, Overrides, Policy, Reason, Rtt, Stats};
 use crate::sync::{Mutex, MutexGuard, Notify, OnceLock};
 
@@ -50,6 +51,7 @@ pub(crate) struct Share {
 struct Listeners {
     tracker: Option<Arc<dyn Track>>,
     hooks: Vec<Arc<dyn OnEvict>>,
+    health_hooks: Vec<Arc<dyn OnHealth>>,
 }
 
 /// What can be said of a connection at one moment.
@@ -101,11 +103,21 @@ impl Share {
         policy: Policy,
         tracker: Option<Arc<dyn Track>>,
         hooks: Vec<Arc<dyn OnEvict>>,
+        health_hooks: Vec<Arc<dyn OnHealth>>,
     ) -> Self {
         Self {
             policy,
-            listeners: Arc::new(Listeners { tracker, hooks }),
+            listeners: Arc::new(Listeners {
+                tracker,
+                hooks,
+                health_hooks,
+            }),
         }
+    }
+
+    /// Somebody wants to hear of the connections' health.
+    pub(super) fn has_health_hooks(&self) -> bool {
+        !self.listeners.health_hooks.is_empty()
     }
 }
 
@@ -191,6 +203,23 @@ impl Core {
             .iter()
             .filter_map(|layer| layer.tracker.clone())
             .collect()
+    }
+
+    /// Those who are told of the connection's health: each once, and nobody after the end.
+    pub(super) fn health_hooks(&self) -> Vec<Arc<dyn OnHealth>> {
+        let mut hooks: Vec<Arc<dyn OnHealth>> = Vec::new();
+        let extras = self.extras();
+        for hook in extras.layers.iter().flat_map(|layer| &layer.health_hooks) {
+            if !hooks.iter().any(|known| Arc::ptr_eq(known, hook)) {
+                hooks.push(Arc::clone(hook));
+            }
+        }
+        hooks
+    }
+
+    /// Its eviction is being told, or was.
+    pub(super) fn has_ended(&self) -> bool {
+        self.eviction.get().is_some()
     }
 
     pub(super) fn describe(&self, reason: Reason, view: View) -> Eviction {

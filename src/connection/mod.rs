@@ -14,6 +14,7 @@
 //! | [`core`] | who is told of the end, and that it is once |
 //! | [`places`] | the seats that it has to leave at its end |
 //! | [`shared`] | the lock, and the one place where an end becomes an event |
+//! | [`told`] | what the health hooks were told |
 //! | [`watch`] | what both directions report to |
 //! | [`handle`] | [`Liveness`] |
 
@@ -32,6 +33,7 @@ mod places;
 mod shared;
 mod state;
 mod stream;
+mod told;
 mod watch;
 
 pub(crate) use core::{Managed, Share, Track};

@@ -11,8 +11,10 @@ use tokio::sync::oneshot;
 
 use super::core::{Core, Managed, Share, View};
 use super::state::{Phase, State, Tuner};
+use super::told::Told;
 use super::watch::Notes;
 use crate::driver::{Drive, Driver};
+use crate::health_hook;
 use crate::monitor::{CloseFrame, Moment, Overrides, Reason, Stats};
 use crate::sync::{AtomicBool, Mutex, MutexGuard};
 use crate::wire::Role;
@@ -126,7 +128,24 @@ where
         } else if unwatched {
             self.schedule();
         }
+        if aftermath.news {
+            self.tell_health();
+        }
         result
+    }
+
+    /// Tells the health hooks all that waits for them, also what comes meanwhile.
+    fn tell_health(&self) {
+        let next = || self.lock().next_change();
+        while let Some(change) = next() {
+            for hook in self.core.health_hooks() {
+                // The hook before may have ended the connection.
+                if self.core.has_ended() {
+                    break;
+                }
+                health_hook::call(&*hook, &change);
+            }
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -142,7 +161,7 @@ where
     fn view_of(&self, state: &State<T>) -> View {
         let (Some(driver), true) = (self.core.driver(), state.was_opened()) else {
             return View {
-                health: state.health(),
+                health: state.health(Moment::START),
                 lifetime: Duration::ZERO,
                 last_seen: self.core.created(),
                 idle_for: Duration::ZERO,
@@ -153,7 +172,7 @@ where
         let (clock, monitor) = (driver.clock(), &state.monitor);
         let now = clock.now();
         View {
-            health: state.health(),
+            health: state.health(now),
             lifetime: now.since(monitor.opened()),
             last_seen: clock.instant(monitor.last_inbound()),
             idle_for: now.since(monitor.last_active(&state.policy)),
@@ -274,7 +293,13 @@ where
     }
 
     fn attach(&self, layer: &Share) {
-        self.lock().attach(&layer.policy);
+        let mut state = self.lock();
+        state.attach(&layer.policy);
+        if layer.has_health_hooks() {
+            let told = || Box::new(Told::new(self.core.id()));
+            state.told.get_or_insert_with(told);
+        }
+        drop(state);
         self.core.attach(layer);
     }
 }

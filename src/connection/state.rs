@@ -11,6 +11,7 @@ use super::callers::Callers;
 use super::closing::Closing;
 use super::inbound::Inbound;
 use super::inject::Outbound;
+use super::told::Told;
 use super::watch::{Notes, Watch};
 use crate::driver::{Drive, Driver, Key, tick};
 use crate::evict::Evicted;
@@ -34,6 +35,8 @@ pub(super) struct State<T> {
     pub(super) looks: u8,
     pub(super) notes: Notes,
     pub(super) callers: Option<Box<Callers>>,
+    /// Only where somebody wants to hear of the connection's health.
+    pub(super) told: Option<Box<Told>>,
     pub(super) reader: Waiting,
     pub(super) writer: Waiting,
     pub(super) link: Option<Link>,
@@ -91,6 +94,8 @@ pub(super) struct Aftermath<T> {
     pub(super) wakers: [Option<Waker>; 2],
     /// Wakers that nobody will need again: they keep their tasks' memory.
     pub(super) spent: [Option<Waker>; 2],
+    /// The health hooks have to be told something.
+    pub(super) news: bool,
 }
 
 impl<T> State<T> {
@@ -108,6 +113,7 @@ impl<T> State<T> {
             looks: 0,
             notes: Notes::default(),
             callers: None,
+            told: None,
             reader: Waiting::default(),
             writer: Waiting::default(),
             link: None,
@@ -165,7 +171,10 @@ impl<T> State<T> {
             callers.begin(self.monitor.ask_ping(), now);
         }
         let granularity = self.policy.step_millis();
-        let armed = tick(self.monitor.deadline(&self.policy), granularity);
+        if let Some(told) = &mut self.told {
+            told.look(now);
+        }
+        let armed = tick(self.deadline(), granularity);
         let Some(key) = driver.insert(connection, armed) else {
             self.give_up_opening(now);
             return false;
@@ -195,10 +204,10 @@ impl<T> State<T> {
         self.opened
     }
 
-    pub(super) fn health(&self) -> Health {
+    pub(super) fn health(&self, now: Moment) -> Health {
         match self.phase {
             Phase::Opening => Health::Opening,
-            Phase::Open => self.monitor.health(),
+            Phase::Open => self.monitor.health(now, &self.policy),
             Phase::Evicting { .. } | Phase::Closed { .. } => Health::Ended,
         }
     }
@@ -214,7 +223,8 @@ impl<T> State<T> {
         if self.notes.malformed.is_some() {
             self.outbound.cancel_ping();
         }
-        if self.monitor.take_moved() {
+        let news = self.note_health();
+        if self.monitor.take_moved() || self.told.is_some() {
             self.rearm();
         }
         let verdict = self.monitor.take_verdict();
@@ -226,7 +236,7 @@ impl<T> State<T> {
         let callers = self.take_callers();
         let leftovers = callers.is_some() || closed && (self.io.is_some() || self.link.is_some());
         let woken = self.reader.due || self.writer.due;
-        if verdict.is_none() && !leftovers && !woken && self.notes.is_empty() {
+        if verdict.is_none() && !leftovers && !woken && !news && self.notes.is_empty() {
             return None;
         }
         let wakers = [self.reader.take_due(), self.writer.take_due()];
@@ -243,6 +253,7 @@ impl<T> State<T> {
             callers,
             wakers,
             spent,
+            news,
         })
     }
 
@@ -264,10 +275,11 @@ impl<T> State<T> {
 
     /// Tells the driver of a deadline that has come nearer.
     pub(super) fn rearm(&mut self) {
+        let deadline = self.deadline();
         let Some(link) = &mut self.link else {
             return;
         };
-        let deadline = tick(self.monitor.deadline(&self.policy), link.granularity);
+        let deadline = tick(deadline, link.granularity);
         if deadline < link.armed {
             link.armed = deadline;
             link.driver.rearm(link.key, deadline);

@@ -47,7 +47,8 @@ impl Watch<'_> {
         earliest: Option<Moment>,
         payload: [u8; 8],
     ) -> bool {
-        let Some(answer) = self.monitor.pong(now, unseen, unread, payload) else {
+        let answer = self.monitor.pong(now, unseen, unread, payload, self.policy);
+        let Some(answer) = answer else {
             return false;
         };
         if !answer.fresh {

@@ -74,32 +74,44 @@ pub(crate) fn guard_map(eviction: &Eviction, remove: impl FnOnce()) {
 }
 
 fn guarded(what: &'static str, eviction: &Eviction, foreign: impl FnOnce()) {
-    // Not tokio's clock: a thread that is held up is held up in real time, also where a test has
-    // paused the other.
-    let begun = Instant::now();
-    // Unwind safety: what is called shares nothing with us but `&Eviction`, which we do not write to.
-    // Whatever else it may leave half done is its own, and its own locks are poisoned for it.
-    let outcome = panic::catch_unwind(AssertUnwindSafe(foreign));
-    let took = begun.elapsed();
-    if took >= SLOW {
+    let slow = |took_ms| {
         tracing::warn!(
             conn_id = %eviction.id(),
             reason = eviction.reason().as_str(),
             what,
-            took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            took_ms,
             "slow at a connection's end, others may have had to wait"
         );
+    };
+    let panicked = |panic: &str| {
+        tracing::warn!(
+            conn_id = %eviction.id(),
+            reason = eviction.reason().as_str(),
+            what,
+            panic,
+            "panicked at a connection's end"
+        );
+    };
+    survive(foreign, slow, panicked);
+}
+
+/// Calls what is foreign, and survives its panic. `slow` is told how many milliseconds it took, if
+/// that is long, and `panicked` with which text it panicked, if it did.
+pub(crate) fn survive(foreign: impl FnOnce(), slow: impl FnOnce(u64), panicked: impl FnOnce(&str)) {
+    // Not tokio's clock: a thread that is held up is held up in real time, also where a test has
+    // paused the other.
+    let begun = Instant::now();
+    // Unwind safety: what is called shares nothing with us but references through which we do not
+    // write. Whatever else it may leave half done is its own, and its own locks are poisoned for it.
+    let outcome = panic::catch_unwind(AssertUnwindSafe(foreign));
+    let took = begun.elapsed();
+    if took >= SLOW {
+        slow(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
     }
     let Err(payload) = outcome else {
         return;
     };
-    tracing::warn!(
-        conn_id = %eviction.id(),
-        reason = eviction.reason().as_str(),
-        what,
-        panic = message(payload.as_ref()),
-        "panicked at a connection's end"
-    );
+    panicked(message(payload.as_ref()));
     // A payload may panic when it is dropped, with a payload that may do so again: leak that one.
     if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         mem::forget(payload);

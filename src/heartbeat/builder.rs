@@ -6,14 +6,15 @@ use std::time::Duration;
 use super::HeartbeatLayer;
 use crate::config::{self, ConfigError};
 use crate::evict::OnEvict;
+use crate::health_hook::OnHealth;
 use crate::monitor::{CloseFrame, HeartbeatPolicy, ProofOfLife};
 use crate::registry::Registry;
 
 /// Configures a [`HeartbeatLayer`].
 ///
 /// Made by [`HeartbeatLayer::builder`]. Setters take any value; [`build`](Self::build) checks them
-/// all. Calling a setter again replaces its value, except for [`on_evict`](Self::on_evict), which
-/// adds.
+/// all. Calling a setter again replaces its value, except for [`on_evict`](Self::on_evict) and
+/// [`on_health`](Self::on_health), which add.
 ///
 /// A dead peer is evicted within `interval + timeout × missed_pings`, plus one tick of the driver:
 /// at most a 32nd of the shortest configured duration and at most 256 ms, or 1 ms per step. If no
@@ -41,6 +42,7 @@ pub struct HeartbeatLayerBuilder {
     policy: HeartbeatPolicy,
     registry: Option<Registry>,
     hooks: Vec<Arc<dyn OnEvict>>,
+    health_hooks: Vec<Arc<dyn OnHealth>>,
 }
 
 impl HeartbeatLayerBuilder {
@@ -223,6 +225,18 @@ impl HeartbeatLayerBuilder {
         self
     }
 
+    /// Adds a hook that is told when the health of a connection has changed for a while. Default:
+    /// none.
+    ///
+    /// May be called several times. Each hook is told of each change once, in the order in which they
+    /// were added. What counts as a change is said at [`OnHealth`].
+    ///
+    /// Nothing is refused.
+    pub fn on_health(mut self, hook: impl OnHealth) -> Self {
+        self.health_hooks.push(Arc::new(hook));
+        self
+    }
+
     /// Checks the values and makes the layer.
     ///
     /// # Errors
@@ -235,6 +249,7 @@ impl HeartbeatLayerBuilder {
             self.policy,
             registry,
             self.hooks,
+            self.health_hooks,
         ))
     }
 }

@@ -15,6 +15,7 @@ pub use builder::HeartbeatLayerBuilder;
 
 use crate::connection::{Liveness, LivenessStream, Share, Track};
 use crate::evict::OnEvict;
+use crate::health_hook::OnHealth;
 use crate::monitor::{HeartbeatPolicy, Policy};
 use crate::registry::Registry;
 #[cfg(feature = "tcp")]
@@ -107,6 +108,7 @@ impl HeartbeatLayer {
         policy: HeartbeatPolicy,
         registry: Registry,
         hooks: Vec<Arc<dyn OnEvict>>,
+        health_hooks: Vec<Arc<dyn OnHealth>>,
     ) -> Self {
         let policy = Policy {
             heartbeat: Some(Arc::new(policy)),
@@ -114,7 +116,7 @@ impl HeartbeatLayer {
         };
         let tracker = Arc::new(registry.clone()) as Arc<dyn Track>;
         Self {
-            share: Share::new(policy, Some(tracker), hooks),
+            share: Share::new(policy, Some(tracker), hooks, health_hooks),
             registry,
         }
     }
@@ -122,7 +124,12 @@ impl HeartbeatLayer {
 
 impl Default for HeartbeatLayer {
     fn default() -> Self {
-        Self::from_parts(HeartbeatPolicy::default(), Registry::default(), Vec::new())
+        Self::from_parts(
+            HeartbeatPolicy::default(),
+            Registry::default(),
+            Vec::new(),
+            Vec::new(),
+        )
     }
 }
 

@@ -6,14 +6,15 @@ use std::time::Duration;
 use super::IdleTimeoutLayer;
 use crate::config::{self, ConfigError};
 use crate::evict::OnEvict;
+use crate::health_hook::OnHealth;
 use crate::monitor::{CloseFrame, IdlePolicy, Traffic};
 use crate::registry::Registry;
 
 /// Configures an [`IdleTimeoutLayer`].
 ///
 /// Made by [`IdleTimeoutLayer::builder`]. Setters take any value; [`build`](Self::build) checks
-/// them all. Calling a setter again replaces its value, except for [`on_evict`](Self::on_evict),
-/// which adds.
+/// them all. Calling a setter again replaces its value, except for [`on_evict`](Self::on_evict) and
+/// [`on_health`](Self::on_health), which add.
 ///
 /// ```
 /// use std::time::Duration;
@@ -34,6 +35,7 @@ pub struct IdleTimeoutLayerBuilder {
     policy: IdlePolicy,
     registry: Option<Registry>,
     hooks: Vec<Arc<dyn OnEvict>>,
+    health_hooks: Vec<Arc<dyn OnHealth>>,
 }
 
 impl IdleTimeoutLayerBuilder {
@@ -144,6 +146,18 @@ impl IdleTimeoutLayerBuilder {
         self
     }
 
+    /// Adds a hook that is told when the health of a connection has changed for a while. Default:
+    /// none.
+    ///
+    /// May be called several times. Each hook is told of each change once, in the order in which they
+    /// were added. What counts as a change is said at [`OnHealth`].
+    ///
+    /// Nothing is refused.
+    pub fn on_health(mut self, hook: impl OnHealth) -> Self {
+        self.health_hooks.push(Arc::new(hook));
+        self
+    }
+
     /// Checks the values and makes the layer.
     ///
     /// # Errors
@@ -155,6 +169,7 @@ impl IdleTimeoutLayerBuilder {
             self.policy,
             self.registry,
             self.hooks,
+            self.health_hooks,
         ))
     }
 }

@@ -14,6 +14,7 @@ pub use builder::IdleTimeoutLayerBuilder;
 
 use crate::connection::{Share, Track};
 use crate::evict::OnEvict;
+use crate::health_hook::OnHealth;
 use crate::monitor::{IdlePolicy, Policy};
 use crate::registry::Registry;
 use crate::upgrade::{self, ResponseFuture};
@@ -54,6 +55,7 @@ impl IdleTimeoutLayer {
         policy: IdlePolicy,
         registry: Option<Registry>,
         hooks: Vec<Arc<dyn OnEvict>>,
+        health_hooks: Vec<Arc<dyn OnHealth>>,
     ) -> Self {
         let policy = Policy {
             heartbeat: None,
@@ -61,7 +63,7 @@ impl IdleTimeoutLayer {
         };
         let tracker = registry.map(|registry| Arc::new(registry) as Arc<dyn Track>);
         Self {
-            share: Share::new(policy, tracker, hooks),
+            share: Share::new(policy, tracker, hooks, health_hooks),
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::flood::ControlRate;
+use super::history::{History, Thresholds};
 use super::moment::Moment;
 use super::pings::{Answer, Pings};
 use super::policy::{Policy, ProofOfLife};
@@ -89,6 +90,7 @@ pub(crate) struct Monitor {
     /// Frame boundaries are lost in one direction: nobody can be pinged, or be blamed for silence.
     pub(super) passive: bool,
     pub(super) control_rate: ControlRate,
+    pub(super) history: History,
     /// The deadline may have moved forward since this was last taken.
     moved: bool,
 }
@@ -118,6 +120,7 @@ impl Monitor {
             blind: false,
             passive: false,
             control_rate: ControlRate::new(now),
+            history: History::default(),
             moved: false,
         }
     }
@@ -154,6 +157,7 @@ impl Monitor {
         unseen: Duration,
         unread: Duration,
         payload: [u8; 8],
+        policy: &Policy,
     ) -> Option<Answer> {
         let answer = self.pings.answer(now, payload)?;
         if answer.fresh {
@@ -165,6 +169,10 @@ impl Monitor {
         }
         if let Some(rtt) = answer.rtt.filter(|rtt| unseen.max(unread) <= *rtt / 8) {
             self.rtt.sample(rtt);
+            if rtt > Thresholds::of(policy).silence {
+                self.stats.slow_pongs = self.stats.slow_pongs.saturating_add(1);
+                self.history.error(now);
+            }
         }
         Some(answer)
     }
@@ -208,12 +216,17 @@ impl Monitor {
         // What is left of a half-written frame is the handler's to write, from now on. And whoever
         // was waiting for a second try waits for the first one again.
         self.moved |= !rest || blocked.asked.is_some();
+        let refused = now.since(blocked.refused);
+        if refused >= Thresholds::of(policy).write_stall {
+            self.stats.write_stalls = self.stats.write_stalls.saturating_add(1);
+            self.history.error(now);
+        }
         // Bytes that go into a send buffer with room prove nothing, or a server that writes all
         // the time could never tell that its peer is dead. Bytes that are accepted after a time of
         // refusal do: the peer has drained others. A short refusal is the local scheduler's.
         if let Some(heartbeat) = &policy.heartbeat {
             let drained = (heartbeat.timeout / 32).clamp(LEAST_DRAIN, MOST_DRAIN);
-            if now.since(blocked.refused) >= drained {
+            if refused >= drained {
                 self.pings.extend(now);
             }
         }

@@ -1,10 +1,13 @@
 //! The verdicts: a sans-IO state machine that is told what passed and when, and says what to do.
 //!
 //! Nothing here reads a clock, touches a socket or allocates. [`machine`] is told, [`view`] tells,
-//! [`verdict`] decides; the other files hold what they are made of.
+//! [`lasting`] tells only what has lasted, [`verdict`] decides; the other files hold what they are made
+//! of.
 
 mod flood;
 mod health;
+mod history;
+mod lasting;
 mod machine;
 mod moment;
 mod overrides;
@@ -25,7 +28,7 @@ pub(crate) use overrides::Overrides;
 pub(crate) use pings::Answer;
 pub(crate) use policy::{CloseFrame, HeartbeatPolicy, IdlePolicy, Policy};
 pub use policy::{ProofOfLife, Traffic};
-pub use reason::Reason;
+pub use reason::{Reason, Tier};
 pub use rtt::Rtt;
 pub use stats::Stats;
 pub(crate) use verdict::{Action, Outlook};

@@ -49,6 +49,9 @@ pub(crate) struct CloseFrame {
     pub(crate) reason: Cow<'static, str>,
 }
 
+/// The default bound on a pending write.
+pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// The heartbeat's share of a connection's policy.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct HeartbeatPolicy {
@@ -87,7 +90,7 @@ impl Default for HeartbeatPolicy {
             missed_pings: 1,
             proof_of_life: ProofOfLife::AnyBytes,
             jitter: 0.5,
-            write_timeout: Some(Duration::from_secs(30)),
+            write_timeout: Some(WRITE_TIMEOUT),
             handler_stall_timeout: None,
             control_frame_limit: None,
             close_timeout: Duration::from_secs(5),

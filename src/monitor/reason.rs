@@ -99,6 +99,28 @@ impl Reason {
         }
     }
 
+    /// How soon an end of this kind is noticed.
+    #[must_use]
+    pub const fn tier(&self) -> Tier {
+        match self {
+            Self::PeerClosed { .. }
+            | Self::ServerClosed { .. }
+            | Self::HandlerDropped
+            | Self::PeerVanished
+            | Self::Transport(_)
+            | Self::ControlFlood
+            | Self::Kicked { .. }
+            | Self::Replaced
+            | Self::Drained
+            | Self::UpgradeFailed => Tier::Immediate,
+            Self::HeartbeatTimeout { .. }
+            | Self::WriteStalled
+            | Self::HandlerStalled
+            | Self::CloseTimeout => Tier::Regular,
+            Self::IdleTimeout | Self::FirstMessageTimeout | Self::MaxLifetime => Tier::Long,
+        }
+    }
+
     /// What a handler that is blocked on a read or a write gets to see.
     pub(crate) fn io_error_kind(&self) -> io::ErrorKind {
         match self {
@@ -155,6 +177,40 @@ impl fmt::Display for Reason {
             Self::Drained => f.write_str("drained"),
             Self::UpgradeFailed => f.write_str("upgrade failed"),
         }
+    }
+}
+
+/// How soon the end of a connection is noticed: see [`Reason::tier`].
+///
+/// The later the tier, the longer a session was counted as live that nobody could use any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Tier {
+    /// At once, by an event: a Close frame of either side, the end or an error of the transport, a
+    /// dropped stream, or what the application itself asked for.
+    Immediate,
+    /// By the heartbeat: after its `interval`, `timeout`, `write_timeout`, `handler_stall_timeout` or
+    /// `close_timeout`.
+    Regular,
+    /// By the idle layer: after its `timeout`, `first_message` or `max_lifetime`.
+    Long,
+}
+
+impl Tier {
+    /// The tier as a stable word, fit for the label of a metric.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Immediate => "immediate",
+            Self::Regular => "regular",
+            Self::Long => "long",
+        }
+    }
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
     }
 }
 
@@ -293,6 +349,46 @@ mod tests {
             assert_eq!(reason.to_string(), text, "{reason:?}");
             assert_eq!(reason.io_error_kind(), kind, "{reason:?}");
         }
+    }
+
+    /// Which word belongs to which tier is relied on as well.
+    #[test]
+    fn tiers() {
+        let immediate = [
+            Reason::PeerClosed { code: Some(1000) },
+            Reason::ServerClosed { code: None },
+            Reason::HandlerDropped,
+            Reason::PeerVanished,
+            Reason::Transport(ErrorKind::ConnectionReset),
+            Reason::ControlFlood,
+            Reason::Kicked { code: 4000 },
+            Reason::Replaced,
+            Reason::Drained,
+            Reason::UpgradeFailed,
+        ];
+        let regular = [
+            Reason::HeartbeatTimeout { missed: 1 },
+            Reason::WriteStalled,
+            Reason::HandlerStalled,
+            Reason::CloseTimeout,
+        ];
+        let long = [
+            Reason::IdleTimeout,
+            Reason::FirstMessageTimeout,
+            Reason::MaxLifetime,
+        ];
+        let table: [(&[Reason], Tier, &str); 3] = [
+            (&immediate, Tier::Immediate, "immediate"),
+            (&regular, Tier::Regular, "regular"),
+            (&long, Tier::Long, "long"),
+        ];
+        for (reasons, tier, word) in table {
+            assert_eq!((tier.as_str(), tier.to_string().as_str()), (word, word));
+            for reason in reasons {
+                assert_eq!(reason.tier(), tier, "{reason:?}");
+            }
+        }
+        assert!(Tier::Immediate < Tier::Regular && Tier::Regular < Tier::Long);
     }
 
     #[test]

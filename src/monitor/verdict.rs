@@ -157,6 +157,8 @@ impl Monitor {
             return self.ping_again(now);
         }
         let missed = self.pings.miss();
+        self.stats.missed_pings = self.stats.missed_pings.saturating_add(1);
+        self.history.error(now);
         if missed >= heartbeat.missed_pings {
             self.evict(now, Reason::HeartbeatTimeout { missed })
         } else {
@@ -231,22 +233,31 @@ impl Monitor {
         (self.stats.messages_received == 0 && !self.blind).then(|| self.opened + within)
     }
 
-    /// The same holds here, unless only messages to the peer count.
     fn idle_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
+        Some(self.idle_since(idle)? + idle.timeout)
+    }
+
+    /// Since when the connection is idle. For what cannot be seen the same holds here, unless only
+    /// messages to the peer count.
+    pub(super) fn idle_since(&self, idle: &IdlePolicy) -> Option<Moment> {
         let unseen = self.blind && idle.watch != Traffic::Outbound;
-        (!unseen).then(|| self.active(idle.watch) + idle.timeout)
+        (!unseen).then(|| self.active(idle.watch))
     }
 
     /// The handler does not read what waits for it, or has left a frame half-written (though the
     /// transport would take the rest) into which no ping can be put.
     fn handler_deadline(&self, heartbeat: &HeartbeatPolicy) -> Option<Moment> {
         let timeout = heartbeat.handler_stall_timeout?;
-        let half_written = self.pings.wished().filter(|_| self.blocked.is_none());
-        let since = match (self.backlog, half_written) {
+        let since = match (self.backlog, self.half_written()) {
             (Some(backlog), Some(half_written)) => backlog.min(half_written),
             (since, None) | (None, since) => since?,
         };
         Some(since + timeout)
+    }
+
+    /// Since when a ping waits for the end of a frame whose rest the transport would take.
+    pub(super) fn half_written(&self) -> Option<Moment> {
+        self.pings.wished().filter(|_| self.blocked.is_none())
     }
 
     fn write_deadline(&self, heartbeat: &HeartbeatPolicy) -> Option<Moment> {

@@ -82,7 +82,8 @@ impl Monitor {
         self.stats
     }
 
-    pub(crate) fn health(&self) -> Health {
+    /// What is so at `now`, however short a time it has been so.
+    pub(crate) fn health(&self, now: Moment, policy: &Policy) -> Health {
         match self.ending {
             Ending::Over { .. } => Health::Ended,
             Ending::ServerClosing { .. } => Health::Closing,
@@ -95,7 +96,7 @@ impl Monitor {
             }
             // A ping waits behind a frame that the handler does not finish.
             Ending::Open if self.pings.wished().is_some() => Health::HandlerStalled,
-            Ending::Open => Health::Live,
+            Ending::Open => self.calm(now, policy),
         }
     }
 }

@@ -101,7 +101,7 @@ fn layer(told: &Arc<Told>) -> Share {
     };
     let tracker = Arc::clone(told) as Arc<dyn Track>;
     let hook = Arc::new(Hook(Arc::clone(told)));
-    Share::new(policy, Some(tracker), vec![hook])
+    Share::new(policy, Some(tracker), vec![hook], Vec::new())
 }
 
 fn open() -> (LivenessStream<Wire>, Liveness, Peer, Arc<Told>) {

@@ -36,7 +36,7 @@ fn open(heartbeat: HeartbeatPolicy, room: usize) -> (LivenessStream<Wire>, Peer)
         idle: None,
     };
     let (wire, peer) = wire(room);
-    let layer = Share::new(policy, None, Vec::new());
+    let layer = Share::new(policy, None, Vec::new(), Vec::new());
     let (stream, _) = LivenessStream::wrap(wire, Role::Server, &layer);
     (stream, peer)
 }

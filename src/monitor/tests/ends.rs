@@ -158,7 +158,7 @@ fn the_first_end_is_the_reason_and_the_only_one() {
                 line.run(line.millis() + 500);
             }
             assert!(line.monitor.is_over());
-            assert_eq!(line.monitor.health(), Health::Ended);
+            assert_eq!(line.health(), Health::Ended);
             later(&mut line);
             assert_eq!(line.monitor.take_verdict(), Some(reason));
             later(&mut line);
@@ -180,7 +180,7 @@ fn a_closing_handshake_is_bounded_and_stops_all_other_clocks() {
     line.run(10_000);
     assert!(line.monitor.is_waiting());
     SERVER_CLOSES(&mut line);
-    assert_eq!(line.monitor.health(), Health::Closing);
+    assert_eq!(line.health(), Health::Closing);
     assert!(!line.monitor.is_waiting());
     line.run(20_000);
     SERVER_CLOSES(&mut line);
@@ -212,30 +212,30 @@ fn a_cut_comes_after_the_close_timeout_of_the_layer_whose_verdict_it_was() {
 #[test]
 fn health_names_what_develops() {
     let mut line = Line::new(heartbeat(|policy| policy.missed_pings = 2));
-    assert_eq!(line.monitor.health(), Health::Live);
+    assert_eq!(line.health(), Health::Live);
     line.run(10_000);
-    assert_eq!(line.monitor.health(), Health::PeerSilent { missed: 0 });
+    assert_eq!(line.health(), Health::PeerSilent { missed: 0 });
     line.flushes = false;
     line.run(14_000);
     assert_eq!(
-        line.monitor.health(),
+        line.health(),
         Health::PeerSilent { missed: 1 },
         "also while the next ping is on its way"
     );
     line.monitor.refused(line.now);
-    assert_eq!(line.monitor.health(), Health::WriteStalled);
+    assert_eq!(line.health(), Health::WriteStalled);
     line.monitor.bytes_wait(line.now);
-    assert_eq!(line.monitor.health(), Health::HandlerStalled);
+    assert_eq!(line.health(), Health::HandlerStalled);
     line.monitor.handler_read(line.now, false);
     line.flush();
-    assert_eq!(line.monitor.health(), Health::PeerSilent { missed: 1 });
+    assert_eq!(line.health(), Health::PeerSilent { missed: 1 });
     line.hears();
-    assert_eq!(line.monitor.health(), Health::Live);
+    assert_eq!(line.health(), Health::Degraded, "a ping was missed");
     SERVER_CLOSES(&mut line);
     line.monitor.refused(line.now);
-    assert_eq!(line.monitor.health(), Health::Closing);
+    assert_eq!(line.health(), Health::Closing);
     EOF(&mut line);
-    assert_eq!(line.monitor.health(), Health::Ended);
+    assert_eq!(line.health(), Health::Ended);
 }
 
 #[test]

@@ -71,7 +71,7 @@ fn traffic_suppresses_pings_for_ever() {
         line.run(turn * 9_999).hears();
     }
     line.did(&[]);
-    assert_eq!(line.monitor.health(), Health::Live);
+    assert_eq!(line.health(), Health::Live);
     assert!(!line.monitor.expects_pongs());
 }
 
@@ -91,7 +91,7 @@ fn the_timeout_runs_from_the_flush() {
     let mut line = Line::new(heartbeat(|_| {}));
     line.flushes = false;
     line.run(3_600_000).did(&[(10_000, Ping)]);
-    assert_eq!(line.monitor.health(), Health::HandlerStalled);
+    assert_eq!(line.health(), Health::HandlerStalled);
     assert_eq!(line.deadline(), Moment::NEVER);
     assert!(line.monitor.is_waiting(), "somebody has to see the end");
     line.flush();
@@ -123,9 +123,9 @@ fn the_budget_of_missed_pings_bounds_a_silence_exactly() {
 fn a_sign_of_life_at_the_last_moment_restores_the_whole_budget() {
     let mut line = Line::new(heartbeat(|policy| policy.missed_pings = 3));
     line.run(21_999);
-    assert_eq!(line.monitor.health(), Health::PeerSilent { missed: 2 });
+    assert_eq!(line.health(), Health::PeerSilent { missed: 2 });
     line.hears();
-    assert_eq!(line.monitor.health(), Health::Live);
+    assert_eq!(line.health(), Health::Degraded);
     line.run(60_000);
     line.did(&[
         (10_000, Ping),
@@ -164,7 +164,7 @@ fn one_pong_for_any_outstanding_ping_is_life() {
             }));
             line.run(21_999);
             assert!(line.pongs(answered));
-            assert_eq!(line.monitor.health(), Health::Live);
+            assert_eq!(line.health(), Health::Degraded, "alive, though late");
             assert_eq!(line.deadline(), at(31_999), "ping {answered}");
             assert_eq!(line.monitor.stats().pongs_received(), 1);
             line.run(31_998);
@@ -224,7 +224,7 @@ fn a_frame_that_is_still_arriving_excuses_the_pong() {
     }
     line.did(&[(10_000, Ping)]);
     assert_eq!(
-        line.monitor.health(),
+        line.health(),
         Health::PeerSilent { missed: 0 },
         "it is excused, and yet unanswered"
     );
@@ -249,14 +249,24 @@ fn forged_pongs_prove_nothing() {
         let mut forged = payload;
         forged[index] ^= 0x10;
         assert_eq!(
-            line.monitor
-                .pong(line.now, Duration::ZERO, Duration::ZERO, forged),
+            line.monitor.pong(
+                line.now,
+                Duration::ZERO,
+                Duration::ZERO,
+                forged,
+                &line.policy
+            ),
             None
         );
     }
     assert_eq!(
-        line.monitor
-            .pong(line.now, Duration::ZERO, Duration::ZERO, [0; 8]),
+        line.monitor.pong(
+            line.now,
+            Duration::ZERO,
+            Duration::ZERO,
+            [0; 8],
+            &line.policy
+        ),
         None
     );
     assert_eq!(line.monitor.stats().pongs_received(), 0);
@@ -291,7 +301,7 @@ fn a_runtime_that_was_away_asks_again_before_it_judges() {
         line.sleep(back);
         if paused {
             line.did(&[(10_000, Ping), (back, Ping)]);
-            assert_eq!(line.monitor.health(), Health::PeerSilent { missed: 0 });
+            assert_eq!(line.health(), Health::PeerSilent { missed: 0 });
             line.run(back + timeout)
                 .did(&[(10_000, Ping), (back, Ping), (back + timeout, DEAD)]);
         } else {
@@ -304,9 +314,9 @@ fn a_runtime_that_was_away_asks_again_before_it_judges() {
 fn a_pause_does_not_count_against_the_budget_nor_for_it() {
     let mut line = Line::new(heartbeat(|policy| policy.missed_pings = 2));
     line.run(14_000);
-    assert_eq!(line.monitor.health(), Health::PeerSilent { missed: 1 });
+    assert_eq!(line.health(), Health::PeerSilent { missed: 1 });
     line.sleep(60_000);
-    assert_eq!(line.monitor.health(), Health::PeerSilent { missed: 1 });
+    assert_eq!(line.health(), Health::PeerSilent { missed: 1 });
     line.run(64_000);
     assert_eq!(
         line.log.last(),
@@ -389,7 +399,7 @@ fn a_round_trip_that_may_include_waiting_unread_is_no_sample() {
         line.run(10_800);
         assert!(
             line.monitor
-                .pong(line.now, unseen, unread, line.payloads[0])
+                .pong(line.now, unseen, unread, line.payloads[0], &line.policy)
                 .is_some()
         );
         let rtt = line.monitor.rtt().map(|rtt| rtt.last());

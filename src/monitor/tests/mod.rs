@@ -2,6 +2,7 @@
 //! deadline and does as it is told; a test says what passed when, and what must come of it.
 
 mod ends;
+mod health;
 mod heartbeat;
 mod policy;
 mod promises;
@@ -190,6 +191,10 @@ impl Line {
         u64::try_from(self.now.since_start().as_millis()).unwrap()
     }
 
+    fn health(&self) -> Health {
+        self.monitor.health(self.now, &self.policy)
+    }
+
     /// Bytes come that end at the end of a frame.
     fn hears(&mut self) -> &mut Self {
         self.monitor
@@ -212,6 +217,7 @@ impl Line {
                 Duration::ZERO,
                 Duration::ZERO,
                 self.payloads[index],
+                &self.policy,
             )
             .is_some();
         self.hears();

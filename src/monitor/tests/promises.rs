@@ -234,7 +234,7 @@ proptest! {
                     Answers::Newest => out.drain(..).rev().take(1).collect(),
                 };
                 for payload in payloads {
-                    prop_assert!(line.monitor.pong(line.now, Duration::ZERO, Duration::ZERO, payload).is_some());
+                    prop_assert!(line.monitor.pong(line.now, Duration::ZERO, Duration::ZERO, payload, &line.policy).is_some());
                 }
                 line.hears();
                 life = line.now;

@@ -91,7 +91,7 @@ pub(super) fn idles() -> impl Strategy<Value = IdlePolicy> {
     )
 }
 
-fn policies() -> impl Strategy<Value = Policy> {
+pub(super) fn policies() -> impl Strategy<Value = Policy> {
     (
         proptest::option::weighted(0.9, heartbeats()),
         proptest::option::of(idles()),
@@ -104,7 +104,7 @@ fn policies() -> impl Strategy<Value = Policy> {
 
 // ---- the deadline --------------------------------------------------------------------------------
 
-fn anything() -> impl Strategy<Value = Event> {
+pub(super) fn anything() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => any::<bool>().prop_map(|mid_frame| Event::Bytes { mid_frame }),
         2 => Just(Event::MessageIn),
@@ -174,7 +174,7 @@ impl Line {
                 if let Some(payload) = index.map(|index| self.payloads[index]) {
                     assert!(
                         monitor
-                            .pong(now, Duration::ZERO, Duration::ZERO, payload)
+                            .pong(now, Duration::ZERO, Duration::ZERO, payload, &self.policy)
                             .is_some()
                     );
                 }

@@ -27,7 +27,7 @@ fn a_stalled_write_is_probed_and_then_given_up() {
     line.run(1_000);
     line.monitor.refused(line.now);
     assert!(line.monitor.take_moved());
-    assert_eq!(line.monitor.health(), Health::WriteStalled);
+    assert_eq!(line.health(), Health::WriteStalled);
     line.run(2_000);
     line.monitor.refused(line.now);
     assert!(!line.monitor.take_moved(), "the first refusal counts");
@@ -65,9 +65,9 @@ fn a_write_that_was_given_up_is_not_stalled() {
     line.run(1_000);
     line.monitor.refused(line.now);
     line.run(6_099).did(&[(6_000, Retry)]);
-    assert_eq!(line.monitor.health(), Health::WriteStalled);
+    assert_eq!(line.health(), Health::WriteStalled);
     line.run(6_100).did(&[(6_000, Retry)]);
-    assert_eq!(line.monitor.health(), Health::Live);
+    assert_eq!(line.health(), Health::Live);
     assert_eq!(line.deadline(), at(100_000), "the next ping");
 }
 
@@ -98,7 +98,7 @@ fn a_probe_that_goes_out_clears_the_peer() {
     };
     line.flush();
     line.flushes = true;
-    assert_eq!(line.monitor.health(), Health::PeerSilent { missed: 0 });
+    assert_eq!(line.health(), Health::PeerSilent { missed: 0 });
     line.run(10_000)
         .did(&[(10_000, End(Reason::HeartbeatTimeout { missed: 1 }))]);
 }
@@ -110,11 +110,11 @@ fn a_write_that_goes_on_slowly_is_not_stalled() {
     for turn in 1..100 {
         line.run(turn * 4_999);
         line.monitor.accepted(line.now, 1, true, &line.policy);
-        assert_eq!(line.monitor.health(), Health::WriteStalled);
+        assert_eq!(line.health(), Health::WriteStalled);
     }
     line.did(&[]);
     line.monitor.accepted(line.now, 1, false, &line.policy);
-    assert_eq!(line.monitor.health(), Health::Live);
+    assert_eq!(line.health(), Health::Degraded);
     line.run(9_999_999).did(&[]);
 }
 
@@ -167,7 +167,7 @@ fn a_handler_that_does_not_read_is_given_up() {
     line.run(1_000).hears();
     line.monitor.bytes_wait(line.now);
     assert!(line.monitor.take_moved());
-    assert_eq!(line.monitor.health(), Health::HandlerStalled);
+    assert_eq!(line.health(), Health::HandlerStalled);
     line.run(2_000).hears();
     line.monitor.bytes_wait(line.now);
     line.run(8_000).did(&[(8_000, End(Reason::HandlerStalled))]);
@@ -180,10 +180,10 @@ fn a_handler_that_reads_slowly_is_not_stalled() {
     for turn in 1..100 {
         line.run(turn * 6_999);
         line.monitor.handler_read(line.now, true);
-        assert_eq!(line.monitor.health(), Health::HandlerStalled);
+        assert_eq!(line.health(), Health::HandlerStalled);
     }
     line.monitor.handler_read(line.now, false);
-    assert_eq!(line.monitor.health(), Health::Live);
+    assert_eq!(line.health(), Health::Live);
     line.run(9_999_999).did(&[]);
 }
 
