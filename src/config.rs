@@ -136,6 +136,15 @@ pub(crate) fn missed_pings(setter: &'static str, value: u32) -> Result<(), Confi
     Err(ConfigError::new(setter, value.to_string(), rule))
 }
 
+/// By how many sessions a growth is worth an alarm. More than none, or every one would be.
+pub(crate) fn growth(setter: &'static str, value: usize) -> Result<(), ConfigError> {
+    if value > 0 {
+        return Ok(());
+    }
+    let rule = "must be at least 1";
+    Err(ConfigError::new(setter, value.to_string(), rule))
+}
+
 /// A fraction; NaN lies in no range and is refused with the rest.
 pub(crate) fn jitter(setter: &'static str, value: f64) -> Result<(), ConfigError> {
     if (0.0..=1.0).contains(&value) {

@@ -54,7 +54,8 @@
 //! - [`Liveness::register`] seats a connection in the application's own map ([`SessionMap`]), which
 //!   the seat leaves when the connection ends, and only then, and only if it is still its.
 //! - [`OnHealth`] hooks are told how a live connection is doing, with the [`Health`] it was in before.
-//! - [`Registry`] is the set of live connections.
+//! - [`Registry`] is the set of live connections: it counts them, limits them, looks at them all, and
+//!   passes their ends on as a stream.
 //!
 //! # What to know
 //!
@@ -110,7 +111,7 @@ pub use heartbeat::{Heartbeat, HeartbeatLayer, HeartbeatLayerBuilder};
 pub use idle_timeout::{IdleTimeout, IdleTimeoutLayer, IdleTimeoutLayerBuilder};
 pub use monitor::{Health, ProofOfLife, Reason, Rtt, Stats, Tier, Traffic};
 pub use overrides::{PolicyOverride, PolicyOverrideBuilder};
-pub use registry::Registry;
+pub use registry::{ConnectionSnapshot, Evictions, Growth, HighWater, Overrun, Registry};
 pub use session::{RegisterError, ReplacePolicy, Seat, SessionMap};
 #[cfg(feature = "tcp")]
 pub use tcp::{TcpKeepalive, TcpOptions};

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::admission::{Admission, Admissions, Refused, Track};
 use super::places::{Place, PlaceId, vacate};
 use crate::driver::Driver;
 use crate::evict::{self, ConnectionId, Eviction, LocalHook, OnEvict, Seats};
@@ -29,15 +30,9 @@ pub(crate) trait Managed: Send + Sync {
     fn change_policy(self: Arc<Self>, overrides: &Overrides) -> bool;
     /// Asks for a ping, and for the round trip that its pong will give.
     fn ping(self: Arc<Self>) -> oneshot::Receiver<Duration>;
-    /// Adds a layer. Of two of a kind the later one's settings hold, and both are told of the end.
-    fn attach(&self, layer: &Share);
-}
-
-/// Keeps account of the connections of a layer.
-pub(crate) trait Track: Send + Sync {
-    fn opened(&self, connection: Arc<dyn Managed>);
-    /// Comes twice for a connection that is evicted in the very moment of its opening.
-    fn ended(&self, id: ConnectionId);
+    /// Adds a layer, with what its registry gave it. Of two of a kind the later one's
+    /// settings hold, and both are told of the end.
+    fn attach(&self, layer: &Share, admission: Option<Admission>);
 }
 
 /// What a layer gives to each of its connections: its settings, and who is told of them. One
@@ -86,11 +81,14 @@ struct Extras {
     /// The seats that were its own to the end.
     seats: Option<Seats>,
     layers: Vec<Arc<Listeners>>,
+    admissions: Admissions,
     local: Vec<LocalHook>,
     /// The hooks were taken to be called: one that comes now is called by whoever brings it.
     fired: bool,
     /// All hooks have returned.
     reported: bool,
+    /// There is no transport any more, and none will come.
+    gone: bool,
     /// How many may still ask for the session: the hooks, as long as they have not all returned,
     /// the handler, as long as it has its stream, and everybody who awaits the end. When the last
     /// of them is gone the slot is emptied, and so are the seats, for what is in them may well hold a
@@ -113,6 +111,17 @@ impl Share {
                 health_hooks,
             }),
         }
+    }
+
+    /// Asks the layer's registry, if it has one, for a place for one more handshake.
+    pub(crate) fn admit(&self) -> Result<Option<Admission>, Refused> {
+        let tracker = self.listeners.tracker.as_ref();
+        tracker.map(Admission::admit).transpose()
+    }
+
+    /// A place for a stream whose handshake is over, which cannot be refused.
+    pub(crate) fn take_in(&self) -> Option<Admission> {
+        self.listeners.tracker.as_ref().map(Admission::take_in)
     }
 
     /// Somebody wants to hear of the connections' health.
@@ -162,7 +171,7 @@ impl Core {
         let _ = self.driver.set(driver);
     }
 
-    pub(super) fn attach(&self, layer: &Share) {
+    pub(super) fn attach(&self, layer: &Share, admission: Option<Admission>) {
         let mut extras = self.extras();
         let listeners = &layer.listeners;
         if !extras
@@ -172,12 +181,24 @@ impl Core {
         {
             extras.layers.push(Arc::clone(listeners));
         }
+        let spare = admission.and_then(|admission| extras.admissions.add(admission));
+        drop(extras);
+        drop(spare);
+    }
+
+    /// Whether the layer's registry knows the connection by another layer.
+    pub(super) fn is_admitted(&self, layer: &Share) -> bool {
+        let tracker = layer.listeners.tracker.as_ref();
+        tracker.is_some_and(|tracker| self.extras().admissions.is_in(tracker))
     }
 
     /// Nobody but the connection's own hooks is to be told of its end.
     pub(super) fn detach_layers(&self) {
-        let layers = std::mem::take(&mut self.extras().layers);
-        drop(layers);
+        let mut extras = self.extras();
+        let layers = std::mem::take(&mut extras.layers);
+        let admissions = extras.admissions.dissolve();
+        drop(extras);
+        drop((layers, admissions));
     }
 
     pub(super) fn now(&self) -> Moment {
@@ -197,12 +218,25 @@ impl Core {
     }
 
     pub(super) fn trackers(&self) -> Vec<Arc<dyn Track>> {
-        let extras = self.extras();
-        extras
-            .layers
-            .iter()
-            .filter_map(|layer| layer.tracker.clone())
-            .collect()
+        self.extras().admissions.trackers()
+    }
+
+    /// The registries count the connection, unless it has ended.
+    pub(super) fn enter_registries(&self, connection: Arc<dyn Managed>) {
+        self.extras().admissions.enter(&connection);
+        for tracker in self.trackers() {
+            tracker.announce();
+        }
+    }
+
+    /// There is no transport any more, and none will come. When the hooks have returned too, nothing
+    /// is left that a shutdown would wait for.
+    pub(super) fn transport_gone(&self) {
+        let mut extras = self.extras();
+        extras.gone = true;
+        let presences = extras.reported.then(|| extras.admissions.leave());
+        drop(extras);
+        drop(presences);
     }
 
     /// Those who are told of the connection's health: each once, and nobody after the end.
@@ -245,13 +279,15 @@ impl Core {
         if self.eviction.set(parted).is_err() {
             return;
         }
-        let (places, layers, local) = {
+        let (places, layers, local, trackers, permits) = {
             let mut extras = self.extras();
             extras.fired = true;
             (
                 std::mem::take(&mut extras.places),
                 std::mem::take(&mut extras.layers),
                 std::mem::take(&mut extras.local),
+                extras.admissions.trackers(),
+                extras.admissions.vacate(),
             )
         };
         let missed = match eviction.reason() {
@@ -266,12 +302,16 @@ impl Core {
             rtt_ms = eviction.rtt().map(|rtt| millis(rtt.smoothed())),
             "connection ended"
         );
-        for tracker in layers.iter().filter_map(|layer| layer.tracker.as_ref()) {
+        for tracker in &trackers {
             tracker.ended(self.id);
         }
+        drop(permits);
         if let Some(seats) = vacate(places, &eviction) {
             eviction.seats = Some(Arc::clone(&seats));
             self.extras().seats = Some(seats);
+        }
+        for tracker in &trackers {
+            tracker.evicted(&eviction);
         }
         for hook in local {
             evict::call_local(hook, &eviction);
@@ -285,9 +325,14 @@ impl Core {
             }
         }
         drop(eviction);
-        self.extras().reported = true;
+        let presences = {
+            let mut extras = self.extras();
+            extras.reported = true;
+            extras.gone.then(|| extras.admissions.leave())
+        };
         self.changed.notify_waiters();
         self.release();
+        drop(presences);
     }
 
     /// The end, as soon as all hooks have been told of it.

@@ -2,12 +2,15 @@
 
 use std::any::Any;
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::core::{Core, Managed, Share};
+use super::admission::{Admission, Refused};
+use super::core::{Core, Managed, Share, View};
 use crate::config::{self, ConfigError};
 use crate::evict::{ConnectionId, Evicted, Eviction};
 use crate::monitor::{CloseFrame, Health, Overrides, Reason, Rtt, Stats};
@@ -30,8 +33,24 @@ impl Liveness {
         Self { connection }
     }
 
-    pub(crate) fn attach(&self, layer: &Share) {
-        self.connection.attach(layer);
+    /// Adds a layer, if its registry lets the handshake go on.
+    pub(crate) fn admit(&self, layer: &Share) -> Result<(), Refused> {
+        let admission = if self.connection.core().is_admitted(layer) {
+            None
+        } else {
+            layer.admit()?
+        };
+        self.attach(layer, admission);
+        Ok(())
+    }
+
+    pub(crate) fn attach(&self, layer: &Share, admission: Option<Admission>) {
+        self.connection.attach(layer, admission);
+    }
+
+    /// One look at the connection, under its own lock.
+    pub(crate) fn view(&self) -> View {
+        self.connection.view()
     }
 
     pub(crate) fn override_policy(&self, overrides: &Overrides) {
@@ -216,6 +235,29 @@ impl Liveness {
     /// Cancel safe: dropping the future loses nothing, and any number of tasks may wait.
     pub async fn evicted(&self) -> Eviction {
         self.connection.core().reported().await
+    }
+
+    /// Waits until a registry of the connection's layers begins to be drained (see
+    /// [`Registry::begin_drain`](crate::Registry::begin_drain)). Returns at once if one has begun to
+    /// be. Without a registry, and if the response was no upgrade, this waits for ever.
+    ///
+    /// For handlers that want to say goodbye by themselves, in their `select!`. It says nothing about
+    /// the connection, which may have ended before. The registries are those of the layers that the
+    /// request has passed when this is called: in a handler, all.
+    ///
+    /// Cancel safe: dropping the future loses nothing, and any number of tasks may wait.
+    pub async fn draining(&self) {
+        let trackers = self.connection.core().trackers().into_iter();
+        let mut drains: Vec<_> = trackers.map(|tracker| tracker.draining()).collect();
+        poll_fn(|cx| {
+            let mut drains = drains.iter_mut();
+            if drains.any(|drain| drain.as_mut().poll(cx).is_ready()) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
     }
 
     /// Calls `hook` at the end of this connection, exactly once, before the hooks of the layers. If

@@ -12,12 +12,14 @@
 //! | [`callers`] | who waits for the pong of a ping on demand |
 //! | [`closing`] | the closing handshake of an eviction |
 //! | [`core`] | who is told of the end, and that it is once |
+//! | [`admission`] | what it takes up in the registries of its layers |
 //! | [`places`] | the seats that it has to leave at its end |
 //! | [`shared`] | the lock, and the one place where an end becomes an event |
 //! | [`told`] | what the health hooks were told |
 //! | [`watch`] | what both directions report to |
 //! | [`handle`] | [`Liveness`] |
 
+mod admission;
 mod attend;
 mod callers;
 mod closing;
@@ -36,7 +38,8 @@ mod stream;
 mod told;
 mod watch;
 
-pub(crate) use core::{Managed, Share, Track};
+pub(crate) use admission::{Refused, Track};
+pub(crate) use core::{Managed, Share, View};
 pub use handle::Liveness;
 pub(crate) use places::{Place, PlaceId};
 pub(crate) use shared::Connection;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
+use super::admission::Admission;
 use super::core::{Core, Managed, Share, View};
 use super::state::{Phase, State, Tuner};
 use super::told::Told;
@@ -51,27 +52,31 @@ where
     pub(crate) fn open(self: &Arc<Self>, io: T) -> bool {
         let driver = Driver::current();
         self.core.set_driver(Arc::clone(&driver));
-        let trackers = self.core.trackers();
         // Counted first, so that an eviction in this very moment finds what it has to remove.
-        for tracker in &trackers {
-            tracker.opened(Arc::clone(self) as Arc<dyn Managed>);
-        }
+        let managed = Arc::clone(self) as Arc<dyn Managed>;
+        self.core.enter_registries(managed);
         let connection = Arc::clone(self) as Arc<dyn Drive>;
         let opened = self.enter(|state| state.open(io, connection, Arc::clone(&driver)));
         driver.start();
         if opened {
             tracing::debug!(conn_id = %self.core.id(), "connection opened");
-        } else {
-            for tracker in &trackers {
-                tracker.ended(self.core.id());
-            }
         }
         opened
+    }
+
+    /// Ends a connection that was opened after its registry began to be drained. It is entered by
+    /// now: either the drain has found it, or it finds the drain.
+    pub(super) fn heed_drain(self: &Arc<Self>) {
+        let mut trackers = self.core.trackers().into_iter();
+        if let Some((reason, frame)) = trackers.find_map(|tracker| tracker.farewell()) {
+            Arc::clone(self).evict(reason, frame);
+        }
     }
 
     /// The response announced an upgrade, and none came of it.
     pub(crate) fn upgrade_failed(self: &Arc<Self>) {
         self.enter(|state| state.give_up_opening(self.core.created_moment()));
+        self.core.transport_gone();
     }
 
     /// The response announced no upgrade: for the layers there was no connection. What the handler
@@ -112,9 +117,15 @@ where
         if let Some(link) = aftermath.link {
             link.driver.remove(link.key);
         }
-        // Nobody is to be left waiting because a transport panics as it is dropped.
-        if catch_unwind(AssertUnwindSafe(|| drop(aftermath.io))).is_err() {
-            tracing::warn!(conn_id = %self.core.id(), "a transport panicked while it was dropped");
+        if let Some(io) = aftermath.io {
+            // Nobody is to be left waiting because a transport panics as it is dropped.
+            if catch_unwind(AssertUnwindSafe(|| drop(io))).is_err() {
+                tracing::warn!(
+                    conn_id = %self.core.id(),
+                    "a transport panicked while it was dropped"
+                );
+            }
+            self.core.transport_gone();
         }
         drop(aftermath.spent);
         if let Some(callers) = aftermath.callers {
@@ -292,7 +303,7 @@ where
         })
     }
 
-    fn attach(&self, layer: &Share) {
+    fn attach(&self, layer: &Share, admission: Option<Admission>) {
         let mut state = self.lock();
         state.attach(&layer.policy);
         if layer.has_health_hooks() {
@@ -300,6 +311,6 @@ where
             state.told.get_or_insert_with(told);
         }
         drop(state);
-        self.core.attach(layer);
+        self.core.attach(layer, admission);
     }
 }

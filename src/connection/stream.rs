@@ -51,7 +51,7 @@ where
     pub(crate) fn wrap(io: T, role: Role, layer: &Share) -> (Self, Liveness) {
         let connection = Connection::new(role, None);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
-        live.attach(layer);
+        live.attach(layer, layer.take_in());
         let vectored = io.is_write_vectored();
         // Somebody may find it in a registry and evict it at once: its stream then says so.
         connection.open(io);
@@ -60,6 +60,7 @@ where
 
     fn new(connection: Arc<Connection<T>>, vectored: bool) -> Self {
         connection.hold_session();
+        connection.heed_drain();
         Self {
             connection,
             vectored,

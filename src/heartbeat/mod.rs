@@ -13,7 +13,7 @@ use tower_service::Service;
 
 pub use builder::HeartbeatLayerBuilder;
 
-use crate::connection::{Liveness, LivenessStream, Share, Track};
+use crate::connection::{Liveness, LivenessStream, Share};
 use crate::evict::OnEvict;
 use crate::health_hook::OnHealth;
 use crate::monitor::{HeartbeatPolicy, Policy};
@@ -114,9 +114,8 @@ impl HeartbeatLayer {
             heartbeat: Some(Arc::new(policy)),
             idle: None,
         };
-        let tracker = Arc::new(registry.clone()) as Arc<dyn Track>;
         Self {
-            share: Share::new(policy, Some(tracker), hooks, health_hooks),
+            share: Share::new(policy, Some(registry.tracker()), hooks, health_hooks),
             registry,
         }
     }
@@ -145,6 +144,9 @@ impl<S> Layer<S> for HeartbeatLayer {
 }
 
 /// Service of [`HeartbeatLayer`].
+///
+/// The response's body has to be `Default`: it is that of the answer to an upgrade that the layer's
+/// [`Registry`] has no room for.
 #[derive(Clone, Debug)]
 pub struct Heartbeat<S> {
     inner: S,
@@ -154,6 +156,7 @@ pub struct Heartbeat<S> {
 impl<S, B, R> Service<Request<B>> for Heartbeat<S>
 where
     S: Service<Request<B>, Response = Response<R>>,
+    R: Default,
 {
     type Response = S::Response;
     type Error = S::Error;

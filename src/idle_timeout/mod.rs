@@ -12,7 +12,7 @@ use tower_service::Service;
 
 pub use builder::IdleTimeoutLayerBuilder;
 
-use crate::connection::{Share, Track};
+use crate::connection::Share;
 use crate::evict::OnEvict;
 use crate::health_hook::OnHealth;
 use crate::monitor::{IdlePolicy, Policy};
@@ -61,7 +61,7 @@ impl IdleTimeoutLayer {
             heartbeat: None,
             idle: Some(Arc::new(policy)),
         };
-        let tracker = registry.map(|registry| Arc::new(registry) as Arc<dyn Track>);
+        let tracker = registry.map(|registry| registry.tracker());
         Self {
             share: Share::new(policy, tracker, hooks, health_hooks),
         }
@@ -80,6 +80,9 @@ impl<S> Layer<S> for IdleTimeoutLayer {
 }
 
 /// Service of [`IdleTimeoutLayer`].
+///
+/// The response's body has to be `Default`: it is that of the answer to an upgrade that the layer's
+/// [`Registry`] has no room for.
 #[derive(Clone, Debug)]
 pub struct IdleTimeout<S> {
     inner: S,
@@ -89,6 +92,7 @@ pub struct IdleTimeout<S> {
 impl<S, B, R> Service<Request<B>> for IdleTimeout<S>
 where
     S: Service<Request<B>, Response = Response<R>>,
+    R: Default,
 {
     type Response = S::Response;
     type Error = S::Error;

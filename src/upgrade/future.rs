@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use http::header::{HeaderValue, RETRY_AFTER};
 use http::{Request, Response, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -17,13 +18,14 @@ use super::bridge::Bridge;
 use super::detect::{Handshake, accepted, detect};
 use super::either::Either;
 use super::transport::Transport;
-use crate::connection::{Connection, Liveness, LivenessStream, Managed, Share, Tuner};
+use crate::connection::{Connection, Liveness, LivenessStream, Managed, Refused, Share, Tuner};
 use crate::overrides::PolicyOverride;
 #[cfg(feature = "tcp")]
 use crate::tcp::TcpOptions;
 use crate::wire::Role;
 
-/// Calls `inner` with `req`, whose connection, if it becomes one, is under the layer of `share`.
+/// Calls `inner` with `req`, whose connection, if it becomes one, is under the layer of `share`. An
+/// opening handshake that the layer's registry has no room for does not come to `inner`.
 pub(crate) fn call<S, B>(
     share: &Share,
     inner: &mut S,
@@ -32,11 +34,18 @@ pub(crate) fn call<S, B>(
 where
     S: Service<Request<B>>,
 {
-    let opening = Opening::intercept(share, &mut req);
-    ResponseFuture {
-        inner: inner.call(req),
-        opening,
-    }
+    let answer = match Opening::intercept(share, &mut req) {
+        Ok(opening) => Answer::Inner {
+            inner: inner.call(req),
+            opening,
+        },
+        Err(refused) => {
+            let Refused { cause, retry_after } = refused;
+            tracing::debug!(cause, retry_after, "upgrade refused");
+            Answer::Refused { refused }
+        }
+    };
+    ResponseFuture { answer }
 }
 
 /// An opening handshake that the handler has not answered yet.
@@ -48,35 +57,43 @@ struct Opening {
 }
 
 impl Opening {
-    fn intercept<B>(share: &Share, req: &mut Request<B>) -> Option<Self> {
-        let handshake = detect(req)?;
+    /// `None` if there is nothing to be done for this request by this layer.
+    fn intercept<B>(share: &Share, req: &mut Request<B>) -> Result<Option<Self>, Refused> {
+        let Some(handshake) = detect(req) else {
+            return Ok(None);
+        };
         // Taken out, so that a layer further in does not put it above what was set since.
         let overrides = req.extensions_mut().remove::<PolicyOverride>();
         if let Some(live) = req.extensions().get::<Liveness>() {
             // A layer further out has done all of it: one wrapper, one deadline.
-            live.attach(share);
+            live.admit(share)?;
             if let Some(overrides) = overrides {
                 live.override_policy(overrides.values());
             }
-            return None;
+            return Ok(None);
         }
+        let place = share.admit()?;
         // In this order: without a bridge the request stays as it was.
-        let (bridge, on_upgrade) = Bridge::new()?;
-        let real = req.extensions_mut().remove::<OnUpgrade>()?;
+        let Some((bridge, on_upgrade)) = Bridge::new() else {
+            return Ok(None);
+        };
+        let Some(real) = req.extensions_mut().remove::<OnUpgrade>() else {
+            return Ok(None);
+        };
         let connection = Connection::new(Role::Server, TUNER);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
-        live.attach(share);
+        live.attach(share, place);
         if let Some(overrides) = overrides {
             live.override_policy(overrides.values());
         }
         req.extensions_mut().insert(on_upgrade);
         req.extensions_mut().insert(live);
-        Some(Self {
+        Ok(Some(Self {
             handshake,
             real,
             bridge,
             unanswered: Unanswered(Some(connection)),
-        })
+        }))
     }
 
     /// The handshake was accepted: waits for hyper to hand the stream out, which it does as soon as
@@ -162,23 +179,40 @@ pin_project! {
     /// Response future of [`Heartbeat`](crate::Heartbeat) and [`IdleTimeout`](crate::IdleTimeout).
     pub struct ResponseFuture<F> {
         #[pin]
-        inner: F,
-        opening: Option<Opening>,
+        answer: Answer<F>,
+    }
+}
+
+pin_project! {
+    #[project = AnswerProj]
+    enum Answer<F> {
+        Inner {
+            #[pin]
+            inner: F,
+            opening: Option<Opening>,
+        },
+        Refused {
+            refused: Refused,
+        },
     }
 }
 
 impl<F, B, E> Future for ResponseFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
+    B: Default,
 {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let result = ready!(this.inner.poll(cx));
+        let (inner, opening) = match self.project().answer.project() {
+            AnswerProj::Inner { inner, opening } => (inner, opening),
+            AnswerProj::Refused { refused } => return Poll::Ready(Ok(unavailable(*refused))),
+        };
+        let result = ready!(inner.poll(cx));
         // hyper fulfils its own end of any upgrade request some day, with a stream that is long
         // dead. So whatever is not an accepted handshake ends here.
-        if let (Some(opening), Ok(response)) = (this.opening.take(), &result) {
+        if let (Some(opening), Ok(response)) = (opening.take(), &result) {
             if accepted(opening.handshake, response) {
                 opening.arm();
             } else if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -189,10 +223,83 @@ where
     }
 }
 
+/// 503 with the time to try again (RFC 9110 sections 15.6.4 and 10.2.3).
+fn unavailable<B: Default>(refused: Refused) -> Response<B> {
+    let mut response = Response::new(B::default());
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    let retry_after = HeaderValue::from(refused.retry_after);
+    response.headers_mut().insert(RETRY_AFTER, retry_after);
+    response
+}
+
 impl<F> fmt::Debug for ResponseFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_handshake = match &self.answer {
+            Answer::Inner { opening, .. } => opening.is_some(),
+            Answer::Refused { .. } => true,
+        };
         f.debug_struct("ResponseFuture")
-            .field("is_handshake", &self.opening.is_some())
+            .field("is_handshake", &is_handshake)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::future::Ready;
+
+    use http::header::UPGRADE;
+    use tower::ServiceExt;
+    use tower_layer::Layer;
+    use tracing_test::traced_test;
+
+    use super::*;
+    use crate::{IdleTimeoutLayer, Registry};
+
+    #[derive(Clone)]
+    struct Unreachable;
+
+    impl Service<Request<()>> for Unreachable {
+        type Response = Response<String>;
+        type Error = Infallible;
+        type Future = Ready<Result<Self::Response, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Request<()>) -> Self::Future {
+            panic!("the handler was called")
+        }
+    }
+
+    #[traced_test]
+    #[tokio::test]
+    async fn a_refusal_is_answered_and_logged() {
+        let registry = Registry::new();
+        registry.limit(0);
+        let layer = IdleTimeoutLayer::builder().registry(registry.clone());
+        let service = layer.build().unwrap().layer(Unreachable);
+        for cause in ["limit", "draining"] {
+            let mut request = Request::get("/")
+                .header(UPGRADE, "websocket")
+                .body(())
+                .unwrap();
+            let on_upgrade = hyper::upgrade::on(Request::new(()));
+            request.extensions_mut().insert(on_upgrade);
+            let response = service.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            assert_eq!(response.headers()[RETRY_AFTER], "10");
+            assert_eq!(response.into_body(), "");
+            logs_assert(|lines| {
+                let line = lines.last().expect("a line");
+                for wanted in ["DEBUG", "upgrade refused", cause, "retry_after=10"] {
+                    assert!(line.contains(wanted), "{wanted:?} is not in {line}");
+                }
+                Ok(())
+            });
+            registry.begin_drain();
+        }
     }
 }

@@ -1,14 +1,16 @@
 //! However many notice the end of a connection at once, everybody is told of it once, and the same.
 
+use std::future::{Future, pending};
+use std::pin::Pin;
 use std::sync::Arc;
 
 use loom::sync::atomic::AtomicUsize;
 use loom::sync::atomic::Ordering::{AcqRel, Acquire};
 
 use super::{Peer, TIME, Wire, read, wire};
-use crate::connection::{Connection, Liveness, LivenessStream, Managed, Share, Track};
+use crate::connection::{Connection, Liveness, LivenessStream, Managed, Refused, Share, Track};
 use crate::evict::{ConnectionId, Eviction, OnEvict};
-use crate::monitor::{IdlePolicy, Policy, Reason};
+use crate::monitor::{CloseFrame, IdlePolicy, Policy, Reason};
 use crate::sync::Mutex;
 use crate::sync::modelled::{advance, all_done, block_on, check, thread};
 use crate::wire::Role;
@@ -26,6 +28,12 @@ struct Told {
     live: Mutex<Vec<Liveness>>,
     opened: AtomicUsize,
     ended: AtomicUsize,
+    /// Places that are taken, and connections that are not wholly over.
+    admitted: AtomicUsize,
+    present: AtomicUsize,
+    /// What a registry passes on.
+    passed_on: Mutex<Vec<Reason>>,
+    draining: Mutex<bool>,
     /// Session values that were dropped.
     sessions: Arc<AtomicUsize>,
 }
@@ -51,9 +59,39 @@ impl OnEvict for Hook {
 }
 
 impl Track for Told {
+    fn admit(&self) -> Result<(), Refused> {
+        self.take_in();
+        Ok(())
+    }
+
+    fn take_in(&self) {
+        self.admitted.fetch_add(1, AcqRel);
+        self.present.fetch_add(1, AcqRel);
+    }
+
+    fn vacated(&self) {
+        self.admitted.fetch_sub(1, AcqRel);
+    }
+
+    fn left(&self) {
+        self.present.fetch_sub(1, AcqRel);
+    }
+
     fn opened(&self, connection: Arc<dyn Managed>) {
         self.opened.fetch_add(1, AcqRel);
+        assert_eq!(self.admitted.load(Acquire), 1, "entered without a place");
         self.live.lock().unwrap().push(Liveness::new(connection));
+    }
+
+    fn announce(&self) {}
+
+    fn farewell(&self) -> Option<(Reason, CloseFrame)> {
+        let frame = CloseFrame {
+            code: 1001,
+            reason: "".into(),
+        };
+        let draining = *self.draining.lock().unwrap();
+        draining.then_some((Reason::Drained, frame))
     }
 
     fn ended(&self, id: ConnectionId) {
@@ -63,6 +101,19 @@ impl Track for Told {
         let ended = place.map(|place| live.swap_remove(place));
         drop(live);
         drop(ended);
+    }
+
+    fn evicted(&self, eviction: &Eviction) {
+        assert_eq!(
+            self.admitted.load(Acquire),
+            0,
+            "the place was not given back"
+        );
+        self.passed_on.lock().unwrap().push(eviction.reason());
+    }
+
+    fn draining(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(pending())
     }
 }
 
@@ -86,6 +137,8 @@ impl Told {
         let local = self.local.lock().unwrap().clone();
         assert_eq!(local, vec![layer[0]; locals], "the connection's own hooks");
         assert!(self.live.lock().unwrap().is_empty(), "still entered");
+        assert_eq!(*self.passed_on.lock().unwrap(), layer);
+        assert_eq!(self.admitted.load(Acquire), 0);
         layer[0]
     }
 }
@@ -232,7 +285,8 @@ fn loom_an_end_before_the_upgrade_is_complete() {
         peer.end();
         let connection = Connection::new(Role::Server, None);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
-        live.attach(&layer(&told));
+        let layer = layer(&told);
+        live.attach(&layer, layer.admit().unwrap());
         told.hear(&live);
         thread(move || assert!(live.evict(4_000, "")));
         let stream = Arc::new(Mutex::new(None));
@@ -241,6 +295,57 @@ fn loom_an_end_before_the_upgrade_is_complete() {
         all_done();
         assert_eq!(told.end(1), KICKED);
         assert!(peer.has_lost_the_transport());
+        drop(stream);
+    });
+}
+
+#[test]
+fn loom_a_place_is_given_back_once() {
+    check("kick, upgrade and peer's end", 3, || {
+        let told = Arc::new(Told::default());
+        let (wire, peer) = wire(usize::MAX);
+        peer.end();
+        let connection = Connection::new(Role::Server, None);
+        let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
+        let layer = layer(&told);
+        live.attach(&layer, layer.admit().unwrap());
+        thread(move || {
+            live.evict(4_000, "");
+        });
+        thread(move || drop(LivenessStream::open(connection, wire)));
+        all_done();
+        told.end(0);
+        assert_eq!(told.ended.load(Acquire), 1);
+        assert_eq!(told.present.load(Acquire), 0);
+        assert!(peer.has_lost_the_transport());
+    });
+}
+
+#[test]
+fn loom_nobody_slips_past_a_drain() {
+    check("upgrade and drain", 3, || {
+        let told = Arc::new(Told::default());
+        let (wire, peer) = wire(usize::MAX);
+        peer.end();
+        let connection = Connection::new(Role::Server, None);
+        let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
+        let layer = layer(&told);
+        live.attach(&layer, layer.admit().unwrap());
+        let drain = Arc::clone(&told);
+        thread(move || {
+            *drain.draining.lock().unwrap() = true;
+            let found: Vec<_> = drain.live.lock().unwrap().clone();
+            for live in found {
+                live.evict(1001, "");
+            }
+        });
+        // The handler keeps its stream, if it gets one, and does nothing.
+        let stream = LivenessStream::open(connection, wire);
+        all_done();
+        let reason = told.end(0);
+        let possible = [Reason::Drained, Reason::Kicked { code: 1001 }];
+        assert!(possible.contains(&reason), "{reason:?}");
+        assert_eq!(told.present.load(Acquire), 0);
         drop(stream);
     });
 }

@@ -1,0 +1,71 @@
+//! What all clones of a registry share, and what its layers tell it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use super::evictions::Subscribers;
+use super::gate::Gate;
+use super::shards::Shards;
+use super::tally::Tally;
+use crate::connection::{Liveness, Managed, Refused, Track};
+use crate::evict::{ConnectionId, Eviction};
+use crate::monitor::{CloseFrame, Reason};
+
+/// Lock order: the connection's, a shard's, the tally's. The subscribers' stand alone.
+#[derive(Default)]
+pub(super) struct Shared {
+    pub(super) set: Shards,
+    pub(super) tally: Tally,
+    pub(super) gate: Gate,
+    pub(super) subscribers: Subscribers,
+}
+
+impl Track for Shared {
+    fn admit(&self) -> Result<(), Refused> {
+        self.gate.admit()
+    }
+
+    fn take_in(&self) {
+        self.gate.take_in();
+    }
+
+    fn vacated(&self) {
+        self.gate.vacated();
+    }
+
+    fn left(&self) {
+        self.gate.left();
+    }
+
+    fn opened(&self, connection: Arc<dyn Managed>) {
+        let live = Liveness::new(connection);
+        self.set.insert(live, || self.tally.came());
+    }
+
+    fn announce(&self) {
+        self.tally.announce();
+    }
+
+    fn farewell(&self) -> Option<(Reason, CloseFrame)> {
+        let frame = CloseFrame {
+            // Going away (RFC 6455 section 7.4.1).
+            code: 1001,
+            reason: "server is going away".into(),
+        };
+        self.gate.is_draining().then_some((Reason::Drained, frame))
+    }
+
+    fn ended(&self, id: ConnectionId) {
+        let removed = self.set.remove(id, || self.tally.went());
+        drop(removed);
+    }
+
+    fn evicted(&self, eviction: &Eviction) {
+        self.subscribers.tell(eviction);
+    }
+
+    fn draining(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move { self.gate.draining().await })
+    }
+}
