@@ -170,9 +170,12 @@ pub(crate) fn close_frame(setter: &'static str, frame: &CloseFrame) -> Result<()
     Ok(())
 }
 
-/// Whether a Close frame may carry this code.
-pub(crate) fn is_sendable(code: u16) -> bool {
-    unsendable(code).is_none()
+/// The code that a Close frame carries for this one: 1011 stands in for one that may not be sent.
+pub(crate) fn on_wire(code: u16) -> u16 {
+    match unsendable(code) {
+        None => code,
+        Some(_) => 1011,
+    }
 }
 
 /// The rule that keeps a close code off the wire, if there is one.

@@ -111,7 +111,9 @@ pub use heartbeat::{Heartbeat, HeartbeatLayer, HeartbeatLayerBuilder};
 pub use idle_timeout::{IdleTimeout, IdleTimeoutLayer, IdleTimeoutLayerBuilder};
 pub use monitor::{Health, ProofOfLife, Reason, Rtt, Stats, Tier, Traffic};
 pub use overrides::{PolicyOverride, PolicyOverrideBuilder};
-pub use registry::{ConnectionSnapshot, Evictions, Growth, HighWater, Overrun, Registry};
+pub use registry::{
+    ConnectionSnapshot, Drain, DrainReport, Evictions, Growth, HighWater, Overrun, Registry,
+};
 pub use session::{RegisterError, ReplacePolicy, Seat, SessionMap};
 #[cfg(feature = "tcp")]
 pub use tcp::{TcpKeepalive, TcpOptions};

@@ -5,7 +5,7 @@ use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use super::core::Managed;
+use super::managed::Managed;
 use crate::evict::{ConnectionId, Eviction};
 use crate::monitor::{CloseFrame, Reason};
 

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::inbound::{Filled, READ_AHEAD, READS};
+use super::parting::Departure;
 use super::state::{Phase, State};
 use super::watch::Watch;
 use crate::monitor::{Action, Moment, Outlook};
@@ -25,7 +26,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             link.armed = u64::MAX;
         }
         match self.phase {
-            Phase::Open => self.drive_open(now, waker, scratch, expired),
+            Phase::Open { .. } => self.drive_open(now, waker, scratch, expired),
             Phase::Evicting { .. } => self.drive_closing(now, waker, scratch),
             Phase::Opening | Phase::Closed { .. } => {}
         }
@@ -208,7 +209,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         let late = watch.monitor.poll(now, watch.policy, outlook) == Action::Cut;
         let cx = &mut Context::from_waker(waker);
         let halves = (&mut self.inbound, &mut self.outbound);
-        if closing.poll(io, halves, cx, scratch, &mut watch).is_ready() || late {
+        let closed = closing.poll(io, halves, cx, scratch, &mut watch);
+        if closed.is_ready() || late {
+            self.departure = Departure::Untold {
+                clean: closed == Poll::Ready(true),
+            };
             self.phase = Phase::Closed {
                 reason: Some(*reason),
                 readable: false,

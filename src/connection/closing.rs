@@ -27,8 +27,9 @@ enum Step {
     Send,
     /// The peer's Close frame, or its end of the transport, is awaited.
     Await,
-    /// Both are through: the transport is shut down.
-    Shutdown,
+    /// All is said that can be: the transport is shut down. `answered` if the peer's Close frame
+    /// has come.
+    Shutdown { answered: bool },
 }
 
 impl Closing {
@@ -43,7 +44,13 @@ impl Closing {
         }
     }
 
-    /// Goes as far as the transport allows. `Ready` when the transport can be dropped.
+    /// Nobody waits any longer: what cannot be said at once is left unsaid.
+    pub(super) fn hurry(&mut self) {
+        self.dead = true;
+    }
+
+    /// Goes as far as the transport allows. `Ready` when the transport can be dropped, with whether
+    /// both sides have said goodbye.
     pub(super) fn poll<T: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         io: &mut T,
@@ -51,12 +58,13 @@ impl Closing {
         cx: &mut Context<'_>,
         scratch: &mut [u8],
         watch: &mut Watch<'_>,
-    ) -> Poll<()> {
+    ) -> Poll<bool> {
         let closed = self.poll_steps(io, inbound, outbound, cx, scratch, watch);
         match closed {
             Poll::Pending if !self.dead => Poll::Pending,
+            Poll::Ready(Ok(answered)) => Poll::Ready(answered),
             // An error says that the transport is closed already.
-            Poll::Pending | Poll::Ready(Ok(()) | Err(_)) => Poll::Ready(()),
+            Poll::Pending | Poll::Ready(Err(_)) => Poll::Ready(false),
         }
     }
 
@@ -68,7 +76,7 @@ impl Closing {
         cx: &mut Context<'_>,
         scratch: &mut [u8],
         watch: &mut Watch<'_>,
-    ) -> Poll<io::Result<()>> {
+    ) -> Poll<io::Result<bool>> {
         loop {
             match self.step {
                 Step::Send => {
@@ -80,19 +88,24 @@ impl Closing {
                         if !taken && !outbound.is_closed() {
                             // In the middle of the handler's frame nothing can be said that the
                             // peer would take for a Close frame: the transport's end has to do.
-                            self.step = Step::Shutdown;
+                            self.step = Step::Shutdown { answered: false };
                             continue;
                         }
                     }
                     ready!(outbound.poll_control(io, cx, watch))?;
                     self.step = Step::Await;
                 }
-                Step::Await if self.dead => return Poll::Ready(Ok(())),
+                Step::Await if self.dead => return Poll::Ready(Ok(false)),
                 Step::Await => {
                     ready!(poll_goodbye(io, inbound, cx, scratch, watch))?;
-                    self.step = Step::Shutdown;
+                    self.step = Step::Shutdown {
+                        answered: inbound.is_closed(),
+                    };
                 }
-                Step::Shutdown => return outbound.poll_shutdown(io, cx, watch),
+                Step::Shutdown { answered } => {
+                    ready!(outbound.poll_shutdown(io, cx, watch))?;
+                    return Poll::Ready(Ok(answered));
+                }
             }
         }
     }

@@ -2,63 +2,21 @@
 //! that they are told once.
 
 use std::any::Any;
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::admission::{Admission, Admissions, Refused, Track};
+use super::admission::{Admission, Admissions, Track};
+use super::managed::{Managed, View};
 use super::places::{Place, PlaceId, vacate};
+use super::share::{Listeners, Share};
 use crate::driver::Driver;
 use crate::evict::{self, ConnectionId, Eviction, LocalHook, OnEvict, Seats};
 use crate::health_hook::OnHealth;
-use crate::monitor::{CloseFrame, Health, Moment, Overrides, Policy, Reason, Rtt, Stats};
+use crate::monitor::{Moment, Reason};
 use crate::sync::{Mutex, MutexGuard, Notify, OnceLock};
-
-/// A connection, for those who do not know its transport.
-pub(crate) trait Managed: Send + Sync {
-    fn core(&self) -> &Core;
-    fn view(&self) -> View;
-    /// Ends the connection with this Close frame. False if it has ended before.
-    fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool;
-    /// Replaces values of the layers' settings, also of layers that are yet to come.
-    fn override_policy(self: Arc<Self>, overrides: &Overrides);
-    /// The same, unless a value is for a layer that is not there: then nothing is done, and false.
-    fn change_policy(self: Arc<Self>, overrides: &Overrides) -> bool;
-    /// Asks for a ping, and for the round trip that its pong will give.
-    fn ping(self: Arc<Self>) -> oneshot::Receiver<Duration>;
-    /// Adds a layer, with what its registry gave it. Of two of a kind the later one's
-    /// settings hold, and both are told of the end.
-    fn attach(&self, layer: &Share, admission: Option<Admission>);
-}
-
-/// What a layer gives to each of its connections: its settings, and who is told of them. One
-/// allocation each, shared by all connections.
-#[derive(Clone)]
-pub(crate) struct Share {
-    pub(crate) policy: Policy,
-    listeners: Arc<Listeners>,
-}
-
-struct Listeners {
-    tracker: Option<Arc<dyn Track>>,
-    hooks: Vec<Arc<dyn OnEvict>>,
-    health_hooks: Vec<Arc<dyn OnHealth>>,
-}
-
-/// What can be said of a connection at one moment.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct View {
-    pub(crate) health: Health,
-    pub(crate) lifetime: Duration,
-    pub(crate) last_seen: Instant,
-    pub(crate) idle_for: Duration,
-    pub(crate) rtt: Option<Rtt>,
-    pub(crate) stats: Stats,
-}
 
 /// The part of a connection that does not know its transport.
 pub(crate) struct Core {
@@ -68,8 +26,8 @@ pub(crate) struct Core {
     extras: Mutex<Extras>,
     /// Without the session value and the seats, which are in the extras until everybody has been
     /// told.
-    eviction: OnceLock<Eviction>,
-    /// The session was set, or all hooks have returned.
+    eviction: OnceLock<Box<Eviction>>,
+    /// The session was set, all hooks have returned, or the transport is gone.
     changed: Notify,
 }
 
@@ -87,55 +45,14 @@ struct Extras {
     fired: bool,
     /// All hooks have returned.
     reported: bool,
-    /// There is no transport any more, and none will come.
-    gone: bool,
+    /// There is no transport any more, and none will come. True if the closing handshake of the
+    /// connection's eviction was completed before.
+    departed: Option<bool>,
     /// How many may still ask for the session: the hooks, as long as they have not all returned,
     /// the handler, as long as it has its stream, and everybody who awaits the end. When the last
     /// of them is gone the slot is emptied, and so are the seats, for what is in them may well hold a
     /// handle of this connection, and they would keep each other alive.
     holders: usize,
-}
-
-impl Share {
-    pub(crate) fn new(
-        policy: Policy,
-        tracker: Option<Arc<dyn Track>>,
-        hooks: Vec<Arc<dyn OnEvict>>,
-        health_hooks: Vec<Arc<dyn OnHealth>>,
-    ) -> Self {
-        Self {
-            policy,
-            listeners: Arc::new(Listeners {
-                tracker,
-                hooks,
-                health_hooks,
-            }),
-        }
-    }
-
-    /// Asks the layer's registry, if it has one, for a place for one more handshake.
-    pub(crate) fn admit(&self) -> Result<Option<Admission>, Refused> {
-        let tracker = self.listeners.tracker.as_ref();
-        tracker.map(Admission::admit).transpose()
-    }
-
-    /// A place for a stream whose handshake is over, which cannot be refused.
-    pub(crate) fn take_in(&self) -> Option<Admission> {
-        self.listeners.tracker.as_ref().map(Admission::take_in)
-    }
-
-    /// Somebody wants to hear of the connections' health.
-    pub(super) fn has_health_hooks(&self) -> bool {
-        !self.listeners.health_hooks.is_empty()
-    }
-}
-
-impl fmt::Debug for Share {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Share")
-            .field("policy", &self.policy)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Core {
@@ -229,16 +146,6 @@ impl Core {
         }
     }
 
-    /// There is no transport any more, and none will come. When the hooks have returned too, nothing
-    /// is left that a shutdown would wait for.
-    pub(super) fn transport_gone(&self) {
-        let mut extras = self.extras();
-        extras.gone = true;
-        let presences = extras.reported.then(|| extras.admissions.leave());
-        drop(extras);
-        drop(presences);
-    }
-
     /// Those who are told of the connection's health: each once, and nobody after the end.
     pub(super) fn health_hooks(&self) -> Vec<Arc<dyn OnHealth>> {
         let mut hooks: Vec<Arc<dyn OnHealth>> = Vec::new();
@@ -276,7 +183,7 @@ impl Core {
             session: None,
             ..eviction.clone()
         };
-        if self.eviction.set(parted).is_err() {
+        if self.eviction.set(Box::new(parted)).is_err() {
             return;
         }
         let (places, layers, local, trackers, permits) = {
@@ -328,7 +235,8 @@ impl Core {
         let presences = {
             let mut extras = self.extras();
             extras.reported = true;
-            extras.gone.then(|| extras.admissions.leave())
+            let departed = extras.departed.is_some();
+            departed.then(|| extras.admissions.leave())
         };
         self.changed.notify_waiters();
         self.release();
@@ -369,6 +277,35 @@ impl Core {
         }
     }
 
+    /// There is no transport any more, and none will come. When the hooks have returned too, nothing
+    /// is left that a shutdown would wait for. The caller holds no lock.
+    pub(super) fn depart(&self, clean: bool) {
+        let mut extras = self.extras();
+        extras.departed = Some(clean);
+        let presences = extras.reported.then(|| extras.admissions.leave());
+        drop(extras);
+        self.changed.notify_waiters();
+        drop(presences);
+    }
+
+    /// Whether the transport is gone, and how: see [`departed`](Self::departed).
+    pub(super) fn departure(&self) -> Option<bool> {
+        self.extras().departed
+    }
+
+    /// Waits until the transport is gone. Whether the closing handshake of the connection's eviction
+    /// was completed before: false if the peer did not answer in time, or not at all, if no Close
+    /// frame could be sent, and if it was not evicted but ended otherwise.
+    pub(super) async fn departed(&self) -> bool {
+        loop {
+            let notified = self.changed.notified();
+            if let Some(clean) = self.departure() {
+                return clean;
+            }
+            notified.await;
+        }
+    }
+
     /// Why the connection has ended, if it has: its hooks may still be at it.
     pub(crate) fn reason(&self) -> Option<Reason> {
         Some(self.eviction.get()?.reason())
@@ -382,7 +319,7 @@ impl Core {
         Some(Eviction {
             session: extras.session.clone(),
             seats: extras.seats.clone(),
-            ..eviction.clone()
+            ..Eviction::clone(eviction)
         })
     }
 

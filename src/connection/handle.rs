@@ -10,7 +10,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::admission::{Admission, Refused};
-use super::core::{Core, Managed, Share, View};
+use super::core::Core;
+use super::managed::{Managed, View};
+use super::share::Share;
 use crate::config::{self, ConfigError};
 use crate::evict::{ConnectionId, Evicted, Eviction};
 use crate::monitor::{CloseFrame, Health, Overrides, Reason, Rtt, Stats};
@@ -217,16 +219,33 @@ impl Liveness {
     /// be sent (RFC 6455 section 7.4: below 1000, 1004 to 1006, 1015 to 2999, above 4999) is
     /// replaced by 1011 on the wire; [`Reason::Kicked`] keeps the code as given.
     pub fn evict(&self, code: u16, reason: impl Into<String>) -> bool {
-        let on_wire = if config::is_sendable(code) {
-            code
-        } else {
-            1011
-        };
         let frame = CloseFrame {
-            code: on_wire,
+            code: config::on_wire(code),
             reason: reason.into().into(),
         };
         self.evict_for(Reason::Kicked { code }, frame)
+    }
+
+    /// Ends the connection after the frame that the handler is in the middle of, if it is. False if
+    /// it has ended before, or is to end this way already.
+    pub(crate) fn part(&self, reason: Reason, frame: CloseFrame) -> bool {
+        Arc::clone(&self.connection).part(reason, frame)
+    }
+
+    /// Cuts the transport of a connection that has ended, or is to end.
+    pub(crate) fn cut(&self) {
+        Arc::clone(&self.connection).cut();
+    }
+
+    /// Whether the transport is gone.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.connection.core().departure().is_some()
+    }
+
+    /// Waits until the transport is gone. True if the closing handshake of the connection's eviction
+    /// was completed.
+    pub(crate) async fn closed(&self) -> bool {
+        self.connection.core().departed().await
     }
 
     /// Waits for the end of the connection, until all hooks have been told of it. Returns at once

@@ -98,7 +98,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         cx: &mut Context<'_>,
         driver: impl Fn() -> Waker,
     ) -> Poll<io::Result<()>> {
-        if !matches!(self.phase, Phase::Open) {
+        if !matches!(self.phase, Phase::Open { .. }) {
             // The driver shuts an evicted connection down; there is nothing left to fail.
             return Poll::Ready(Ok(()));
         }
@@ -137,6 +137,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                 if let Err(error) = done {
                     self.fail(error.kind());
                 }
+                self.part_at_boundary();
             }
         }
         result
@@ -145,7 +146,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
     /// The handler dropped its stream. An eviction goes on without it.
     pub(super) fn dropped(&mut self) {
         self.inbound.forget_ahead();
-        if let (Phase::Open, Some(link)) = (&self.phase, &self.link) {
+        if let (Phase::Open { .. }, Some(link)) = (&self.phase, &self.link) {
             self.monitor.dropped(link.driver.clock().now());
             self.phase = Phase::Closed {
                 reason: None,

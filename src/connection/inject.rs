@@ -20,6 +20,8 @@ pub(super) struct Outbound {
     closed: bool,
     /// The scanner has given up, and that was reported.
     passive: bool,
+    /// The handler's bytes are taken up to the end of its frame, and no further.
+    last: bool,
     control: Control,
 }
 
@@ -49,6 +51,7 @@ impl Outbound {
             masked: role.outbound_masked(),
             closed: false,
             passive: false,
+            last: false,
             control: Control::None,
         }
     }
@@ -62,6 +65,16 @@ impl Outbound {
     /// The handler has begun a frame and not finished it.
     pub(super) fn is_mid_frame(&self) -> bool {
         !self.scanner.at_boundary()
+    }
+
+    /// The same, and the frame's end will be seen when it comes.
+    pub(super) fn has_end_ahead(&self) -> bool {
+        self.is_mid_frame() && self.scanner.malformed().is_none()
+    }
+
+    /// Takes nothing of the handler's any more after the frame that it is in the middle of.
+    pub(super) fn stop_at_boundary(&mut self) {
+        self.last = true;
     }
 
     /// Whether a control frame of ours is not completely with the transport yet.
@@ -239,8 +252,8 @@ impl Outbound {
         watch: &mut Watch<'_>,
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_control_bytes(io, cx, watch))?;
-        // A frame of ours waits for a boundary: stop at the next one.
-        let end = match self.is_busy() {
+        // A frame of ours waits for a boundary, or the end does: stop at the next one.
+        let end = match self.is_busy() || self.last {
             true => self.scanner.boundary_within(bytes).unwrap_or(bytes.len()),
             false => bytes.len(),
         };
@@ -260,7 +273,7 @@ impl Outbound {
         slices: &[IoSlice<'_>],
         watch: &mut Watch<'_>,
     ) -> Poll<io::Result<usize>> {
-        if self.is_busy() {
+        if self.is_busy() || self.last {
             // A boundary inside the slices has to be hit exactly, so they go one at a time.
             let first = slices.iter().find(|slice| !slice.is_empty());
             return self.poll_write(io, cx, first.map_or(&[], |slice| &**slice), watch);

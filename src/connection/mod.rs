@@ -11,7 +11,10 @@
 //! | [`attend`] | the driver's visits |
 //! | [`callers`] | who waits for the pong of a ping on demand |
 //! | [`closing`] | the closing handshake of an eviction |
+//! | [`parting`] | an end that waits for the handler's frame, or for nobody any more |
 //! | [`core`] | who is told of the end, and that it is once |
+//! | [`managed`] | what can be asked of any connection, whatever its transport |
+//! | [`share`] | what the connections of a layer have in common |
 //! | [`admission`] | what it takes up in the registries of its layers |
 //! | [`places`] | the seats that it has to leave at its end |
 //! | [`shared`] | the lock, and the one place where an end becomes an event |
@@ -31,7 +34,10 @@ mod inbound;
 mod inject;
 #[cfg(all(test, liveness_loom))]
 mod loom_models;
+mod managed;
+mod parting;
 mod places;
+mod share;
 mod shared;
 mod state;
 mod stream;
@@ -39,9 +45,10 @@ mod told;
 mod watch;
 
 pub(crate) use admission::{Refused, Track};
-pub(crate) use core::{Managed, Share, View};
 pub use handle::Liveness;
+pub(crate) use managed::{Managed, View};
 pub(crate) use places::{Place, PlaceId};
+pub(crate) use share::Share;
 pub(crate) use shared::Connection;
 pub(crate) use state::Tuner;
 pub use stream::LivenessStream;

@@ -10,7 +10,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
 use super::admission::Admission;
-use super::core::{Core, Managed, Share, View};
+use super::core::Core;
+use super::managed::{Managed, View};
+use super::share::Share;
 use super::state::{Phase, State, Tuner};
 use super::told::Told;
 use super::watch::Notes;
@@ -76,7 +78,6 @@ where
     /// The response announced an upgrade, and none came of it.
     pub(crate) fn upgrade_failed(self: &Arc<Self>) {
         self.enter(|state| state.give_up_opening(self.core.created_moment()));
-        self.core.transport_gone();
     }
 
     /// The response announced no upgrade: for the layers there was no connection. What the handler
@@ -117,15 +118,12 @@ where
         if let Some(link) = aftermath.link {
             link.driver.remove(link.key);
         }
-        if let Some(io) = aftermath.io {
-            // Nobody is to be left waiting because a transport panics as it is dropped.
-            if catch_unwind(AssertUnwindSafe(|| drop(io))).is_err() {
-                tracing::warn!(
-                    conn_id = %self.core.id(),
-                    "a transport panicked while it was dropped"
-                );
-            }
-            self.core.transport_gone();
+        // Nobody is to be left waiting because a transport panics as it is dropped.
+        if catch_unwind(AssertUnwindSafe(|| drop(aftermath.io))).is_err() {
+            tracing::warn!(conn_id = %self.core.id(), "a transport panicked while it was dropped");
+        }
+        if let Some(clean) = aftermath.departed {
+            self.core.depart(clean);
         }
         drop(aftermath.spent);
         if let Some(callers) = aftermath.callers {
@@ -280,6 +278,20 @@ where
     fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool {
         let now = self.core.now();
         self.enter(|state| state.evict(now, reason, frame))
+    }
+
+    fn part(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool {
+        let now = self.core.now();
+        self.enter(|state| state.part(now, reason, frame))
+    }
+
+    fn cut(self: Arc<Self>) {
+        let now = self.core.now();
+        if self.enter(|state| state.hurry(now)) {
+            // What the driver would do when it comes by, which may be after others: nothing is waited
+            // for now, and nothing read.
+            self.drive(now, &mut []);
+        }
     }
 
     fn ping(self: Arc<Self>) -> oneshot::Receiver<Duration> {

@@ -11,6 +11,7 @@ use super::callers::Callers;
 use super::closing::Closing;
 use super::inbound::Inbound;
 use super::inject::Outbound;
+use super::parting::Departure;
 use super::told::Told;
 use super::watch::{Notes, Watch};
 use crate::driver::{Drive, Driver, Key, tick};
@@ -29,6 +30,7 @@ pub(super) struct State<T> {
     pub(super) io: Option<T>,
     /// The upgrade was completed once.
     opened: bool,
+    pub(super) departure: Departure,
     pub(super) inbound: Inbound,
     pub(super) outbound: Outbound,
     /// Visits of the driver since one looked at everything.
@@ -51,7 +53,10 @@ pub(super) enum Phase {
     /// Nobody: the upgrade is not complete.
     Opening,
     /// The handler, with the driver's help.
-    Open,
+    Open {
+        /// The connection ends for this reason as soon as the handler is between two frames.
+        parting: Option<(Reason, CloseFrame)>,
+    },
     /// The driver, which says goodbye to the peer.
     Evicting { reason: Reason, closing: Closing },
     /// Nobody any more. No reason: it was the handler who dropped it.
@@ -90,6 +95,8 @@ pub(super) struct Aftermath<T> {
     pub(super) verdict: Option<Reason>,
     pub(super) link: Option<Link>,
     pub(super) io: Option<T>,
+    /// There will be no transport any more; see [`Departure::Untold`].
+    pub(super) departed: Option<bool>,
     pub(super) callers: Option<Callers>,
     pub(super) wakers: [Option<Waker>; 2],
     /// Wakers that nobody will need again: they keep their tasks' memory.
@@ -108,6 +115,7 @@ impl<T> State<T> {
             overrides: None,
             io: None,
             opened: false,
+            departure: Departure::Opening,
             inbound: Inbound::new(role),
             outbound: Outbound::new(role),
             looks: 0,
@@ -161,6 +169,7 @@ impl<T> State<T> {
     /// down; the transport then goes the way of every ended connection's.
     pub(super) fn open(&mut self, io: T, connection: Arc<dyn Drive>, driver: Arc<Driver>) -> bool {
         self.io = Some(io);
+        self.departure = Departure::Untold { clean: false };
         if !matches!(self.phase, Phase::Opening) {
             return false;
         }
@@ -179,7 +188,7 @@ impl<T> State<T> {
             self.give_up_opening(now);
             return false;
         };
-        self.phase = Phase::Open;
+        self.phase = Phase::Open { parting: None };
         self.opened = true;
         self.link = Some(Link {
             driver,
@@ -191,6 +200,9 @@ impl<T> State<T> {
     }
 
     pub(super) fn give_up_opening(&mut self, now: Moment) {
+        if let Departure::Opening = self.departure {
+            self.departure = Departure::Untold { clean: false };
+        }
         if matches!(self.phase, Phase::Opening) {
             self.monitor.end(now, Reason::UpgradeFailed);
             self.phase = Phase::Closed {
@@ -207,7 +219,7 @@ impl<T> State<T> {
     pub(super) fn health(&self, now: Moment) -> Health {
         match self.phase {
             Phase::Opening => Health::Opening,
-            Phase::Open => self.monitor.health(now, &self.policy),
+            Phase::Open { .. } => self.monitor.health(now, &self.policy),
             Phase::Evicting { .. } | Phase::Closed { .. } => Health::Ended,
         }
     }
@@ -234,7 +246,10 @@ impl<T> State<T> {
             self.writer.due |= self.writer.pending;
         }
         let callers = self.take_callers();
-        let leftovers = callers.is_some() || closed && (self.io.is_some() || self.link.is_some());
+        let departed = if closed { self.departure.tell() } else { None };
+        let leftovers = callers.is_some()
+            || departed.is_some()
+            || closed && (self.io.is_some() || self.link.is_some());
         let woken = self.reader.due || self.writer.due;
         if verdict.is_none() && !leftovers && !woken && !news && self.notes.is_empty() {
             return None;
@@ -250,6 +265,7 @@ impl<T> State<T> {
             verdict,
             io: if closed { self.io.take() } else { None },
             link: if closed { self.link.take() } else { None },
+            departed,
             callers,
             wakers,
             spent,
@@ -295,7 +311,7 @@ impl<T> State<T> {
                     readable: false,
                 }
             }
-            Phase::Open => {
+            Phase::Open { .. } => {
                 self.begin_closing(reason, frame);
             }
             Phase::Evicting { .. } | Phase::Closed { .. } => return false,
@@ -340,7 +356,7 @@ impl<T> State<T> {
     /// The transport with what belongs to it, as long as it is the handler's.
     pub(super) fn parts(&mut self) -> io::Result<(&mut T, &mut Inbound, &mut Outbound, Watch<'_>)> {
         match (&self.phase, &mut self.io, &self.link) {
-            (Phase::Open, Some(io), Some(link)) => {
+            (Phase::Open { .. }, Some(io), Some(link)) => {
                 let watch = Watch {
                     monitor: &mut self.monitor,
                     policy: &self.policy,

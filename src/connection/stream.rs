@@ -8,9 +8,10 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::core::{Managed, Share};
 use super::handle::Liveness;
 use super::handler::Outgoing;
+use super::managed::Managed;
+use super::share::Share;
 use super::shared::Connection;
 use crate::wire::Role;
 

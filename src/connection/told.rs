@@ -90,7 +90,7 @@ impl<T> State<T> {
             self.told = None;
             return false;
         }
-        if !matches!(self.phase, Phase::Open) {
+        if !matches!(self.phase, Phase::Open { .. }) {
             return false;
         }
         let health = self.monitor.lasting_health(told.looked, &self.policy);

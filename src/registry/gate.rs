@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -23,6 +23,8 @@ pub(super) struct Gate {
     /// `present` came down to zero.
     idle: Notify,
     draining: AtomicBool,
+    /// What those are told who open when a drain has begun.
+    farewell: AtomicU16,
     /// `draining` was set.
     begun: Notify,
 }
@@ -36,6 +38,8 @@ impl Default for Gate {
             present: AtomicUsize::new(0),
             idle: Notify::new(),
             draining: AtomicBool::new(false),
+            // Going away (RFC 6455 section 7.4.1).
+            farewell: AtomicU16::new(1001),
             begun: Notify::new(),
         }
     }
@@ -92,6 +96,16 @@ impl Gate {
         if self.present.fetch_sub(1, SeqCst) == 1 {
             self.idle.notify_waiters();
         }
+    }
+
+    /// The Close code for those who come too late.
+    pub(super) fn say(&self, code: u16) {
+        self.farewell.store(code, Relaxed);
+    }
+
+    /// What whoever opens now is to be told, if it comes too late.
+    pub(super) fn farewell(&self) -> Option<u16> {
+        self.is_draining().then(|| self.farewell.load(Relaxed))
     }
 
     pub(super) fn begin_drain(&self) {

@@ -8,6 +8,7 @@
 //! - [`snapshot`]: one look at everybody
 //! - [`evictions`]: ends as a stream
 
+mod drain;
 mod evictions;
 mod gate;
 mod growth;
@@ -25,6 +26,7 @@ use crate::connection::{Liveness, Track};
 use crate::evict::ConnectionId;
 use crate::monitor::Health;
 
+pub use drain::{Drain, DrainReport};
 pub use evictions::{Evictions, Overrun};
 use shared::Shared;
 pub use snapshot::ConnectionSnapshot;
@@ -231,6 +233,11 @@ impl Registry {
 
     pub(crate) fn tracker(&self) -> Arc<dyn Track> {
         Arc::clone(&self.shared) as Arc<dyn Track>
+    }
+
+    /// Whom a drain has come to.
+    fn leaving(&self) -> &drain::Leaving {
+        &self.shared.leaving
     }
 
     /// All live connections, each as its shard has it when it is copied.

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use super::drain::{self, Leaving};
 use super::evictions::Subscribers;
 use super::gate::Gate;
 use super::shards::Shards;
@@ -19,6 +20,7 @@ pub(super) struct Shared {
     pub(super) tally: Tally,
     pub(super) gate: Gate,
     pub(super) subscribers: Subscribers,
+    pub(super) leaving: Leaving,
 }
 
 impl Track for Shared {
@@ -48,12 +50,8 @@ impl Track for Shared {
     }
 
     fn farewell(&self) -> Option<(Reason, CloseFrame)> {
-        let frame = CloseFrame {
-            // Going away (RFC 6455 section 7.4.1).
-            code: 1001,
-            reason: "server is going away".into(),
-        };
-        self.gate.is_draining().then_some((Reason::Drained, frame))
+        let code = self.gate.farewell()?;
+        Some((Reason::Drained, drain::goodbye(code)))
     }
 
     fn ended(&self, id: ConnectionId) {

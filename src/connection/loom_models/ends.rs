@@ -15,11 +15,11 @@ use crate::sync::Mutex;
 use crate::sync::modelled::{advance, all_done, block_on, check, thread};
 use crate::wire::Role;
 
-const KICKED: Reason = Reason::Kicked { code: 4_000 };
+pub(super) const KICKED: Reason = Reason::Kicked { code: 4_000 };
 
 /// Everybody who is told of a connection.
 #[derive(Default)]
-struct Told {
+pub(super) struct Told {
     /// The layer's hook.
     layer: Mutex<Vec<Reason>>,
     /// Hooks of the connection's own.
@@ -131,7 +131,7 @@ impl Told {
     }
 
     /// The end, of which everybody was told, each of `locals` hooks once.
-    fn end(&self, locals: usize) -> Reason {
+    pub(super) fn end(&self, locals: usize) -> Reason {
         let layer = self.layer.lock().unwrap().clone();
         assert_eq!(layer.len(), 1, "the layer's hook: {layer:?}");
         let local = self.local.lock().unwrap().clone();
@@ -157,14 +157,14 @@ fn layer(told: &Arc<Told>) -> Share {
     Share::new(policy, Some(tracker), vec![hook], Vec::new())
 }
 
-fn open() -> (LivenessStream<Wire>, Liveness, Peer, Arc<Told>) {
+pub(super) fn open() -> (LivenessStream<Wire>, Liveness, Peer, Arc<Told>) {
     let told = Arc::new(Told::default());
     let (wire, peer) = wire(usize::MAX);
     let (stream, live) = LivenessStream::wrap(wire, Role::Server, &layer(&told));
     (stream, live, peer, told)
 }
 
-fn assert_tracked_once(told: &Told) {
+pub(super) fn assert_tracked_once(told: &Told) {
     assert_eq!(
         (told.opened.load(Acquire), told.ended.load(Acquire)),
         (1, 1)

@@ -3,6 +3,7 @@
 //!
 //! A wake-up that is lost leaves a thread waiting for ever, which loom reports as a deadlock.
 
+mod drains;
 mod ends;
 mod wakers;
 

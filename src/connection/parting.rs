@@ -1,0 +1,149 @@
+//! Ends that wait for the handler's frame, or no longer for anybody; and the news that the transport
+//! is gone.
+
+use super::state::{Phase, State};
+use crate::monitor::{CloseFrame, Moment, Reason};
+
+/// What is known of the transport's end, which is told once.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Departure {
+    /// There may yet be a transport: the upgrade is not complete.
+    Opening,
+    /// To be told when the transport is gone; `clean` if the closing handshake of the connection's
+    /// eviction was completed.
+    Untold {
+        clean: bool,
+    },
+    Told,
+}
+
+impl<T> State<T> {
+    /// Ends the connection as [`evict`](Self::evict) does, but after the frame that the handler is
+    /// in the middle of. False if it has ended, or is about to end this way, already.
+    pub(super) fn part(&mut self, now: Moment, reason: Reason, frame: CloseFrame) -> bool {
+        match &mut self.phase {
+            Phase::Open { parting: Some(_) } => false,
+            Phase::Open { parting } if !self.monitor.is_over() && self.outbound.has_end_ahead() => {
+                *parting = Some((reason, frame));
+                self.outbound.stop_at_boundary();
+                true
+            }
+            _ => self.evict(now, reason, frame),
+        }
+    }
+
+    /// Ends a connection that is about to end, once the handler has finished its frame, or cannot.
+    pub(super) fn part_at_boundary(&mut self) {
+        if self.outbound.has_end_ahead() {
+            return;
+        }
+        if let (Phase::Open { parting }, Some(link)) = (&mut self.phase, &self.link) {
+            let now = link.driver.clock().now();
+            if let Some((reason, frame)) = parting.take() {
+                self.evict(now, reason, frame);
+            }
+        }
+    }
+
+    /// Nobody waits any longer for an end that has come or was asked for: neither for the frame
+    /// that the handler is in the middle of, nor for the peer. Returns whether there is something to be
+    /// said to the peer, if it can be said at once.
+    pub(super) fn hurry(&mut self, now: Moment) -> bool {
+        if let Phase::Open { parting } = &mut self.phase {
+            if let Some((reason, frame)) = parting.take() {
+                self.evict(now, reason, frame);
+            }
+        }
+        match &mut self.phase {
+            Phase::Evicting { closing, .. } => {
+                closing.hurry();
+                true
+            }
+            Phase::Open { .. } if self.monitor.is_over() => {
+                self.phase = Phase::Closed {
+                    reason: self.monitor.reason(),
+                    readable: true,
+                };
+                false
+            }
+            Phase::Opening | Phase::Open { .. } | Phase::Closed { .. } => false,
+        }
+    }
+}
+
+impl Departure {
+    /// The news, if they are due.
+    pub(super) fn tell(&mut self) -> Option<bool> {
+        let Self::Untold { clean } = *self else {
+            return None;
+        };
+        *self = Self::Told;
+        Some(clean)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::task::{Context, Poll, Waker};
+
+    use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+
+    use super::super::{Connection, Liveness, LivenessStream, Managed};
+    use crate::wire::Role;
+
+    fn opening() -> (Arc<Connection<DuplexStream>>, Liveness) {
+        let connection = Connection::new(Role::Server, None);
+        let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
+        (connection, live)
+    }
+
+    #[track_caller]
+    fn assert_told(live: &Liveness, clean: bool) {
+        assert!(live.is_closed());
+        let closed = pin!(live.closed()).poll(&mut Context::from_waker(Waker::noop()));
+        assert_eq!(closed, Poll::Ready(clean));
+    }
+
+    #[test]
+    fn a_connection_that_never_opens_is_gone_when_the_upgrade_is_given_up() {
+        type Failure = fn(&Arc<Connection<DuplexStream>>);
+        let failures: [Failure; 2] = [Connection::upgrade_failed, Connection::not_upgraded];
+        for fail in failures {
+            for evicted in [false, true] {
+                let (connection, live) = opening();
+                if evicted {
+                    assert!(live.evict(1000, "bye"));
+                    assert!(!live.is_closed(), "a transport may yet come");
+                }
+                fail(&connection);
+                assert_told(&live, false);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_transport_that_comes_after_the_end_is_gone_first() {
+        let (connection, live) = opening();
+        assert!(live.evict(1000, "bye"));
+        assert!(!live.is_closed());
+        let (ours, mut theirs) = duplex(64);
+        assert!(LivenessStream::open(connection, ours).is_none());
+        assert_told(&live, false);
+        assert_eq!(theirs.read(&mut [0; 8]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_lives_is_neither_cut_nor_gone() {
+        let (connection, live) = opening();
+        let (ours, theirs) = duplex(64);
+        let stream = LivenessStream::open(connection, ours).unwrap();
+        live.cut();
+        assert!(!live.is_closed());
+        assert_eq!(live.health().to_string(), "live");
+        drop(stream);
+        assert_told(&live, false);
+        drop(theirs);
+    }
+}

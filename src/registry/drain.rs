@@ -1,0 +1,357 @@
+//! Graceful shutdown: everybody is told to go, in batches, waited for, and cut in the end.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::Registry;
+use crate::config;
+use crate::connection::Liveness;
+use crate::evict::ConnectionId;
+use crate::monitor::{CloseFrame, Reason};
+
+/// After so many connections in a row the executor's other tasks run.
+const BREATH: usize = 64;
+
+/// How [`Registry::drain`] goes about it.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tower_ws_liveness::Drain;
+///
+/// let drain = Drain {
+///     deadline: Duration::from_secs(10),
+///     ..Drain::default()
+/// };
+/// # assert_eq!(drain.code, 1001);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    /// The status code of the Close frames: 1001, going away, by default (RFC 6455 section 7.4.1).
+    /// A code that must not be sent is replaced by 1011, as by
+    /// [`Liveness::evict`](crate::Liveness::evict).
+    pub code: u16,
+    /// How many connections are closed before the first pause, and between two: 100 by default. 0 is
+    /// taken as 1.
+    pub batch: usize,
+    /// The time between two batches: 100 ms by default. Each pause lasts at random from half of this
+    /// to one and a half, so that the clients do not all come back in step. At zero there is no
+    /// pause, but other tasks still get their turn.
+    pub pause: Duration,
+    /// The time for all of it: 30 s by default. What is not closed by then is cut; at zero,
+    /// everything is. More than 365 days are taken as that.
+    pub deadline: Duration,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            code: 1001,
+            batch: 100,
+            pause: Duration::from_millis(100),
+            deadline: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What became of the connections that [`Registry::drain`] came to, each counted once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DrainReport {
+    clean: usize,
+    cut: usize,
+    already_gone: usize,
+}
+
+impl DrainReport {
+    /// Connections whose closing handshake was completed (RFC 6455 section 7.1.4): both sides sent
+    /// their Close frame, and the transport was shut down.
+    #[must_use]
+    pub const fn clean(&self) -> usize {
+        self.clean
+    }
+
+    /// Connections whose transport was dropped without that: the deadline or their `close_timeout`
+    /// came first, the peer was dead, the transport failed, or no Close frame could be sent because
+    /// the handler was in the middle of a frame, or the framing was malformed.
+    #[must_use]
+    pub const fn cut(&self) -> usize {
+        self.cut
+    }
+
+    /// Connections that it found, and that somebody else has ended: for another reason, for another
+    /// drain, or, because a drain was under way, as they opened.
+    #[must_use]
+    pub const fn already_gone(&self) -> usize {
+        self.already_gone
+    }
+
+    /// All of them.
+    #[must_use]
+    pub const fn total(&self) -> usize {
+        self.clean + self.cut + self.already_gone
+    }
+}
+
+impl Registry {
+    /// Ends all connections for [`Reason::Drained`], and waits until they are closed.
+    ///
+    /// 1. Upgrades are refused from now on, as by [`begin_drain`](Self::begin_drain). That is never
+    ///    taken back.
+    /// 2. The live connections are closed in batches, in the order in which they came. Each is
+    ///    evicted: its hooks are told, its handler's reads and writes fail, and its peer gets a Close
+    ///    frame (RFC 6455 section 5.5.1). A connection that is in the middle of a frame which its
+    ///    handler writes is evicted after that frame, so that no message is torn, as long as the
+    ///    deadline allows. (A message whose *fragments* the handler writes is not waited for.)
+    /// 3. Their closing handshakes are waited for, each at most for the `close_timeout` of its layer,
+    ///    and so is whatever else keeps [`wait_idle`](Self::wait_idle) from returning, handshakes
+    ///    that were let in before among it.
+    /// 4. At the deadline everything that is left is cut. Peers that were not told yet get their
+    ///    Close frame if their transport takes it at once.
+    ///
+    /// When this returns, the registry is empty, the transports of all connections that were in it
+    /// are gone, and the hooks of those that the drain has ended have returned. After the deadline
+    /// two things may be left: the closing handshake of a connection that had ended before the drain
+    /// came, or ended as it opened, within its `close_timeout`; and a handshake that was let in before
+    /// and is not answered yet. If it is later, the connection ends as it opens, and its peer is told
+    /// `code` as well.
+    ///
+    /// The handlers are not asked, and what they have not written yet is not sent. To let them finish
+    /// first call [`begin_drain`](Self::begin_drain), wait with [`wait_idle`](Self::wait_idle) for as
+    /// long as seems right, and drain whoever is left.
+    ///
+    /// Hooks run inside this call, as in [`Liveness::evict`](crate::Liveness::evict): one that blocks
+    /// delays everybody after it, and the deadline.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before it returns, the drain has closed some connections, whose closing handshakes go
+    /// on; the others live on, and upgrades stay refused. Drain again to go on. Two drains may be
+    /// under way at once: each connection is told once, one of them counts it as closed and the
+    /// other, if it came to it, as already gone, and the earlier deadline cuts for both.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with time enabled.
+    pub async fn drain(&self, drain: Drain) -> DrainReport {
+        let deadline = Instant::now() + drain.deadline.min(config::MAX_DURATION);
+        self.shared.gate.say(drain.code);
+        self.begin_drain();
+        let mut run = Run {
+            registry: self,
+            drain,
+            seen: HashSet::new(),
+            told: Vec::new(),
+            report: DrainReport::default(),
+        };
+        // Without time, nobody is given any.
+        if drain.deadline.is_zero() || timeout_at(deadline, run.gently()).await.is_err() {
+            run.cut_all().await;
+            run.all_closed().await;
+        }
+        self.leaving().forget_closed();
+        run.report
+    }
+}
+
+/// One call of [`Registry::drain`].
+struct Run<'a> {
+    registry: &'a Registry,
+    drain: Drain,
+    /// Whom it has come to.
+    seen: HashSet<ConnectionId>,
+    /// Whom it has told, and not counted yet.
+    told: Vec<Liveness>,
+    report: DrainReport,
+}
+
+impl Run<'_> {
+    /// All of it, as long as it takes.
+    async fn gently(&mut self) {
+        self.tell_all().await;
+        self.all_closed().await;
+        self.registry.wait_idle().await;
+    }
+
+    /// Tells everybody, in batches. Also whoever opens meanwhile.
+    async fn tell_all(&mut self) {
+        let mut room = self.drain.batch.max(1);
+        loop {
+            let fresh = self.fresh();
+            if fresh.is_empty() {
+                return;
+            }
+            for (count, live) in fresh.into_iter().enumerate() {
+                if room == 0 {
+                    self.pause().await;
+                    room = self.drain.batch.max(1);
+                }
+                breathe(count).await;
+                if self.tell(live) {
+                    room -= 1;
+                }
+            }
+        }
+    }
+
+    /// The live connections that this drain has not come to.
+    fn fresh(&self) -> Vec<Liveness> {
+        let mut handles = self.registry.handles();
+        handles.retain(|live| !self.seen.contains(&live.id()));
+        handles.sort_unstable_by_key(Liveness::id);
+        handles
+    }
+
+    /// False if it has ended already, or is about to end.
+    fn tell(&mut self, live: Liveness) -> bool {
+        self.seen.insert(live.id());
+        // First of all, so that there is no moment in which another drain could not cut it.
+        self.registry.leaving().enter(live.clone());
+        let told = live.part(Reason::Drained, goodbye(self.drain.code));
+        if told {
+            self.told.push(live);
+        } else {
+            self.report.already_gone += 1;
+        }
+        told
+    }
+
+    async fn pause(&self) {
+        let pause = self.drain.pause;
+        if pause.is_zero() {
+            yield_now().await;
+        } else {
+            sleep((pause / 2).saturating_add(pause.mul_f64(fastrand::f64()))).await;
+        }
+    }
+
+    /// Waits until the transports of all who were told are gone, and counts them.
+    async fn all_closed(&mut self) {
+        // One after the other: they go on meanwhile. Who was waited for in vain stays in the list.
+        while let Some(live) = self.told.last() {
+            let clean = live.closed().await;
+            // The end may have come from elsewhere before the handler had finished its frame.
+            let drained = live.evicted().await.reason() == Reason::Drained;
+            match (drained, clean) {
+                (false, _) => self.report.already_gone += 1,
+                (true, true) => self.report.clean += 1,
+                (true, false) => self.report.cut += 1,
+            }
+            self.told.pop();
+        }
+    }
+
+    /// Cuts everybody, whichever drain has told them.
+    async fn cut_all(&mut self) {
+        // In this order: whom another drain tells is among the leaving before it ends.
+        let mut fresh = self.fresh();
+        for (count, live) in self.registry.leaving().open().into_iter().enumerate() {
+            breathe(count).await;
+            live.cut();
+        }
+        while !fresh.is_empty() {
+            for (count, live) in fresh.into_iter().enumerate() {
+                breathe(count).await;
+                self.tell(live.clone());
+                live.cut();
+            }
+            fresh = self.fresh();
+        }
+    }
+}
+
+/// The Close frame of a drain.
+pub(super) fn goodbye(code: u16) -> CloseFrame {
+    CloseFrame {
+        code: config::on_wire(code),
+        reason: "server is going away".into(),
+    }
+}
+
+/// Lets others run now and then, given how many were dealt with before.
+async fn breathe(count: usize) {
+    if count % BREATH == BREATH - 1 {
+        yield_now().await;
+    }
+}
+
+/// The connections that a drain has come to, until they are closed: they are no longer among the
+/// live ones, and a deadline that comes has to find them, be it that of another drain.
+#[derive(Default)]
+pub(super) struct Leaving {
+    connections: Mutex<HashMap<ConnectionId, Liveness>>,
+}
+
+impl Leaving {
+    fn enter(&self, live: Liveness) {
+        // Whoever is in it already is the same; a handle's last clone is not dropped under the lock.
+        let _known = self.lock().insert(live.id(), live);
+    }
+
+    /// Those whose transport is still there.
+    fn open(&self) -> Vec<Liveness> {
+        let mut handles: Vec<_> = self.lock().values().cloned().collect();
+        handles.retain(|live| !live.is_closed());
+        handles
+    }
+
+    fn forget_closed(&self) {
+        let handles: Vec<_> = self.lock().values().cloned().collect();
+        let closed = handles.iter().filter(|live| live.is_closed());
+        let mut forgotten = Vec::new();
+        {
+            let mut connections = self.lock();
+            forgotten.extend(closed.filter_map(|live| connections.remove(&live.id())));
+        }
+        // Dropped after the lock was given back: a session value may hang on it.
+        drop(forgotten);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ConnectionId, Liveness>> {
+        // Nothing foreign runs under this lock, and a map is whole between two calls into it.
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Leaving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leaving").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+    use crate::HeartbeatLayer;
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_kept_in_mind_who_is_gone() {
+        let layer = HeartbeatLayer::default();
+        let registry = layer.registry();
+        let _pairs = [(); 3].map(|()| {
+            let (ours, theirs) = duplex(64);
+            (layer.wrap_server(ours), theirs)
+        });
+        let cancelled = tokio::time::timeout(Duration::ZERO, registry.drain(Drain::default()));
+        assert!(cancelled.await.is_err());
+        assert_eq!(registry.leaving().open().len(), 3);
+        let deadline = Duration::from_secs(1);
+        let drain = Drain {
+            deadline,
+            ..Drain::default()
+        };
+        // It came to nobody itself, and yet the first one's were cut at its deadline.
+        assert_eq!(registry.drain(drain).await, DrainReport::default());
+        assert!(registry.leaving().open().is_empty());
+        assert!(registry.leaving().lock().is_empty());
+    }
+}
