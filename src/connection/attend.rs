@@ -5,8 +5,8 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::departure::Departure;
 use super::inbound::{Filled, READ_AHEAD, READS};
-use super::parting::Departure;
 use super::state::{Phase, State};
 use super::watch::Watch;
 use crate::monitor::{Action, Moment, Outlook};

@@ -18,6 +18,8 @@
 //! | [`admission`] | what it takes up in the registries of its layers |
 //! | [`places`] | the seats that it has to leave at its end |
 //! | [`shared`] | the lock, and the one place where an end becomes an event |
+//! | [`departure`] | the news that the transport is gone |
+//! | [`news`] | when a change of health is to be told |
 //! | [`told`] | what the health hooks were told |
 //! | [`watch`] | what both directions report to |
 //! | [`handle`] | [`Liveness`] |
@@ -27,6 +29,7 @@ mod attend;
 mod callers;
 mod closing;
 mod core;
+mod departure;
 mod handle;
 mod handler;
 mod held;
@@ -35,6 +38,7 @@ mod inject;
 #[cfg(all(test, liveness_loom))]
 mod loom_models;
 mod managed;
+mod news;
 mod parting;
 mod places;
 mod share;

@@ -1,21 +1,7 @@
-//! Ends that wait for the handler's frame, or no longer for anybody; and the news that the transport
-//! is gone.
+//! Ends that wait for the handler's frame, or no longer for anybody.
 
 use super::state::{Phase, State};
 use crate::monitor::{CloseFrame, Moment, Reason};
-
-/// What is known of the transport's end, which is told once.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Departure {
-    /// There may yet be a transport: the upgrade is not complete.
-    Opening,
-    /// To be told when the transport is gone; `clean` if the closing handshake of the connection's
-    /// eviction was completed.
-    Untold {
-        clean: bool,
-    },
-    Told,
-}
 
 impl<T> State<T> {
     /// Ends the connection as [`evict`](Self::evict) does, but after the frame that the handler is
@@ -68,17 +54,6 @@ impl<T> State<T> {
             }
             Phase::Opening | Phase::Open { .. } | Phase::Closed { .. } => false,
         }
-    }
-}
-
-impl Departure {
-    /// The news, if they are due.
-    pub(super) fn tell(&mut self) -> Option<bool> {
-        let Self::Untold { clean } = *self else {
-            return None;
-        };
-        *self = Self::Told;
-        Some(clean)
     }
 }
 

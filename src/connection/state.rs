@@ -9,9 +9,9 @@ use tokio::sync::oneshot;
 
 use super::callers::Callers;
 use super::closing::Closing;
+use super::departure::Departure;
 use super::inbound::Inbound;
 use super::inject::Outbound;
-use super::parting::Departure;
 use super::told::Told;
 use super::watch::{Notes, Watch};
 use crate::driver::{Drive, Driver, Key, tick};

@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 
-use super::state::{Phase, State};
 use crate::evict::ConnectionId;
 use crate::health_hook::HealthChange;
 use crate::monitor::{Health, Moment, Rtt, Stats};
@@ -20,7 +19,7 @@ pub(super) struct Told {
     /// The state that the last change led to, told or waiting.
     health: Health,
     /// The driver's last look.
-    looked: Moment,
+    pub(super) looked: Moment,
     waiting: VecDeque<HealthChange>,
     /// Somebody is telling what waits, and will go on until nothing does.
     telling: bool,
@@ -42,7 +41,7 @@ impl Told {
     }
 
     /// Keeps the change to `to`, if it is one.
-    fn note(&mut self, to: Health, rtt: Option<Rtt>, stats: Stats) {
+    pub(super) fn note(&mut self, to: Health, rtt: Option<Rtt>, stats: Stats) {
         let mut from = self.health;
         if to == from {
             return;
@@ -65,50 +64,17 @@ impl Told {
     }
 
     /// Whether the caller is to tell what waits.
-    fn begin_telling(&mut self) -> bool {
+    pub(super) fn begin_telling(&mut self) -> bool {
         let begin = !self.waiting.is_empty() && !self.telling;
         self.telling |= begin;
         begin
     }
 
     /// The next change to be told, for whoever is telling them.
-    fn next(&mut self) -> Option<HealthChange> {
+    pub(super) fn next(&mut self) -> Option<HealthChange> {
         let next = self.waiting.pop_front();
         self.telling = next.is_some();
         next
-    }
-}
-
-impl<T> State<T> {
-    /// Notes what the health hooks have to be told, if there are any. Returns whether the caller has
-    /// to tell them, when the lock was given back.
-    pub(super) fn note_health(&mut self) -> bool {
-        let Some(told) = &mut self.told else {
-            return false;
-        };
-        if self.monitor.is_over() {
-            self.told = None;
-            return false;
-        }
-        if !matches!(self.phase, Phase::Open { .. }) {
-            return false;
-        }
-        let health = self.monitor.lasting_health(told.looked, &self.policy);
-        told.note(health, self.monitor.rtt(), self.monitor.stats());
-        told.begin_telling()
-    }
-
-    pub(super) fn next_change(&mut self) -> Option<HealthChange> {
-        self.told.as_mut()?.next()
-    }
-
-    /// When the driver has to come by at the latest: for a verdict, or for news.
-    pub(super) fn deadline(&self) -> Moment {
-        let verdict = self.monitor.deadline(&self.policy);
-        match &self.told {
-            Some(told) => verdict.min(self.monitor.lasting_deadline(told.looked, &self.policy)),
-            None => verdict,
-        }
     }
 }
 

@@ -10,7 +10,6 @@ use std::task::{Context, Poll, Waker};
 
 use futures_core::Stream;
 
-use super::shared::Shared;
 use crate::evict::Eviction;
 
 /// How many evictions wait for a consumer that has no wish of its own.
@@ -40,7 +39,7 @@ pub(super) const CAPACITY: usize = 1024;
 #[must_use = "a stream that is dropped gets nothing"]
 pub struct Evictions {
     queue: Arc<Queue>,
-    registry: Weak<Shared>,
+    subscribers: Weak<Subscribers>,
 }
 
 /// Evictions that a consumer did not get, since it was too slow and its queue was full.
@@ -70,15 +69,15 @@ impl fmt::Display for Overrun {
 impl Error for Overrun {}
 
 impl Evictions {
-    pub(super) fn subscribe(registry: &Arc<Shared>, capacity: usize) -> Self {
+    pub(super) fn subscribe(subscribers: &Arc<Subscribers>, capacity: usize) -> Self {
         let queue = Arc::new(Queue {
             capacity,
             state: Mutex::default(),
         });
-        registry.subscribers.add(&queue);
+        subscribers.add(&queue);
         Self {
             queue,
-            registry: Arc::downgrade(registry),
+            subscribers: Arc::downgrade(subscribers),
         }
     }
 
@@ -100,8 +99,8 @@ impl Stream for Evictions {
 
 impl Drop for Evictions {
     fn drop(&mut self) {
-        if let Some(registry) = self.registry.upgrade() {
-            registry.subscribers.remove(&self.queue);
+        if let Some(subscribers) = self.subscribers.upgrade() {
+            subscribers.remove(&self.queue);
         }
     }
 }

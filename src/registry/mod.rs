@@ -188,7 +188,7 @@ impl Registry {
     /// Whoever reports an end never waits. What finds no room is dropped, and how much that was stands
     /// in the stream at its place, as an [`Overrun`]. Memory is taken as it is needed.
     pub fn evictions_with_capacity(&self, capacity: usize) -> Evictions {
-        Evictions::subscribe(&self.shared, capacity.max(1))
+        Evictions::subscribe(&self.shared.subscribers, capacity.max(1))
     }
 
     /// Refuses all upgrades from now on, as over the [limit](Self::limit), and has

@@ -19,7 +19,7 @@ pub(super) struct Shared {
     pub(super) set: Shards,
     pub(super) tally: Tally,
     pub(super) gate: Gate,
-    pub(super) subscribers: Subscribers,
+    pub(super) subscribers: Arc<Subscribers>,
     pub(super) leaving: Leaving,
 }
 
