@@ -157,6 +157,15 @@ impl Server {
         sockets.unwrap().lines().skip(1).filter(is_open).count()
     }
 
+    /// The bytes of memory that the server has resident.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid()));
+        let status = status.unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let kilobytes = line.unwrap().split_whitespace().nth(1).unwrap();
+        kilobytes.parse::<u64>().unwrap() * 1024
+    }
+
     /// Everything told so far that is neither an open nor an eviction.
     pub(crate) fn notes(&self) -> &[Note] {
         &self.notes
