@@ -2,7 +2,6 @@
 //! that they are told once.
 
 use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -214,7 +213,7 @@ impl Core {
         }
         drop(permits);
         if let Some(seats) = vacate(places, &eviction) {
-            eviction.seats = Some(Arc::clone(&seats));
+            eviction.seats = Some(seats.clone());
             self.extras().seats = Some(seats);
         }
         for tracker in &trackers {
@@ -231,7 +230,8 @@ impl Core {
                 evict::call(&**hook, &eviction);
             }
         }
-        drop(eviction);
+        // Its session may be the last one, if a hook has put another into the slot.
+        evict::discard(self.id, eviction);
         let presences = {
             let mut extras = self.extras();
             extras.reported = true;
@@ -364,7 +364,7 @@ impl Core {
 
     /// One fewer may ask for the session.
     pub(super) fn release(&self) {
-        let (session, seats) = {
+        let left = {
             let mut extras = self.extras();
             extras.holders -= 1;
             if extras.holders > 0 {
@@ -373,13 +373,7 @@ impl Core {
             (extras.session.take(), extras.seats.take())
         };
         // Dropped after the lock was given back: they are the application's, and may panic.
-        let dropped = [
-            catch_unwind(AssertUnwindSafe(|| drop(session))),
-            catch_unwind(AssertUnwindSafe(|| drop(seats))),
-        ];
-        if dropped.iter().any(Result::is_err) {
-            tracing::warn!(conn_id = %self.id, "a session value panicked while it was dropped");
-        }
+        evict::discard(self.id, left);
     }
 
     pub(super) fn session(&self) -> Option<Arc<dyn Any + Send + Sync>> {

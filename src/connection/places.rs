@@ -36,5 +36,5 @@ pub(super) fn vacate(places: Vec<Arc<dyn Place>>, eviction: &Eviction) -> Option
             drop(place);
         });
     }
-    (!seats.is_empty()).then(|| seats.into())
+    (!seats.is_empty()).then(|| Seats::new(eviction.id(), seats))
 }

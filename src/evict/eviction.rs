@@ -9,10 +9,41 @@ use tokio::time::Instant;
 
 use super::ConnectionId;
 use super::Reason;
+use super::hook::discard;
 use crate::monitor::{Rtt, Stats};
 
-/// Seats with their keys, each a pair of types that only the application knows.
-pub(crate) type Seats = Arc<[Box<dyn Any + Send + Sync>]>;
+/// The seats that a connection held to its end, with their keys: each a pair of types that only the
+/// application knows.
+#[derive(Clone)]
+pub(crate) struct Seats(Arc<Taken>);
+
+struct Taken {
+    from: ConnectionId,
+    seats: Vec<Box<dyn Any + Send + Sync>>,
+}
+
+impl Seats {
+    pub(crate) fn new(from: ConnectionId, seats: Vec<Box<dyn Any + Send + Sync>>) -> Self {
+        Self(Arc::new(Taken { from, seats }))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &(dyn Any + Send + Sync)> {
+        self.0.seats.iter().map(|seat| &**seat)
+    }
+
+    fn len(&self) -> usize {
+        self.0.seats.len()
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        // One by one: if two of them panicked in one go, the process would be aborted.
+        for seat in self.seats.drain(..) {
+            discard(self.from, seat);
+        }
+    }
+}
 
 /// A connection's end: its reason, and what the connection looked like in that moment.
 ///
@@ -103,7 +134,7 @@ impl fmt::Debug for Eviction {
             .field("stats", &self.stats)
             // The value's type is unknown here; that there is one is worth showing.
             .field("has_session", &self.session.is_some())
-            .field("seats", &self.seats.as_ref().map_or(0, |seats| seats.len()))
+            .field("seats", &self.seats.as_ref().map_or(0, Seats::len))
             .finish()
     }
 }

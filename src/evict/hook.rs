@@ -6,7 +6,7 @@ use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::{Duration, Instant};
 
-use super::Eviction;
+use super::{ConnectionId, Eviction};
 
 /// What takes longer than this, and runs where other connections wait for their turn, is worth a
 /// warning.
@@ -34,6 +34,13 @@ const SLOW: Duration = Duration::from_millis(100);
 /// connections of the runtime. If it panics, the panic is caught and logged at WARN, the remaining
 /// hooks run, and the eviction goes on; a program built with `panic = "abort"` ends, as with any
 /// panic.
+///
+/// A runtime that is shut down drops its tasks, and the streams of the handlers with them: the hooks
+/// are called for each, with [`Reason::HandlerDropped`](crate::Reason::HandlerDropped), by the thread
+/// that drops the task. Where a handler blocks its thread, that is when it lets go of it. A stream
+/// that is kept outside of the runtime is looked after by nobody any more: no ping is sent and no
+/// timeout comes, and hooks are called when it is dropped or evicted. A process that exits without
+/// dropping its runtime tells nobody.
 pub trait OnEvict: Send + Sync + 'static {
     /// Called once for each connection that ends.
     fn on_evict(&self, eviction: &Eviction);
@@ -71,6 +78,14 @@ pub(crate) fn call_local(hook: LocalHook, eviction: &Eviction) {
 /// Lets the application's session map remove a seat, and survives its panic.
 pub(crate) fn guard_map(eviction: &Eviction, remove: impl FnOnce()) {
     guarded("session map", eviction, remove);
+}
+
+/// Drops what is the application's and survives its panic.
+pub(crate) fn discard<T>(id: ConnectionId, value: T) {
+    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        tracing::warn!(conn_id = %id, "a session value panicked while it was dropped");
+        dispose(payload);
+    }
 }
 
 fn guarded(what: &'static str, eviction: &Eviction, foreign: impl FnOnce()) {
@@ -112,7 +127,11 @@ pub(crate) fn survive(foreign: impl FnOnce(), slow: impl FnOnce(u64), panicked: 
         return;
     };
     panicked(message(payload.as_ref()));
-    // A payload may panic when it is dropped, with a payload that may do so again: leak that one.
+    dispose(payload);
+}
+
+/// A payload may panic when it is dropped, with a payload that may do so again: leak that one.
+fn dispose(payload: Box<dyn Any + Send>) {
     if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         mem::forget(payload);
     }

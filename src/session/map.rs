@@ -11,6 +11,12 @@ use crate::evict::ConnectionId;
 /// `papaya::HashMap<K, Seat<V>>` and `scc::HashMap<K, Seat<V>>`, and an `Arc` of any of them. You
 /// read such a map as you always do.
 ///
+/// `papaya` frees what was taken out when nobody reads any more, and as a rule that is at once. If
+/// others were reading just then, the value may stay in memory until the same thread takes out more
+/// seats, or the map is dropped, and is then dropped by whoever leaves the map last. Do not count on
+/// the drop of a value there: have [`Liveness::evicted`](crate::Liveness::evicted) or a hook tell you
+/// of the end.
+///
 /// For a map of your own, two methods are enough. Each has to be one step as far as others can see
 /// who change the same key: between the look at the seat and the change nobody else comes in.
 ///
@@ -48,7 +54,12 @@ use crate::evict::ConnectionId;
 ///
 /// Both are called from async code, on whatever task notices the end of a connection, the driver of
 /// all connections included: they must not block for long, and nor must whoever holds a lock that
-/// they take. A panic in one is the caller's when it comes from registering; at the end of a
+/// they take. The end of a connection waits for its registration to come back from the map. So do not
+/// end other connections in there, nor drop values that do so: two maps that are taking in a
+/// connection each, and end that of the other, wait for each other for ever. That the map ends the
+/// very connection that it is taking in is provided for.
+///
+/// A panic in one is the caller's when it comes from registering; at the end of a
 /// connection it is caught and logged, and the seat may then stay.
 pub trait SessionMap<K, V>: Send + Sync + 'static {
     /// Puts `seat` at `key`, if there is none, or if `admit` says so of the one that is there.

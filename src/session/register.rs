@@ -4,6 +4,7 @@ use std::any::Any;
 use std::error::Error;
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use super::map::SessionMap;
@@ -12,7 +13,7 @@ use super::seat::Seat;
 use crate::connection::{Liveness, Place, PlaceId};
 use crate::evict::ConnectionId;
 use crate::monitor::Reason;
-use crate::sync::Mutex;
+use crate::sync::{AtomicBool, Mutex, ThreadId, current_thread};
 
 impl Liveness {
     /// Takes a seat for this connection: puts `value` into `map` at `key`, and takes it out again when
@@ -118,6 +119,8 @@ impl Liveness {
             map: Arc::clone(map),
             key: key.clone(),
             taking: Mutex::new(()),
+            taker: current_thread().id(),
+            missed: AtomicBool::new(false),
             value: PhantomData,
         });
         let place = chair.id;
@@ -138,17 +141,28 @@ impl Liveness {
             &mut |occupant| !refuses || occupant.id() == id || occupant.live().has_ended(),
         );
         drop(taking);
+        // Here and not later: what is done below may end the connection as well.
+        let missed = chair.missed.load(Ordering::Relaxed);
         let before = match inserted {
             Ok(before) => before,
             Err(occupant) => return Err(RegisterError::Occupied { occupant, value }),
         };
         undo.place = None;
+        if missed {
+            map.remove_if(&chair.key, id);
+        }
         if let Some(before) = &before {
-            if before.id() == id {
-                self.core().leave_place(before.place());
-            } else if let Kind::Evict(frame) = &policy.kind {
-                before.live().evict_for(Reason::Replaced, frame.clone());
+            match &policy.kind {
+                Kind::Evict(frame) if before.id() != id => {
+                    before.live().evict_for(Reason::Replaced, frame.clone());
+                }
+                // Its connection lives on. It is not to remember every seat that it once had.
+                _ => before.live().core().leave_place(before.place()),
             }
+        }
+        if missed {
+            let reason = self.core().reason().expect("a place is left at the end");
+            return Err(RegisterError::Ended { reason, value });
         }
         Ok(before)
     }
@@ -228,6 +242,11 @@ struct Chair<K, V, M: ?Sized> {
     /// Held while the seat is being put into the map. An end that comes meanwhile waits for it, as it
     /// would for a lock of the map's own: so what it looks for is there, in a map without locks too.
     taking: Mutex<()>,
+    /// Who puts it there, and may be the one who ends the connection: a map may evict somebody while
+    /// it is at it, or drop a value of the application's that does. It cannot wait for itself.
+    taker: ThreadId,
+    /// The taker came by, and there was no seat. If it is at it still, there will be one.
+    missed: AtomicBool,
     value: PhantomData<fn() -> V>,
 }
 
@@ -242,8 +261,14 @@ where
     }
 
     fn vacate(&self, connection: ConnectionId) -> Option<Box<dyn Any + Send + Sync>> {
-        drop(self.taking.lock().unwrap_or_else(PoisonError::into_inner));
-        let seat = self.map.remove_if(&self.key, connection)?;
+        let is_taker = current_thread().id() == self.taker;
+        if !is_taker {
+            drop(self.taking.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+        let Some(seat) = self.map.remove_if(&self.key, connection) else {
+            self.missed.store(is_taker, Ordering::Relaxed);
+            return None;
+        };
         Some(Box::new((self.key.clone(), seat)))
     }
 }

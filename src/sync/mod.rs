@@ -10,11 +10,15 @@ pub(crate) mod modelled;
 
 #[cfg(all(test, liveness_loom))]
 pub(crate) use modelled::{
-    AtomicBool, Mutex, MutexGuard, Notify, OnceLock, Sleep, sleep_until, spawn,
+    AtomicBool, Mutex, MutexGuard, Notify, OnceLock, Sleep, ThreadId, current_thread, sleep_until,
+    spawn,
 };
 
 #[cfg(not(all(test, liveness_loom)))]
 pub(crate) use std::sync::{Mutex, MutexGuard, OnceLock, atomic::AtomicBool};
+
+#[cfg(not(all(test, liveness_loom)))]
+pub(crate) use std::thread::{ThreadId, current as current_thread};
 
 #[cfg(not(all(test, liveness_loom)))]
 pub(crate) use tokio::{

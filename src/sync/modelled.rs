@@ -18,6 +18,7 @@ use loom::sync::Condvar;
 pub(crate) use loom::sync::atomic::AtomicBool;
 pub(crate) use loom::sync::{Mutex, MutexGuard};
 use loom::thread::JoinHandle;
+pub(crate) use loom::thread::{ThreadId, current as current_thread};
 use tokio::time::Instant;
 
 /// A thread's stack. A failing model prints a backtrace on it.

@@ -1,5 +1,5 @@
 //! The maps that sessions are registered in, and values that count how many of them there are.
-#![allow(dead_code)] // every test binary uses its own part of this
+#![allow(dead_code, unused_imports, unused_macros)] // every test binary uses its own part of this
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::RandomState;
@@ -48,6 +48,9 @@ impl Drop for Token {
 
 /// A map under test, and how its users look into it.
 pub(crate) trait Map: SessionMap<String, Session> + Default {
+    /// A seat that was taken out is freed at once, and not whenever nobody reads any more.
+    const FREES_AT_ONCE: bool = true;
+
     /// Who has which seat.
     fn holders(&self) -> BTreeMap<String, ConnectionId>;
     /// The value at a key.
@@ -159,6 +162,8 @@ pub(crate) type PapayaMap = papaya::HashMap<String, Seat<Session>>;
 
 #[cfg(feature = "papaya")]
 impl Map for PapayaMap {
+    const FREES_AT_ONCE: bool = false;
+
     fn holders(&self) -> BTreeMap<String, ConnectionId> {
         let map = self.pin();
         map.iter().map(|(k, seat)| (k.clone(), seat.id())).collect()
@@ -220,3 +225,30 @@ macro_rules! with_every_map {
 }
 
 pub(crate) use with_every_map;
+
+/// The same for tests that make threads, or a runtime, of their own.
+macro_rules! with_every_map_in_threads {
+    ($($test:ident),+ $(,)?) => {
+        with_every_map_in_threads!(@map mutex, MutexMap, [$($test),+]);
+        with_every_map_in_threads!(@map rw_lock, RwLockMap, [$($test),+]);
+        with_every_map_in_threads!(@map own_map, OwnMap, [$($test),+]);
+        #[cfg(feature = "dashmap")]
+        with_every_map_in_threads!(@map dashmap, DashMap, [$($test),+]);
+        #[cfg(feature = "papaya")]
+        with_every_map_in_threads!(@map papaya, PapayaMap, [$($test),+]);
+        #[cfg(feature = "scc")]
+        with_every_map_in_threads!(@map scc, SccMap, [$($test),+]);
+    };
+    (@map $name:ident, $map:ident, [$($test:ident),+]) => {
+        mod $name {
+            $(
+                #[test]
+                fn $test() {
+                    super::$test::<super::maps::$map>();
+                }
+            )+
+        }
+    };
+}
+
+pub(crate) use with_every_map_in_threads;

@@ -61,17 +61,12 @@ fn insert_if<K: Eq + Hash, V, S: BuildHasher>(
     seat: Seat<V>,
     admit: &mut dyn FnMut(&Seat<V>) -> bool,
 ) -> Result<Option<Seat<V>>, Seat<V>> {
-    let stays = look(&mut map, |map| {
-        map.get(&key).filter(|occupant| !admit(occupant)).cloned()
+    let outcome = guarded(&mut map, |map| match map.get(&key) {
+        Some(occupant) if !admit(occupant) => Err(occupant.clone()),
+        _ => Ok(map.insert(key, seat)),
     });
-    match stays {
-        Ok(Some(occupant)) => Err(occupant),
-        Ok(None) => Ok(map.insert(key, seat)),
-        Err(panicked) => {
-            drop(map);
-            resume_unwind(panicked)
-        }
-    }
+    drop(map);
+    outcome.unwrap_or_else(|panicked| resume_unwind(panicked))
 }
 
 fn remove_if<K: Eq + Hash, V, S: BuildHasher>(
@@ -79,24 +74,21 @@ fn remove_if<K: Eq + Hash, V, S: BuildHasher>(
     key: &K,
     id: ConnectionId,
 ) -> Option<Seat<V>> {
-    let is_its = look(&mut map, |map| {
-        map.get(key).is_some_and(|seat| seat.id() == id)
+    let outcome = guarded(&mut map, |map| {
+        let is_its = map.get(key).is_some_and(|seat| seat.id() == id);
+        is_its.then(|| map.remove(key)).flatten()
     });
-    match is_its {
-        Ok(true) => map.remove(key),
-        Ok(false) => None,
-        Err(panicked) => {
-            drop(map);
-            resume_unwind(panicked)
-        }
-    }
+    drop(map);
+    outcome.unwrap_or_else(|panicked| resume_unwind(panicked))
 }
 
-/// Looks into a locked map. A key whose `Hash` or `Eq` panics does so here, where nothing has been
-/// changed yet: so the lock is given back first, and is not poisoned for everybody else.
-fn look<T, R>(
+/// Does something with a locked map. A key whose `Hash` or `Eq` panics does so here, so that the lock
+/// is given back before the panic goes on, and is not poisoned for everybody else: a map of the
+/// standard library is sound after such a panic. (A key that panics only later, when the map tidies up
+/// around it, may take others with it.)
+fn guarded<T, R>(
     map: &mut impl DerefMut<Target = T>,
-    look: impl FnOnce(&T) -> R,
+    act: impl FnOnce(&mut T) -> R,
 ) -> std::thread::Result<R> {
-    catch_unwind(AssertUnwindSafe(|| look(map)))
+    catch_unwind(AssertUnwindSafe(|| act(map)))
 }

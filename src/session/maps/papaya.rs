@@ -42,8 +42,10 @@ where
         let removed = self.remove_if(key, |_, seat| seat.id() == id, &guard);
         let (_, seat) = removed.ok().flatten()?;
         let seat = seat.clone();
-        // What was removed is freed when nobody reads any more, and not only when there is more of
-        // it: a handler may be waiting for the end of a channel that hangs on the session.
+        // What was removed is freed now if nobody is reading, and not only when there is more of it: a
+        // handler may be waiting for the end of a channel that hangs on the session. If others are
+        // reading, it waits for more to be removed on this thread: a batch needs an entry for each of
+        // them.
         guard.flush();
         Some(seat)
     }

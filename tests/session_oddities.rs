@@ -1,0 +1,311 @@
+//! Keys and values that panic or call back, in every map: whoever is at fault hears of it, and
+//! nobody else is harmed.
+
+#[path = "support/logs.rs"]
+mod logs;
+#[path = "support/odd.rs"]
+mod odd;
+#[path = "support/script.rs"]
+mod script;
+#[path = "support/seeded.rs"]
+mod seeded;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use logs::Logs;
+use odd::{Key, Map, Value, key, value, with_every_odd_map};
+use script::{heartbeat, wrap_with, wrapped};
+use seeded::comes_back;
+use tokio::time::sleep;
+use tower_ws_liveness::{Eviction, Liveness, RegisterError, ReplacePolicy};
+
+with_every_odd_map![
+    a_key_that_panics_as_it_is_registered,
+    a_key_that_panics_at_the_end,
+    a_key_that_panics_as_it_is_given_back,
+    a_value_that_panics_as_it_is_dropped,
+    a_value_that_calls_back_as_it_is_dropped,
+    a_hook_that_registers_somebody_else_at_the_same_key,
+    seats_taken_from_one_another_are_forgotten,
+    everything_panics_at_once,
+];
+
+fn is_ended(live: &Liveness) -> bool {
+    live.health().to_string() == "ended"
+}
+
+async fn a_key_that_panics_as_it_is_registered<M: Map>() {
+    let map = Arc::new(M::default());
+    let (_other_stream, other, _) = wrapped();
+    other.register(&map, key("alice"), value()).unwrap();
+    // At once, and whenever the map comes back to it.
+    for length in 0..4 {
+        let (stream, live, _) = wrapped();
+        let panicking = key("alice");
+        panicking.light(length);
+        let policy = ReplacePolicy::keep_both();
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            live.register_with(&map, panicking.clone(), value(), &policy)
+        }));
+        panicking.light(-1);
+        if let Ok(registered) = outcome {
+            assert!(length > 0, "it panics at once");
+            assert!(registered.is_ok());
+            // For the next length all is as before.
+            live.unregister(&map, &panicking).unwrap();
+            other.register(&map, key("alice"), value()).unwrap();
+        }
+        // Nothing was registered, neither here nor there, and nobody is poisoned.
+        assert_eq!(map.holder(&key("alice")), Some(other.id()), "{length}");
+        assert_eq!((map.len(), Arc::strong_count(&map)), (1, 2), "{length}");
+        assert!(!is_ended(&live) && !is_ended(&other));
+        live.register(&map, key("bob"), value()).unwrap();
+        assert_eq!(map.holder(&key("bob")), Some(live.id()));
+        drop(stream);
+        assert_eq!(map.len(), 1);
+    }
+}
+
+async fn a_key_that_panics_at_the_end<M: Map>() {
+    let logs = Logs::keep();
+    let (map, another) = (Arc::new(M::default()), Arc::new(M::default()));
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let hook = Arc::clone(&told);
+    let (stream, live, _) = wrap_with(heartbeat().on_evict(move |ev: &Eviction| {
+        let keys = ev.seats::<Key, Value>().map(|(key, _)| key.name);
+        hook.lock().unwrap().extend(keys);
+    }));
+    let panicking = key("panics");
+    live.register(&map, key("alice"), value()).unwrap();
+    live.register(&map, panicking.clone(), value()).unwrap();
+    live.register(&map, key("bob"), value()).unwrap();
+    live.register(&another, key("alice"), value()).unwrap();
+    panicking.light(0);
+    drop(stream);
+    panicking.light(-1);
+    assert_eq!(live.evicted().await.reason().as_str(), "handler_dropped");
+    let told = told.lock().unwrap().clone();
+    assert_eq!(told, ["alice", "bob", "alice"]);
+    for gone in ["alice", "bob"] {
+        assert_eq!(map.holder(&key(gone)), None);
+        assert_eq!(another.holder(&key(gone)), None);
+    }
+    // As documented: the seat may stay, and others may have it.
+    assert_eq!(map.len(), 1);
+    let (_stream, next, _) = wrapped();
+    let before = next.register(&map, panicking.clone(), value()).unwrap();
+    assert_eq!(before.unwrap().id(), live.id());
+    assert_eq!(map.holder(&panicking), Some(next.id()));
+
+    let warnings = logs.warnings();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let conn_id = format!("conn_id={}", live.id());
+    for wanted in [
+        "session map",
+        "this key panics",
+        "handler_dropped",
+        &conn_id,
+    ] {
+        assert!(warnings[0].contains(wanted), "{wanted}: {warnings:?}");
+    }
+}
+
+async fn a_key_that_panics_as_it_is_given_back<M: Map>() {
+    let map = Arc::new(M::default());
+    let (stream, live, _) = wrapped();
+    let panicking = key("panics");
+    live.register(&map, panicking.clone(), value()).unwrap();
+    panicking.light(0);
+    let outcome = catch_unwind(AssertUnwindSafe(|| live.unregister(&map, &panicking)));
+    panicking.light(-1);
+    assert!(outcome.is_err());
+    assert_eq!(map.holder(&panicking), Some(live.id()));
+    // The connection has not forgotten it.
+    drop(stream);
+    assert_eq!(map.len(), 0);
+}
+
+async fn a_value_that_panics_as_it_is_dropped<M: Map>() {
+    let logs = Logs::keep();
+    let map = Arc::new(M::default());
+    let told = Arc::new(AtomicUsize::new(0));
+    let hook = Arc::clone(&told);
+    let (stream, live, peer) = wrap_with(heartbeat().on_evict(move |ev: &Eviction| {
+        hook.fetch_add(ev.seats::<Key, Value>().count(), Ordering::SeqCst);
+    }));
+    let dropped = Arc::new(AtomicUsize::new(0));
+    // More than one: the next must not panic while the first does.
+    for name in ["alice", "bob", "carol"] {
+        let dropped = Arc::clone(&dropped);
+        let panics = Value::doing(move || {
+            dropped.fetch_add(1, Ordering::SeqCst);
+            panic!("this value panics, as the test wants");
+        });
+        live.register(&map, key(name), panics).unwrap();
+    }
+    drop(stream);
+    assert_eq!(told.load(Ordering::SeqCst), 3);
+    assert_eq!(dropped.load(Ordering::SeqCst), 3);
+    assert_eq!(live.evicted().await.reason().as_str(), "handler_dropped");
+    assert!(peer.is_dropped());
+    assert_eq!((map.len(), Arc::strong_count(&map)), (0, 1));
+    let warnings = logs.warnings();
+    assert!(!warnings.is_empty());
+    for warning in warnings {
+        assert!(warning.contains("while it was dropped"), "{warning}");
+    }
+}
+
+async fn a_value_that_calls_back_as_it_is_dropped<M: Map>() {
+    let runtime = tokio::runtime::Handle::current();
+    comes_back(move || {
+        let _entered = runtime.enter();
+        let map = Arc::new(M::default());
+        let (stream, live, _) = wrapped();
+        let (_other_stream, other, _) = wrapped();
+        let (_third_stream, third, _) = wrapped();
+        other.register(&map, key("bob"), value()).unwrap();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let calling = || {
+            let (map, calls) = (Arc::clone(&map), Arc::clone(&calls));
+            let (live, other, third) = (live.clone(), other.clone(), third.clone());
+            Value::doing(move || {
+                assert_eq!(map.holder(&key("alice")), None);
+                assert!(!live.evict(4000, ""), "it has ended");
+                let late = live.register(&map, key("alice"), value());
+                assert!(matches!(late, Err(RegisterError::Ended { .. })));
+                other.evict(4000, "");
+                assert_eq!(map.holder(&key("bob")), None);
+                third.register(&map, key("carol"), value()).unwrap();
+                calls.fetch_add(1, Ordering::SeqCst);
+            })
+        };
+        live.register(&map, key("alice"), calling()).unwrap();
+        live.register(&map, key("dave"), calling()).unwrap();
+        drop(stream);
+        assert_eq!(calls.load(Ordering::SeqCst), 2);
+        assert!(is_ended(&other));
+        assert_eq!(map.holder(&key("carol")), Some(third.id()));
+
+        // As it is replaced, and as it is refused.
+        let (_stream, live, _) = wrapped();
+        let (_other_stream, other, _) = wrapped();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let calling = |whom: &Liveness| {
+            let (map, calls, whom) = (Arc::clone(&map), Arc::clone(&calls), whom.clone());
+            Value::doing(move || {
+                assert!(whom.evict(4000, ""));
+                assert!(map.holder(&key("alice")).is_some());
+                calls.fetch_add(1, Ordering::SeqCst);
+            })
+        };
+        live.register(&map, key("alice"), calling(&third)).unwrap();
+        let policy = ReplacePolicy::oldest_wins();
+        let refused = other.register_with(&map, key("alice"), calling(&other), &policy);
+        drop(refused);
+        assert!(is_ended(&other));
+        let before = live.register(&map, key("alice"), value());
+        drop(before);
+        assert_eq!(calls.load(Ordering::SeqCst), 2);
+        assert!(is_ended(&third));
+        assert_eq!(map.holder(&key("alice")), Some(live.id()));
+    });
+}
+
+async fn a_hook_that_registers_somebody_else_at_the_same_key<M: Map>() {
+    let map = Arc::new(M::default());
+    let (_old_stream, old, _) = wrapped();
+    let (_next_stream, next, _) = wrapped();
+    let (_last_stream, last, _) = wrapped();
+    for (before, after) in [(&old, &next), (&next, &last)] {
+        let (map, after) = (Arc::clone(&map), after.clone());
+        before.on_evict(move |_| {
+            after.register(&map, key("alice"), value()).unwrap();
+        });
+    }
+    old.register(&map, key("alice"), value()).unwrap();
+    // The seat is free, and the next one takes it.
+    assert!(old.evict(4000, ""));
+    assert_eq!(map.holder(&key("alice")), Some(next.id()));
+    // The newcomer takes the seat of `next`, whose hook takes it for `last`: the newest is who
+    // registers last, and that is no more the newcomer.
+    let (_stream, newcomer, _) = wrapped();
+    let before = newcomer.register(&map, key("alice"), value()).unwrap();
+    assert_eq!(before.unwrap().id(), next.id());
+    assert_eq!(map.holder(&key("alice")), Some(last.id()));
+    assert!(is_ended(&newcomer), "replaced in its turn");
+    assert!(!is_ended(&last));
+    assert_eq!((map.len(), Arc::strong_count(&map)), (1, 2));
+}
+
+async fn seats_taken_from_one_another_are_forgotten<M: Map>() {
+    let map = Arc::new(M::default());
+    let (stream, live, _) = wrapped();
+    let (other_stream, other, _) = wrapped();
+    let policy = ReplacePolicy::keep_both();
+    for _ in 0..100 {
+        for live in [&live, &other] {
+            live.register_with(&map, key("alice"), value(), &policy)
+                .unwrap();
+        }
+    }
+    // Each connection remembers the map for the seat it holds, not for those it has held.
+    assert_eq!(Arc::strong_count(&map), 2);
+    drop(stream);
+    assert_eq!(map.holder(&key("alice")), Some(other.id()));
+    drop(other_stream);
+    assert_eq!((map.len(), Arc::strong_count(&map)), (0, 1));
+}
+
+async fn everything_panics_at_once<M: Map>() {
+    let map = Arc::new(M::default());
+    let (stream, live, peer) = wrapped();
+    let panics = || Value::doing(|| panic!("this value panics, as the test wants"));
+    let panicking = key("panics");
+    for key in [key("alice"), panicking.clone(), key("bob")] {
+        live.register(&map, key, panics()).unwrap();
+    }
+    live.set_session(panics());
+    live.on_evict(|_| panic!("this hook panics, as the test wants"));
+    panicking.light(0);
+    // A panic that leaves a destructor while the stack is being unwound ends the process.
+    let handler = catch_unwind(AssertUnwindSafe(|| {
+        let _stream = stream;
+        panic!("this handler panics, as the test wants");
+    }));
+    panicking.light(-1);
+    assert!(handler.is_err());
+    assert_eq!(live.evicted().await.reason().as_str(), "handler_dropped");
+    assert!(peer.is_dropped());
+    assert_eq!(map.holder(&key("alice")), None);
+    assert_eq!(map.holder(&key("bob")), None);
+    // The map is dropped with the seat that could not be taken out, whose value is to be spared.
+    let (_stream, last, _) = wrapped();
+    let left = last.register(&map, panicking, value()).unwrap().unwrap();
+    std::mem::forget(left);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_panics_as_it_is_dropped_keeps_nobody_waiting() {
+    let logs = Logs::keep();
+    let (stream, live, peer) = wrapped();
+    live.set_session(Value::doing(|| {
+        panic!("this value panics, as the test wants")
+    }));
+    live.on_evict({
+        let live = live.clone();
+        move |ev| {
+            // With this the event's own is the last.
+            drop(live.set_session(()));
+            assert!(ev.session::<Value>().is_some());
+        }
+    });
+    drop(stream);
+    let ended = tokio::time::timeout(script::ms(1_000), live.evicted()).await;
+    assert_eq!(ended.unwrap().reason().as_str(), "handler_dropped");
+    sleep(script::ms(1_000)).await;
+    assert!(peer.is_dropped());
+    assert_eq!(logs.warnings().len(), 1, "{:?}", logs.warnings());
+}

@@ -1,0 +1,51 @@
+//! The log lines that a test's own thread writes.
+#![allow(dead_code)] // every test binary uses its own part of this
+
+use std::cell::RefCell;
+use std::io::{self, Write};
+use std::sync::Once;
+
+thread_local! {
+    static LINES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Keeps what is logged on this thread.
+///
+/// With one subscriber for the whole process: a subscriber of one thread may be told nothing of an
+/// event that another thread came by first.
+pub(crate) struct Logs(());
+
+impl Logs {
+    pub(crate) fn keep() -> Self {
+        static SUBSCRIBER: Once = Once::new();
+
+        SUBSCRIBER.call_once(|| {
+            tracing_subscriber::fmt()
+                .with_ansi(false)
+                .with_max_level(tracing::Level::WARN)
+                .with_writer(|| ThisThread)
+                .init();
+        });
+        LINES.with_borrow_mut(Vec::clear);
+        Self(())
+    }
+
+    /// The warnings so far, in their order.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let text = LINES.with_borrow(|bytes| String::from_utf8(bytes.clone()).unwrap());
+        let warnings = text.lines().filter(|line| line.contains("WARN"));
+        warnings.map(str::to_owned).collect()
+    }
+}
+
+struct ThisThread;
+
+impl Write for ThisThread {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        LINES.with_borrow_mut(|lines| lines.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
