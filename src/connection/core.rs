@@ -2,15 +2,13 @@
 //! that they are told once.
 
 use std::any::Any;
+use std::mem;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::admission::{Admission, Admissions, Track};
-use super::managed::{Managed, View};
 use super::places::{Place, PlaceId, vacate};
-use super::share::{Listeners, Share};
 use crate::driver::Driver;
 use crate::evict::{self, ConnectionId, Eviction, LocalHook, OnEvict, Seats};
 use crate::health_hook::OnHealth;
@@ -30,6 +28,12 @@ pub(crate) struct Core {
     changed: Notify,
 }
 
+/// Who is told of a layer's connections.
+pub(crate) struct Listeners {
+    pub(super) hooks: Vec<Arc<dyn OnEvict>>,
+    pub(super) health_hooks: Vec<Arc<dyn OnHealth>>,
+}
+
 #[derive(Default)]
 struct Extras {
     session: Option<Arc<dyn Any + Send + Sync>>,
@@ -38,7 +42,6 @@ struct Extras {
     /// The seats that were its own to the end.
     seats: Option<Seats>,
     layers: Vec<Arc<Listeners>>,
-    admissions: Admissions,
     local: Vec<LocalHook>,
     /// The hooks were taken to be called: one that comes now is called by whoever brings it.
     fired: bool,
@@ -87,34 +90,18 @@ impl Core {
         let _ = self.driver.set(driver);
     }
 
-    pub(super) fn attach(&self, layer: &Share, admission: Option<Admission>) {
+    pub(super) fn attach(&self, listeners: &Arc<Listeners>) {
         let mut extras = self.extras();
-        let listeners = &layer.listeners;
-        if !extras
-            .layers
-            .iter()
-            .any(|known| Arc::ptr_eq(known, listeners))
-        {
+        let mut layers = extras.layers.iter();
+        if !layers.any(|known| Arc::ptr_eq(known, listeners)) {
             extras.layers.push(Arc::clone(listeners));
         }
-        let spare = admission.and_then(|admission| extras.admissions.add(admission));
-        drop(extras);
-        drop(spare);
-    }
-
-    /// Whether the layer's registry knows the connection by another layer.
-    pub(super) fn is_admitted(&self, layer: &Share) -> bool {
-        let tracker = layer.listeners.tracker.as_ref();
-        tracker.is_some_and(|tracker| self.extras().admissions.is_in(tracker))
     }
 
     /// Nobody but the connection's own hooks is to be told of its end.
     pub(super) fn detach_layers(&self) {
-        let mut extras = self.extras();
-        let layers = std::mem::take(&mut extras.layers);
-        let admissions = extras.admissions.dissolve();
-        drop(extras);
-        drop((layers, admissions));
+        let layers = mem::take(&mut self.extras().layers);
+        drop(layers);
     }
 
     pub(super) fn now(&self) -> Moment {
@@ -131,18 +118,6 @@ impl Core {
 
     fn extras(&self) -> MutexGuard<'_, Extras> {
         self.extras.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn trackers(&self) -> Vec<Arc<dyn Track>> {
-        self.extras().admissions.trackers()
-    }
-
-    /// The registries count the connection, unless it has ended.
-    pub(super) fn enter_registries(&self, connection: Arc<dyn Managed>) {
-        self.extras().admissions.enter(&connection);
-        for tracker in self.trackers() {
-            tracker.announce();
-        }
     }
 
     /// Those who are told of the connection's health: each once, and nobody after the end.
@@ -162,40 +137,15 @@ impl Core {
         self.eviction.get().is_some()
     }
 
-    pub(super) fn describe(&self, reason: Reason, view: View) -> Eviction {
-        Eviction {
-            id: self.id,
-            reason,
-            lifetime: view.lifetime,
-            last_seen: view.last_seen,
-            idle_for: view.idle_for,
-            rtt: view.rtt,
-            stats: view.stats,
-            session: self.session(),
-            seats: None,
-        }
-    }
-
-    /// Tells everybody, once. The caller holds no lock, and the verdict that only one caller gets.
-    pub(super) fn fire(&self, mut eviction: Eviction) {
+    /// Notes the end and its reason, for whoever asks. False if they are known already.
+    pub(super) fn begin_end(&self, eviction: &Eviction) -> bool {
         let parted = Eviction {
             session: None,
             ..eviction.clone()
         };
         if self.eviction.set(Box::new(parted)).is_err() {
-            return;
+            return false;
         }
-        let (places, layers, local, trackers, permits) = {
-            let mut extras = self.extras();
-            extras.fired = true;
-            (
-                std::mem::take(&mut extras.places),
-                std::mem::take(&mut extras.layers),
-                std::mem::take(&mut extras.local),
-                extras.admissions.trackers(),
-                extras.admissions.vacate(),
-            )
-        };
         let missed = match eviction.reason() {
             Reason::HeartbeatTimeout { missed } => Some(missed),
             _ => None,
@@ -208,17 +158,29 @@ impl Core {
             rtt_ms = eviction.rtt().map(|rtt| millis(rtt.smoothed())),
             "connection ended"
         );
-        for tracker in &trackers {
-            tracker.ended(self.id);
-        }
-        drop(permits);
-        if let Some(seats) = vacate(places, &eviction) {
+        true
+    }
+
+    /// Leaves all seats that are still the connection's, and adds them to its eviction. From now on
+    /// none are taken.
+    pub(super) fn leave_places(&self, eviction: &mut Eviction) {
+        let places = {
+            let mut extras = self.extras();
+            extras.fired = true;
+            mem::take(&mut extras.places)
+        };
+        if let Some(seats) = vacate(places, eviction) {
             eviction.seats = Some(seats.clone());
             self.extras().seats = Some(seats);
         }
-        for tracker in &trackers {
-            tracker.evicted(&eviction);
-        }
+    }
+
+    /// Calls all hooks, and wakes whoever awaits the end.
+    pub(super) fn report(&self, eviction: Eviction) {
+        let (local, layers) = {
+            let mut extras = self.extras();
+            (mem::take(&mut extras.local), mem::take(&mut extras.layers))
+        };
         for hook in local {
             evict::call_local(hook, &eviction);
         }
@@ -232,15 +194,9 @@ impl Core {
         }
         // Its session may be the last one, if a hook has put another into the slot.
         evict::discard(self.id, eviction);
-        let presences = {
-            let mut extras = self.extras();
-            extras.reported = true;
-            let departed = extras.departed.is_some();
-            departed.then(|| extras.admissions.leave())
-        };
+        self.extras().reported = true;
         self.changed.notify_waiters();
         self.release();
-        drop(presences);
     }
 
     /// The end, as soon as all hooks have been told of it.
@@ -277,15 +233,10 @@ impl Core {
         }
     }
 
-    /// There is no transport any more, and none will come. When the hooks have returned too, nothing
-    /// is left that a shutdown would wait for. The caller holds no lock.
+    /// There is no transport any more, and none will come. The caller holds no lock.
     pub(super) fn depart(&self, clean: bool) {
-        let mut extras = self.extras();
-        extras.departed = Some(clean);
-        let presences = extras.reported.then(|| extras.admissions.leave());
-        drop(extras);
+        self.extras().departed = Some(clean);
         self.changed.notify_waiters();
-        drop(presences);
     }
 
     /// Whether the transport is gone, and how: see [`departed`](Self::departed).

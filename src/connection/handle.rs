@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::admission::{Admission, Refused};
 use super::core::Core;
-use super::managed::{Managed, View};
+use super::registries::{Admission, Managed, Refused, View};
 use super::share::Share;
 use crate::config::{self, ConfigError};
 use crate::evict::{ConnectionId, Evicted, Eviction};
@@ -37,17 +36,21 @@ impl Liveness {
 
     /// Adds a layer, if its registry lets the handshake go on.
     pub(crate) fn admit(&self, layer: &Share) -> Result<(), Refused> {
-        let admission = if self.connection.core().is_admitted(layer) {
-            None
-        } else {
-            layer.admit()?
+        // Another layer may have been let in by the same registry.
+        let is_new = |tracker: &_| !self.connection.registries().is_in(tracker);
+        let admission = match layer.tracker.as_ref().filter(|tracker| is_new(tracker)) {
+            Some(_) => layer.admit()?,
+            None => None,
         };
         self.attach(layer, admission);
         Ok(())
     }
 
     pub(crate) fn attach(&self, layer: &Share, admission: Option<Admission>) {
-        self.connection.attach(layer, admission);
+        self.connection.attach(&layer.policy, &layer.listeners);
+        if let Some(admission) = admission {
+            self.connection.registries().add(admission);
+        }
     }
 
     /// One look at the connection, under its own lock.
@@ -266,7 +269,7 @@ impl Liveness {
     ///
     /// Cancel safe: dropping the future loses nothing, and any number of tasks may wait.
     pub async fn draining(&self) {
-        let trackers = self.connection.core().trackers().into_iter();
+        let trackers = self.connection.registries().trackers().into_iter();
         let mut drains: Vec<_> = trackers.map(|tracker| tracker.draining()).collect();
         poll_fn(|cx| {
             let mut drains = drains.iter_mut();

@@ -13,9 +13,8 @@
 //! | [`closing`] | the closing handshake of an eviction |
 //! | [`parting`] | an end that waits for the handler's frame, or for nobody any more |
 //! | [`core`] | who is told of the end, and that it is once |
-//! | [`managed`] | what can be asked of any connection, whatever its transport |
 //! | [`share`] | what the connections of a layer have in common |
-//! | [`admission`] | what it takes up in the registries of its layers |
+//! | [`registries`] | what its layers' registries see of it, and what it takes up in them |
 //! | [`places`] | the seats that it has to leave at its end |
 //! | [`shared`] | the lock, and the one place where an end becomes an event |
 //! | [`departure`] | the news that the transport is gone |
@@ -24,7 +23,6 @@
 //! | [`watch`] | what both directions report to |
 //! | [`handle`] | [`Liveness`] |
 
-mod admission;
 mod attend;
 mod callers;
 mod closing;
@@ -37,10 +35,10 @@ mod inbound;
 mod inject;
 #[cfg(all(test, liveness_loom))]
 mod loom_models;
-mod managed;
 mod news;
 mod parting;
 mod places;
+mod registries;
 mod share;
 mod shared;
 mod state;
@@ -48,10 +46,9 @@ mod stream;
 mod told;
 mod watch;
 
-pub(crate) use admission::{Refused, Track};
 pub use handle::Liveness;
-pub(crate) use managed::{Managed, View};
 pub(crate) use places::{Place, PlaceId};
+pub(crate) use registries::{Managed, Refused, Track, View};
 pub(crate) use share::Share;
 pub(crate) use shared::Connection;
 pub(crate) use state::Tuner;

@@ -3,23 +3,18 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::admission::{Admission, Refused, Track};
+use super::core::Listeners;
+use super::registries::{Admission, Refused, Track};
 use crate::evict::OnEvict;
 use crate::health_hook::OnHealth;
 use crate::monitor::Policy;
 
-/// What a layer gives to each of its connections: its settings, and who is told of them. One
-/// allocation each, shared by all connections.
+/// What a layer gives to each of its connections: its settings, its registry, and who is told of them.
 #[derive(Clone)]
 pub(crate) struct Share {
     pub(crate) policy: Policy,
-    pub(super) listeners: Arc<Listeners>,
-}
-
-pub(super) struct Listeners {
     pub(super) tracker: Option<Arc<dyn Track>>,
-    pub(super) hooks: Vec<Arc<dyn OnEvict>>,
-    pub(super) health_hooks: Vec<Arc<dyn OnHealth>>,
+    pub(super) listeners: Arc<Listeners>,
 }
 
 impl Share {
@@ -31,8 +26,8 @@ impl Share {
     ) -> Self {
         Self {
             policy,
+            tracker,
             listeners: Arc::new(Listeners {
-                tracker,
                 hooks,
                 health_hooks,
             }),
@@ -41,18 +36,12 @@ impl Share {
 
     /// Asks the layer's registry, if it has one, for a place for one more handshake.
     pub(crate) fn admit(&self) -> Result<Option<Admission>, Refused> {
-        let tracker = self.listeners.tracker.as_ref();
-        tracker.map(Admission::admit).transpose()
+        self.tracker.as_ref().map(Admission::admit).transpose()
     }
 
     /// A place for a stream whose handshake is over, which cannot be refused.
     pub(crate) fn take_in(&self) -> Option<Admission> {
-        self.listeners.tracker.as_ref().map(Admission::take_in)
-    }
-
-    /// Somebody wants to hear of the connections' health.
-    pub(super) fn has_health_hooks(&self) -> bool {
-        !self.listeners.health_hooks.is_empty()
+        self.tracker.as_ref().map(Admission::take_in)
     }
 }
 

@@ -9,27 +9,27 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
-use super::admission::Admission;
-use super::core::Core;
-use super::managed::{Managed, View};
-use super::share::Share;
+use super::core::{Core, Listeners};
+use super::registries::{Managed, Registries, View};
 use super::state::{Phase, State, Tuner};
 use super::told::Told;
 use super::watch::Notes;
 use crate::driver::{Drive, Driver};
+use crate::evict::Eviction;
 use crate::health_hook;
-use crate::monitor::{CloseFrame, Moment, Overrides, Reason, Stats};
+use crate::monitor::{CloseFrame, Moment, Overrides, Policy, Reason, Stats};
 use crate::sync::{AtomicBool, Mutex, MutexGuard};
 use crate::wire::Role;
 
 /// One upgraded connection, from the request that asks for it to its end.
 ///
-/// Lock order: `state`, then the core's extras or the driver's queue. What is foreign runs under
+/// Lock order: `state`, then the core's extras, the registries', or the driver's queue. What is foreign runs under
 /// none of them: hooks are called, wakers woken, log lines written and transports dropped after all
 /// were given back. (A transport is *polled* under `state`, which is what that lock is for, a waker
 /// may be cloned or dropped, and the driver's own task is woken.)
 pub(crate) struct Connection<T> {
     core: Core,
+    registries: Registries,
     /// Already in the driver's queue of connections with something to do.
     scheduled: AtomicBool,
     state: Mutex<State<T>>,
@@ -44,6 +44,7 @@ where
     pub(crate) fn new(role: Role, tuner: Option<Tuner<T>>) -> Arc<Self> {
         Arc::new(Self {
             core: Core::new(),
+            registries: Registries::default(),
             scheduled: AtomicBool::new(false),
             state: Mutex::new(State::new(role, tuner)),
         })
@@ -56,7 +57,7 @@ where
         self.core.set_driver(Arc::clone(&driver));
         // Counted first, so that an eviction in this very moment finds what it has to remove.
         let managed = Arc::clone(self) as Arc<dyn Managed>;
-        self.core.enter_registries(managed);
+        self.registries.enter(&managed);
         let connection = Arc::clone(self) as Arc<dyn Drive>;
         let opened = self.enter(|state| state.open(io, connection, Arc::clone(&driver)));
         driver.start();
@@ -69,7 +70,7 @@ where
     /// Ends a connection that was opened after its registry began to be drained. It is entered by
     /// now: either the drain has found it, or it finds the drain.
     pub(super) fn heed_drain(self: &Arc<Self>) {
-        let mut trackers = self.core.trackers().into_iter();
+        let mut trackers = self.registries.trackers().into_iter();
         if let Some((reason, frame)) = trackers.find_map(|tracker| tracker.farewell()) {
             Arc::clone(self).evict(reason, frame);
         }
@@ -84,6 +85,7 @@ where
     /// itself has asked to be told on its handle, it is told.
     pub(crate) fn not_upgraded(self: &Arc<Self>) {
         self.core.detach_layers();
+        self.registries.dissolve();
         self.upgrade_failed();
     }
 
@@ -107,13 +109,13 @@ where
         };
         let eviction = aftermath
             .verdict
-            .map(|reason| self.core.describe(reason, self.view_of(&state)));
+            .map(|reason| self.describe(reason, self.view_of(&state)));
         let evicting = eviction.is_some() && matches!(state.phase, Phase::Evicting { .. });
         let unwatched = aftermath.notes.pinged && state.is_unwatched();
         drop(state);
         self.log(aftermath.notes);
         if let Some(eviction) = eviction {
-            self.core.fire(eviction);
+            self.tell_end(eviction);
         }
         if let Some(link) = aftermath.link {
             link.driver.remove(link.key);
@@ -124,6 +126,7 @@ where
         }
         if let Some(clean) = aftermath.departed {
             self.core.depart(clean);
+            self.registries.gone();
         }
         drop(aftermath.spent);
         if let Some(callers) = aftermath.callers {
@@ -141,6 +144,21 @@ where
             self.tell_health();
         }
         result
+    }
+
+    /// Tells everybody of the end, in this order: the registries, which no longer count it; the maps,
+    /// in which it has seats; the streams of evictions; the hooks.
+    fn tell_end(&self, mut eviction: Eviction) {
+        if !self.core.begin_end(&eviction) {
+            return;
+        }
+        let trackers = self.registries.end(eviction.id());
+        self.core.leave_places(&mut eviction);
+        for tracker in trackers {
+            tracker.evicted(&eviction);
+        }
+        self.core.report(eviction);
+        self.registries.reported();
     }
 
     /// Tells the health hooks all that waits for them, also what comes meanwhile.
@@ -165,6 +183,20 @@ where
     /// A waker that has the driver look after this connection.
     pub(super) fn waker(self: &Arc<Self>) -> Waker {
         Waker::from(Arc::clone(self))
+    }
+
+    fn describe(&self, reason: Reason, view: View) -> Eviction {
+        Eviction {
+            id: self.core.id(),
+            reason,
+            lifetime: view.lifetime,
+            last_seen: view.last_seen,
+            idle_for: view.idle_for,
+            rtt: view.rtt,
+            stats: view.stats,
+            session: self.core.session(),
+            seats: None,
+        }
     }
 
     fn view_of(&self, state: &State<T>) -> View {
@@ -271,6 +303,10 @@ where
         &self.core
     }
 
+    fn registries(&self) -> &Registries {
+        &self.registries
+    }
+
     fn view(&self) -> View {
         self.view_of(&self.lock())
     }
@@ -315,14 +351,14 @@ where
         })
     }
 
-    fn attach(&self, layer: &Share, admission: Option<Admission>) {
+    fn attach(&self, policy: &Policy, listeners: &Arc<Listeners>) {
         let mut state = self.lock();
-        state.attach(&layer.policy);
-        if layer.has_health_hooks() {
+        state.attach(policy);
+        if !listeners.health_hooks.is_empty() {
             let told = || Box::new(Told::new(self.core.id()));
             state.told.get_or_insert_with(told);
         }
         drop(state);
-        self.core.attach(layer, admission);
+        self.core.attach(listeners);
     }
 }

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::handle::Liveness;
 use super::handler::Outgoing;
-use super::managed::Managed;
+use super::registries::Managed;
 use super::share::Share;
 use super::shared::Connection;
 use crate::wire::Role;
