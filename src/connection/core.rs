@@ -133,7 +133,7 @@ impl Core {
     }
 
     /// Its eviction is being told, or was.
-    pub(super) fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.eviction.get().is_some()
     }
 

@@ -68,7 +68,7 @@ impl Liveness {
 
     /// Whether the end was noticed, though its hooks may still be at it.
     pub(crate) fn has_ended(&self) -> bool {
-        self.core().reason().is_some()
+        self.core().has_ended()
     }
 
     /// Ends the connection for a reason of the crate's own. False if it has ended before.
