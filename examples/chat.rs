@@ -207,27 +207,32 @@ impl Room {
             None => format!("{user} is here"),
             Some(_) => format!("{user} is here again, on a new connection"),
         };
-        self.tell(&json!({ "notice": news }));
+        self.tell_or_evict(&json!({ "notice": news }));
         Ok(inbox)
     }
 
     fn say(&self, user: &str, text: &str) {
-        self.tell(&json!({ "from": user, "text": text }));
+        self.tell_or_evict(&json!({ "from": user, "text": text }));
     }
 
     /// Never waits: a session whose inbox is full is evicted, and the others do not notice.
-    fn tell(&self, line: &Value) {
+    fn tell_or_evict(&self, line: &Value) {
+        // With the lock given back: an eviction takes the seat out of the map.
+        for seat in self.tell(line) {
+            seat.live().evict(SEAT_LOST, "you read too slowly");
+        }
+    }
+
+    /// Returns whose inbox is full.
+    fn tell(&self, line: &Value) -> Vec<Seat<Inbox>> {
         let line = Utf8Bytes::from(line.to_string());
-        let mut slow: Vec<Seat<Inbox>> = Vec::new();
+        let mut slow = Vec::new();
         for seat in lock(&self.sessions).values() {
             if seat.try_send(line.clone()).is_err() {
                 slow.push(seat.clone());
             }
         }
-        // With the lock given back: an eviction takes the seat out of the map.
-        for seat in slow {
-            seat.live().evict(SEAT_LOST, "you read too slowly");
-        }
+        slow
     }
 
     /// The eviction hook: runs once for every connection, however it ended.
@@ -235,9 +240,14 @@ impl Room {
         if let Some(user) = ev.session::<User>() {
             self.note(&user.0, ev);
         }
-        // The seats that it held to its end. One that was taken over is not among them.
+        // The seats that it held to its end. One that was taken over is not among them, and whoever
+        // has come back by now is not gone.
         for (user, _) in ev.seats::<String, Inbox>() {
-            self.tell(&json!({ "notice": format!("{user} is gone: {}", ev.reason()) }));
+            if !lock(&self.sessions).contains_key(user) {
+                // Nobody is evicted in here: that would call this hook again, inside of this call, and
+                // so on, as deep as there are full inboxes. The next line does it.
+                self.tell(&json!({ "notice": format!("{user} is gone: {}", ev.reason()) }));
+            }
         }
     }
 

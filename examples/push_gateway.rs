@@ -213,7 +213,8 @@ impl Gateway {
         Ok(inbox)
     }
 
-    /// Never waits. Returns the number of the event, and for how many sessions it was queued.
+    /// Never waits for a bot. (Whoever joins or ends waits for the map's lock: a map with several holds
+    /// them up for less.) Returns the event's number, and for how many sessions it was queued.
     fn push(&self, text: &str) -> (u64, usize) {
         let mut slow: Vec<Seat<Queue>> = Vec::new();
         let mut count = 0;

@@ -6,6 +6,7 @@ mod support;
 #[path = "../examples/chat.rs"]
 mod chat;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -13,9 +14,10 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use support::raw::{Answer, RawClient};
-use support::{Server, ms, within};
+use support::{Server, in_memory, ms, within};
 use tokio::net::TcpStream;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio::sync::Barrier;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async, connect_async};
 use tungstenite::Message;
 
 type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
@@ -172,4 +174,49 @@ async fn who_comes_back_keeps_the_seat_when_the_old_connection_ends() {
     bob.send(Message::text("still there?")).await.unwrap();
     hears(&mut new, "bob's question", |line| line["from"] == "bob").await;
     assert_eq!(users(&dashboard(&server).await), ["alice", "bob"]);
+}
+
+/// All of them stop reading at once, so that one line finds all inboxes full. An eviction tells the
+/// room, which must not be how the next one comes about: the stack is not that deep.
+#[tokio::test]
+async fn a_room_of_slow_readers_is_emptied_one_by_one() {
+    const SLOW: usize = 500;
+    let never = Duration::from_secs(3600);
+    let app = chat::app(never, never, never).unwrap();
+    let all_here = Arc::new(Barrier::new(SLOW + 1));
+    let last = notice("last is here");
+    let last = Arc::new(last);
+    for user in 0..SLOW {
+        let io = in_memory(app.clone(), 256);
+        let url = format!("ws://chat/ws/user-{user}");
+        let (mut client, _) = client_async(url, io).await.unwrap();
+        let (all_here, last) = (Arc::clone(&all_here), Arc::clone(&last));
+        tokio::spawn(async move {
+            let is_last = |message: Message| {
+                let text = message.into_text().unwrap();
+                last(&serde_json::from_str(&text).unwrap())
+            };
+            while !is_last(client.next().await.unwrap().unwrap()) {}
+            all_here.wait().await;
+            // Its socket stays open, and nobody reads from it.
+            std::future::pending::<()>().await;
+        });
+    }
+    let io = in_memory(app.clone(), 256);
+    let (mut speaker, _) = client_async("ws://chat/ws/last", io).await.unwrap();
+    within("everybody is here", all_here.wait()).await;
+    // Its own line comes back to it, through the same room.
+    for number in 0..200 {
+        let line = format!("line {number}");
+        speaker.send(Message::text(line.clone())).await.unwrap();
+        let heard = async {
+            loop {
+                let message = speaker.next().await.unwrap().unwrap();
+                if message.into_text().unwrap().contains(&line) {
+                    return;
+                }
+            }
+        };
+        within("the line", heard).await;
+    }
 }

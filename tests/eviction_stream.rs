@@ -1,5 +1,7 @@
 //! Ends as a stream: each once, in order, and what is missed is told at its place.
 
+#[path = "support/logs.rs"]
+mod logs;
 #[path = "support/script.rs"]
 mod script;
 mod support;
@@ -7,7 +9,7 @@ mod support;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use axum::Router;
@@ -15,6 +17,7 @@ use axum::extract::ws::WebSocketUpgrade;
 use axum::http::StatusCode;
 use axum::routing::any;
 use futures_util::{FutureExt, StreamExt};
+use logs::Logs;
 use script::{Peer, Stream, Wakes, script};
 use support::raw::{RawClient, opening};
 use support::scene::{patient, quiet};
@@ -263,6 +266,41 @@ async fn whoever_is_in_the_stream_is_no_longer_in_the_registry() {
     });
     live.evict(1000, "");
     assert_eq!(told.try_recv().unwrap(), (true, true, 0));
+}
+
+#[tokio::test]
+async fn a_waker_that_panics_harms_nobody_else() {
+    struct Panics;
+
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("as the test wants");
+        }
+    }
+
+    let logs = Logs::keep();
+    let registry = Registry::new();
+    let layer = layer(&registry);
+    let (mut first, mut second) = (registry.evictions(), registry.evictions());
+    let panics = Waker::from(Arc::new(Panics));
+    let waiting = pin!(first.recv()).poll(&mut Context::from_waker(&panics));
+    assert!(waiting.is_pending());
+    let (stream, live, _peer) = connect(&layer);
+    let (tell, told) = std::sync::mpsc::channel();
+    live.on_evict(move |ev| tell.send(ev.reason()).unwrap());
+    drop(stream);
+    assert_eq!(told.try_recv(), Ok(Reason::HandlerDropped));
+    within("the end", live.evicted()).await;
+    within("all of it", registry.wait_idle()).await;
+    for evictions in [&mut first, &mut second] {
+        assert_eq!(ready(evictions), [Ok(live.id())]);
+    }
+    let warnings = logs.warnings();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let conn_id = format!("conn_id={}", live.id());
+    for wanted in ["waker", "as the test wants", &conn_id] {
+        assert!(warnings[0].contains(wanted), "{wanted}: {warnings:?}");
+    }
 }
 
 /// However many threads report, and whatever the consumer misses: it is told of all, or of how many.

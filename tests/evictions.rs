@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ws::{Message, WebSocket};
@@ -14,8 +15,10 @@ use support::raw::{Answer, Frame, RawClient};
 use support::recorder::Recorder;
 use support::scene::{Scene, patient, quiet};
 use support::{Server, echo, echo_route, ms, never_reads, until, watched_route, within};
+use tokio::io::duplex;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tower_ws_liveness::{
     Evicted, Eviction, HeartbeatLayer, HeartbeatLayerBuilder, IdleTimeoutLayerBuilder, Liveness,
     Reason, Registry,
@@ -239,6 +242,25 @@ async fn a_hook_that_comes_after_the_end_is_called_at_once() {
     let event = late.nth(1).await;
     assert_eq!((event.id, event.reason), (live.id(), Reason::PeerVanished));
     late.stays_at(1).await;
+}
+
+/// When the hooks have returned all is said: a peer that never answers the Close keeps only its socket.
+#[tokio::test(start_paused = true)]
+async fn whoever_awaits_the_end_does_not_wait_for_the_closing_handshake() {
+    let (ours, _theirs) = duplex(1024);
+    let (_stream, live) = HeartbeatLayer::default().wrap_server(ours);
+    let waiting = tokio::spawn({
+        let live = live.clone();
+        async move { live.evicted().await }
+    });
+    tokio::task::yield_now().await;
+    assert!(live.evict(4000, ""));
+    let evicted = Instant::now();
+    assert_eq!(
+        waiting.await.unwrap().reason(),
+        Reason::Kicked { code: 4000 }
+    );
+    assert_eq!(evicted.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test]

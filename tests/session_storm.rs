@@ -1,5 +1,5 @@
-//! Many threads that connect, take seats, take them from one another, give them back and die, on
-//! every path and all at once: every seat that was ever put in has gone exactly one way.
+//! Many threads that connect, take seats, take them from one another, give them back, die and are
+//! drained, on every path and all at once: every seat that was ever put in has gone exactly one way.
 
 #[path = "support/maps.rs"]
 mod maps;
@@ -25,7 +25,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tower_ws_liveness::{
-    ConnectionId, Eviction, HeartbeatLayer, Liveness, Reason, RegisterError, ReplacePolicy,
+    ConnectionId, Drain, DrainReport, Eviction, HeartbeatLayer, Liveness, Reason, RegisterError,
+    Registry, ReplacePolicy,
 };
 
 with_every_map_in_threads![storm];
@@ -33,6 +34,8 @@ with_every_map_in_threads![storm];
 const ROUNDS: u64 = 40;
 const THREADS: u64 = 4;
 const CONNECTIONS: usize = 30;
+/// In one round of so many everybody is drained, while more connect.
+const DRAINED: u64 = 4;
 const USERS: usize = 9;
 
 /// What becomes of a connection, if nobody else ends it before.
@@ -85,6 +88,7 @@ struct Storm<M> {
     layers_told: Arc<Mutex<Vec<ConnectionId>>>,
     /// The connections of this round, for everybody to meddle with.
     lives: Mutex<Vec<Liveness>>,
+    registry: Registry,
 }
 
 /// A connection, with its handler's task and its peer.
@@ -112,16 +116,23 @@ fn storm<M: Map>() {
             thread::spawn(move || storm.rage(rng, &handle))
         });
         let threads: Vec<_> = threads.collect();
+        let drain = (round % DRAINED == 0).then(|| {
+            let (storm, rng) = (Arc::clone(&storm), seed.rng(THREADS + 1, round));
+            let handle = runtime.handle().clone();
+            thread::spawn(move || storm.drain(rng, &handle))
+        });
         let clients = threads
             .into_iter()
             .flat_map(|thread| thread.join().unwrap());
         let clients: Vec<Client> = clients.collect();
+        let report = drain.map(|thread| thread.join().unwrap());
         storm.lives.lock().unwrap().clear();
         runtime.block_on(storm.settle(&clients));
-        storm.verify(&clients);
+        storm.verify(&clients, report);
         let mut rng = seed.rng(THREADS, round);
         runtime.block_on(storm.end(clients, &mut rng));
         assert_eq!(map.holders(), BTreeMap::new(), "round {round}");
+        assert!(storm.registry.is_empty(), "round {round}");
         storm.account();
         drop(storm);
         // What is dropped last hangs on the driver's last look at a connection.
@@ -146,6 +157,7 @@ impl<M: Map> Storm<M> {
             told: Mutex::default(),
             layers_told: Arc::default(),
             lives: Mutex::default(),
+            registry: Registry::new(),
         }
     }
 
@@ -176,6 +188,7 @@ impl<M: Map> Storm<M> {
             .interval(ms(times))
             .timeout(ms(times))
             .close_timeout(ms(20))
+            .registry(self.registry.clone())
             .on_evict(move |ev: &Eviction| told.lock().unwrap().push(ev.id()))
             .build()
             .unwrap();
@@ -194,6 +207,21 @@ impl<M: Map> Storm<M> {
             task,
             order: Some(order),
         }
+    }
+
+    /// Comes when some have connected.
+    fn drain(&self, mut rng: Rng, runtime: &Handle) -> DrainReport {
+        let some = rng.usize(1..THREADS as usize * CONNECTIONS / 2);
+        until("some have connected", || {
+            self.lives.lock().unwrap().len() >= some
+        });
+        let drain = Drain {
+            batch: 8,
+            pause: ms(rng.u64(..3)),
+            deadline: ms(100),
+            ..Drain::default()
+        };
+        runtime.block_on(self.registry.drain(drain))
     }
 
     /// Somebody does something with a connection that need not be its own.
@@ -266,7 +294,7 @@ impl<M: Map> Storm<M> {
     }
 
     /// The map against everything that was said of it.
-    fn verify(&self, clients: &[Client]) {
+    fn verify(&self, clients: &[Client], report: Option<DrainReport>) {
         let told = self.told.lock().unwrap().clone();
         let reasons: HashMap<ConnectionId, Reason> = told.iter().copied().collect();
         assert_eq!(told.len(), reasons.len(), "told twice");
@@ -279,12 +307,20 @@ impl<M: Map> Storm<M> {
             let reason = reasons.get(&live.id());
             let is_ended = live.health().to_string() == "ended";
             assert_eq!(reason.is_some(), is_ended, "{fate:?}: {reason:?}");
-            if *fate == Fate::Stays {
+            if *fate == Fate::Stays && report.is_none() {
                 assert!(
                     matches!(reason, None | Some(Reason::Replaced)),
                     "{reason:?}"
                 );
             }
+        }
+        assert_eq!(self.registry.len(), clients.len() - reasons.len());
+        if let Some(report) = report {
+            assert_eq!(self.registry.len(), 0, "{report:?}");
+            let is_drained = |(_, reason): &&(_, _)| *reason == Reason::Drained;
+            // More, if some came when the drain had begun: those end as they open.
+            let drained = told.iter().filter(is_drained).count();
+            assert!(report.clean() + report.cut() <= drained, "{report:?}");
         }
         for (key, id) in self.map.holders() {
             assert!(!reasons.contains_key(&id), "{key}: {id} has ended");

@@ -5,7 +5,9 @@
 mod script;
 mod support;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak, mpsc};
+use std::time::Duration;
 
 use axum::extract::ws::WebSocketUpgrade;
 use axum::routing::any;
@@ -13,12 +15,15 @@ use axum::{Extension, Router};
 use script::*;
 use support::raw::RawClient;
 use support::{Server, alive_tasks, until, within};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::{spawn_blocking, yield_now};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout};
 use tower_ws_liveness::{
-    Evicted, Eviction, HeartbeatLayer, HeartbeatLayerBuilder, Liveness, Reason,
+    Evicted, Eviction, HeartbeatLayer, HeartbeatLayerBuilder, Liveness, Reason, Seat,
 };
+
+type Pushes = UnboundedSender<Vec<u8>>;
 
 /// A session as applications have it: with the handle that ends its connection.
 struct Session {
@@ -74,6 +79,40 @@ async fn the_session_is_there_as_long_as_the_handler_has_its_stream() {
         let late = Arc::new(());
         live.set_session(Arc::clone(&late));
         assert_eq!(Arc::strong_count(&late), 1, "{name}");
+    }
+}
+
+/// As handlers do that only push: the channel is to be closed when the seat has gone, and nothing else
+/// wakes them.
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_waits_for_its_seat_to_go_is_not_what_keeps_it() {
+    type End = fn(&Liveness, &Peer);
+    let ends: [(&str, End); 4] = [
+        ("kicked", |live, _| assert!(live.evict(1000, "bye"))),
+        ("end of file", |_, peer| peer.end(Ok(()))),
+        ("dead", |_, _| {}),
+        ("awaited", |live, _| {
+            let live = live.clone();
+            tokio::spawn(async move { live.evicted().await });
+        }),
+    ];
+    for (name, end) in ends {
+        let map: Arc<Mutex<HashMap<&str, Seat<Pushes>>>> = Arc::default();
+        let (tell, told) = mpsc::channel();
+        let (mut stream, live, peer) = wrap_with(heartbeat().on_evict(move |ev: &Eviction| {
+            tell.send(ev.seats::<&str, Pushes>().count()).unwrap();
+        }));
+        let (pushes, mut pushed) = unbounded_channel::<Vec<u8>>();
+        live.register(&map, "alice", pushes).unwrap();
+        let handler = tokio::spawn(async move {
+            while let Some(bytes) = pushed.recv().await {
+                stream.write_all(&bytes).await.unwrap();
+            }
+        });
+        end(&live, &peer);
+        let returned = timeout(ms(60_000), handler).await;
+        assert!(returned.is_ok(), "{name}: it waits for ever");
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), [1], "{name}");
     }
 }
 
@@ -149,10 +188,13 @@ async fn whoever_is_early_waits_for_the_session() {
     yield_now().await;
     assert!(waiters.iter().all(|waiter| !waiter.is_finished()));
     live.set_session("alice".to_owned());
+    let set = Instant::now();
     for waiter in waiters {
         let session = within("the session", waiter).await.unwrap().unwrap();
         assert_eq!(*session, "alice");
     }
+    // By that, and not by the connection's end, which comes if nobody answers the pings.
+    assert_eq!(set.elapsed(), Duration::ZERO);
     // And who comes later does not wait.
     assert_eq!(*live.wait_for_session::<String>().await.unwrap(), "alice");
     drop(stream);

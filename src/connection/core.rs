@@ -52,9 +52,12 @@ struct Extras {
     departed: Option<bool>,
     /// How many may still ask for the session: the hooks, as long as they have not all returned,
     /// the handler, as long as it has its stream, and everybody who awaits the end. When the last
-    /// of them is gone the slot is emptied, and so are the seats, for what is in them may well hold a
-    /// handle of this connection, and they would keep each other alive.
+    /// of them is gone the slot is emptied, for what is in it may well hold a handle of this
+    /// connection, and they would keep each other alive.
     holders: usize,
+    /// Those of them for whom the seats are kept: all but the handler. It may be waiting for what
+    /// hangs on its seat to go, the sender of its channel say.
+    audience: usize,
 }
 
 impl Core {
@@ -65,6 +68,7 @@ impl Core {
             driver: OnceLock::new(),
             extras: Mutex::new(Extras {
                 holders: 1,
+                audience: 1,
                 ..Extras::default()
             }),
             eviction: OnceLock::new(),
@@ -192,17 +196,16 @@ impl Core {
                 evict::call(&**hook, &eviction);
             }
         }
+        self.extras().reported = true;
+        evict::guard_waker(&eviction, || self.changed.notify_waiters());
         // Its session may be the last one, if a hook has put another into the slot.
         evict::discard(self.id, eviction);
-        self.extras().reported = true;
-        self.changed.notify_waiters();
-        self.release();
+        self.let_go(true);
     }
 
     /// The end, as soon as all hooks have been told of it.
     pub(super) async fn reported(&self) -> Eviction {
-        self.hold();
-        let _held = Held(self);
+        let _held = Held::new(self);
         loop {
             let notified = self.changed.notified();
             let reported = self.extras().reported;
@@ -218,8 +221,7 @@ impl Core {
     where
         S: Any + Send + Sync,
     {
-        self.hold();
-        let _held = Held(self);
+        let _held = Held::new(self);
         loop {
             let notified = self.changed.notified();
             let reported = self.extras().reported;
@@ -308,23 +310,28 @@ impl Core {
         }
     }
 
-    /// Somebody more may ask for the session.
+    /// The handler may ask for the session from now on.
     pub(super) fn hold(&self) {
         self.extras().holders += 1;
     }
 
-    /// One fewer may ask for the session.
+    /// The handler will not ask for the session any more.
     pub(super) fn release(&self) {
-        let left = {
-            let mut extras = self.extras();
-            extras.holders -= 1;
-            if extras.holders > 0 {
-                return;
-            }
-            (extras.session.take(), extras.seats.take())
-        };
+        self.let_go(false);
+    }
+
+    /// One fewer may ask for the session, and for the seats if it was one of the `audience`.
+    fn let_go(&self, audience: bool) {
+        let mut guard = self.extras();
+        let extras = &mut *guard;
+        extras.holders -= 1;
+        extras.audience -= usize::from(audience);
+        let seats = extras.seats.take_if(|_| extras.audience == 0);
+        let session = extras.session.take_if(|_| extras.holders == 0);
+        drop(guard);
         // Dropped after the lock was given back: they are the application's, and may panic.
-        evict::discard(self.id, left);
+        evict::discard(self.id, seats);
+        evict::discard(self.id, session);
     }
 
     pub(super) fn session(&self) -> Option<Arc<dyn Any + Send + Sync>> {
@@ -347,12 +354,22 @@ impl Core {
     }
 }
 
-/// Holds the session for whoever awaits the end.
+/// Holds the session and the seats for whoever awaits the end.
 struct Held<'a>(&'a Core);
+
+impl<'a> Held<'a> {
+    fn new(core: &'a Core) -> Self {
+        let mut extras = core.extras();
+        extras.holders += 1;
+        extras.audience += 1;
+        drop(extras);
+        Self(core)
+    }
+}
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.0.release();
+        self.0.let_go(true);
     }
 }
 

@@ -263,8 +263,10 @@ impl Liveness {
     /// [`Registry::begin_drain`](crate::Registry::begin_drain)). Returns at once if one has begun to
     /// be. Without a registry, and if the response was no upgrade, this waits for ever.
     ///
-    /// For handlers that want to say goodbye by themselves, in their `select!`. It says nothing about
-    /// the connection, which may have ended before. The registries are those of the layers that the
+    /// For handlers that want to say goodbye by themselves, in their `select!`. Where that is in a loop,
+    /// pin one future before it, rather than make one for each message: each allocates, and waits in a
+    /// list that all connections share. It says nothing about the connection, which may have ended
+    /// before. The registries are those of the layers that the
     /// request has passed when this is called: in a handler, all.
     ///
     /// Cancel safe: dropping the future loses nothing, and any number of tasks may wait.
@@ -300,7 +302,8 @@ impl Liveness {
     ///
     /// The slot is emptied when the connection has ended, all hooks have returned, the handler has
     /// dropped its socket, and nobody awaits [`evicted`](Self::evicted) any more; after that a value
-    /// is dropped at once. So the value may hold this handle without keeping both alive for ever.
+    /// is dropped at once. So the value may hold this handle without keeping both alive for ever. It
+    /// must not be all that the handler waits for, as the only sender of its channel would be.
     pub fn set_session<T>(&self, session: T) -> Option<Arc<T>>
     where
         T: Any + Send + Sync,

@@ -23,10 +23,12 @@ use crate::wire::Role;
 
 /// One upgraded connection, from the request that asks for it to its end.
 ///
-/// Lock order: `state`, then the core's extras, the registries', or the driver's queue. What is foreign runs under
-/// none of them: hooks are called, wakers woken, log lines written and transports dropped after all
-/// were given back. (A transport is *polled* under `state`, which is what that lock is for, a waker
-/// may be cloned or dropped, and the driver's own task is woken.)
+/// Lock order: `state`, then the core's extras, the registries', or the driver's queue. What is
+/// foreign runs under none of them: hooks are called, wakers woken, log lines written and transports
+/// dropped after all were given back. (A transport is *polled* under `state`, which is what that lock
+/// is for, a waker may be cloned or dropped, and the driver's own task is woken. The application's map
+/// is called under a lock that belongs to one registration alone, see
+/// [`register`](crate::Liveness::register).)
 pub(crate) struct Connection<T> {
     core: Core,
     registries: Registries,

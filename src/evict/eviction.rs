@@ -112,7 +112,8 @@ impl Eviction {
 
     /// The value in the connection's session slot.
     ///
-    /// `None` if the slot was never filled, or with a value of another type.
+    /// `None` if the slot was never filled, or with a value of another type, or if it had been emptied
+    /// when this eviction was asked for: see [`Liveness::set_session`](crate::Liveness::set_session).
     #[must_use]
     pub fn session<T>(&self) -> Option<Arc<T>>
     where

@@ -22,4 +22,4 @@ pub use hook::OnEvict;
 pub use id::ConnectionId;
 
 pub(crate) use eviction::Seats;
-pub(crate) use hook::{LocalHook, call, call_local, discard, guard_map, survive};
+pub(crate) use hook::{LocalHook, call, call_local, discard, guard_map, guard_waker, survive};

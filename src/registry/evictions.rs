@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 
 use futures_core::Stream;
 
-use crate::evict::Eviction;
+use crate::evict::{self, Eviction};
 
 /// How many evictions wait for a consumer that has no wish of its own.
 pub(super) const CAPACITY: usize = 1024;
@@ -23,7 +23,7 @@ pub(super) const CAPACITY: usize = 1024;
 ///
 /// The stream ends when the registry with all its clones is gone, with the layers and the handles of
 /// connections that have one. What was reported before is still delivered. An eviction that waits
-/// here keeps the value in its session slot alive; dropping the stream drops what waits.
+/// here keeps the value in its session slot and its seats alive; dropping the stream drops what waits.
 ///
 /// ```
 /// # async fn run(registry: tower_ws_liveness::Registry) {
@@ -44,8 +44,8 @@ pub struct Evictions {
 
 /// Evictions that a consumer did not get, since it was too slow and its queue was full.
 ///
-/// It stands in the stream where they would have stood; the stream goes on after it. Hooks were told
-/// of them as of all others.
+/// It stands in the stream where they would have stood, and the stream goes on after it: mind that `?`
+/// and `try_next` do not. Hooks were told of them as of all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Overrun {
@@ -123,8 +123,10 @@ impl Subscribers {
     pub(super) fn tell(&self, eviction: &Eviction) {
         let queues = Arc::clone(&self.list());
         for queue in queues.iter() {
-            queue.push(eviction);
+            evict::guard_waker(eviction, || queue.push(eviction));
         }
+        // If a stream was dropped just now, what waits in it goes here.
+        evict::discard(eviction.id(), queues);
     }
 
     fn add(&self, queue: &Arc<Queue>) {
@@ -151,7 +153,8 @@ impl Subscribers {
 
 impl Drop for Subscribers {
     fn drop(&mut self) {
-        for queue in self.list().iter() {
+        let queues = std::mem::take(&mut *self.list());
+        for queue in queues.iter() {
             queue.close();
         }
     }

@@ -8,8 +8,8 @@ use crate::evict::ConnectionId;
 ///
 /// Implemented for maps as they are, with any hasher: `Mutex<HashMap<K, Seat<V>>>`,
 /// `RwLock<HashMap<K, Seat<V>>>`, with the features of their names `dashmap::DashMap<K, Seat<V>>`,
-/// `papaya::HashMap<K, Seat<V>>` and `scc::HashMap<K, Seat<V>>`, and an `Arc` of any of them. You
-/// read such a map as you always do.
+/// `papaya::HashMap<K, Seat<V>>` and `scc::HashMap<K, Seat<V>>` (of dashmap 6, papaya 0.2 and scc 3),
+/// and an `Arc` of any of them. You read such a map as you always do.
 ///
 /// `papaya` frees what was taken out when nobody reads any more, and as a rule that is at once. If
 /// others were reading just then, the value may stay in memory until the same thread takes out more

@@ -63,7 +63,12 @@ impl Liveness {
     /// A connection may hold any number of seats, in one map and in several. If it registers at a key
     /// that it holds already, its new value replaces the old one, which is returned, and nobody is
     /// evicted. A handler may register before the upgrade is complete; if it fails, or if the response
-    /// turns out to be none, the seat goes. Any task may register, as long as the connection lives.
+    /// turns out to be none, the seat goes. An older connection that was evicted for it does not come
+    /// back: to replace it only by one that is open, register in the task that gets the socket. Any
+    /// task may register, as long as the connection lives.
+    ///
+    /// The map takes its lock in here, and the hooks of whoever is replaced are called: do not call this
+    /// while you hold a lock that one of them takes.
     ///
     /// The map is kept alive by the connections that are registered in it. A seat that you take out
     /// of the map yourself is gone; use [`unregister`](Self::unregister) to have the connection forget

@@ -48,8 +48,18 @@ impl Eviction {
     /// The seats with these types of key and value that the connection held to its end, with their
     /// keys. They are out of their maps already.
     ///
+    /// Hooks find them, and so does whoever is waiting in [`evicted`](Liveness::evicted). Whoever asks
+    /// when the connection is wholly over finds none: they are let go of together with the value in the
+    /// slot (see [`set_session`](Liveness::set_session)).
+    ///
     /// A seat that a newer connection has taken over is not among them: the user is still there. So a
-    /// hook can tell everybody who is gone:
+    /// hook can tell everybody who is gone, though a user may be back by the time that it is told; the
+    /// map says whether.
+    ///
+    /// The connection itself lets the seats go when all hooks have returned and nobody awaits
+    /// [`evicted`](Liveness::evicted) any more, and does not wait for its handler, so that one who waits
+    /// for a channel whose sender is in the seat returns. Who awaits `evicted` only after that finds
+    /// none. An eviction that you keep keeps them.
     ///
     /// ```
     /// use tower_ws_liveness::{Eviction, Seat};

@@ -2,7 +2,7 @@
 #![allow(dead_code, unused_imports, unused_macros)] // every test binary uses its own part of this
 
 use std::collections::{BTreeMap, HashMap};
-use std::hash::RandomState;
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -77,8 +77,10 @@ impl Map for MutexMap {
     }
 }
 
-/// With another hasher than the standard one.
-pub(crate) type RwLockMap = RwLock<HashMap<String, Seat<Session>, RandomState>>;
+/// Not what maps take if nobody says otherwise: any hasher has to do.
+type OtherHasher = BuildHasherDefault<DefaultHasher>;
+
+pub(crate) type RwLockMap = RwLock<HashMap<String, Seat<Session>, OtherHasher>>;
 
 impl Map for RwLockMap {
     fn holders(&self) -> BTreeMap<String, ConnectionId> {
@@ -138,7 +140,7 @@ impl Map for OwnMap {
 }
 
 #[cfg(feature = "dashmap")]
-pub(crate) type DashMap = dashmap::DashMap<String, Seat<Session>>;
+pub(crate) type DashMap = dashmap::DashMap<String, Seat<Session>, OtherHasher>;
 
 #[cfg(feature = "dashmap")]
 impl Map for DashMap {
@@ -158,7 +160,7 @@ impl Map for DashMap {
 }
 
 #[cfg(feature = "papaya")]
-pub(crate) type PapayaMap = papaya::HashMap<String, Seat<Session>>;
+pub(crate) type PapayaMap = papaya::HashMap<String, Seat<Session>, OtherHasher>;
 
 #[cfg(feature = "papaya")]
 impl Map for PapayaMap {
@@ -179,7 +181,7 @@ impl Map for PapayaMap {
 }
 
 #[cfg(feature = "scc")]
-pub(crate) type SccMap = scc::HashMap<String, Seat<Session>>;
+pub(crate) type SccMap = scc::HashMap<String, Seat<Session>, OtherHasher>;
 
 #[cfg(feature = "scc")]
 impl Map for SccMap {

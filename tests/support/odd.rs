@@ -183,9 +183,13 @@ impl Hash for Key {
 
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        self.burn();
-        other.burn();
-        self.name == other.name
+        let is_same = self.name == other.name;
+        // A map compares two others if a few bits of their hashes happen to agree. They are not at fault.
+        if is_same {
+            self.burn();
+            other.burn();
+        }
+        is_same
     }
 }
 
