@@ -10,13 +10,17 @@
 //!
 //! A message is accepted when its number is answered: with 202 over HTTP, with `accepted <number>`
 //! over the WebSocket. Every client that is there by then and reads on gets it, and on SIGTERM a
-//! Close frame (1001) after the last one. A client that does not read holds nobody up: it is cut
-//! after `GRACE` and `LAST_WORDS`, and the process ends with status 0.
+//! Close frame (1001) after the last one. A client that does not read, or has not read all of it after
+//! `GRACE` and `LAST_WORDS`, holds nobody up: it is cut, and the process ends with status 0.
+//!
+//! All clients are told at once here. Where there are very many, have each handler wait a random part
+//! of `GRACE` first, or they will all come back at once.
 
 use std::collections::HashMap;
 use std::error::Error;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -163,9 +167,11 @@ async fn upgrade(ws: WebSocketUpgrade, live: Liveness, State(room): State<Room>)
 
 async fn talk(mut socket: WebSocket, live: Liveness, room: Room) {
     let mut inbox = room.join(&live);
+    // Made once: each of these waits in a list that all connections share.
+    let mut draining = pin!(live.draining());
     loop {
         tokio::select! {
-            () = live.draining() => break,
+            () = &mut draining => break,
             line = inbox.recv() => {
                 let Some(line) = line else { return };
                 if socket.send(Message::Text(line)).await.is_err() {
@@ -233,7 +239,10 @@ impl Room {
         drop(room);
         // Called at once if the connection has ended by now.
         let this = self.clone();
-        live.on_evict(move |ev| drop(this.lock().sessions.remove(&ev.id())));
+        live.on_evict(move |ev| {
+            let gone = this.lock().sessions.remove(&ev.id());
+            drop(gone); // with the lock given back
+        });
         lines
     }
 

@@ -128,9 +128,13 @@ async fn at_the_deadline_everything_is_cut() {
     let took = begun.elapsed();
     assert!(took >= ms(1_600) && took <= ms(1_602), "{took:?}");
     room.assert_over(Reason::Drained);
-    let at = told_after(&room, begun);
-    assert!(at[..20].iter().all(|at| *at < ms(1_600)), "{at:?}");
-    assert!(at[40..].iter().all(|at| *at >= ms(1_600)), "{at:?}");
+    // So little time is left for the pauses that all are told at once, but for the one in mid-frame.
+    let events = room.recorder.all();
+    for event in &events {
+        let told = event.at - begun;
+        let in_mid_frame = event.id == room.connections[50].1.id();
+        assert_eq!(told >= ms(1_600), in_mid_frame, "{told:?}");
+    }
     // The peers are told all the same, if their transport takes it at once.
     for (.., peer) in &room.connections[..50] {
         assert_eq!(close_codes(peer), [1001]);
@@ -168,8 +172,9 @@ async fn times_beyond_all_bounds_are_just_long() {
         deadline: ms(5_000),
         ..Drain::default()
     };
-    assert_eq!(counts(room.registry.drain(drain).await), (1, 1, 0));
-    assert!(begun.elapsed() <= ms(5_002));
+    // There is room for no such pause, so there is none.
+    assert_eq!(counts(room.registry.drain(drain).await), (2, 0, 0));
+    assert!(begun.elapsed() <= ms(2));
 
     let room = Room::polite(2);
     let drain = Drain {
