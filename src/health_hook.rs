@@ -190,10 +190,21 @@ mod tests {
 
     #[traced_test]
     #[test]
-    fn slow_health_hooks_are_logged() {
+    fn slow_health_hooks_are_logged_with_their_duration() {
         let slow = |_: &HealthChange| thread::sleep(Duration::from_millis(150));
-        call(&slow, &change());
-        assert!(logs_contain("a health hook was slow"));
+        let change = change();
+        call(&slow, &change);
+        logs_assert(|lines| {
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            let conn_id = format!("conn_id={}", change.id());
+            for wanted in ["WARN", "a health hook was slow", "write stalled", &conn_id] {
+                assert!(lines[0].contains(wanted), "{wanted:?} is not in {lines:?}");
+            }
+            let (_, took) = lines[0].split_once("took_ms=").unwrap();
+            let took = took.split(' ').next().unwrap();
+            assert!(took.parse::<u64>().unwrap() >= 150, "{lines:?}");
+            Ok(())
+        });
     }
 
     #[test]

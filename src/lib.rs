@@ -54,8 +54,8 @@
 //! - [`Liveness::register`] seats a connection in the application's own map ([`SessionMap`]), which
 //!   the seat leaves when the connection ends, and only then, and only if it is still its.
 //! - [`OnHealth`] hooks are told how a live connection is doing, with the [`Health`] it was in before.
-//! - [`Registry`] is the set of live connections: it counts them, limits them, looks at them all, and
-//!   passes their ends on as a stream.
+//! - [`Registry`] is the set of live connections: it counts them, limits them, looks at them all,
+//!   passes their ends on as a stream, and [drains](Registry::drain) them when the server shuts down.
 //!
 //! # What to know
 //!
@@ -74,7 +74,6 @@
 //! - `tcp` (default): finds the tokio `TcpStream` under hyper's upgraded stream, calls it without
 //!   dynamic dispatch, and sets its options as the heartbeat's times demand. `TcpOptions` does the
 //!   last for servers whose TCP is out of the layers' sight, under TLS say.
-//!
 //! - `dashmap`, `papaya`, `scc`: [`SessionMap`] for the concurrent maps of these crates.
 //!
 //! [RFC 8441]: https://www.rfc-editor.org/rfc/rfc8441

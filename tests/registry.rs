@@ -464,7 +464,7 @@ async fn high_water_is_told_once_until_it_has_fallen() {
     let layer = layer(&registry);
     let (tell, told) = mpsc::channel();
     let shown = registry.clone();
-    registry.on_high_water(10, move |high: &HighWater| {
+    registry.on_high_water(10, move |_: &Registry, high: &HighWater| {
         assert_eq!(high.live(), shown.len());
         tell.send((high.live(), high.mark())).unwrap();
     });
@@ -488,7 +488,9 @@ async fn high_water_is_told_once_until_it_has_fallen() {
     assert_eq!(registry.high_water(), 13);
     // One that comes late is told with the next connection.
     let (tell, late) = mpsc::channel();
-    registry.on_high_water(0, move |high: &HighWater| tell.send(high.live()).unwrap());
+    registry.on_high_water(0, move |_: &Registry, high: &HighWater| {
+        tell.send(high.live()).unwrap()
+    });
     assert_eq!(after(11), []);
     assert!(late.try_recv().is_err());
     after(12);
@@ -506,7 +508,7 @@ async fn growth_is_told_and_a_steady_number_is_not() {
     let layer = layer(&registry);
     let told = Arc::new(Mutex::new(Vec::new()));
     let hook = Arc::clone(&told);
-    let on_growth = registry.on_growth(3, ms(16_000), move |growth: &Growth| {
+    let on_growth = registry.on_growth(3, ms(16_000), move |_: &Registry, growth: &Growth| {
         assert_eq!(growth.within(), ms(16_000));
         hook.lock()
             .unwrap()
@@ -542,12 +544,14 @@ async fn hooks_may_do_anything_and_a_panic_harms_nobody() {
     let layer = layer(&registry);
     let calls = Arc::new(AtomicUsize::new(0));
     let (shown, counted) = (registry.clone(), Arc::clone(&calls));
-    registry.on_high_water(0, |_: &HighWater| panic!("a hook that panics"));
-    registry.on_high_water(0, move |_: &HighWater| {
+    registry.on_high_water(0, |_: &Registry, _: &HighWater| {
+        panic!("a hook that panics")
+    });
+    registry.on_high_water(0, move |_: &Registry, _: &HighWater| {
         for look in shown.snapshot() {
             shown.get(look.id()).unwrap().evict(4000, "too many");
         }
-        shown.on_high_water(5, |_: &HighWater| {});
+        shown.on_high_water(5, |_: &Registry, _: &HighWater| {});
         shown.limit(1);
         counted.fetch_add(1, Ordering::SeqCst);
     });
@@ -563,7 +567,9 @@ async fn hooks_may_do_anything_and_a_panic_harms_nobody() {
 fn growth_refuses_what_means_nothing() {
     let registry = Registry::new();
     let refused = |limit, per: Duration| -> ConfigError {
-        registry.on_growth(limit, per, |_: &Growth| {}).unwrap_err()
+        registry
+            .on_growth(limit, per, |_: &Registry, _: &Growth| {})
+            .unwrap_err()
     };
     let error = refused(0, ms(1));
     assert_eq!(error.setter(), "Registry::on_growth");
@@ -586,7 +592,7 @@ fn growth_refuses_what_means_nothing() {
     let longest = Duration::from_secs(365 * 24 * 60 * 60);
     for per in [ms(1), longest] {
         registry
-            .on_growth(usize::MAX, per, |_: &Growth| {})
+            .on_growth(usize::MAX, per, |_: &Registry, _: &Growth| {})
             .unwrap();
     }
 }

@@ -186,8 +186,8 @@ impl fmt::Display for Reason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Tier {
-    /// At once, by an event: a Close frame of either side, the end or an error of the transport, a
-    /// dropped stream, or what the application itself asked for.
+    /// At once, by an event: either side's Close frame, the transport's end or error, a dropped stream,
+    /// the application's wish. What a peer does, at the next ping if the handler does not read.
     Immediate,
     /// By the heartbeat: after its `interval`, `timeout`, `write_timeout`, `handler_stall_timeout` or
     /// `close_timeout`.

@@ -46,8 +46,10 @@ pub use tally::{Growth, HighWater};
 /// let registry = Registry::new();
 /// registry.limit(10_000);
 /// let minute = std::time::Duration::from_secs(60);
-/// registry.on_growth(500, minute, |growth: &Growth| {
+/// registry.on_growth(500, minute, |registry: &Registry, growth: &Growth| {
 ///     eprintln!("{} sessions, {} more than lately", growth.live(), growth.grown_by());
+///     // Nobody else for the time being.
+///     registry.limit(growth.live());
 /// })?;
 /// let layer = HeartbeatLayer::builder().registry(registry.clone()).build()?;
 /// # Ok(())
@@ -142,10 +144,17 @@ impl Registry {
     /// only when it has fallen to nine tenths of it in between. If it is over the mark already, the
     /// hook is told when the next connection comes.
     ///
-    /// The hook runs on the task that completes the upgrade, outside every lock. It must not block.
-    /// If it panics, the panic is caught and logged at WARN.
-    pub fn on_high_water(&self, mark: usize, hook: impl Fn(&HighWater) + Send + Sync + 'static) {
-        self.shared.tally.on_high_water(mark, Arc::new(hook));
+    /// The hook runs on the task that completes the upgrade, outside every lock. It must not block:
+    /// one that takes 100 ms or longer is logged at WARN, with its duration. If it panics, the panic
+    /// is caught and logged at WARN. It is given the registry, to act on it: a hook that held one
+    /// itself would keep it alive for ever.
+    pub fn on_high_water(
+        &self,
+        mark: usize,
+        hook: impl Fn(&Registry, &HighWater) + Send + Sync + 'static,
+    ) {
+        let hook = self.alarm(hook);
+        self.shared.tally.on_high_water(mark, hook);
     }
 
     /// Adds a hook that is told when sessions are piling up: when there are more than `limit` live
@@ -155,8 +164,10 @@ impl Registry {
     /// of a 16th of `per`, and the whole step in which the last `per` began is looked back on, so
     /// what counts as "the last `per`" is longer by up to a 16th.
     ///
-    /// The hook runs on the task that completes the upgrade, outside every lock. It must not block.
-    /// If it panics, the panic is caught and logged at WARN.
+    /// The hook runs on the task that completes the upgrade, outside every lock. It must not block:
+    /// one that takes 100 ms or longer is logged at WARN, with its duration. If it panics, the panic
+    /// is caught and logged at WARN. It is given the registry, to act on it: a hook that held one
+    /// itself would keep it alive for ever.
     ///
     /// # Errors
     ///
@@ -165,11 +176,11 @@ impl Registry {
         &self,
         limit: usize,
         per: Duration,
-        hook: impl Fn(&Growth) + Send + Sync + 'static,
+        hook: impl Fn(&Registry, &Growth) + Send + Sync + 'static,
     ) -> Result<(), ConfigError> {
         config::growth("Registry::on_growth", limit)?;
         config::duration("Registry::on_growth", per)?;
-        self.shared.tally.on_growth(limit, per, Arc::new(hook));
+        self.shared.tally.on_growth(limit, per, self.alarm(hook));
         Ok(())
     }
 
@@ -196,9 +207,13 @@ impl Registry {
     /// again does nothing.
     ///
     /// A handshake that was let in before and completes after it, and a stream that is given to
-    /// [`wrap_server`](crate::HeartbeatLayer::wrap_server) after it, opens, and is ended at once with
+    /// [`wrap_server`](crate::HeartbeatLayer::wrap_server) or
+    /// [`wrap_client`](crate::HeartbeatLayer::wrap_client) after it, opens, and is ended at once with
     /// [`Reason::Drained`](crate::Reason::Drained) and the Close code 1001. So whoever calls this and
     /// then looks at who is live misses nobody.
+    ///
+    /// Handlers that wait are all woken at once: where there are many, have each wait a random time
+    /// before it says goodbye, or their clients all come back at once as well.
     pub fn begin_drain(&self) {
         self.shared.gate.begin_drain();
     }
@@ -233,6 +248,19 @@ impl Registry {
 
     pub(crate) fn tracker(&self) -> Arc<dyn Track> {
         Arc::clone(&self.shared) as Arc<dyn Track>
+    }
+
+    /// A hook that is given the registry, and does not keep it.
+    fn alarm<T>(
+        &self,
+        hook: impl Fn(&Registry, &T) + Send + Sync + 'static,
+    ) -> Arc<dyn Fn(&T) + Send + Sync> {
+        let shared = Arc::downgrade(&self.shared);
+        Arc::new(move |alarm| {
+            if let Some(shared) = shared.upgrade() {
+                hook(&Registry { shared }, alarm);
+            }
+        })
     }
 
     /// Whom a drain has come to.
