@@ -320,8 +320,10 @@ fn lines_of_clients() {
         let server = Server::start();
         let listener = server.join().await.listen();
         let mut talkers = Vec::new();
+        let (count, mut counted) = tokio::sync::mpsc::unbounded_channel();
         for _ in 0..5 {
             let (mut tell, mut hear) = server.join().await.socket.split();
+            let count = count.clone();
             talkers.push(tokio::spawn(async move {
                 let mut accepted = 0_u64;
                 loop {
@@ -333,6 +335,7 @@ fn lines_of_clients() {
                             Some(Ok(Message::Text(line))) => {
                                 if let Some(number) = line.strip_prefix("accepted ") {
                                     accepted = number.parse().unwrap();
+                                    let _ = count.send(());
                                     break;
                                 }
                             }
@@ -343,13 +346,15 @@ fn lines_of_clients() {
                 }
             }));
         }
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        for _ in 0..100 {
+            timeout(PATIENCE, counted.recv()).await.unwrap().unwrap();
+        }
         server.signal(Signal::SIGINT);
         let mut last = 0;
         for talker in talkers {
             last = last.max(timeout(PATIENCE, talker).await.unwrap().unwrap());
         }
-        assert!(last > 5);
+        assert!(last >= 100);
         let heard = timeout(PATIENCE, listener).await.unwrap().unwrap();
         assert_heard_all(&heard, last, "lines");
         assert!(heard.accepted.is_empty(), "it said nothing");
@@ -405,7 +410,8 @@ fn late_reader() {
         let mut http = server.http().await;
         let line = "x".repeat(60_000);
         let mut last = 0;
-        for _ in 0..300 {
+        // More than the buffers of a socket hold, and little enough to be read in time.
+        for _ in 0..150 {
             last = post(&mut http, &line).await.unwrap().unwrap();
         }
         let signalled = server.signal(Signal::SIGTERM);
