@@ -295,7 +295,7 @@ async fn a_waker_that_panics_harms_nobody_else() {
     for evictions in [&mut first, &mut second] {
         assert_eq!(ready(evictions), [Ok(live.id())]);
     }
-    let warnings = logs.warnings();
+    let warnings = logs.panics();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     let conn_id = format!("conn_id={}", live.id());
     for wanted in ["waker", "as the test wants", &conn_id] {

@@ -99,7 +99,7 @@ async fn a_key_that_panics_at_the_end<M: Map>() {
     assert_eq!(before.unwrap().id(), live.id());
     assert_eq!(map.holder(&panicking), Some(next.id()));
 
-    let warnings = logs.warnings();
+    let warnings = logs.panics();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     let conn_id = format!("conn_id={}", live.id());
     for wanted in [
@@ -151,7 +151,7 @@ async fn a_value_that_panics_as_it_is_dropped<M: Map>() {
     assert_eq!(live.evicted().await.reason().as_str(), "handler_dropped");
     assert!(peer.is_dropped());
     assert_eq!((map.len(), Arc::strong_count(&map)), (0, 1));
-    let warnings = logs.warnings();
+    let warnings = logs.panics();
     assert!(!warnings.is_empty());
     for warning in warnings {
         assert!(warning.contains("while it was dropped"), "{warning}");
@@ -307,5 +307,5 @@ async fn a_session_that_panics_as_it_is_dropped_keeps_nobody_waiting() {
     assert_eq!(ended.unwrap().reason().as_str(), "handler_dropped");
     sleep(script::ms(1_000)).await;
     assert!(peer.is_dropped());
-    assert_eq!(logs.warnings().len(), 1, "{:?}", logs.warnings());
+    assert_eq!(logs.panics().len(), 1, "{:?}", logs.panics());
 }

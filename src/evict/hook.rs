@@ -246,31 +246,25 @@ mod tests {
     fn slow_hooks_are_logged_with_their_duration() {
         let eviction = eviction();
         call(&|_: &Eviction| {}, &eviction);
-        logs_assert(|lines| {
-            lines
-                .is_empty()
-                .then_some(())
-                .ok_or_else(|| lines.join("\n"))
-        });
-
         call(&|_: &Eviction| std::thread::sleep(SLOW), &eviction);
         guard_map(&eviction, || {
             std::thread::sleep(SLOW);
             panic!("and it panics");
         });
         logs_assert(|lines| {
-            assert_eq!(lines.len(), 3, "{lines:?}");
             let conn_id = format!("conn_id={}", eviction.id());
-            for (line, what) in lines.iter().zip(["eviction hook", "session map"]) {
+            for what in ["eviction hook", "session map"] {
                 let wanted = ["WARN", "slow at", "handler_dropped", &conn_id, what];
-                for wanted in wanted {
-                    assert!(line.contains(wanted), "{wanted:?} is not in {line}");
-                }
+                let found = |line: &&&str| wanted.iter().all(|wanted| line.contains(wanted));
+                assert!(lines.iter().any(|line| found(&line)), "{what}: {lines:?}");
+            }
+            // The first one is not, unless the machine was that busy.
+            for line in lines.iter().filter(|line| line.contains("slow at")) {
                 let (_, took) = line.split_once("took_ms=").unwrap();
                 let took = took.split(' ').next().unwrap();
                 assert!(took.parse::<u64>().unwrap() >= 100, "{line}");
             }
-            assert!(lines[2].contains("and it panics"), "{lines:?}");
+            assert!(lines.iter().any(|line| line.contains("and it panics")));
             Ok(())
         });
     }
