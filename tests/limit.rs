@@ -6,13 +6,12 @@ mod counts;
 #[path = "support/h2_client.rs"]
 mod h2_client;
 mod support;
+#[path = "support/unwritable.rs"]
+mod unwritable;
 
 use std::convert::Infallible;
-use std::io;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -26,12 +25,11 @@ use support::raw::{Frame, RawClient, opening};
 use support::recorder::Recorder;
 use support::scene::{patient, quiet};
 use support::{Server, echo, echo_route, in_memory, ms, never_reads, serve_io, until, within};
-use tokio::io::{
-    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tower_ws_liveness::{HeartbeatLayerBuilder, Liveness, Reason, Registry};
+use unwritable::Unwritable;
 
 type Route = MethodRouter<(), Infallible>;
 
@@ -174,33 +172,6 @@ async fn other_requests_pass_a_closed_door() {
         let mut answer = [0; 12];
         io.read_exact(&mut answer).await.unwrap();
         assert_eq!(&answer, b"HTTP/1.1 418", "{request}");
-    }
-}
-
-/// An IO whose peer has gone: what it sent can be read, but nothing can be written.
-struct Unwritable(DuplexStream);
-
-impl AsyncRead for Unwritable {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Unwritable {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
     }
 }
 

@@ -1,10 +1,8 @@
 //! Upgrades of which no connection came, or none that anybody used: they are told of once as well.
 
 mod support;
-
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+#[path = "support/unwritable.rs"]
+mod unwritable;
 
 use axum::Router;
 use axum::extract::ws::WebSocketUpgrade;
@@ -15,36 +13,10 @@ use support::raw::{RawClient, opening};
 use support::recorder::Recorder;
 use support::scene::{patient, quiet};
 use support::{echo, in_memory, ms, serve_io, switching_protocols, until, within};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tower_ws_liveness::{Liveness, Reason};
-
-/// An IO whose peer has gone: what it sent can be read, but nothing can be written.
-struct Unwritable(DuplexStream);
-
-impl AsyncRead for Unwritable {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Unwritable {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
+use unwritable::Unwritable;
 
 #[tokio::test]
 async fn the_upgrade_fails_while_the_101_is_written() {
