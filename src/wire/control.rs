@@ -37,19 +37,34 @@ pub(crate) fn encode(
     let mask_bit = if mask.is_some() { MASK } else { 0 };
     // At most 125, so the conversion keeps the value.
     let header = [FIN | opcode as u8, mask_bit | payload.len() as u8];
-    // XOR with a key of zeros leaves an unmasked payload as it is.
-    let key = mask.unwrap_or_default().into_iter().cycle();
-    let frame = header
-        .into_iter()
-        .chain(mask.into_iter().flatten())
-        .chain(payload.iter().zip(key).map(|(byte, key)| byte ^ key));
-
-    let mut len = 0;
-    for (slot, byte) in out.iter_mut().zip(frame) {
-        *slot = byte;
-        len += 1;
+    let mut rest = put(out, &header);
+    if let Some(key) = mask {
+        rest = put(rest, &key);
     }
-    len
+    for (slot, byte) in rest.iter_mut().zip(payload) {
+        *slot = *byte;
+    }
+    if let Some(key) = mask {
+        for (slot, key) in rest
+            .iter_mut()
+            .zip(key.into_iter().cycle())
+            .take(payload.len())
+        {
+            *slot ^= key;
+        }
+    }
+    header.len() + mask.map_or(0, |key| key.len()) + payload.len()
+}
+
+/// Copies `bytes` to the beginning of `out`, and returns the rest of it.
+fn put<'a, const N: usize>(out: &'a mut [u8], bytes: &[u8; N]) -> &'a mut [u8] {
+    match out.split_first_chunk_mut() {
+        Some((slot, rest)) => {
+            *slot = *bytes;
+            rest
+        }
+        None => &mut [],
+    }
 }
 
 /// Encodes a ping: the frame is the returned number of bytes at the beginning of the array.

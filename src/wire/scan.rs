@@ -28,6 +28,7 @@ pub(crate) struct Scanner {
 }
 
 // Every connection carries two for as long as it lives.
+#[cfg(test)]
 const _: () = assert!(size_of::<Scanner>() <= 24);
 
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +70,16 @@ impl Scanner {
     /// Returns how many were consumed, and the frame if one ended with the last of those. The cost
     /// does not depend on the size of the payload.
     pub(crate) fn advance(&mut self, bytes: &[u8]) -> (usize, Option<FrameEnd>) {
+        if self.at_boundary() {
+            if let Some((len, end)) = whole_frame(bytes, self.expect_masked) {
+                return (len, Some(end));
+            }
+        }
+        self.advance_in_part(bytes)
+    }
+
+    /// The same for a frame whose beginning or end is not in `bytes`, or of which more is to be known.
+    fn advance_in_part(&mut self, bytes: &[u8]) -> (usize, Option<FrameEnd>) {
         let mut header_len = 0;
         if let State::Header(partial) = &mut self.state {
             match partial.complete(bytes, self.expect_masked) {
@@ -114,6 +125,22 @@ impl Scanner {
     }
 }
 
+/// The usual case: `bytes` begin with a whole frame, of which nothing but its end is to be told. Passing
+/// it leaves the scanner as it was.
+fn whole_frame(bytes: &[u8], expect_masked: bool) -> Option<(usize, FrameEnd)> {
+    let (header, header_len) = Header::parse(bytes, expect_masked).ok()??;
+    let payload_len = usize::try_from(header.payload_len).ok()?;
+    let whole = payload_len <= bytes.len() - header_len && header.opcode != OpCode::Close;
+    whole.then_some((
+        header_len + payload_len,
+        FrameEnd {
+            opcode: header.opcode,
+            fin: header.fin,
+            close_code: None,
+        },
+    ))
+}
+
 /// The beginning of a header whose end has not come yet.
 #[derive(Clone, Copy, Debug)]
 struct PartialHeader {
@@ -137,7 +164,7 @@ impl PartialHeader {
     ) -> Result<Option<(Header, usize)>, Malformed> {
         let held = usize::from(self.len);
         if held == 0 {
-            // The usual case: the header came in one piece and is not copied.
+            // The header came in one piece and is not copied.
             let parsed = Header::parse(more, expect_masked)?;
             if parsed.is_some() {
                 return Ok(parsed);
