@@ -168,6 +168,24 @@ fn loom_who_is_scheduled_is_driven() {
 }
 
 #[test]
+fn loom_what_a_piece_leaves_is_driven() {
+    model("a rest of the wheel", 3, |driver| {
+        // In models a piece is one entry.
+        let probes = [Probe::new(driver, SOON), Probe::new(driver, SOON)];
+        for probe in &probes {
+            assert!(probe.insert(SOON));
+        }
+        driver.start();
+        thread(|| advance(Duration::from_millis(SOON)));
+        thread(move || {
+            let [moved, woken] = probes;
+            moved.rearm(SOON);
+            woken.schedule();
+        });
+    });
+}
+
+#[test]
 fn loom_a_wake_up_before_the_task_is_kept() {
     model("scheduled before the task", 4, |driver| {
         let probe = Probe::new(driver, 0);

@@ -13,6 +13,11 @@
 //! When time reaches a slot, its entries either have expired or move to a lower level (they *cascade*): at most four times
 //! in all, plus once per 12 days for those beyond the range.
 //!
+//! A slot can hold any number of entries, and whoever advances time holds others up meanwhile. So time goes on at once, but
+//! the slots that it has reached are drained piece by piece, with a limit of entries for each call. Between two pieces what
+//! is left can be rearmed and removed like anything else. Such a slot may also take new entries in, which are then looked at
+//! once more than needed.
+//!
 //! # Cost
 //!
 //! | operation | time | allocation |
@@ -20,9 +25,10 @@
 //! | [`insert`](Wheel::insert) | O(1) | amortised growth of one `Vec` |
 //! | [`rearm`](Wheel::rearm), [`remove`](Wheel::remove), [`get`](Wheel::get) | O(1) | none |
 //! | [`next_expiration`](Wheel::next_expiration) | O(levels) | none |
-//! | [`advance`](Wheel::advance) | O(levels + occupied slots passed + entries in them), however far time jumps | growth of the caller's `Vec` |
+//! | [`advance`](Wheel::advance), each call | O(levels + limit) | growth of the caller's `Vec` |
+//! | all calls until it is done | O(levels + entries in the slots passed), however far time jumps | the same |
 //!
-//! An entry takes `size_of::<T>()` plus 24 bytes (deadline, two links, place), up to alignment. The wheel itself is some
+//! An entry takes `size_of::<T>()` plus 16 bytes (deadline and two links), up to alignment. The wheel itself is some
 //! 1.4 KB. Lists are threaded through the slab by index, so that an entry is cancelled where it stands and its place is the
 //! next one to be handed out: churn needs no more memory than the largest number of entries alive at one time. When the last
 //! entry goes, storage of more than [`RETAINED`] entries is given back. Until then a past peak stays allocated, because
@@ -47,6 +53,9 @@ const RETAINED: usize = 256;
 /// The end of a list. Never the position of an entry.
 const NIL: u32 = u32::MAX;
 
+/// The first number that, as a link, names a slot. No entry has so high a position.
+const SLOTS: u32 = NIL - ((LEVELS as u32) << BITS);
+
 /// Names an entry from [`Wheel::insert`] until [`Wheel::remove`].
 ///
 /// Keys are reused after that: a key kept too long may name somebody else's entry.
@@ -63,28 +72,41 @@ pub(crate) struct Wheel<T> {
 struct Level {
     /// Bit `i` is set if and only if the list of slot `i` is not empty.
     occupied: u64,
+    /// Which of them time has reached, and are to be drained.
+    reached: u64,
     heads: [u32; 1 << BITS],
+    /// What is left of the slot that is being drained. It is a list of its own, because entries may come back to that slot.
+    rest: u32,
 }
 
 struct Node<T> {
     when: u64,
-    /// Neighbours in the list of the slot; without meaning in a parked entry.
-    prev: u32,
+    prev: Link,
+    /// The next one in the list of the slot; without meaning in a parked entry.
     next: u32,
-    place: Place,
     value: T,
 }
 
-/// Where an entry is. Kept, not computed from the deadline: the answer would depend on when the entry was linked.
+/// What comes before an entry, in as many bytes as a position: every connection has an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// Expired, in no list.
+struct Link(u32);
+
+/// The same, to be matched. The slot is kept, not computed from the deadline: the answer would depend on when the entry
+/// was linked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    /// Nothing: it has expired, and is in no list.
     Parked,
+    /// Nothing: it is the first one in the list of that slot, or in the rest of it.
     Slot {
-        level: u8,
-        slot: u8,
+        level: usize,
+        slot: usize,
     },
+    Entry(u32),
 }
+
+#[cfg(all(test, target_pointer_width = "64"))]
+const _: () = assert!(size_of::<Node<[usize; 2]>>() == 32);
 
 impl<T> Wheel<T> {
     /// An empty wheel whose time is `now`. Does not allocate.
@@ -110,18 +132,17 @@ impl<T> Wheel<T> {
     ///
     /// # Panics
     ///
-    /// At 2³² − 1 entries.
+    /// At 2³² − 321 entries.
     pub(crate) fn insert(&mut self, when: u64, value: T) -> Key {
         let vacant = self.nodes.vacant_entry();
         let index = u32::try_from(vacant.key())
             .ok()
-            .filter(|&index| index != NIL)
-            .expect("a wheel holds fewer than 2^32 - 1 entries");
+            .filter(|&index| index < SLOTS)
+            .expect("a wheel holds fewer than 2^32 - 320 entries");
         vacant.insert(Node {
             when,
-            prev: NIL,
+            prev: Link::PARKED,
             next: NIL,
-            place: Place::Parked,
             value,
         });
         self.link(index);
@@ -169,8 +190,12 @@ impl<T> Wheel<T> {
     /// The tick at which [`advance`](Self::advance) next has something to do, `None` if all entries are parked or gone.
     ///
     /// Never later than the earliest deadline. It may be earlier, when entries have to cascade first. It is in the future
-    /// unless an entry is due already, so whoever sleeps until this tick and then advances makes progress each time.
+    /// unless an entry is due already or the last call was not done, so whoever sleeps until this tick and then advances
+    /// makes progress each time.
     pub(crate) fn next_expiration(&self) -> Option<u64> {
+        if self.levels.iter().any(Level::is_draining) {
+            return Some(self.now);
+        }
         // A higher level can come first: its next slot may begin just ahead, while this level's ring reaches past that.
         (0..)
             .step_by(BITS as usize)
@@ -183,42 +208,42 @@ impl<T> Wheel<T> {
             .min()
     }
 
-    /// Moves time to `now`, and parks and reports every entry whose deadline that is or has passed.
+    /// Moves time to `now`, and parks and reports the entries whose deadline that is or has passed, but looks at no more than
+    /// `limit` entries. Returns whether it is done: if not, the next call goes on, whatever time it is then.
     ///
     /// Keys are appended to `expired` in no particular order. A parked entry stays in the wheel until it is rearmed or
     /// removed, and is not reported again before. Time never runs backwards: an earlier `now` counts as the present one.
-    pub(crate) fn advance(&mut self, now: u64, expired: &mut Vec<Key>) {
+    #[must_use = "there may be a rest"]
+    pub(crate) fn advance(&mut self, now: u64, limit: usize, expired: &mut Vec<Key>) -> bool {
         let before = self.now;
         self.now = now.max(before);
-        // Upwards saves work: what cascades goes down, where the slots passed are drained already and none is met again.
-        for level in 0..LEVELS {
-            let shift = BITS * level as u32;
+        for (shift, level) in (0..).step_by(BITS as usize).zip(&mut self.levels) {
             let first = before >> shift;
             let passed = (self.now >> shift) - first;
-            let mut due = self.levels[level].occupied & ring(first, passed);
-            while due != 0 {
-                let slot = due.trailing_zeros() as usize;
-                due &= due - 1;
-                self.drain(level, slot, expired);
+            level.reached |= level.occupied & ring(first, passed);
+        }
+        let mut left = limit;
+        // Upwards saves work: what cascades goes down, where the slots passed are drained already and none is met again.
+        // And what comes up while a large slot cascades need not wait for all of that.
+        for level in 0..LEVELS {
+            while let Some(index) = self.levels[level].first_reached() {
+                if left == 0 {
+                    return false;
+                }
+                left -= 1;
+                self.settle(index, expired);
             }
         }
+        true
     }
 
-    /// Empties a slot that time has reached: parks what is due, places the rest anew.
-    fn drain(&mut self, level: usize, slot: usize, expired: &mut Vec<Key>) {
-        // The list is cut off first: what lies beyond the range of the top level may come back to this very slot.
-        let mut index = self.levels[level].take(slot);
-        while index != NIL {
-            let now = self.now;
-            let node = self.node(index);
-            let next = node.next;
-            node.place = Place::Parked;
-            if node.when <= now {
-                expired.push(Key(index));
-            } else {
-                self.link(index);
-            }
-            index = next;
+    /// Takes an entry out of a slot that time has reached: parks it if it is due, and places it anew if not.
+    fn settle(&mut self, index: u32, expired: &mut Vec<Key>) {
+        self.unlink(index);
+        if self.node(index).when <= self.now {
+            expired.push(Key(index));
+        } else {
+            self.link(index);
         }
     }
 
@@ -227,32 +252,26 @@ impl<T> Wheel<T> {
         let (level, slot) = locate(self.now, self.node(index).when);
         let head = self.levels[level].push(slot, index);
         if head != NIL {
-            self.node(head).prev = index;
+            self.node(head).prev = Link::entry(index);
         }
         let node = self.node(index);
-        node.prev = NIL;
+        node.prev = Link::slot(level, slot);
         node.next = head;
-        node.place = Place::Slot {
-            level: level as u8,
-            slot: slot as u8,
-        };
     }
 
     /// Takes an entry out of its list, if it is in one.
     #[track_caller]
     fn unlink(&mut self, index: u32) {
         let node = self.node(index);
-        let (prev, next) = (node.prev, node.next);
-        let Place::Slot { level, slot } = mem::replace(&mut node.place, Place::Parked) else {
-            return;
-        };
+        let next = node.next;
+        let prev = mem::replace(&mut node.prev, Link::PARKED);
+        match prev.before() {
+            Before::Parked => return,
+            Before::Slot { level, slot } => self.levels[level].pop(slot, index, next),
+            Before::Entry(before) => self.node(before).next = next,
+        }
         if next != NIL {
             self.node(next).prev = prev;
-        }
-        if prev != NIL {
-            self.node(prev).next = next;
-        } else {
-            self.levels[usize::from(level)].set_head(usize::from(slot), next);
         }
     }
 
@@ -274,11 +293,36 @@ impl<T> fmt::Debug for Wheel<T> {
     }
 }
 
+impl Link {
+    const PARKED: Self = Self(NIL);
+
+    fn entry(index: u32) -> Self {
+        Self(index)
+    }
+
+    fn slot(level: usize, slot: usize) -> Self {
+        Self(SLOTS + ((level as u32) << BITS) + slot as u32)
+    }
+
+    fn before(self) -> Before {
+        match self.0.checked_sub(SLOTS) {
+            None => Before::Entry(self.0),
+            Some(_) if self == Self::PARKED => Before::Parked,
+            Some(slot) => Before::Slot {
+                level: (slot >> BITS) as usize,
+                slot: slot_of(u64::from(slot)),
+            },
+        }
+    }
+}
+
 impl Level {
     const fn new() -> Self {
         Self {
             occupied: 0,
+            reached: 0,
             heads: [NIL; 1 << BITS],
+            rest: NIL,
         }
     }
 
@@ -295,6 +339,7 @@ impl Level {
         self.heads[slot] = head;
         if head == NIL {
             self.occupied &= !(1 << slot);
+            self.reached &= !(1 << slot);
         } else {
             self.occupied |= 1 << slot;
         }
@@ -307,18 +352,35 @@ impl Level {
         head
     }
 
-    /// Cuts off a whole list and returns its head.
-    fn take(&mut self, slot: usize) -> u32 {
-        let head = self.heads[slot];
-        self.set_head(slot, NIL);
-        head
+    /// Makes `next` the head of a list in place of `index`: the list of `slot`, or the rest of what was there.
+    fn pop(&mut self, slot: usize, index: u32, next: u32) {
+        if self.rest == index {
+            self.rest = next;
+        } else {
+            self.set_head(slot, next);
+        }
+    }
+
+    /// Whether time has reached entries that were not looked at since.
+    fn is_draining(&self) -> bool {
+        self.rest != NIL || self.reached != 0
+    }
+
+    /// One of the entries that time has reached; the next slot is cut off when nothing is left of the last one.
+    fn first_reached(&mut self) -> Option<u32> {
+        if self.rest == NIL && self.reached != 0 {
+            let slot = self.reached.trailing_zeros() as usize;
+            self.rest = self.heads[slot];
+            self.set_head(slot, NIL);
+        }
+        (self.rest != NIL).then_some(self.rest)
     }
 }
 
 /// The level and slot for the deadline `when` at time `now`.
 ///
 /// That is the lowest level whose ring reaches as far. Above level 0 this is never the slot of the current time, which is
-/// why a slot can be emptied as soon as time enters it; at level 0 that slot is the one for what is due already.
+/// why a slot can be drained as soon as time enters it; at level 0 that slot is the one for what is due already.
 fn locate(now: u64, when: u64) -> (usize, usize) {
     let when = when.max(now);
     for level in 0..LEVELS {

@@ -1,16 +1,40 @@
-use std::collections::{BTreeMap, BTreeSet};
-
-use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 use super::*;
+
+mod model;
 
 /// The span of the top level.
 const RANGE: u64 = 1 << (BITS * LEVELS as u32);
 
 fn advance<T>(wheel: &mut Wheel<T>, now: u64) -> Vec<Key> {
     let mut expired = Vec::new();
-    wheel.advance(now, &mut expired);
+    assert!(wheel.advance(now, usize::MAX, &mut expired));
     expired
+}
+
+/// One piece of at most `limit` entries, and whether it was the last.
+fn piece<T>(wheel: &mut Wheel<T>, now: u64, limit: usize) -> (Vec<Key>, bool) {
+    let mut expired = Vec::new();
+    let done = wheel.advance(now, limit, &mut expired);
+    check(wheel);
+    assert!(expired.len() <= limit);
+    assert!(done || wheel.next_expiration() == Some(wheel.now), "slept");
+    (expired, done)
+}
+
+/// How many pieces it takes, and what expired in them.
+fn pieces<T>(wheel: &mut Wheel<T>, now: u64, limit: usize) -> (usize, Vec<Key>) {
+    let mut all = Vec::new();
+    for count in 1.. {
+        let (expired, done) = piece(wheel, now, limit);
+        all.extend(expired);
+        if done {
+            return (count, all);
+        }
+        assert!(count <= 10_000, "no end at {now}");
+    }
+    unreachable!()
 }
 
 /// Follows `next_expiration` as the driver does, until something expires. Returns the time and the number of wake-ups.
@@ -31,30 +55,46 @@ fn check<T>(wheel: &Wheel<T>) {
     let mut linked = 0;
     for (l, level) in wheel.levels.iter().enumerate() {
         let shift = BITS * l as u32;
+        let current = wheel.now >> shift;
+        linked += list(wheel, level.rest, |first, _| {
+            // Of one slot of this level, whichever it was.
+            assert!(matches!(first, Before::Slot { level, .. } if level == l));
+        });
         for (s, &head) in level.heads.iter().enumerate() {
+            let reached = level.reached >> s & 1 == 1;
             assert_eq!(level.occupied >> s & 1 == 1, head != NIL, "bit {l}/{s}");
-            let (mut index, mut prev) = (head, NIL);
-            while index != NIL {
-                let node = &wheel.nodes[index as usize];
-                let place = Place::Slot {
-                    level: l as u8,
-                    slot: s as u8,
-                };
-                assert_eq!((node.place, node.prev), (place, prev));
-                let ahead = (s as u64).wrapping_sub(wheel.now >> shift) & FURTHEST;
-                let start = ((wheel.now >> shift) + ahead) << shift;
-                assert!(start <= node.when.max(wheel.now), "late: {l}/{s}");
-                assert!(l == 0 || ahead > 0, "not drained: {l}/{s}");
-                linked += 1;
-                (prev, index) = (index, node.next);
-            }
+            assert!(!reached || head != NIL, "nothing to reach: {l}/{s}");
+            linked += list(wheel, head, |first, node| {
+                assert_eq!(first, Before::Slot { level: l, slot: s });
+                // What is to be drained may hold anything.
+                if !reached {
+                    let ahead = (s as u64).wrapping_sub(current) & FURTHEST;
+                    let start = (current + ahead) << shift;
+                    assert!(start <= node.when.max(wheel.now), "late: {l}/{s}");
+                    assert!(l == 0 || ahead > 0, "not drained: {l}/{s}");
+                }
+            });
         }
     }
-    let nodes = wheel.nodes.iter().map(|(_, node)| node.place);
-    assert_eq!(
-        linked,
-        nodes.filter(|&place| place != Place::Parked).count()
-    );
+    let nodes = wheel.nodes.iter().map(|(_, node)| node.prev);
+    assert_eq!(linked, nodes.filter(|&prev| prev != Link::PARKED).count());
+}
+
+/// Walks along a list, whose first entry says which one it is. Returns its length.
+fn list<T>(wheel: &Wheel<T>, head: u32, look: impl Fn(Before, &Node<T>)) -> usize {
+    let (mut index, mut before, mut length) = (head, None, 0);
+    let first = wheel
+        .nodes
+        .get(head as usize)
+        .map(|node| node.prev.before());
+    while index != NIL {
+        let node = &wheel.nodes[index as usize];
+        assert_eq!(Some(node.prev.before()), before.or(first));
+        look(first.expect("the first of them"), node);
+        length += 1;
+        (before, index) = (Some(Before::Entry(index)), node.next);
+    }
+    length
 }
 
 #[test]
@@ -207,6 +247,80 @@ fn jumps_of_any_size() {
 }
 
 #[test]
+fn no_call_looks_at_more_than_its_limit() {
+    // All of a slot of level 2, in which nothing is due before its second tick.
+    let start = 5 << (2 * BITS);
+    for limit in [1, 7, 100, 999, 1000, 1001] {
+        let mut wheel = Wheel::new(0);
+        let keys: Vec<Key> = (0..1000).map(|i| wheel.insert(start + 1 + i, ())).collect();
+        let (count, expired) = pieces(&mut wheel, start, limit);
+        assert_eq!((count, expired.len()), (1000usize.div_ceil(limit), 0));
+        let (count, mut expired) = pieces(&mut wheel, start + 1000, limit);
+        assert_eq!(count, 1000usize.div_ceil(limit));
+        expired.sort_by_key(|key| key.0);
+        assert_eq!(expired, keys);
+        assert_eq!(wheel.next_expiration(), None);
+    }
+}
+
+#[test]
+fn what_is_carried_over_can_be_moved_and_removed() {
+    for done in 0..10 {
+        for other in 0..10 {
+            let mut wheel = Wheel::new(0);
+            let keys: Vec<Key> = (0..10).map(|i| wheel.insert(10_000, i)).collect();
+            let (mut expired, _) = piece(&mut wheel, 10_000, done);
+            assert_eq!((expired.len(), wheel.len()), (done, 10));
+            let (moved, removed) = (keys[other], keys[(other + 3) % 10]);
+            assert_eq!(wheel.get(moved), Some(&other));
+            wheel.rearm(moved, 20_000);
+            check(&wheel);
+            assert_eq!(wheel.remove(removed), (other + 3) % 10);
+            check(&wheel);
+            expired.extend(advance(&mut wheel, 10_000));
+            // Once each, but for those that were taken away in time.
+            expired.retain(|key| ![moved, removed].contains(key));
+            expired.sort_by_key(|key| key.0);
+            let others = keys.iter().filter(|key| ![moved, removed].contains(key));
+            assert_eq!(expired, others.copied().collect::<Vec<_>>());
+            let (at, _, last) = follow(&mut wheel);
+            assert_eq!((at, last), (20_000, vec![moved]));
+        }
+    }
+}
+
+#[test]
+fn what_comes_up_does_not_wait_for_a_large_slot() {
+    let start = 1 << (2 * BITS);
+    let mut wheel = Wheel::new(0);
+    for _ in 0..1000 {
+        wheel.insert(start + 1000, ());
+    }
+    assert_eq!(piece(&mut wheel, start, 10), (vec![], false));
+    let soon = wheel.insert(start + 1, ());
+    assert_eq!(piece(&mut wheel, start + 1, 10), (vec![soon], false));
+    let now = wheel.insert(start, ());
+    assert_eq!(piece(&mut wheel, start + 1, 10), (vec![now], false));
+}
+
+#[test]
+fn time_goes_on_over_a_rest() {
+    for jump in [0, 1, 63, 64, 4096, RANGE, u64::MAX / 2] {
+        let mut wheel = Wheel::new(0);
+        let due: Vec<Key> = (0..100).map(|i| wheel.insert(5000 - i, i)).collect();
+        wheel.insert(u64::MAX, 0);
+        let (mut expired, done) = piece(&mut wheel, 5000, 30);
+        assert!(!done && expired.len() <= 30);
+        // Into the very slots that wait to be drained.
+        let late: Vec<Key> = (0..100).map(|i| wheel.insert(5000 + jump + i, i)).collect();
+        expired.extend(pieces(&mut wheel, 5000 + jump, 3).1);
+        expired.sort_by_key(|key| key.0);
+        let expected: Vec<Key> = due.into_iter().chain([late[0]]).collect();
+        assert_eq!(expired, expected);
+    }
+}
+
+#[test]
 fn churn_reuses_memory_and_an_empty_wheel_gives_it_back() {
     let mut wheel = Wheel::new(0);
     let mut live = std::collections::VecDeque::new();
@@ -242,7 +356,7 @@ fn an_entry_takes_what_the_docs_say() {
         Occupied(T),
     }
     assert_eq!(size_of::<Entry<Node<usize>>>(), size_of::<usize>() + 24);
-    assert!(size_of::<Wheel<usize>>() <= 1440);
+    assert!(size_of::<Wheel<usize>>() <= 1450);
 }
 
 #[test]
@@ -257,143 +371,5 @@ fn a_removed_key_panics_with_the_reason() {
         });
         let message = *panic.unwrap_err().downcast::<String>().unwrap();
         assert!(message.contains("inserted and not removed"), "{message}");
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Op {
-    /// A deadline so far from now; negative is past.
-    Insert(i128),
-    Rearm(prop::sample::Index, i128),
-    Remove(prop::sample::Index),
-    /// A step from now; negative is backwards.
-    Advance(i128),
-    Follow,
-}
-
-fn distance() -> impl Strategy<Value = i128> {
-    // Any bit length is as likely as any other, so that each level and each border between two is met.
-    let scaled = (0..64u32, any::<u64>(), -1..=1i128).prop_map(|(bits, random, off)| {
-        i128::from(1u64 << bits | random >> (63 - bits) >> 1) + off
-    });
-    prop_oneof![
-        1 => -200..=0i128,
-        3 => 0..200i128,
-        6 => scaled.clone().prop_filter("in range", |d| *d < 1 << 38),
-        1 => scaled,
-    ]
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    let index = any::<prop::sample::Index>;
-    prop_oneof![
-        4 => distance().prop_map(Op::Insert),
-        3 => (index(), distance()).prop_map(|(i, d)| Op::Rearm(i, d)),
-        2 => index().prop_map(Op::Remove),
-        3 => distance().prop_map(Op::Advance),
-        2 => Just(Op::Follow),
-    ]
-}
-
-/// What the wheel must do, in the plainest form: deadline per entry, `None` when parked.
-#[derive(Default)]
-struct Model {
-    now: u64,
-    entries: BTreeMap<u32, (Option<u64>, usize)>,
-}
-
-impl Model {
-    fn tick(&self, distance: i128) -> u64 {
-        (i128::from(self.now) + distance).clamp(0, u64::MAX.into()) as u64
-    }
-
-    fn pick(&self, index: prop::sample::Index) -> Option<Key> {
-        let keys: Vec<u32> = self.entries.keys().copied().collect();
-        (!keys.is_empty()).then(|| Key(*index.get(&keys)))
-    }
-
-    fn earliest(&self) -> Option<u64> {
-        self.entries.values().filter_map(|(when, _)| *when).min()
-    }
-
-    /// Advances both and compares what expired.
-    fn advance(&mut self, wheel: &mut Wheel<usize>, now: u64) {
-        self.now = self.now.max(now);
-        let mut due = Vec::new();
-        for (&key, (when, _)) in &mut self.entries {
-            if when.is_some_and(|when| when <= self.now) {
-                *when = None;
-                due.push(key);
-            }
-        }
-        let mut expired: Vec<u32> = advance(wheel, now).iter().map(|key| key.0).collect();
-        expired.sort_unstable();
-        assert_eq!(expired, due, "at {}", self.now);
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
-
-    #[test]
-    fn behaves_like_the_model(start in prop_oneof![Just(0), any::<u64>(), 0..1u64 << 40], ops in prop::collection::vec(op(), 1..80)) {
-        let mut wheel = Wheel::new(start);
-        let mut model = Model { now: start, ..Model::default() };
-        for (serial, op) in ops.into_iter().enumerate() {
-            match op {
-                Op::Insert(distance) => {
-                    let when = model.tick(distance);
-                    let key = wheel.insert(when, serial);
-                    let old = model.entries.insert(key.0, (Some(when), serial));
-                    prop_assert!(old.is_none(), "key in use handed out");
-                }
-                Op::Rearm(index, distance) => {
-                    let when = model.tick(distance);
-                    if let Some(key) = model.pick(index) {
-                        wheel.rearm(key, when);
-                        model.entries.get_mut(&key.0).unwrap().0 = Some(when);
-                    }
-                }
-                Op::Remove(index) => {
-                    if let Some(key) = model.pick(index) {
-                        prop_assert_eq!(wheel.remove(key), model.entries.remove(&key.0).unwrap().1);
-                    }
-                }
-                Op::Advance(step) => {
-                    let now = model.tick(step);
-                    model.advance(&mut wheel, now);
-                }
-                Op::Follow => {
-                    if let Some(at) = wheel.next_expiration() {
-                        model.advance(&mut wheel, at);
-                    }
-                }
-            }
-            check(&wheel);
-            prop_assert_eq!(wheel.len(), model.entries.len());
-            prop_assert!(wheel.nodes.iter().all(|(k, node)| model.entries.get(&(k as u32)).is_some_and(|e| e.1 == node.value)));
-            prop_assert!(model.entries.iter().all(|(&k, e)| wheel.get(Key(k)) == Some(&e.1)));
-            let (next, earliest) = (wheel.next_expiration(), model.earliest());
-            prop_assert_eq!(next.is_some(), earliest.is_some());
-            if let (Some(next), Some(earliest)) = (next, earliest) {
-                prop_assert!(next <= earliest.max(model.now), "late: {next} > {earliest}");
-                prop_assert_eq!(next > model.now, earliest > model.now, "no progress, or due and not said");
-            }
-        }
-        // Whatever is left within a few ranges is reached step by step; each entry costs at most one step per level and turn.
-        let horizon = model.now.saturating_add(4 * RANGE);
-        let bound = model.entries.len() * (LEVELS + 5) + 1;
-        let mut steps = 0;
-        while let Some(at) = wheel.next_expiration().filter(|at| *at <= horizon) {
-            model.advance(&mut wheel, at);
-            steps += 1;
-            prop_assert!(steps <= bound, "{steps} steps");
-        }
-        prop_assert!(model.earliest().is_none_or(|when| when > horizon));
-        for key in model.entries.keys() {
-            wheel.remove(Key(*key));
-        }
-        prop_assert!(wheel.is_empty());
-        check(&wheel);
     }
 }
