@@ -7,6 +7,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::departure::Departure;
 use super::inbound::{Filled, READ_AHEAD, READS};
+use super::link::Moves;
 use super::state::{Phase, State};
 use super::watch::Watch;
 use crate::monitor::{Action, Moment, Outlook};
@@ -20,7 +21,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         let Some(link) = &mut self.link else {
             return;
         };
-        // What the wheel has found due it has also forgotten.
+        // Its time has come: the wheel has forgotten it, or is about to find it. Either way it is told
+        // anew. (The wheel was never further than `now`, or a deadline in between would be lost.)
         let expired = now >= Moment::after_millis(link.armed);
         if expired {
             link.armed = u64::MAX;
@@ -30,15 +32,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             Phase::Evicting { .. } => self.drive_closing(now, waker, scratch),
             Phase::Opening | Phase::Closed { .. } => {}
         }
-        self.rearm();
+        self.rearm(Moves::BothWays);
+        // That was the deadline as it is now.
+        self.monitor.take_moved();
     }
 
     fn drive_open(&mut self, now: Moment, waker: &Waker, scratch: &mut [u8], expired: bool) {
         self.push(waker);
         // A control frame of ours that can go on brings the driver here before its time, and perhaps
         // past a deadline that was rounded up: no verdict without a look.
-        let due = expired || now >= self.deadline();
-        let look = due || self.reader.by_driver || self.monitor.is_waiting();
+        let look =
+            expired || self.reader.by_driver || self.monitor.is_waiting() || now >= self.deadline();
         if look && !self.looked(waker, scratch, false) {
             return;
         }

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::birth::Birth;
+use super::extras::{Extras, Listeners, notify};
 use super::places::{Place, PlaceId, vacate};
 use crate::driver::Driver;
-use crate::evict::{self, ConnectionId, Eviction, LocalHook, OnEvict, Seats};
+use crate::evict::{self, ConnectionId, Eviction, LocalHook, OnEvict};
 use crate::health_hook::OnHealth;
 use crate::monitor::{Moment, Reason};
 use crate::sync::{Mutex, MutexGuard, Notify, OnceLock};
@@ -18,61 +20,30 @@ use crate::sync::{Mutex, MutexGuard, Notify, OnceLock};
 /// The part of a connection that does not know its transport.
 pub(crate) struct Core {
     id: ConnectionId,
-    created: Instant,
+    created: Birth,
     driver: OnceLock<Arc<Driver>>,
     extras: Mutex<Extras>,
-    /// Without the session value and the seats, which are in the extras until everybody has been
-    /// told.
-    eviction: OnceLock<Box<Eviction>>,
-    /// The session was set, all hooks have returned, or the transport is gone.
-    changed: Notify,
 }
 
-/// Who is told of a layer's connections.
-pub(crate) struct Listeners {
-    pub(super) hooks: Vec<Arc<dyn OnEvict>>,
-    pub(super) health_hooks: Vec<Arc<dyn OnHealth>>,
-}
-
-#[derive(Default)]
-struct Extras {
-    session: Option<Arc<dyn Any + Send + Sync>>,
-    /// Where this connection has seats in maps of the application's.
-    places: Vec<Arc<dyn Place>>,
-    /// The seats that were its own to the end.
-    seats: Option<Seats>,
-    layers: Vec<Arc<Listeners>>,
-    local: Vec<LocalHook>,
-    /// The hooks were taken to be called: one that comes now is called by whoever brings it.
-    fired: bool,
-    /// All hooks have returned.
-    reported: bool,
-    /// There is no transport any more, and none will come. True if the closing handshake of the
-    /// connection's eviction was completed before.
-    departed: Option<bool>,
-    /// How many may still ask for the session: the hooks, as long as they have not all returned,
-    /// the handler, as long as it has its stream, and everybody who awaits the end. When the last
-    /// of them is gone the slot is emptied, for what is in it may well hold a handle of this
-    /// connection, and they would keep each other alive.
-    holders: usize,
-    /// Those of them for whom the seats are kept: all but the handler. It may be waiting for what
-    /// hangs on its seat to go, the sender of its channel say.
-    audience: usize,
-}
+// There may be 100,000 connections, and most have nothing to do but to be there.
+#[cfg(all(
+    test,
+    not(liveness_loom),
+    target_os = "linux",
+    target_pointer_width = "64"
+))]
+const _: () = assert!(size_of::<Core>() <= 72);
 
 impl Core {
     pub(super) fn new() -> Self {
         Self {
             id: ConnectionId::next(),
-            created: Instant::now(),
+            created: Birth::now(),
             driver: OnceLock::new(),
             extras: Mutex::new(Extras {
-                holders: 1,
                 audience: 1,
                 ..Extras::default()
             }),
-            eviction: OnceLock::new(),
-            changed: Notify::new(),
         }
     }
 
@@ -81,7 +52,7 @@ impl Core {
     }
 
     pub(super) fn created(&self) -> Instant {
-        self.created
+        self.created.instant()
     }
 
     /// The driver that looks after the connection, once it is open.
@@ -94,17 +65,20 @@ impl Core {
         let _ = self.driver.set(driver);
     }
 
+    /// Notes whom a layer wants to be told. A layer that wants nobody to be leaves no trace.
     pub(super) fn attach(&self, listeners: &Arc<Listeners>) {
+        if listeners.is_empty() {
+            return;
+        }
         let mut extras = self.extras();
-        let mut layers = extras.layers.iter();
-        if !layers.any(|known| Arc::ptr_eq(known, listeners)) {
-            extras.layers.push(Arc::clone(listeners));
+        if !extras.layers().any(|known| Arc::ptr_eq(known, listeners)) {
+            extras.add_layer(Arc::clone(listeners));
         }
     }
 
     /// Nobody but the connection's own hooks is to be told of its end.
     pub(super) fn detach_layers(&self) {
-        let layers = mem::take(&mut self.extras().layers);
+        let layers = self.extras().take_layers();
         drop(layers);
     }
 
@@ -115,9 +89,9 @@ impl Core {
     }
 
     pub(super) fn created_moment(&self) -> Moment {
-        self.driver
-            .get()
-            .map_or(Moment::START, |driver| driver.clock().moment(self.created))
+        self.driver.get().map_or(Moment::START, |driver| {
+            driver.clock().moment(self.created())
+        })
     }
 
     fn extras(&self) -> MutexGuard<'_, Extras> {
@@ -128,7 +102,7 @@ impl Core {
     pub(super) fn health_hooks(&self) -> Vec<Arc<dyn OnHealth>> {
         let mut hooks: Vec<Arc<dyn OnHealth>> = Vec::new();
         let extras = self.extras();
-        for hook in extras.layers.iter().flat_map(|layer| &layer.health_hooks) {
+        for hook in extras.layers().flat_map(|layer| &layer.health_hooks) {
             if !hooks.iter().any(|known| Arc::ptr_eq(known, hook)) {
                 hooks.push(Arc::clone(hook));
             }
@@ -138,18 +112,21 @@ impl Core {
 
     /// Its eviction is being told, or was.
     pub(crate) fn has_ended(&self) -> bool {
-        self.eviction.get().is_some()
+        self.reason().is_some()
     }
 
     /// Notes the end and its reason, for whoever asks. False if they are known already.
     pub(super) fn begin_end(&self, eviction: &Eviction) -> bool {
-        let parted = Eviction {
+        let parted = Box::new(Eviction {
             session: None,
             ..eviction.clone()
-        };
-        if self.eviction.set(Box::new(parted)).is_err() {
+        });
+        let mut extras = self.extras();
+        if extras.eviction().is_some() {
             return false;
         }
+        extras.rare().eviction = Some(parted);
+        drop(extras);
         let missed = match eviction.reason() {
             Reason::HeartbeatTimeout { missed } => Some(missed),
             _ => None,
@@ -171,11 +148,11 @@ impl Core {
         let places = {
             let mut extras = self.extras();
             extras.fired = true;
-            mem::take(&mut extras.places)
+            mem::take(&mut extras.rare().places)
         };
         if let Some(seats) = vacate(places, eviction) {
             eviction.seats = Some(seats.clone());
-            self.extras().seats = Some(seats);
+            self.extras().rare().seats = Some(seats);
         }
     }
 
@@ -183,7 +160,7 @@ impl Core {
     pub(super) fn report(&self, eviction: Eviction) {
         let (local, layers) = {
             let mut extras = self.extras();
-            (mem::take(&mut extras.local), mem::take(&mut extras.layers))
+            (mem::take(&mut extras.rare().local), extras.take_layers())
         };
         for hook in local {
             evict::call_local(hook, &eviction);
@@ -196,18 +173,23 @@ impl Core {
                 evict::call(&**hook, &eviction);
             }
         }
-        self.extras().reported = true;
-        evict::guard_waker(&eviction, || self.changed.notify_waiters());
+        let changed = {
+            let mut extras = self.extras();
+            extras.reported = true;
+            extras.changed()
+        };
+        evict::guard_waker(&eviction, || notify(changed));
         // Its session may be the last one, if a hook has put another into the slot.
         evict::discard(self.id, eviction);
-        self.let_go(true);
+        self.let_go(|extras| extras.audience -= 1);
     }
 
     /// The end, as soon as all hooks have been told of it.
     pub(super) async fn reported(&self) -> Eviction {
         let _held = Held::new(self);
+        let changed = self.awaited();
         loop {
-            let notified = self.changed.notified();
+            let notified = changed.notified();
             let reported = self.extras().reported;
             if let (true, Some(eviction)) = (reported, self.ended()) {
                 return eviction;
@@ -222,8 +204,9 @@ impl Core {
         S: Any + Send + Sync,
     {
         let _held = Held::new(self);
+        let changed = self.awaited();
         loop {
-            let notified = self.changed.notified();
+            let notified = changed.notified();
             let reported = self.extras().reported;
             if let Some(session) = self.session().and_then(|any| any.downcast().ok()) {
                 return Ok(session);
@@ -237,8 +220,12 @@ impl Core {
 
     /// There is no transport any more, and none will come. The caller holds no lock.
     pub(super) fn depart(&self, clean: bool) {
-        self.extras().departed = Some(clean);
-        self.changed.notify_waiters();
+        let changed = {
+            let mut extras = self.extras();
+            extras.departed = Some(clean);
+            extras.changed()
+        };
+        notify(changed);
     }
 
     /// Whether the transport is gone, and how: see [`departed`](Self::departed).
@@ -250,8 +237,9 @@ impl Core {
     /// was completed before: false if the peer did not answer in time, or not at all, if no Close
     /// frame could be sent, and if it was not evicted but ended otherwise.
     pub(super) async fn departed(&self) -> bool {
+        let changed = self.awaited();
         loop {
-            let notified = self.changed.notified();
+            let notified = changed.notified();
             if let Some(clean) = self.departure() {
                 return clean;
             }
@@ -261,18 +249,18 @@ impl Core {
 
     /// Why the connection has ended, if it has: its hooks may still be at it.
     pub(crate) fn reason(&self) -> Option<Reason> {
-        Some(self.eviction.get()?.reason())
+        Some(self.extras().eviction()?.reason())
     }
 
     /// What is known of the end, if it has come, with the session and the seats if they are still
     /// there.
     fn ended(&self) -> Option<Eviction> {
-        let eviction = self.eviction.get()?;
         let extras = self.extras();
+        let rare = extras.rare.as_ref()?;
         Some(Eviction {
-            session: extras.session.clone(),
-            seats: extras.seats.clone(),
-            ..Eviction::clone(eviction)
+            session: rare.session.clone(),
+            seats: rare.seats.clone(),
+            ..Eviction::clone(rare.eviction.as_ref()?)
         })
     }
 
@@ -280,7 +268,7 @@ impl Core {
     pub(crate) fn take_place(&self, place: Arc<dyn Place>) -> Result<(), Reason> {
         let mut extras = self.extras();
         if !extras.fired {
-            extras.places.push(place);
+            extras.rare().places.push(place);
             return Ok(());
         }
         drop(extras);
@@ -290,8 +278,10 @@ impl Core {
     /// Forgets a place, if it is still known.
     pub(crate) fn leave_place(&self, id: PlaceId) {
         let mut extras = self.extras();
-        let index = extras.places.iter().position(|place| place.id() == id);
-        let left = index.map(|index| extras.places.swap_remove(index));
+        let left = extras.rare.as_mut().and_then(|rare| {
+            let index = rare.places.iter().position(|place| place.id() == id)?;
+            Some(rare.places.swap_remove(index))
+        });
         drop(extras);
         // Dropped after the lock was given back: a key and a map of the application's hang on it.
         drop(left);
@@ -301,7 +291,7 @@ impl Core {
     pub(super) fn add_local(&self, hook: LocalHook) {
         let mut extras = self.extras();
         if !extras.fired {
-            extras.local.push(hook);
+            extras.rare().local.push(hook);
             return;
         }
         drop(extras);
@@ -312,22 +302,26 @@ impl Core {
 
     /// The handler may ask for the session from now on.
     pub(super) fn hold(&self) {
-        self.extras().holders += 1;
+        self.extras().held = true;
     }
 
     /// The handler will not ask for the session any more.
     pub(super) fn release(&self) {
-        self.let_go(false);
+        self.let_go(|extras| extras.held = false);
     }
 
-    /// One fewer may ask for the session, and for the seats if it was one of the `audience`.
-    fn let_go(&self, audience: bool) {
+    /// Whoever `leaves` may no longer ask for the session, nor for the seats if it was one of the
+    /// audience.
+    fn let_go(&self, leaves: impl FnOnce(&mut Extras)) {
         let mut guard = self.extras();
         let extras = &mut *guard;
-        extras.holders -= 1;
-        extras.audience -= usize::from(audience);
-        let seats = extras.seats.take_if(|_| extras.audience == 0);
-        let session = extras.session.take_if(|_| extras.holders == 0);
+        leaves(extras);
+        let (unattended, unheld) = (extras.audience == 0, !extras.is_held());
+        let Some(rare) = &mut extras.rare else {
+            return;
+        };
+        let seats = rare.seats.take_if(|_| unattended);
+        let session = rare.session.take_if(|_| unheld);
         drop(guard);
         // Dropped after the lock was given back: they are the application's, and may panic.
         evict::discard(self.id, seats);
@@ -335,7 +329,7 @@ impl Core {
     }
 
     pub(super) fn session(&self) -> Option<Arc<dyn Any + Send + Sync>> {
-        self.extras().session.clone()
+        self.extras().rare.as_ref()?.session.clone()
     }
 
     /// Fills the slot, unless nobody is left who could ask for it.
@@ -344,13 +338,21 @@ impl Core {
         session: Arc<dyn Any + Send + Sync>,
     ) -> Option<Arc<dyn Any + Send + Sync>> {
         let mut extras = self.extras();
-        if extras.holders == 0 {
+        if !extras.is_held() {
             return None;
         }
-        let before = extras.session.replace(session);
+        let before = extras.rare().session.replace(session);
+        let changed = extras.changed();
         drop(extras);
-        self.changed.notify_waiters();
+        notify(changed);
         before
+    }
+
+    /// What is notified of every change from now on.
+    fn awaited(&self) -> Arc<Notify> {
+        let mut extras = self.extras();
+        let make = || Arc::new(Notify::new());
+        Arc::clone(extras.rare().changed.get_or_insert_with(make))
     }
 }
 
@@ -359,17 +361,14 @@ struct Held<'a>(&'a Core);
 
 impl<'a> Held<'a> {
     fn new(core: &'a Core) -> Self {
-        let mut extras = core.extras();
-        extras.holders += 1;
-        extras.audience += 1;
-        drop(extras);
+        core.extras().audience += 1;
         Self(core)
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.0.let_go(true);
+        self.0.let_go(|extras| extras.audience -= 1);
     }
 }
 

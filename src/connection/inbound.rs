@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::task::coop::has_budget_remaining;
 
 use super::held::Held;
-use super::watch::Watch;
+use super::watch::{Direction, Watch};
 use crate::monitor::Moment;
 use crate::wire::{MAX_PING_FRAME, OpCode, Probe, Role, Scanner, probe_pong};
 
@@ -30,7 +30,10 @@ pub(super) struct Inbound {
     masked: bool,
     held: Held,
     ahead: Option<Box<Ahead>>,
-    end: End,
+    /// The transport has nothing more to give.
+    ended: bool,
+    /// Why not, if the driver has seen it fail: kept for the handler's next read.
+    failure: Option<io::Error>,
     /// The peer's Close frame has come.
     closed: bool,
     /// The scanner has given up, and that was reported.
@@ -39,19 +42,10 @@ pub(super) struct Inbound {
     drained: bool,
     /// What is being read may have come at any time since then, and how much that is.
     since: Moment,
-    run: usize,
+    run: u32,
     /// The first read after the transport was last seen empty: what is read now may have lain there
     /// since then, whatever was read before it.
     filled: Moment,
-}
-
-/// How the transport's inbound direction ended, as far as it was seen.
-#[derive(Debug)]
-enum End {
-    NotYet,
-    Eof,
-    /// Seen by the driver, and kept for the handler's next read.
-    Failed(io::Error),
 }
 
 /// What one step of reading brought.
@@ -73,7 +67,8 @@ impl Inbound {
             masked: role.inbound_masked(),
             held: Held::default(),
             ahead: None,
-            end: End::NotYet,
+            ended: false,
+            failure: None,
             closed: false,
             passive: false,
             drained: false,
@@ -140,7 +135,8 @@ impl Inbound {
 
     /// Keeps an error that the driver met for the handler's next read.
     pub(super) fn fail(&mut self, error: io::Error) {
-        self.end = End::Failed(error);
+        self.ended = true;
+        self.failure = Some(error);
     }
 
     /// The driver is to watch for bytes: those that somebody waits for, or the rest of what may be a
@@ -156,7 +152,7 @@ impl Inbound {
 
     /// Whether the transport has nothing more to give.
     pub(super) fn has_ended(&self) -> bool {
-        !matches!(self.end, End::NotYet)
+        self.ended
     }
 
     /// Reads once from `io` into `out`, and scans what came.
@@ -173,10 +169,11 @@ impl Inbound {
         if self.held.give(out) {
             return Poll::Ready(Ok(Filled::Bytes));
         }
-        match std::mem::replace(&mut self.end, End::Eof) {
-            End::NotYet => self.end = End::NotYet,
-            End::Eof => return Poll::Ready(Ok(Filled::Eof)),
-            End::Failed(error) => return Poll::Ready(Err(error)),
+        if self.ended {
+            return Poll::Ready(match self.failure.take() {
+                Some(error) => Err(error),
+                None => Ok(Filled::Eof),
+            });
         }
         let read = if self.held.is_empty() {
             self.poll_fill_in_place(io, cx, out, watch)
@@ -187,7 +184,7 @@ impl Inbound {
         self.drained = read.is_pending() && has_budget_remaining();
         match ready!(read) {
             Ok(0) => {
-                self.end = End::Eof;
+                self.ended = true;
                 watch.monitor.eof(watch.now());
                 Poll::Ready(Ok(if self.give_up_candidate(out) {
                     Filled::Bytes
@@ -201,10 +198,10 @@ impl Inbound {
                 Poll::Ready(Ok(if got { Filled::Bytes } else { Filled::Nothing }))
             }
             Err(error) => {
-                self.end = End::Eof;
+                self.ended = true;
                 watch.monitor.failed(watch.now(), error.kind());
                 if self.give_up_candidate(out) {
-                    self.end = End::Failed(error);
+                    self.failure = Some(error);
                     return Poll::Ready(Ok(Filled::Bytes));
                 }
                 Poll::Ready(Err(error))
@@ -276,10 +273,12 @@ impl Inbound {
     fn unseen(&mut self, now: Moment, last: Moment, read: usize) -> Duration {
         if self.drained {
             (self.since, self.run, self.filled) = (now, 0, now);
-        } else if now.since(last) >= TOGETHER || self.run > READ_AHEAD {
+        } else if now.since(last) >= TOGETHER || self.run > READ_AHEAD as u32 {
             (self.since, self.run) = (last, 0);
         }
-        self.run += read;
+        self.run = self
+            .run
+            .saturating_add(u32::try_from(read).unwrap_or(u32::MAX));
         now.since(self.since)
     }
 
@@ -347,7 +346,7 @@ impl Inbound {
         bytes.copy_within(from..from + candidate, kept);
         if let (Some(rule), false) = (self.scanner.malformed(), self.passive) {
             self.passive = true;
-            watch.malformed("inbound", rule);
+            watch.malformed(Direction::Inbound, rule);
         }
         mid_frame |= candidate > 0 || !self.scanner.at_boundary();
         watch

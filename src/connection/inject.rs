@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::AsyncWrite;
 
-use super::watch::Watch;
+use super::watch::{Direction, Watch};
 use crate::wire::{MAX_PING_FRAME, OpCode, Role, Scanner, encode_close, encode_ping};
 
 /// The outbound half of a connection.
@@ -34,14 +34,18 @@ enum Control {
         len: u8,
         written: u8,
     },
-    Close {
-        frame: Vec<u8>,
-        written: usize,
-    },
+    Close(Box<CloseBytes>),
     /// All bytes of a ping are written; the transport has yet to flush them.
     FlushPing,
     /// All bytes of a Close frame are written; the transport has yet to flush them.
     FlushClose,
+}
+
+/// A Close frame on its way out, which most connections never have.
+#[derive(Debug)]
+struct CloseBytes {
+    frame: Vec<u8>,
+    written: usize,
 }
 
 impl Outbound {
@@ -110,7 +114,7 @@ impl Outbound {
             return false;
         }
         let frame = encode_close(code, reason, self.mask());
-        self.control = Control::Close { frame, written: 0 };
+        self.control = Control::Close(Box::new(CloseBytes { frame, written: 0 }));
         true
     }
 
@@ -144,7 +148,7 @@ impl Outbound {
     pub(super) fn has_begun(&self) -> bool {
         match &self.control {
             Control::Ping { written, .. } => *written > 0,
-            Control::Close { written, .. } => *written > 0,
+            Control::Close(close) => close.written > 0,
             Control::None | Control::FlushPing | Control::FlushClose => false,
         }
     }
@@ -164,7 +168,7 @@ impl Outbound {
                 len,
                 written,
             } => Some(&frame[usize::from(*written)..usize::from(*len)]),
-            Control::Close { frame, written } => Some(&frame[*written..]),
+            Control::Close(close) => Some(&close.frame[close.written..]),
             Control::None | Control::FlushPing | Control::FlushClose => None,
         }
     }
@@ -176,6 +180,9 @@ impl Outbound {
         cx: &mut Context<'_>,
         watch: &mut Watch<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.is_busy() {
+            return Poll::Ready(Ok(()));
+        }
         while let Some(bytes) = self.writable() {
             let Poll::Ready(written) = Pin::new(&mut *io).poll_write(cx, bytes)? else {
                 watch.refused();
@@ -199,9 +206,9 @@ impl Outbound {
                     self.control = Control::FlushPing;
                 }
             }
-            Control::Close { frame, written } => {
-                *written += count;
-                if *written == frame.len() {
+            Control::Close(close) => {
+                close.written += count;
+                if close.written == close.frame.len() {
                     self.closed = true;
                     self.control = Control::FlushClose;
                 }
@@ -234,9 +241,9 @@ impl Outbound {
     fn flushed(&mut self, watch: &mut Watch<'_>) {
         let now = match self.control {
             Control::FlushPing | Control::FlushClose => watch.now(),
-            Control::None | Control::Ping { .. } | Control::Close { .. } => return,
+            Control::None | Control::Ping { .. } | Control::Close(_) => return,
         };
-        watch.accepted(0, false);
+        watch.monitor.accepted(now, false, watch.policy);
         if matches!(self.control, Control::FlushPing) {
             watch.pinged(now);
         }
@@ -310,7 +317,7 @@ impl Outbound {
         }
         if let (Some(rule), false) = (self.scanner.malformed(), self.passive) {
             self.passive = true;
-            watch.malformed("outbound", rule);
+            watch.malformed(Direction::Outbound, rule);
         }
     }
 

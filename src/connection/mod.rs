@@ -9,10 +9,13 @@
 //! | [`state`] | what is behind the lock, and who has the transport |
 //! | [`handler`] | the handler's operations |
 //! | [`attend`] | the driver's visits |
+//! | [`link`] | when it comes by, and which moves of that it is told |
 //! | [`callers`] | who waits for the pong of a ping on demand |
 //! | [`closing`] | the closing handshake of an eviction |
 //! | [`parting`] | an end that waits for the handler's frame, or for nobody any more |
 //! | [`core`] | who is told of the end, and that it is once |
+//! | [`extras`] | what is kept for that |
+//! | [`birth`] | when it came |
 //! | [`share`] | what the connections of a layer have in common |
 //! | [`registries`] | what its layers' registries see of it, and what it takes up in them |
 //! | [`places`] | the seats that it has to leave at its end |
@@ -24,15 +27,18 @@
 //! | [`handle`] | [`Liveness`] |
 
 mod attend;
+mod birth;
 mod callers;
 mod closing;
 mod core;
 mod departure;
+mod extras;
 mod handle;
 mod handler;
 mod held;
 mod inbound;
 mod inject;
+mod link;
 #[cfg(all(test, liveness_loom))]
 mod loom_models;
 mod news;

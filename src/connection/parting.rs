@@ -10,7 +10,7 @@ impl<T> State<T> {
         match &mut self.phase {
             Phase::Open { parting: Some(_) } => false,
             Phase::Open { parting } if !self.monitor.is_over() && self.outbound.has_end_ahead() => {
-                *parting = Some((reason, frame));
+                *parting = Some(Box::new((reason, frame)));
                 self.outbound.stop_at_boundary();
                 true
             }
@@ -20,14 +20,16 @@ impl<T> State<T> {
 
     /// Ends a connection that is about to end, once the handler has finished its frame, or cannot.
     pub(super) fn part_at_boundary(&mut self) {
-        if self.outbound.has_end_ahead() {
+        let (Phase::Open { parting }, Some(link)) = (&mut self.phase, &self.link) else {
+            return;
+        };
+        if parting.is_none() || self.outbound.has_end_ahead() {
             return;
         }
-        if let (Phase::Open { parting }, Some(link)) = (&mut self.phase, &self.link) {
+        if let Some(parting) = parting.take() {
             let now = link.driver.clock().now();
-            if let Some((reason, frame)) = parting.take() {
-                self.evict(now, reason, frame);
-            }
+            let (reason, frame) = *parting;
+            self.evict(now, reason, frame);
         }
     }
 
@@ -36,7 +38,8 @@ impl<T> State<T> {
     /// said to the peer, if it can be said at once.
     pub(super) fn hurry(&mut self, now: Moment) -> bool {
         if let Phase::Open { parting } = &mut self.phase {
-            if let Some((reason, frame)) = parting.take() {
+            if let Some(parting) = parting.take() {
+                let (reason, frame) = *parting;
                 self.evict(now, reason, frame);
             }
         }

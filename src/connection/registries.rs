@@ -7,10 +7,12 @@ use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::core::{Core, Listeners};
+use super::core::Core;
+use super::extras::Listeners;
 use crate::evict::{ConnectionId, Eviction};
 use crate::monitor::{CloseFrame, Health, Overrides, Policy, Reason, Rtt, Stats};
 use crate::sync::{Mutex, MutexGuard};
@@ -84,8 +86,8 @@ pub(crate) struct Refused {
     pub(crate) retry_after: u64,
 }
 
-/// What a connection takes up in one registry. Dropped, it is given back, and this may wake a task:
-/// not under a lock.
+/// What a connection takes up in one registry, or is about to give back. Dropped, it is given back, and
+/// this may wake a task: not under a lock.
 pub(crate) struct Admission {
     tracker: Arc<dyn Track>,
     /// Takes up room that a limit counts: from the handshake to the eviction.
@@ -97,37 +99,19 @@ pub(crate) struct Admission {
 impl Admission {
     pub(super) fn admit(tracker: &Arc<dyn Track>) -> Result<Self, Refused> {
         tracker.admit()?;
-        Ok(Self::new(tracker))
+        Ok(Self::of(tracker, true, true))
     }
 
     pub(super) fn take_in(tracker: &Arc<dyn Track>) -> Self {
         tracker.take_in();
-        Self::new(tracker)
+        Self::of(tracker, true, true)
     }
 
-    fn new(tracker: &Arc<dyn Track>) -> Self {
+    fn of(tracker: &Arc<dyn Track>, permit: bool, presence: bool) -> Self {
         Self {
             tracker: Arc::clone(tracker),
-            permit: true,
-            presence: true,
-        }
-    }
-
-    /// Parts with the permit, if it is still there.
-    fn take_permit(&mut self) -> Self {
-        Self {
-            tracker: Arc::clone(&self.tracker),
-            permit: mem::take(&mut self.permit),
-            presence: false,
-        }
-    }
-
-    /// Parts with the presence, if it is still there.
-    fn take_presence(&mut self) -> Self {
-        Self {
-            tracker: Arc::clone(&self.tracker),
-            permit: false,
-            presence: mem::take(&mut self.presence),
+            permit,
+            presence,
         }
     }
 }
@@ -143,13 +127,17 @@ impl Drop for Admission {
     }
 }
 
-/// A connection's admissions, one for each registry, however many layers share it.
+/// What a connection takes up in all its registries: the same in each, and in each once, however many
+/// layers share it.
 #[derive(Default)]
 pub(crate) struct Registries(Mutex<Admissions>);
 
+/// Registries that a connection is in: nearly always one, which then costs no allocation.
+pub(crate) type Trackers = SmallVec<[Arc<dyn Track>; 1]>;
+
 #[derive(Default)]
 struct Admissions {
-    list: Vec<Admission>,
+    trackers: Trackers,
     /// The connection has ended: permits are not kept any more.
     vacated: bool,
     /// All hooks have returned.
@@ -166,22 +154,18 @@ impl Registries {
     /// Keeps of `admission` what the connection still takes up.
     pub(super) fn add(&self, mut admission: Admission) {
         let mut admissions = self.lock();
-        let rest = if admissions.is_left() || admissions.is_in(&admission.tracker) {
-            Some(admission)
-        } else {
-            let rest = admissions.vacated.then(|| admission.take_permit());
-            // There is hardly ever a second one.
-            admissions.list.reserve_exact(1);
-            admissions.list.push(admission);
-            rest
-        };
+        if !admissions.is_left() && !admissions.is_in(&admission.tracker) {
+            admissions.trackers.push(Arc::clone(&admission.tracker));
+            admission.permit = admissions.vacated;
+            admission.presence = false;
+        }
         drop(admissions);
         // It may wake a task, so not under the lock.
-        drop(rest);
+        drop(admission);
     }
 
-    pub(super) fn trackers(&self) -> Vec<Arc<dyn Track>> {
-        self.lock().trackers()
+    pub(super) fn trackers(&self) -> Trackers {
+        self.lock().trackers.clone()
     }
 
     /// Enters the connection everywhere, unless it has ended: so what is entered is never more than
@@ -191,10 +175,10 @@ impl Registries {
         if admissions.vacated {
             return;
         }
-        for admission in &admissions.list {
-            admission.tracker.opened(Arc::clone(connection));
+        let trackers = admissions.trackers.clone();
+        for tracker in &trackers {
+            tracker.opened(Arc::clone(connection));
         }
-        let trackers = admissions.trackers();
         drop(admissions);
         for tracker in trackers {
             tracker.announce();
@@ -203,13 +187,11 @@ impl Registries {
 
     /// The connection has ended: takes it out everywhere, and gives its room back. Returns whom to pass
     /// the eviction on to.
-    pub(super) fn end(&self, id: ConnectionId) -> Vec<Arc<dyn Track>> {
+    pub(super) fn end(&self, id: ConnectionId) -> Trackers {
         let (trackers, permits) = {
             let mut admissions = self.lock();
-            admissions.vacated = true;
-            let permits = admissions.list.iter_mut().map(Admission::take_permit);
-            let permits: Vec<_> = permits.collect();
-            (admissions.trackers(), permits)
+            let permits = admissions.give_back(|over| over.vacated = true);
+            (admissions.trackers.clone(), permits)
         };
         for tracker in &trackers {
             tracker.ended(id);
@@ -221,40 +203,29 @@ impl Registries {
     /// All hooks have returned. When the transport is gone too, nothing is left that a shutdown would
     /// wait for.
     pub(super) fn reported(&self) {
-        self.leave(|admissions| admissions.reported = true);
+        self.give_back(|admissions| admissions.reported = true);
     }
 
     /// There is no transport any more, and none will come.
     pub(super) fn gone(&self) {
-        self.leave(|admissions| admissions.gone = true);
-    }
-
-    fn leave(&self, note: impl FnOnce(&mut Admissions)) {
-        let mut admissions = self.lock();
-        note(&mut admissions);
-        let presences: Vec<_> = if admissions.is_left() {
-            let presences = admissions.list.iter_mut().map(Admission::take_presence);
-            presences.collect()
-        } else {
-            Vec::new()
-        };
-        drop(admissions);
-        drop(presences);
+        self.give_back(|admissions| admissions.gone = true);
     }
 
     /// For the registries there was no connection.
     pub(super) fn dissolve(&self) {
-        let admissions = {
-            let mut admissions = self.lock();
-            let over = Admissions {
-                list: Vec::new(),
-                vacated: true,
-                reported: true,
-                gone: true,
-            };
-            mem::replace(&mut *admissions, over)
+        let over = Admissions {
+            trackers: Trackers::new(),
+            vacated: true,
+            reported: true,
+            gone: true,
         };
+        let admissions = mem::replace(&mut *self.lock(), over);
         drop(admissions);
+    }
+
+    fn give_back(&self, note: impl FnOnce(&mut Admissions)) {
+        let over = self.lock().give_back(note);
+        drop(over);
     }
 
     fn lock(&self) -> MutexGuard<'_, Admissions> {
@@ -264,18 +235,37 @@ impl Registries {
 
 impl Admissions {
     fn is_in(&self, tracker: &Arc<dyn Track>) -> bool {
-        let mut admissions = self.list.iter();
-        admissions.any(|admission| Arc::ptr_eq(&admission.tracker, tracker))
+        let mut trackers = self.trackers.iter();
+        trackers.any(|known| Arc::ptr_eq(known, tracker))
     }
 
     fn is_left(&self) -> bool {
         self.reported && self.gone
     }
 
-    fn trackers(&self) -> Vec<Arc<dyn Track>> {
-        let admissions = self.list.iter();
-        admissions
-            .map(|admission| Arc::clone(&admission.tracker))
+    /// Notes something, and returns what is not taken up any more because of it.
+    fn give_back(&mut self, note: impl FnOnce(&mut Self)) -> SmallVec<[Admission; 1]> {
+        let (vacated, left) = (self.vacated, self.is_left());
+        note(self);
+        let permit = self.vacated && !vacated;
+        let presence = self.is_left() && !left;
+        if !permit && !presence {
+            return SmallVec::new();
+        }
+        let trackers = self.trackers.iter();
+        trackers
+            .map(|tracker| Admission::of(tracker, permit, presence))
             .collect()
+    }
+}
+
+impl Drop for Admissions {
+    /// A connection that nobody has seen to its end.
+    fn drop(&mut self) {
+        drop(self.give_back(|over| {
+            over.vacated = true;
+            over.reported = true;
+            over.gone = true;
+        }));
     }
 }

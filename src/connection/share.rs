@@ -3,14 +3,15 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::core::Listeners;
+use super::extras::Listeners;
 use super::registries::{Admission, Refused, Track};
 use crate::evict::OnEvict;
 use crate::health_hook::OnHealth;
 use crate::monitor::Policy;
 
 /// What a layer gives to each of its connections: its settings, its registry, and who is told of them.
-#[derive(Clone)]
+///
+/// Shared by the layer and all its services, which axum clones several times for each request.
 pub(crate) struct Share {
     pub(crate) policy: Policy,
     pub(super) tracker: Option<Arc<dyn Track>>,

@@ -9,7 +9,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
-use super::core::{Core, Listeners};
+use super::core::Core;
+use super::extras::Listeners;
 use super::registries::{Managed, Registries, View};
 use super::state::{Phase, State, Tuner};
 use super::told::Told;
@@ -28,7 +29,8 @@ use crate::wire::Role;
 /// dropped after all were given back. (A transport is *polled* under `state`, which is what that lock
 /// is for, a waker may be cloned or dropped, and the driver's own task is woken. The application's map
 /// is called under a lock that belongs to one registration alone, see
-/// [`register`](crate::Liveness::register).)
+/// [`register`](crate::Liveness::register). Inside of that map the extras are looked at, so whoever holds
+/// them waits for nobody.)
 pub(crate) struct Connection<T> {
     core: Core,
     registries: Registries,
@@ -36,6 +38,16 @@ pub(crate) struct Connection<T> {
     scheduled: AtomicBool,
     state: Mutex<State<T>>,
 }
+
+// What every connection takes, besides its transport. Whoever makes it more says why. Asked of our own
+// tests alone: elsewhere std's locks may be larger.
+#[cfg(all(
+    test,
+    not(liveness_loom),
+    target_os = "linux",
+    target_pointer_width = "64"
+))]
+const _: () = assert!(size_of::<Connection<()>>() <= 704);
 
 impl<T> Connection<T>
 where
@@ -105,9 +117,17 @@ where
     pub(super) fn enter<R>(self: &Arc<Self>, act: impl FnOnce(&mut State<T>) -> R) -> R {
         let mut state = self.lock();
         let result = act(&mut state);
-        let aftermath = state.settle();
-        let Some(aftermath) = aftermath else {
-            return result;
+        if !state.is_settled() {
+            self.follow_up(state);
+        }
+        result
+    }
+
+    /// The rare part of [`enter`](Self::enter), kept out of the way of the usual one.
+    #[inline(never)]
+    fn follow_up(self: &Arc<Self>, mut state: MutexGuard<'_, State<T>>) {
+        let Some(aftermath) = state.settle() else {
+            return;
         };
         let eviction = aftermath
             .verdict
@@ -145,7 +165,6 @@ where
         if aftermath.news {
             self.tell_health();
         }
-        result
     }
 
     /// Tells everybody of the end, in this order: the registries, which no longer count it; the maps,
@@ -235,7 +254,7 @@ where
         if let Some((direction, rule)) = notes.malformed {
             tracing::debug!(
                 conn_id = %self.core.id(),
-                direction,
+                direction = direction.as_str(),
                 %rule,
                 "malformed frame, passing bytes on unseen"
             );

@@ -12,9 +12,10 @@ use super::closing::Closing;
 use super::departure::Departure;
 use super::inbound::Inbound;
 use super::inject::Outbound;
+use super::link::{Link, Moves};
 use super::told::Told;
 use super::watch::{Notes, Watch};
-use crate::driver::{Drive, Driver, Key, tick};
+use crate::driver::{Drive, Driver, tick};
 use crate::evict::Evicted;
 use crate::monitor::{
     CloseFrame, Health, HeartbeatPolicy, Moment, Monitor, Overrides, Policy, Reason,
@@ -55,10 +56,13 @@ pub(super) enum Phase {
     /// The handler, with the driver's help.
     Open {
         /// The connection ends for this reason as soon as the handler is between two frames.
-        parting: Option<(Reason, CloseFrame)>,
+        parting: Option<Box<Parting>>,
     },
     /// The driver, which says goodbye to the peer.
-    Evicting { reason: Reason, closing: Closing },
+    Evicting {
+        reason: Reason,
+        closing: Box<Closing>,
+    },
     /// Nobody any more. No reason: it was the handler who dropped it.
     Closed {
         reason: Option<Reason>,
@@ -67,14 +71,8 @@ pub(super) enum Phase {
     },
 }
 
-/// A connection's place in the driver's wheel.
-pub(super) struct Link {
-    pub(super) driver: Arc<Driver>,
-    pub(super) key: Key,
-    /// The tick at which the driver comes by. In the past, if it has come and was not asked again.
-    pub(super) armed: u64,
-    granularity: u64,
-}
+/// An end that is put off: why, and what the peer is told.
+pub(super) type Parting = (Reason, CloseFrame);
 
 /// The handler's waker for one direction of its stream.
 #[derive(Default)]
@@ -230,14 +228,29 @@ impl<T> State<T> {
         self.monitor.is_waiting() && !self.reader.by_driver
     }
 
-    /// What follows from what was just done; `None`, almost always, if nothing does.
+    /// Whether nothing can follow from what was just done, as after nearly every operation. If not,
+    /// [`settle`](Self::settle) tells what follows.
+    pub(super) fn is_settled(&self) -> bool {
+        matches!(self.phase, Phase::Open { .. })
+            && !self.monitor.is_stirred()
+            && self.told.is_none()
+            && !self
+                .callers
+                .as_ref()
+                .is_some_and(|callers| callers.has_answers())
+            && !self.reader.due
+            && !self.writer.due
+            && self.notes.is_empty()
+    }
+
+    /// What follows from what was just done; `None` if nothing does.
     pub(super) fn settle(&mut self) -> Option<Aftermath<T>> {
         if self.notes.malformed.is_some() {
             self.outbound.cancel_ping();
         }
         let news = self.note_health();
         if self.monitor.take_moved() || self.told.is_some() {
-            self.rearm();
+            self.rearm(Moves::Forward);
         }
         let verdict = self.monitor.take_verdict();
         let closed = matches!(self.phase, Phase::Closed { .. });
@@ -289,19 +302,6 @@ impl<T> State<T> {
         callers.add(sequence, now)
     }
 
-    /// Tells the driver of a deadline that has come nearer.
-    pub(super) fn rearm(&mut self) {
-        let deadline = self.deadline();
-        let Some(link) = &mut self.link else {
-            return;
-        };
-        let deadline = tick(deadline, link.granularity);
-        if deadline < link.armed {
-            link.armed = deadline;
-            link.driver.rearm(link.key, deadline);
-        }
-    }
-
     pub(super) fn evict(&mut self, now: Moment, reason: Reason, frame: CloseFrame) -> bool {
         match self.phase {
             _ if self.monitor.is_over() => return false,
@@ -325,7 +325,7 @@ impl<T> State<T> {
         self.inbound.forget_ahead();
         self.phase = Phase::Evicting {
             reason,
-            closing: Closing::new(reason, frame),
+            closing: Box::new(Closing::new(reason, frame)),
         };
     }
 

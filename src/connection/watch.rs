@@ -22,10 +22,11 @@ impl Watch<'_> {
     /// The driver is to watch for bytes from the peer: among them may be a pong whose round trip is
     /// measured, or that somebody waits for, and the handler may be slow to read it.
     pub(super) fn is_awaited(&self) -> bool {
+        if self.monitor.is_waiting() || self.callers.as_ref().is_some_and(|callers| callers.any()) {
+            return true;
+        }
         let until = self.monitor.round_trip_until(self.policy);
-        self.monitor.is_waiting()
-            || until.is_some_and(|until| self.now() < until)
-            || self.callers.as_ref().is_some_and(|callers| callers.any())
+        until.is_some_and(|until| self.now() < until)
     }
 
     pub(super) fn now(&self) -> Moment {
@@ -33,7 +34,7 @@ impl Watch<'_> {
     }
 
     /// A direction's frame boundaries are lost.
-    pub(super) fn malformed(&mut self, direction: &'static str, rule: Malformed) {
+    pub(super) fn malformed(&mut self, direction: Direction, rule: Malformed) {
         self.monitor.go_passive();
         self.notes.malformed = Some((direction, rule));
     }
@@ -70,8 +71,12 @@ impl Watch<'_> {
 
     /// The transport accepted `bytes`; `rest` if more of the same write or frame is waiting.
     pub(super) fn accepted(&mut self, bytes: usize, rest: bool) {
-        let now = self.now();
-        self.monitor.accepted(now, bytes, rest, self.policy);
+        self.monitor.sent(bytes);
+        // The clock is read only for those who wait for this.
+        if self.monitor.is_held_up() {
+            let now = self.now();
+            self.monitor.accepted(now, rest, self.policy);
+        }
     }
 
     /// The transport refused bytes, or the scheduler did: a task that has used up its budget gets
@@ -100,6 +105,22 @@ impl Watch<'_> {
     }
 }
 
+/// One of the two directions of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Direction {
+    Inbound,
+    Outbound,
+}
+
+impl Direction {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
 /// What is worth a line in the log, to be written when the lock was given back: a subscriber is
 /// foreign code.
 #[derive(Clone, Copy, Debug, Default)]
@@ -108,7 +129,7 @@ pub(super) struct Notes {
     pub(super) pinged: bool,
     /// A direction whose frame boundaries are lost, and the rule of RFC 6455 that it broke. Its
     /// bytes flow on; nothing is cut out or put in there any more.
-    pub(super) malformed: Option<(&'static str, Malformed)>,
+    pub(super) malformed: Option<(Direction, Malformed)>,
     /// The transport refused to be tuned. It serves as it is.
     pub(super) untuned: Option<std::io::ErrorKind>,
 }

@@ -1,8 +1,8 @@
 //! One task per runtime that keeps every connection's deadline.
 //!
 //! A connection is in the [`wheel`] once, whatever layers it has. Traffic does not touch the wheel:
-//! a deadline that traffic moved is found too early when it comes up, and put back. Only a deadline
-//! that moves *forward* is told to the wheel at once.
+//! a deadline that traffic put off is found too early when it comes up, and put back. Only one that
+//! came nearer is told to the wheel at once, and whatever the driver itself has moved by a visit.
 //!
 //! The task (in [`task`]) starts with the first connection of a runtime and ends with the last.
 
@@ -217,10 +217,10 @@ fn wake(mut queue: MutexGuard<'_, Queue>, deadline: Option<u64>) {
 
 /// The wheel's ticks are milliseconds; `granularity` is a power of two of them, to which deadlines
 /// are rounded up so that neighbours come up together.
-pub(crate) fn tick(deadline: Moment, granularity: u64) -> u64 {
+pub(crate) fn tick(deadline: Moment, granularity: u32) -> u64 {
     deadline
         .ceil_millis()
-        .checked_next_multiple_of(granularity)
+        .checked_next_multiple_of(u64::from(granularity))
         .unwrap_or(u64::MAX)
 }
 

@@ -35,7 +35,7 @@ use crate::wire::Role;
 /// Cloning is cheap. All clones, and all services made of them, share the hooks and the registry.
 #[derive(Clone, Debug)]
 pub struct HeartbeatLayer {
-    share: Share,
+    share: Arc<Share>,
     registry: Registry,
 }
 
@@ -115,7 +115,12 @@ impl HeartbeatLayer {
             idle: None,
         };
         Self {
-            share: Share::new(policy, Some(registry.tracker()), hooks, health_hooks),
+            share: Arc::new(Share::new(
+                policy,
+                Some(registry.tracker()),
+                hooks,
+                health_hooks,
+            )),
             registry,
         }
     }
@@ -138,7 +143,7 @@ impl<S> Layer<S> for HeartbeatLayer {
     fn layer(&self, inner: S) -> Self::Service {
         Heartbeat {
             inner,
-            share: self.share.clone(),
+            share: Arc::clone(&self.share),
         }
     }
 }
@@ -150,7 +155,7 @@ impl<S> Layer<S> for HeartbeatLayer {
 #[derive(Clone, Debug)]
 pub struct Heartbeat<S> {
     inner: S,
-    share: Share,
+    share: Arc<Share>,
 }
 
 impl<S, B, R> Service<Request<B>> for Heartbeat<S>

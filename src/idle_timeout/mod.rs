@@ -28,7 +28,7 @@ use crate::upgrade::{self, ResponseFuture};
 /// Cloning is cheap. All clones, and all services made of them, share the hooks and the registry.
 #[derive(Clone, Debug)]
 pub struct IdleTimeoutLayer {
-    share: Share,
+    share: Arc<Share>,
 }
 
 impl IdleTimeoutLayer {
@@ -63,7 +63,7 @@ impl IdleTimeoutLayer {
         };
         let tracker = registry.map(|registry| registry.tracker());
         Self {
-            share: Share::new(policy, tracker, hooks, health_hooks),
+            share: Arc::new(Share::new(policy, tracker, hooks, health_hooks)),
         }
     }
 }
@@ -74,7 +74,7 @@ impl<S> Layer<S> for IdleTimeoutLayer {
     fn layer(&self, inner: S) -> Self::Service {
         IdleTimeout {
             inner,
-            share: self.share.clone(),
+            share: Arc::clone(&self.share),
         }
     }
 }
@@ -86,7 +86,7 @@ impl<S> Layer<S> for IdleTimeoutLayer {
 #[derive(Clone, Debug)]
 pub struct IdleTimeout<S> {
     inner: S,
-    share: Share,
+    share: Arc<Share>,
 }
 
 impl<S, B, R> Service<Request<B>> for IdleTimeout<S>

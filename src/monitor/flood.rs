@@ -11,15 +11,14 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// time at which it will be empty.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ControlRate {
-    empty_at: Moment,
-    exceeded: bool,
+    /// `None` once the limit was exceeded.
+    empty_at: Option<Moment>,
 }
 
 impl ControlRate {
     pub(super) fn new(now: Moment) -> Self {
         Self {
-            empty_at: now,
-            exceeded: false,
+            empty_at: Some(now),
         }
     }
 
@@ -29,15 +28,17 @@ impl ControlRate {
     /// What piled up while nobody looked came at a rate that nobody knows, and is taken to have come
     /// as slowly as it may have: a peer is not to blame for a server that was away.
     pub(super) fn count(&mut self, now: Moment, earliest: Option<Moment>, limit: u32) -> bool {
-        let from = earliest.map_or(self.empty_at, |earliest| self.empty_at.max(earliest));
-        self.empty_at = from + WINDOW / limit;
-        let first = self.empty_at > now + WINDOW && !self.exceeded;
-        self.exceeded |= first;
-        first
+        let Some(empty_at) = self.empty_at else {
+            return false;
+        };
+        let from = earliest.map_or(empty_at, |earliest| empty_at.max(earliest));
+        let empty_at = from + WINDOW / limit;
+        self.empty_at = Some(empty_at).filter(|empty_at| *empty_at <= now + WINDOW);
+        self.is_exceeded()
     }
 
     pub(super) fn is_exceeded(&self) -> bool {
-        self.exceeded
+        self.empty_at.is_none()
     }
 }
 

@@ -83,7 +83,6 @@ pub(crate) struct Monitor {
     pub(super) pings: Pings,
     pub(super) rtt: RttEstimate,
     pub(super) stats: Stats,
-    verdict: Option<Reason>,
     /// The read-ahead buffer was full when this was last polled, and the handler has not
     /// read since: what is suspended meanwhile has no deadline either.
     pub(super) blind: bool,
@@ -91,8 +90,10 @@ pub(crate) struct Monitor {
     pub(super) passive: bool,
     pub(super) control_rate: ControlRate,
     pub(super) history: History,
+    /// It is over, and the verdict has not been taken.
+    pub(super) judged: bool,
     /// The deadline may have moved forward since this was last taken.
-    moved: bool,
+    pub(super) moved: bool,
 }
 
 impl Monitor {
@@ -116,11 +117,11 @@ impl Monitor {
             pings: Pings::new(tag),
             rtt: RttEstimate::default(),
             stats: Stats::default(),
-            verdict: None,
             blind: false,
             passive: false,
             control_rate: ControlRate::new(now),
             history: History::default(),
+            judged: false,
             moved: false,
         }
     }
@@ -204,9 +205,14 @@ impl Monitor {
         self.stats.messages_sent += 1;
     }
 
-    /// The transport accepted `bytes`; `rest` if more of the same write or frame is waiting.
-    pub(crate) fn accepted(&mut self, now: Moment, bytes: usize, rest: bool, policy: &Policy) {
+    /// The transport accepted `bytes`.
+    pub(crate) fn sent(&mut self, bytes: usize) {
         self.stats.bytes_sent += bytes as u64;
+    }
+
+    /// The transport accepted something; `rest` if more of the same write or frame is waiting. Says
+    /// nothing new unless the connection [is held up](Self::is_held_up).
+    pub(crate) fn accepted(&mut self, now: Moment, rest: bool, policy: &Policy) {
         // A handler that goes on with its frame is slow, not stalled.
         self.pings.wish_again(now);
         let Some(blocked) = self.blocked.take() else {
@@ -246,7 +252,7 @@ impl Monitor {
     /// transports have nothing to flush.
     pub(crate) fn flushed(&mut self, now: Moment, policy: &Policy) {
         if self.blocked.is_some_and(|blocked| blocked.in_flush) {
-            self.accepted(now, 0, false, policy);
+            self.accepted(now, false, policy);
         }
     }
 
@@ -358,7 +364,7 @@ impl Monitor {
     pub(crate) fn end(&mut self, now: Moment, reason: Reason) {
         if !matches!(self.ending, Ending::Over { .. }) {
             self.ending = Ending::Over { since: now, reason };
-            self.verdict = Some(reason);
+            self.judged = true;
             self.moved = true;
         }
     }
@@ -374,7 +380,8 @@ impl Monitor {
 
     /// The verdict, once.
     pub(crate) fn take_verdict(&mut self) -> Option<Reason> {
-        self.verdict.take()
+        let judged = std::mem::take(&mut self.judged);
+        self.reason().filter(|_| judged)
     }
 
     /// Whether the deadline may have moved forward since the last call.

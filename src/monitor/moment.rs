@@ -36,8 +36,8 @@ impl Moment {
 
     /// The moment that lies `duration` before, or the epoch.
     pub(crate) fn before(self, duration: Duration) -> Self {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        Self(NonZeroU64::new(self.0.get().saturating_sub(nanos)).unwrap_or(NonZeroU64::MIN))
+        let nanos = self.0.get().saturating_sub(nanos(duration));
+        Self(NonZeroU64::new(nanos).unwrap_or(NonZeroU64::MIN))
     }
 
     /// Whole milliseconds since the epoch, rounded up so that a deadline is never met early.
@@ -50,9 +50,14 @@ impl Add<Duration> for Moment {
     type Output = Self;
 
     fn add(self, duration: Duration) -> Self {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        Self(self.0.saturating_add(nanos))
+        Self(self.0.saturating_add(nanos(duration)))
     }
+}
+
+/// The same as [`Duration::as_nanos`], without arithmetic on 128 bits.
+fn nanos(duration: Duration) -> u64 {
+    let whole = duration.as_secs().saturating_mul(1_000_000_000);
+    whole.saturating_add(u64::from(duration.subsec_nanos()))
 }
 
 const _: () = assert!(size_of::<Option<Moment>>() == 8);

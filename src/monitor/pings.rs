@@ -211,8 +211,10 @@ impl Pings {
     /// When the newest ping was handed to the transport, if its pong is still to come. The peer may
     /// have shown meanwhile that it is alive.
     pub(crate) fn unanswered(&self) -> Option<Moment> {
-        let open = self.acked < self.flushed;
-        self.flushed_at[self.flushed as usize % REMEMBERED].filter(|_| open)
+        if self.acked >= self.flushed {
+            return None;
+        }
+        self.flushed_at[self.flushed as usize % REMEMBERED]
     }
 
     pub(crate) fn missed(&self) -> u32 {

@@ -170,7 +170,7 @@ impl Policy {
     /// A tick is at most a 32nd of the shortest configured duration, and at most 256 ms. A verdict
     /// comes in up to `1 + missed_pings` steps, each of which may be late by one rounding, so each
     /// gets its part of the tick.
-    pub(crate) fn step_millis(&self) -> u64 {
+    pub(crate) fn step_millis(&self) -> u32 {
         let heartbeat = self.heartbeat.iter().flat_map(|policy| {
             [
                 Some(policy.interval),
@@ -190,12 +190,12 @@ impl Policy {
             .flatten()
             .min()
             .unwrap_or(Duration::MAX);
-        let tick = u64::try_from(shortest.as_millis() / 32).unwrap_or(u64::MAX);
+        let tick = u32::try_from(shortest.as_millis() / 32).unwrap_or(u32::MAX);
         let missed = self
             .heartbeat
             .as_ref()
             .map_or(0, |policy| policy.missed_pings);
-        let share = tick.min(256) / (1 + u64::from(missed));
+        let share = tick.min(256) / missed.saturating_add(1);
         1 << share.max(1).ilog2()
     }
 }

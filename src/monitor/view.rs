@@ -38,6 +38,17 @@ impl Monitor {
         self.pings.any()
     }
 
+    /// Somebody waits for the transport to accept something: bytes that it refused, or a ping of ours
+    /// behind a frame of the handler's.
+    pub(crate) fn is_held_up(&self) -> bool {
+        self.blocked.is_some() || self.pings.wished().is_some()
+    }
+
+    /// Something happened from which something may follow: the deadline has moved, or it is over.
+    pub(crate) fn is_stirred(&self) -> bool {
+        self.moved || self.judged
+    }
+
     /// The transport is holding something up.
     pub(crate) fn is_blocked(&self) -> bool {
         self.blocked.is_some()

@@ -15,9 +15,14 @@ use crate::connection::LivenessStream;
 pub(super) enum Either {
     /// A WebSocket.
     WebSocket(TokioIo<LivenessStream<Transport>>),
-    /// The client offered several protocols, and the handler chose another one: none of ours.
-    Other(Upgraded),
+    /// The client offered several protocols, and the handler chose another one: none of ours. Boxed,
+    /// since it is so rare and the larger one.
+    Other(Box<Upgraded>),
 }
+
+// It stays allocated with every connection.
+#[cfg(all(test, target_pointer_width = "64"))]
+const _: () = assert!(size_of::<Either>() == 16);
 
 /// Calls the same method on whichever stream it is.
 macro_rules! either {

@@ -125,7 +125,7 @@ impl Opening {
         let Self { real, bridge, .. } = self;
         tokio::spawn(async move {
             if let Ok(upgraded) = real.await {
-                bridge.complete(Either::Other(upgraded));
+                bridge.complete(Either::Other(Box::new(upgraded)));
             }
         });
     }

@@ -25,11 +25,11 @@ pub(super) enum Transport {
     Tcp {
         /// What hyper read after the request head, which the peer sent without waiting for the
         /// answer. Never empty: it keeps the buffer of hyper's connection alive.
-        early: Option<Bytes>,
+        early: Option<Box<Bytes>>,
         socket: TcpStream,
     },
-    /// Anything else.
-    Upgraded(TokioIo<Upgraded>),
+    /// Anything else. In a box of its own, or it would be twice the size of a socket.
+    Upgraded(Box<TokioIo<Upgraded>>),
 }
 
 #[cfg(feature = "tcp")]
@@ -61,7 +61,7 @@ impl Transport {
 
     fn over(socket: TokioIo<TcpStream>, early: Bytes) -> Self {
         Self::Tcp {
-            early: Some(early).filter(|early| !early.is_empty()),
+            early: (!early.is_empty()).then(|| Box::new(early)),
             socket: socket.into_inner(),
         }
     }
@@ -80,7 +80,7 @@ impl From<Upgraded> for Transport {
                 Err(upgraded) => upgraded,
             },
         };
-        Self::Upgraded(TokioIo::new(upgraded))
+        Self::Upgraded(Box::new(TokioIo::new(upgraded)))
     }
 }
 

@@ -15,7 +15,7 @@ fn only_data_messages_in_the_watched_direction_count() {
         |line| {
             line.hears_part_of_a_frame();
         },
-        |line| line.monitor.accepted(line.now, 1_000, true, &line.policy),
+        |line| line.monitor.accepted(line.now, true, &line.policy),
     ];
     for (watch, counts) in [
         (Traffic::Inbound, [true, false, false, false]),
@@ -243,7 +243,7 @@ fn counts_what_passed() {
     let mut line = Line::new(heartbeat(|_| {}));
     line.run(10_000);
     assert!(line.pongs(0));
-    line.monitor.accepted(line.now, 300, true, &line.policy);
+    line.monitor.sent(300);
     line.monitor.message_in(line.now);
     line.monitor.message_out(line.now);
     line.monitor.message_out(line.now);

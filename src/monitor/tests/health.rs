@@ -147,7 +147,7 @@ fn a_write_stall_counts_when_it_has_ended_after_half_its_time() {
                 if flush {
                     line.monitor.flushed(line.now, &line.policy);
                 } else {
-                    line.monitor.accepted(line.now, 1, false, &line.policy);
+                    line.monitor.accepted(line.now, false, &line.policy);
                 }
                 assert_eq!(line.monitor.stats().write_stalls(), u64::from(stalled));
                 let after = if stalled {
@@ -287,7 +287,7 @@ fn without_a_heartbeat_its_defaults_hold() {
     let mut line = Line::new(idle(|policy| policy.timeout = ms(10_000_000)));
     line.monitor.refused(line.now);
     line.turns(at(15_000), Health::Live, Health::WriteStalled);
-    line.monitor.accepted(line.now, 1, false, &line.policy);
+    line.monitor.accepted(line.now, false, &line.policy);
     line.turns(at(465_000), Health::Degraded, Health::Live);
     line.monitor.bytes_wait(line.now);
     line.turns(at(495_000), Health::Live, Health::HandlerStalled);

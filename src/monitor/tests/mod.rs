@@ -183,7 +183,8 @@ impl Line {
 
     /// The transport takes the newest ping whole.
     fn flush(&mut self) {
-        self.monitor.accepted(self.now, 10, false, &self.policy);
+        self.monitor.sent(10);
+        self.monitor.accepted(self.now, false, &self.policy);
         self.monitor.ping_flushed(self.now);
     }
 

@@ -114,7 +114,7 @@ proptest! {
             policy.missed_pings = missed;
         });
         let still = idle(|policy| policy.max_lifetime = lifetime.map(ms));
-        let step = both(heart, still).step_millis();
+        let step = u64::from(both(heart, still).step_millis());
         let shortest = [interval, timeout, 1_000, lifetime.unwrap_or(u64::MAX)]
             .into_iter()
             .min()

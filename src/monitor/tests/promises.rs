@@ -209,7 +209,7 @@ proptest! {
             random,
         );
         line.flushes = false;
-        let tick = ms(line.policy.step_millis()).mul_f64(late);
+        let tick = ms(line.policy.step_millis().into()).mul_f64(late);
         let flush = ms(flush);
         let (mut alive, mut life) = (peer.dies_after > 0, Moment::START);
         let mut answers = 0;

@@ -145,7 +145,7 @@ impl Line {
             }
             Event::MessageIn => monitor.message_in(now),
             Event::MessageOut => monitor.message_out(now),
-            Event::Accepted { rest } => monitor.accepted(now, 1, rest, &self.policy),
+            Event::Accepted { rest } => monitor.accepted(now, rest, &self.policy),
             Event::Refuses(refuses) => self.refuses = refuses,
             Event::Refused => monitor.refused(now),
             Event::BytesWait => {

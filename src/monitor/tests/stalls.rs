@@ -109,11 +109,11 @@ fn a_write_that_goes_on_slowly_is_not_stalled() {
     line.monitor.refused(line.now);
     for turn in 1..100 {
         line.run(turn * 4_999);
-        line.monitor.accepted(line.now, 1, true, &line.policy);
+        line.monitor.accepted(line.now, true, &line.policy);
         assert_eq!(line.health(), Health::WriteStalled);
     }
     line.did(&[]);
-    line.monitor.accepted(line.now, 1, false, &line.policy);
+    line.monitor.accepted(line.now, false, &line.policy);
     assert_eq!(line.health(), Health::Degraded);
     line.run(9_999_999).did(&[]);
 }
@@ -135,7 +135,7 @@ fn what_a_peer_drains_puts_its_timeout_off() {
             line.monitor.refused(line.now);
         }
         line.run(13_000);
-        line.monitor.accepted(line.now, 1_000, false, &line.policy);
+        line.monitor.accepted(line.now, false, &line.policy);
         line.run(end).did(&[
             (10_000, Ping),
             (end, End(Reason::HeartbeatTimeout { missed: 1 })),
@@ -233,7 +233,7 @@ fn a_frame_that_the_transport_held_up_is_not_the_handlers_stall() {
     line.run(3_000).did(&[(3_000, Ping)]);
     line.run(40_000).did(&[(3_000, Ping)]);
     line.monitor.take_moved();
-    line.monitor.accepted(line.now, 1_000, false, &line.policy);
+    line.monitor.accepted(line.now, false, &line.policy);
     assert!(line.monitor.take_moved());
     assert_eq!(line.deadline(), at(47_000), "the handler's time begins");
 }
@@ -352,7 +352,7 @@ fn a_write_that_goes_on_in_its_second_try_is_waited_for_anew_and_says_so() {
     line.run(30);
     assert_eq!(line.deadline(), at(120), "the second try");
     line.monitor.take_moved();
-    line.monitor.accepted(line.now, 1, true, &line.policy);
+    line.monitor.accepted(line.now, true, &line.policy);
     assert_eq!(line.deadline(), at(50));
     assert!(line.monitor.take_moved(), "nearer than before");
 }

@@ -12,12 +12,14 @@ use super::Slot;
 const REQUEST: &[u8] = b"CONNECT a:1 HTTP/1.1\r\n\r\n";
 
 /// The connection's IO: plays the client's part of the canned exchange, then is the stream.
+///
+/// It stays allocated as long as the stream, so what only the exchange needs must not make it larger.
 pub(super) enum BridgeIo<T> {
     /// hyper's connection reads and writes.
     Handshake {
         slot: Slot<T>,
-        /// What is left of the canned request.
-        request: &'static [u8],
+        /// How much of the canned request was read.
+        read: u8,
         head_end: HeadEnd,
     },
     /// The application reads and writes.
@@ -29,11 +31,15 @@ pub(super) enum BridgeIo<T> {
     },
 }
 
+// The stream and one word.
+#[cfg(test)]
+const _: () = assert!(size_of::<BridgeIo<[usize; 2]>>() == size_of::<[usize; 3]>());
+
 impl<T> BridgeIo<T> {
     pub(super) fn new(slot: Slot<T>) -> Self {
         BridgeIo::Handshake {
             slot,
-            request: REQUEST,
+            read: 0,
             head_end: HeadEnd::default(),
         }
     }
@@ -49,12 +55,15 @@ where
         mut buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            // Never `Ready` with nothing, which hyper would take for the end of the connection.
-            BridgeIo::Handshake { request: [], .. } => Poll::Pending,
-            BridgeIo::Handshake { request, .. } => {
-                let (now, later) = request.split_at(request.len().min(buf.remaining()));
-                buf.put_slice(now);
-                *request = later;
+            BridgeIo::Handshake { read, .. } => {
+                let rest = &REQUEST[usize::from(*read)..];
+                if rest.is_empty() {
+                    // Never `Ready` with nothing, which hyper would take for the end of the connection.
+                    return Poll::Pending;
+                }
+                let now = rest.len().min(buf.remaining());
+                buf.put_slice(&rest[..now]);
+                *read += now as u8;
                 Poll::Ready(Ok(()))
             }
             BridgeIo::Open { io, fresh } => {
@@ -139,7 +148,7 @@ where
 #[derive(Default)]
 pub(super) struct HeadEnd {
     /// How much of the end the last bytes were, at most three.
-    matched: usize,
+    matched: u8,
 }
 
 impl HeadEnd {
@@ -149,11 +158,11 @@ impl HeadEnd {
     fn find(&mut self, piece: &[u8]) -> Option<usize> {
         for (index, &byte) in piece.iter().enumerate() {
             self.matched = match byte {
-                _ if byte == Self::END[self.matched] => self.matched + 1,
+                _ if byte == Self::END[usize::from(self.matched)] => self.matched + 1,
                 b'\r' => 1,
                 _ => 0,
             };
-            if self.matched == Self::END.len() {
+            if usize::from(self.matched) == Self::END.len() {
                 self.matched = 0;
                 return Some(index + 1);
             }

@@ -1,0 +1,113 @@
+//! What a connection keeps for its end: who is told, and what is left to them.
+//!
+//! Most connections keep next to nothing, so what few of them have is apart, in [`Rare`].
+
+use std::any::Any;
+use std::mem;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::places::Place;
+use crate::evict::{Eviction, LocalHook, OnEvict, Seats};
+use crate::health_hook::OnHealth;
+use crate::sync::Notify;
+
+/// Who is told of a layer's connections.
+pub(crate) struct Listeners {
+    pub(super) hooks: Vec<Arc<dyn OnEvict>>,
+    pub(super) health_hooks: Vec<Arc<dyn OnHealth>>,
+}
+
+#[derive(Default)]
+pub(super) struct Extras {
+    /// The layers that have hooks, outermost first. There are hardly ever more than one of each kind.
+    pub(super) layers: [Option<Arc<Listeners>>; 2],
+    pub(super) rare: Option<Box<Rare>>,
+    /// How many may still ask for the session and the seats: the hooks, as long as they have not all
+    /// returned, and everybody who awaits the end. When the last of them is gone, and the handler has
+    /// let go, the slot is emptied, for what is in it may well hold a handle of this connection, and
+    /// they would keep each other alive.
+    pub(super) audience: u32,
+    /// The handler has its stream, and may ask for the session. Not for the seats: it may be waiting
+    /// for what hangs on its seat to go, the sender of its channel say.
+    pub(super) held: bool,
+    /// The hooks were taken to be called: one that comes now is called by whoever brings it.
+    pub(super) fired: bool,
+    /// All hooks have returned.
+    pub(super) reported: bool,
+    /// There is no transport any more, and none will come. True if the closing handshake of the
+    /// connection's eviction was completed before.
+    pub(super) departed: Option<bool>,
+}
+
+/// What most connections do not have before their end. Made as soon as there is something of it, so
+/// that an idle connection does not pay for it.
+#[derive(Default)]
+pub(super) struct Rare {
+    pub(super) session: Option<Arc<dyn Any + Send + Sync>>,
+    /// Where this connection has seats in maps of the application's.
+    pub(super) places: Vec<Arc<dyn Place>>,
+    /// The seats that were its own to the end.
+    pub(super) seats: Option<Seats>,
+    /// Further layers that have hooks.
+    pub(super) layers: Vec<Arc<Listeners>>,
+    pub(super) local: Vec<LocalHook>,
+    /// Without the session value and the seats, which are in here until everybody has been told.
+    pub(super) eviction: Option<Box<Eviction>>,
+    /// The session was set, all hooks have returned, or the transport is gone. Whoever changes one of
+    /// these looks under the same lock whether somebody waits, and whoever waits is here before it
+    /// looks: so no change is missed.
+    pub(super) changed: Option<Arc<Notify>>,
+}
+
+impl Extras {
+    pub(super) fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    pub(super) fn layers(&self) -> impl Iterator<Item = &Arc<Listeners>> {
+        let more = self.rare.iter().flat_map(|rare| &rare.layers);
+        self.layers.iter().flatten().chain(more)
+    }
+
+    pub(super) fn add_layer(&mut self, listeners: Arc<Listeners>) {
+        match self.layers.iter_mut().find(|layer| layer.is_none()) {
+            Some(layer) => *layer = Some(listeners),
+            None => self.rare().layers.push(listeners),
+        }
+    }
+
+    /// All layers that have hooks, in the order in which they came. To be dropped without the lock.
+    pub(super) fn take_layers(&mut self) -> SmallVec<[Arc<Listeners>; 2]> {
+        let more = self.rare.as_mut().map(|rare| mem::take(&mut rare.layers));
+        let layers = mem::take(&mut self.layers).into_iter().flatten();
+        layers.chain(more.into_iter().flatten()).collect()
+    }
+
+    pub(super) fn eviction(&self) -> Option<&Eviction> {
+        self.rare.as_ref()?.eviction.as_deref()
+    }
+
+    /// Whether somebody may still ask for the session.
+    pub(super) fn is_held(&self) -> bool {
+        self.held || self.audience > 0
+    }
+
+    /// Whom a change that was just made is to be told, after the lock was given back.
+    pub(super) fn changed(&self) -> Option<Arc<Notify>> {
+        self.rare.as_ref()?.changed.clone()
+    }
+}
+
+pub(super) fn notify(changed: Option<Arc<Notify>>) {
+    if let Some(changed) = changed {
+        changed.notify_waiters();
+    }
+}
+
+impl Listeners {
+    pub(super) fn is_empty(&self) -> bool {
+        self.hooks.is_empty() && self.health_hooks.is_empty()
+    }
+}
