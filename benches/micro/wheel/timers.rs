@@ -1,0 +1,196 @@
+//! The timers that are compared, each made to do the same.
+
+use std::hint::black_box;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::time::{self, Sleep, advance, sleep};
+use tokio_util::time::{DelayQueue, delay_queue};
+
+use crate::driver::wheel::{Key, Wheel};
+
+pub(super) const TICK: Duration = Duration::from_millis(1);
+
+/// How much the driver lets the wheel do at a time.
+const PIECE: usize = 1024;
+
+/// A deadline for each of many entries. Entries are named by numbers from 0; `after` is in milliseconds from now.
+pub(super) trait Timers {
+    fn insert(&mut self, entry: u32, after: u32);
+    fn rearm(&mut self, entry: u32, after: u32);
+    fn cancel(&mut self, entry: u32);
+    /// Moves time on by a millisecond, in which those named (and no others) are due and are found.
+    fn tick(&mut self, due: &[(u32, u32)]);
+    /// Gives an entry that was due a new deadline.
+    fn put_back(&mut self, entry: u32, after: u32);
+}
+
+/// The crate's wheel. Its driver asks for the values of what has expired, and so does this.
+pub(super) struct Driven {
+    wheel: Wheel<u32>,
+    keys: Vec<Option<Key>>,
+    now: u64,
+    expired: Vec<Key>,
+}
+
+impl Driven {
+    pub(super) fn new() -> Self {
+        Self {
+            wheel: Wheel::new(0),
+            keys: Vec::new(),
+            now: 0,
+            expired: Vec::new(),
+        }
+    }
+}
+
+impl Timers for Driven {
+    fn insert(&mut self, entry: u32, after: u32) {
+        let key = self.wheel.insert(self.now + u64::from(after), entry);
+        *place(&mut self.keys, entry) = Some(key);
+    }
+
+    fn rearm(&mut self, entry: u32, after: u32) {
+        let key = self.keys[entry as usize].expect("an entry");
+        self.wheel.rearm(key, self.now + u64::from(after));
+    }
+
+    fn cancel(&mut self, entry: u32) {
+        let key = self.keys[entry as usize].take().expect("an entry");
+        self.wheel.remove(key);
+    }
+
+    fn tick(&mut self, due: &[(u32, u32)]) {
+        self.now += 1;
+        let (mut found, mut done) = (0, false);
+        while !done {
+            done = self.wheel.advance(self.now, PIECE, &mut self.expired);
+            found += self.expired.len();
+            for key in self.expired.drain(..) {
+                black_box(self.wheel.get(key));
+            }
+        }
+        assert_eq!(found, due.len());
+    }
+
+    fn put_back(&mut self, entry: u32, after: u32) {
+        self.rearm(entry, after);
+    }
+}
+
+/// One `DelayQueue`.
+pub(super) struct Queued<'a> {
+    queue: DelayQueue<u32>,
+    keys: Vec<Option<delay_queue::Key>>,
+    runtime: &'a Runtime,
+}
+
+impl<'a> Queued<'a> {
+    pub(super) fn new(runtime: &'a Runtime) -> Self {
+        Self {
+            queue: DelayQueue::new(),
+            keys: Vec::new(),
+            runtime,
+        }
+    }
+}
+
+impl Timers for Queued<'_> {
+    fn insert(&mut self, entry: u32, after: u32) {
+        let key = self.queue.insert(entry, millis(after));
+        *place(&mut self.keys, entry) = Some(key);
+    }
+
+    fn rearm(&mut self, entry: u32, after: u32) {
+        let key = self.keys[entry as usize].as_ref().expect("an entry");
+        self.queue.reset(key, millis(after));
+    }
+
+    fn cancel(&mut self, entry: u32) {
+        let key = self.keys[entry as usize].take().expect("an entry");
+        self.queue.remove(&key);
+    }
+
+    fn tick(&mut self, due: &[(u32, u32)]) {
+        self.runtime.block_on(advance(TICK));
+        let mut found = 0;
+        while let Poll::Ready(Some(expired)) = self.queue.poll_expired(&mut nobody()) {
+            black_box(expired);
+            found += 1;
+        }
+        assert_eq!(found, due.len());
+    }
+
+    /// What has expired has left the queue.
+    fn put_back(&mut self, entry: u32, after: u32) {
+        self.insert(entry, after);
+    }
+}
+
+/// One `Sleep` each.
+pub(super) struct Asleep<'a> {
+    sleeps: Vec<Option<Pin<Box<Sleep>>>>,
+    runtime: &'a Runtime,
+}
+
+impl<'a> Asleep<'a> {
+    pub(super) fn new(runtime: &'a Runtime) -> Self {
+        Self {
+            sleeps: Vec::new(),
+            runtime,
+        }
+    }
+
+    fn sleep(&mut self, entry: u32) -> Pin<&mut Sleep> {
+        let sleep = self.sleeps[entry as usize].as_mut();
+        sleep.expect("an entry").as_mut()
+    }
+}
+
+impl Timers for Asleep<'_> {
+    fn insert(&mut self, entry: u32, after: u32) {
+        let mut sleep = Box::pin(sleep(millis(after)));
+        // With the first poll it gets into the runtime's wheel.
+        assert!(sleep.as_mut().poll(&mut nobody()).is_pending());
+        *place(&mut self.sleeps, entry) = Some(sleep);
+    }
+
+    fn rearm(&mut self, entry: u32, after: u32) {
+        let deadline = time::Instant::now() + millis(after);
+        self.sleep(entry).reset(deadline);
+    }
+
+    fn cancel(&mut self, entry: u32) {
+        self.sleeps[entry as usize] = None;
+    }
+
+    fn tick(&mut self, due: &[(u32, u32)]) {
+        self.runtime.block_on(advance(TICK));
+        for &(entry, _) in due {
+            assert!(self.sleep(entry).poll(&mut nobody()).is_ready());
+        }
+    }
+
+    fn put_back(&mut self, entry: u32, after: u32) {
+        self.rearm(entry, after);
+        assert!(self.sleep(entry).poll(&mut nobody()).is_pending());
+    }
+}
+
+/// Where something of `entry` is kept. Entries come in order when they come for the first time.
+fn place<T>(all: &mut Vec<Option<T>>, entry: u32) -> &mut Option<T> {
+    if all.len() == entry as usize {
+        all.push(None);
+    }
+    &mut all[entry as usize]
+}
+
+fn millis(count: u32) -> Duration {
+    Duration::from_millis(count.into())
+}
+
+fn nobody() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}

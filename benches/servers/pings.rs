@@ -1,0 +1,138 @@
+//! Processor time of the server for each ping with its pong, with many connections that are idle
+//! otherwise: a heartbeat written by hand, both layers, and the floor. Whole round trips are counted,
+//! since a server may ping at a fixed pace or after some silence. Nothing is subtracted.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::TryStreamExt;
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+use super::support::comparison::{Bar, Comparison};
+use super::support::peer::{Frame, Peer};
+use super::support::process::{Server, need_files};
+use super::support::server::{BUFFERS, Kind, Options, buffer_name};
+use super::{Result, Size};
+
+/// How much is measured.
+struct Plan {
+    peers: usize,
+    interval: Duration,
+    /// Intervals that are measured in each round.
+    intervals: u32,
+    rounds: usize,
+}
+
+const SERVERS: [Kind; 3] = [Kind::HandWritten, Kind::Layered, Kind::Floor];
+
+const COLUMNS: [&str; 2] = ["server's CPU/round trip (µs)", "round trips/s"];
+const CPU: usize = 0;
+
+/// What a round trip may cost behind both layers, as a multiple of the hand-written heartbeat's, with
+/// each of [`BUFFERS`].
+const BARS: [f64; 2] = [0.5, 0.9];
+/// The same, as a multiple of the floor's.
+const FLOOR_BAR: f64 = 1.4;
+
+pub(crate) fn run(size: Size) -> Result<()> {
+    let plan = match size {
+        Size::Quick => Plan {
+            peers: 200,
+            interval: Duration::from_millis(200),
+            intervals: 2,
+            rounds: 1,
+        },
+        Size::Full => Plan {
+            peers: 10_000,
+            interval: Duration::from_secs(1),
+            intervals: 4,
+            rounds: 5,
+        },
+    };
+    need_files(plan.peers as u64 + 100)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    for (buffer, bar) in BUFFERS.into_iter().zip(BARS) {
+        let comparison = Comparison::take(COLUMNS, &SERVERS, plan.rounds, |server| {
+            round(&runtime, &plan, SERVERS[server], buffer)
+        })?;
+        println!(
+            "### {} connections, pinged every {:?}, {}\n",
+            plan.peers,
+            plan.interval,
+            buffer_name(buffer)
+        );
+        comparison.print(&[
+            (Kind::Layered, Kind::HandWritten),
+            (Kind::Layered, Kind::Floor),
+            (Kind::HandWritten, Kind::Floor),
+        ]);
+        let ratio = comparison.ratio(CPU, Kind::Layered, Kind::HandWritten);
+        Bar::AtMost(bar).judge("CPU per round trip, layered / hand-written", ratio);
+        let ratio = comparison.ratio(CPU, Kind::Layered, Kind::Floor);
+        Bar::AtMost(FLOOR_BAR).judge("CPU per round trip, layered / floor", ratio);
+        println!();
+    }
+    Ok(())
+}
+
+/// Starts a server, connects all peers, and returns the figures of [`COLUMNS`].
+///
+/// No other server runs meanwhile: the files of one process suffice for the peers of one, and 10,000
+/// read buffers of axum's default size are 1.3 GB.
+fn round(runtime: &Runtime, plan: &Plan, kind: Kind, buffer: Option<usize>) -> Result<[f64; 2]> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let mut server = Server::start(Options {
+        kind,
+        buffer,
+        interval: plan.interval,
+        // Nobody is to be found dead, however slow the machine is.
+        timeout: PATIENCE,
+        ..Options::default()
+    })?;
+    runtime.block_on(async {
+        let round_trips = Arc::new(AtomicU64::new(0));
+        let mut answering = JoinSet::new();
+        let mut peers = Peer::connect_many(server.addr, plan.peers);
+        // Each answers from the beginning: pongs that come together make pings that go together.
+        while let Some(peer) = peers.try_next().await? {
+            peer.reset_on_drop()?;
+            answering.spawn(answer(peer, Arc::clone(&round_trips)));
+        }
+        server.wait_for_open(plan.peers, PATIENCE)?;
+        // Every connection is pinged for the first time, which may cost more than the next.
+        tokio::time::sleep(plan.interval).await;
+
+        let before = round_trips.load(Ordering::Relaxed);
+        let cpu = server.cpu()?;
+        let begun = Instant::now();
+        tokio::time::sleep(plan.interval * plan.intervals).await;
+        let cpu = server.cpu()? - cpu;
+        let took = begun.elapsed();
+        let counted = round_trips.load(Ordering::Relaxed) - before;
+
+        if let Some(ended) = answering.try_join_next() {
+            return Err(format!("a connection did not last: {:?}", ended?).into());
+        }
+        if counted < plan.peers as u64 {
+            return Err(format!("{} connections had only {counted} pings", plan.peers).into());
+        }
+        Ok([
+            cpu.as_secs_f64() * 1e6 / counted as f64,
+            counted as f64 / took.as_secs_f64(),
+        ])
+    })
+}
+
+/// Answers pings, and counts them, as long as the connection lasts.
+async fn answer(mut peer: Peer, round_trips: Arc<AtomicU64>) -> io::Result<()> {
+    loop {
+        if peer.receive().await? == Frame::Ping {
+            round_trips.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

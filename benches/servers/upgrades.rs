@@ -1,0 +1,157 @@
+//! Upgrades: how many in a second, one after the other and 64 at a time, and at how much processor
+//! time of the server. Each is a whole life: accept, opening handshake, handler, and the peer's
+//! reset, so what the layers add to the end of a connection counts too.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use futures_util::TryStreamExt;
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+use super::support::comparison::{Bar, Comparison};
+use super::support::peer::Peer;
+use super::support::process::Server;
+use super::support::server::{BUFFERS, Kind, Options, buffer_name};
+use super::{Result, Size};
+
+#[derive(Clone, Copy)]
+struct Case {
+    /// How many peers upgrade at the same time.
+    at_once: usize,
+    /// Connections that are there all the time. Without any, what a server keeps for all of its
+    /// connections comes and goes with each.
+    standing: usize,
+}
+
+const CASES: [Case; 3] = [
+    Case {
+        at_once: 1,
+        standing: 0,
+    },
+    Case {
+        at_once: 1,
+        standing: 100,
+    },
+    Case {
+        at_once: 64,
+        standing: 100,
+    },
+];
+
+const COLUMNS: [&str; 2] = ["upgrades/s", "server's CPU/upgrade (µs)"];
+const CPU: usize = 1;
+
+/// What both layers may add to an upgrade, in microseconds.
+const BAR: f64 = 3.0;
+
+pub(crate) fn run(size: Size) -> Result<()> {
+    let (rounds, time) = match size {
+        Size::Quick => (1, Duration::from_millis(100)),
+        Size::Full => (9, Duration::from_secs(1)),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    for buffer in BUFFERS {
+        for case in CASES {
+            let mut loads = Vec::new();
+            for kind in Kind::ECHOING {
+                let mut load = Load::start(&runtime, kind, buffer, case)?;
+                load.round(time / 10)?;
+                loads.push(load);
+            }
+            let comparison = Comparison::take(COLUMNS, &Kind::ECHOING, rounds, |server| {
+                loads[server].round(time)
+            })?;
+            report(case, buffer, &comparison);
+        }
+    }
+    Ok(())
+}
+
+fn report(case: Case, buffer: Option<usize>, comparison: &Comparison<2>) {
+    let Case { at_once, standing } = case;
+    let buffer = buffer_name(buffer);
+    println!("### {at_once} at a time beside {standing} connections, {buffer}\n");
+    comparison.print(&[(Kind::HandWritten, Kind::Bare), (Kind::Layered, Kind::Bare)]);
+    let added = comparison.difference(CPU, Kind::HandWritten, Kind::Bare);
+    println!("- µs of CPU per upgrade, hand-written − bare: {added:.3}");
+    let added = comparison.difference(CPU, Kind::Layered, Kind::Bare);
+    Bar::AtMost(BAR).judge("µs of CPU per upgrade, layered − bare", added);
+    println!();
+}
+
+/// A server, to which nobody upgrades but in its rounds.
+struct Load<'a> {
+    runtime: &'a Runtime,
+    server: Server,
+    case: Case,
+    /// Held, not used.
+    _standing: Vec<Peer>,
+}
+
+impl<'a> Load<'a> {
+    fn start(runtime: &'a Runtime, kind: Kind, buffer: Option<usize>, case: Case) -> Result<Self> {
+        let server = Server::start(Options {
+            kind,
+            buffer,
+            // Nobody would answer a ping.
+            interval: Duration::from_secs(3600),
+            ..Options::default()
+        })?;
+        let standing = Peer::connect_many(server.addr, case.standing).try_collect();
+        let standing = runtime.block_on(standing)?;
+        Ok(Self {
+            runtime,
+            server,
+            case,
+            _standing: standing,
+        })
+    }
+
+    /// Has peers upgrade again and again for so long, and returns the figures of [`COLUMNS`].
+    fn round(&mut self, time: Duration) -> Result<[f64; 2]> {
+        /// How long the last handshake and the last end may take.
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let mut upgrading = JoinSet::new();
+        let cpu = self.server.cpu()?;
+        let begun = Instant::now();
+        for _ in 0..self.case.at_once {
+            let upgrades = upgrade(self.server.addr, begun + time);
+            upgrading.spawn_on(upgrades, self.runtime.handle());
+        }
+        let all = async {
+            let mut upgrades = 0;
+            while let Some(done) = upgrading.join_next().await {
+                upgrades += done??;
+            }
+            Result::Ok(upgrades)
+        };
+        let upgrades = self
+            .runtime
+            .block_on(async { tokio::time::timeout(time + PATIENCE, all).await })??;
+        let took = begun.elapsed();
+        // What the server still has to do belongs to these upgrades, and to no later round.
+        self.server.wait_for_open(self.case.standing, PATIENCE)?;
+        let cpu = self.server.cpu()? - cpu;
+        let upgrades = f64::from(upgrades);
+        Ok([
+            upgrades / took.as_secs_f64(),
+            cpu.as_secs_f64() * 1e6 / upgrades,
+        ])
+    }
+}
+
+/// How many connections were opened, upgraded and reset until `end`, one after the other.
+async fn upgrade(addr: SocketAddr, end: Instant) -> io::Result<u32> {
+    let any = SocketAddr::from(([0, 0, 0, 0], 0));
+    let mut upgrades = 0;
+    while Instant::now() < end {
+        // A connection that is reset leaves no port behind in TIME_WAIT: they would run out.
+        Peer::connect(addr, any).await?.reset_on_drop()?;
+        upgrades += 1;
+    }
+    Ok(upgrades)
+}

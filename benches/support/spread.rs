@@ -1,0 +1,46 @@
+//! Figures of several rounds, which on a shared machine are worth nothing one by one.
+
+use std::fmt;
+
+/// The least, the middle and the greatest of some figures.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spread {
+    pub(crate) min: f64,
+    pub(crate) median: f64,
+    pub(crate) max: f64,
+}
+
+impl Spread {
+    /// # Panics
+    ///
+    /// Without figures.
+    pub(crate) fn of(figures: impl IntoIterator<Item = f64>) -> Self {
+        let mut figures: Vec<_> = figures.into_iter().collect();
+        figures.sort_by(f64::total_cmp);
+        let middle = figures.len() / 2;
+        let median = if figures.len() % 2 == 1 {
+            figures[middle]
+        } else {
+            (figures[middle - 1] + figures[middle]) / 2.0
+        };
+        Self {
+            min: figures[0],
+            median,
+            max: figures[figures.len() - 1],
+        }
+    }
+
+    /// The spread of `figures` divided, round by round, by those of `base`.
+    pub(crate) fn of_ratios(figures: &[f64], base: &[f64]) -> Self {
+        Self::of(figures.iter().zip(base).map(|(figure, base)| figure / base))
+    }
+}
+
+/// `median (min to max)`, with as many decimals as asked for (two by default).
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let places = f.precision().unwrap_or(2);
+        let Self { min, median, max } = self;
+        write!(f, "{median:.places$} ({min:.places$} to {max:.places$})")
+    }
+}
