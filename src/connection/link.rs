@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::state::State;
 use crate::driver::{Driver, Key, tick};
+use crate::monitor::Moment;
 
 /// A connection's place in the driver's wheel.
 pub(super) struct Link {
@@ -26,17 +26,13 @@ pub(super) enum Moves {
     BothWays,
 }
 
-impl<T> State<T> {
-    /// Tells the driver of a deadline that has moved.
-    pub(super) fn rearm(&mut self, moves: Moves) {
-        let deadline = self.deadline();
-        let Some(link) = &mut self.link else {
-            return;
-        };
-        let deadline = tick(deadline, link.granularity);
-        if deadline < link.armed || moves == Moves::BothWays && deadline > link.armed {
-            link.armed = deadline;
-            link.driver.rearm(link.key, deadline);
+impl Link {
+    /// Tells the driver that the deadline is another one now, if it is to know of that.
+    pub(super) fn rearm(&mut self, deadline: Moment, moves: Moves) {
+        let deadline = tick(deadline, self.granularity);
+        if deadline < self.armed || moves == Moves::BothWays && deadline > self.armed {
+            self.armed = deadline;
+            self.driver.rearm(self.key, deadline);
         }
     }
 }

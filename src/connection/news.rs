@@ -1,5 +1,6 @@
 //! When health is news, and when the driver has to come by for it.
 
+use super::link::Moves;
 use super::state::{Phase, State};
 use crate::health_hook::HealthChange;
 use crate::monitor::Moment;
@@ -33,6 +34,14 @@ impl<T> State<T> {
         match &self.told {
             Some(told) => verdict.min(self.monitor.lasting_deadline(told.looked, &self.policy)),
             None => verdict,
+        }
+    }
+
+    /// Tells the driver when that is, if it has moved.
+    pub(super) fn rearm(&mut self, moves: Moves) {
+        let deadline = self.deadline();
+        if let Some(link) = &mut self.link {
+            link.rearm(deadline, moves);
         }
     }
 }
