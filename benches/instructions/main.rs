@@ -21,9 +21,10 @@ use std::time::Duration;
 use std::{fs, io};
 
 use futures_util::future::try_join_all;
+use support::options::{Kind, Options};
 use support::peer::{Frame, Peer};
 use support::process::{SERVE, Server};
-use support::server::{self, Kind, Options};
+use support::server;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 

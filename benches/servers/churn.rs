@@ -13,10 +13,10 @@ use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use super::support::crowd::{self, ANYWHERE};
+use super::support::options::{Kind, Options};
 use super::support::peer::Peer;
 use super::support::plot::{self, Labels, Line};
 use super::support::process::{Server, need_files};
-use super::support::server::{Kind, Options};
 use super::{Result, Size};
 
 /// How many connections are made.

@@ -15,10 +15,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::support::crowd;
+use super::support::options::{Kind, Options};
 use super::support::peer::Peer;
 use super::support::plot::{self, Labels, Line};
 use super::support::process::{Server, need_files};
-use super::support::server::{Kind, Options};
 use super::support::spread::Spread;
 use super::{Result, Size};
 

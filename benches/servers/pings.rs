@@ -12,9 +12,9 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use super::support::comparison::{Bar, Comparison};
+use super::support::options::{BUFFERS, Kind, Options, buffer_name};
 use super::support::peer::{Frame, Peer};
 use super::support::process::{Server, need_files};
-use super::support::server::{BUFFERS, Kind, Options, buffer_name};
 use super::{Result, Size};
 
 /// How much is measured.

@@ -11,9 +11,9 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use super::support::comparison::{Bar, Comparison};
+use super::support::options::{BUFFERS, Kind, Options, buffer_name};
 use super::support::peer::Peer;
 use super::support::process::Server;
-use super::support::server::{BUFFERS, Kind, Options, buffer_name};
 use super::{Result, Size};
 
 #[derive(Clone, Copy)]

@@ -3,7 +3,7 @@
 
 use std::error::Error;
 
-use super::server::Kind;
+use super::options::Kind;
 use super::spread::Spread;
 
 /// `N` figures of each server in each round.

@@ -9,7 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::server::{Account, Options};
+use super::account::Account;
+use super::options::Options;
 
 /// An unmasked ping without a payload (RFC 6455 section 5.5.2).
 const PING: [u8; 2] = [0x89, 0];

@@ -12,7 +12,8 @@ use axum::routing::any;
 use bytes::Bytes;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
-use super::server::{Account, Options, answer};
+use super::account::Account;
+use super::options::{Options, answer};
 
 #[derive(Clone)]
 struct Sessions {

@@ -41,11 +41,6 @@ pub(crate) fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/plots")
 }
 
-/// Draws `lines` into one plot. Returns where it is.
-pub(crate) fn lines(labels: &Labels<'_>, lines: &[Line]) -> Result<PathBuf, Box<dyn Error>> {
-    stacked(&[(labels, lines)])
-}
-
 /// Draws panels of lines below each other, over the same x, into the file of the first.
 pub(crate) fn stacked(panels: &[(&Labels<'_>, &[Line])]) -> Result<PathBuf, Box<dyn Error>> {
     let (first, _) = panels.first().ok_or("a plot has a panel")?;

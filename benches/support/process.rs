@@ -13,7 +13,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::time::ClockId;
 use nix::unistd::Pid;
 
-use super::server::Options;
+use super::options::Options;
 
 /// The first argument of a process that is to be a server.
 pub(crate) const SERVE: &str = "serve";
