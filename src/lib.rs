@@ -57,6 +57,33 @@
 //! - [`Registry`] is the set of live connections: it counts them, limits them, looks at them all,
 //!   passes their ends on as a stream, and [drains](Registry::drain) them when the server shuts down.
 //!
+//! # With other layers
+//!
+//! Stacked with layers that pass requests and responses on, these work in any place: tower-http's for
+//! tracing, compression, CORS, timeouts, headers, authorization, limits and panics, tower's buffers,
+//! limits and load shedding, axum's `middleware::from_fn`, nested and merged routers. What makes a
+//! difference:
+//!
+//! - *What refuses handshakes*, authorization say, is best further out: it then comes before the 503
+//!   of a full registry. Further in it works as well. A handshake that is refused, times out, fails or
+//!   panics before its 101 leaves no connection and holds no place.
+//! - *What may take back an accepted upgrade* has to be further in. These layers take a 101 that they
+//!   have passed on for a promise: if something further out turns it into another answer, that is an
+//!   end, `UpgradeFailed` or `PeerVanished`, and over HTTP/1.1 it may hold its place until the client
+//!   asks for another upgrade or closes the connection. `CompressionLayer` does so, with a 406, to
+//!   clients that accept no encoding at all, not even none.
+//! - *What builds requests anew* has to take their extensions along: hyper's upgrade is in them, and
+//!   [`Liveness`]. Without the former nothing can be upgraded, with these layers or without them.
+//!   Without the latter a layer further in takes the connection for another one.
+//! - *What puts a [`PolicyOverride`] into requests* has to be further out than one of these layers;
+//!   further in, [`Liveness`] sets times.
+//! - *Timeouts and limits of requests* end with the answer to the handshake. They do not cut sockets,
+//!   nor count them: [`IdleTimeoutLayer`] and [`Registry::limit`] do.
+//! - `Router::layer` also sees unknown paths, so that a full registry answers them 503;
+//!   `Router::route_layer` does not. A router that is merged keeps its own layers, and gets none.
+//! - Bodies of responses have to be `Default`, which matters within one `ServiceBuilder`: see
+//!   [`Heartbeat`].
+//!
 //! # What to know
 //!
 //! - After an eviction the handler's reads and writes fail; [`Evicted::from_error`] finds the reason.

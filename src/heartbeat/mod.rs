@@ -150,8 +150,28 @@ impl<S> Layer<S> for HeartbeatLayer {
 
 /// Service of [`HeartbeatLayer`].
 ///
-/// The response's body has to be `Default`: it is that of the answer to an upgrade that the layer's
-/// [`Registry`] has no room for.
+/// The type of the response stays as it is, so that `option_layer` and its like work. Its body has to
+/// be `Default`: it is that of the answer to an upgrade that the layer's [`Registry`] has no room for.
+///
+/// The bodies of axum, of http-body-util, and of most layers are. Those of layers that watch a body,
+/// tower-http's `TraceLayer` for one, are not, nor is hyper's `Incoming`. With `Router::layer` that
+/// does not matter, since between two layers all bodies are axum's. In one `ServiceBuilder`, put such
+/// layers further out, or box their bodies in between:
+///
+/// ```
+/// use axum::response::IntoResponse;
+/// use tower::ServiceBuilder;
+/// use tower_http::trace::TraceLayer;
+/// use tower_ws_liveness::HeartbeatLayer;
+///
+/// let layers = ServiceBuilder::new()
+///     .layer(HeartbeatLayer::default())
+///     .map_response(IntoResponse::into_response)
+///     .layer(TraceLayer::new_for_http());
+/// # let _: axum::Router = axum::Router::new().layer(layers);
+/// ```
+///
+/// Without axum, tower-http's `MapResponseBodyLayer::new(BodyExt::boxed)` does the same.
 #[derive(Clone, Debug)]
 pub struct Heartbeat<S> {
     inner: S,

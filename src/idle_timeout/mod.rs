@@ -82,7 +82,7 @@ impl<S> Layer<S> for IdleTimeoutLayer {
 /// Service of [`IdleTimeoutLayer`].
 ///
 /// The response's body has to be `Default`: it is that of the answer to an upgrade that the layer's
-/// [`Registry`] has no room for.
+/// [`Registry`] has no room for. [`Heartbeat`](crate::Heartbeat) says how any other becomes one.
 #[derive(Clone, Debug)]
 pub struct IdleTimeout<S> {
     inner: S,
