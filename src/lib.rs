@@ -56,6 +56,8 @@
 //! - [`OnHealth`] hooks are told how a live connection is doing, with the [`Health`] it was in before.
 //! - [`Registry`] is the set of live connections: it counts them, limits them, looks at them all,
 //!   passes their ends on as a stream, and [drains](Registry::drain) them when the server shuts down.
+//! - Below HTTP, and for clients, [`HeartbeatLayer::wrap_server_handshake`] and its like put a
+//!   heartbeat under any stream.
 //!
 //! # With other layers
 //!
@@ -114,6 +116,7 @@ mod extract;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod handshake;
 mod health_hook;
 mod heartbeat;
 mod idle_timeout;
@@ -132,6 +135,7 @@ pub use connection::{Liveness, LivenessStream};
 pub use evict::{ConnectionId, Evicted, Eviction, OnEvict};
 #[cfg(feature = "axum")]
 pub use extract::LivenessRejection;
+pub use handshake::HandshakeStream;
 pub use health_hook::{HealthChange, OnHealth};
 pub use heartbeat::{Heartbeat, HeartbeatLayer, HeartbeatLayerBuilder};
 pub use idle_timeout::{IdleTimeout, IdleTimeoutLayer, IdleTimeoutLayerBuilder};

@@ -6,23 +6,23 @@
 #[allow(dead_code, unreachable_pub)] // its `main` is not the one that runs
 #[path = "../examples/chat.rs"]
 mod chat;
+#[allow(dead_code)] // each test uses a part of it
+#[path = "support/child.rs"]
+mod child;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use child::{PATIENCE, Process};
 use libtest_mimic::{Arguments, Trial};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tungstenite::{Message, WebSocket, client};
 
 const SERVER: &str = "role-server";
 const GUEST: &str = "role-guest";
-
-/// How long something may take that must come: the example's own verdict takes ten seconds.
-const PATIENCE: Duration = Duration::from_secs(40);
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -84,42 +84,6 @@ fn stopped() {
     drop(back);
 }
 
-/// A process, which does not outlive the test.
-struct Process {
-    child: Child,
-    lines: BufReader<ChildStdout>,
-}
-
-impl Process {
-    fn start(args: &[&str]) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(args)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        Self { child, lines }
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.lines.read_line(&mut line).unwrap();
-        line
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id().try_into().unwrap());
-        kill(pid, signal).unwrap();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 struct Room {
     addr: String,
     _server: Process,
@@ -148,7 +112,7 @@ impl Room {
     /// A guest in a process of its own.
     fn send_guest(&self, user: &str) -> Process {
         let mut guest = Process::start(&[GUEST, &self.addr, user]);
-        assert_eq!(guest.line(), "connected\n");
+        assert_eq!(guest.line(), "connected");
         guest
     }
 

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::departure::Departure;
 use super::inbound::{Filled, READS};
 use super::inject::Outbound;
 use super::state::{Phase, State};
@@ -143,8 +144,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         result
     }
 
-    /// The handler dropped its stream. An eviction goes on without it.
-    pub(super) fn dropped(&mut self) {
+    /// The handler dropped its stream. An eviction goes on without it. Returns false if there was no
+    /// transport in it, so far.
+    pub(super) fn dropped(&mut self) -> bool {
         self.inbound.forget_ahead();
         if let (Phase::Open { .. }, Some(link)) = (&self.phase, &self.link) {
             self.monitor.dropped(link.driver.clock().now());
@@ -153,5 +155,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                 readable: false,
             };
         }
+        !matches!(self.departure, Departure::Opening)
     }
 }

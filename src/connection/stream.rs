@@ -25,7 +25,16 @@ use crate::wire::Role;
 /// When the connection is evicted (by a timeout, or through its handle) every operation but
 /// `poll_shutdown` fails with an [`io::Error`] that holds [`Evicted`](crate::Evicted). When it was the
 /// peer who ended it, reads and writes go on as the transport lets them, for `close_timeout`.
-/// Dropping the stream ends the connection.
+/// Dropping the stream ends the connection. The transport is shut down before it is dropped, as far
+/// as it can be without waiting.
+///
+/// It may be split (`tokio::io::split`, or the library's own halves): one task may read while another
+/// writes. Cancel safety is that of the transport: a read or a write that was dropped before it was
+/// ready has taken and written nothing of the caller's.
+///
+/// Memory: at most 16 KiB are read ahead, while a ping waits for its pong and nobody reads. Nothing of
+/// what is written is buffered, so a transport that is full holds the writer up, for `write_timeout` at
+/// most.
 ///
 /// Made by [`HeartbeatLayer::wrap_server`](crate::HeartbeatLayer::wrap_server) and
 /// [`wrap_client`](crate::HeartbeatLayer::wrap_client). Behind the layers, it is what hyper's
@@ -45,23 +54,45 @@ where
     /// Opens `connection` over `io`. `None` if it was evicted before it came so far.
     pub(crate) fn open(connection: Arc<Connection<T>>, io: T) -> Option<Self> {
         let vectored = io.is_write_vectored();
-        connection.open(io).then(|| Self::new(connection, vectored))
+        if !connection.open(io) {
+            return None;
+        }
+        let stream = Self::new(connection, vectored);
+        stream.connection.heed_drain();
+        Some(stream)
     }
 
     /// Puts a stream that speaks frames already under a layer.
     pub(crate) fn wrap(io: T, role: Role, layer: &Share) -> (Self, Liveness) {
+        let (stream, live) = Self::promise(role, io.is_write_vectored(), layer);
+        // Somebody may find it in a registry and evict it at once: its stream then says so.
+        stream.keep(io);
+        (stream, live)
+    }
+
+    /// A stream that cannot be used yet: its handshake is under way. Dropped before it is
+    /// [kept](Self::keep), it was [not upgraded](Self::not_upgraded).
+    pub(crate) fn promise(role: Role, vectored: bool, layer: &Share) -> (Self, Liveness) {
         let connection = Connection::new(role, None);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
         live.attach(layer, layer.take_in());
-        let vectored = io.is_write_vectored();
-        // Somebody may find it in a registry and evict it at once: its stream then says so.
-        connection.open(io);
         (Self::new(connection, vectored), live)
+    }
+
+    /// The handshake is complete, and `io` speaks frames from now on. If the connection was ended
+    /// meanwhile, the stream says so.
+    pub(crate) fn keep(&self, io: T) {
+        self.connection.open(io);
+        self.connection.heed_drain();
+    }
+
+    /// The handshake has failed: for the layer there was no connection.
+    pub(crate) fn not_upgraded(&self) {
+        self.connection.not_upgraded();
     }
 
     fn new(connection: Arc<Connection<T>>, vectored: bool) -> Self {
         connection.hold_session();
-        connection.heed_drain();
         Self {
             connection,
             vectored,
@@ -129,7 +160,10 @@ where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     fn drop(&mut self) {
-        self.connection.enter(|state| state.dropped());
+        let kept = self.connection.enter(|state| state.dropped());
+        if !kept {
+            self.connection.not_upgraded();
+        }
         self.connection.release_session();
     }
 }

@@ -15,6 +15,7 @@ pub use builder::HeartbeatLayerBuilder;
 
 use crate::connection::{Liveness, LivenessStream, Share};
 use crate::evict::OnEvict;
+use crate::handshake::HandshakeStream;
 use crate::health_hook::OnHealth;
 use crate::monitor::{HeartbeatPolicy, Policy};
 use crate::registry::Registry;
@@ -80,9 +81,34 @@ impl HeartbeatLayer {
     /// Puts the server's end of a WebSocket under this layer, below HTTP: `io` is a stream whose
     /// opening handshake is complete and of which no frame was read yet.
     ///
+    /// For a library that does the handshake itself, over the stream that it is given, there is
+    /// [`wrap_server_handshake`](Self::wrap_server_handshake). Given to this method, a stream with the
+    /// handshake still to come is one of malformed frames: bytes pass, and nobody is ever pinged.
+    ///
+    /// `io` is a transport, or what decrypts it, but nothing beneath TLS. Its socket options are left
+    /// alone; see `TcpOptions`. If it buffers what is written, its `poll_flush` has
+    /// to write that out, which pings make use of.
+    ///
     /// # Panics
     ///
     /// Outside of a tokio runtime with time enabled.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio::io::{AsyncRead, AsyncWrite};
+    /// use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
+    /// use tower_ws_liveness::{HeartbeatLayer, Liveness, LivenessStream};
+    ///
+    /// /// `io` comes from whatever has answered the opening handshake.
+    /// async fn serve<T>(heartbeat: &HeartbeatLayer, io: T) -> (WebSocketStream<LivenessStream<T>>, Liveness)
+    /// where
+    ///     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    /// {
+    ///     let (io, live) = heartbeat.wrap_server(io);
+    ///     (WebSocketStream::from_raw_socket(io, Role::Server, None).await, live)
+    /// }
+    /// ```
     pub fn wrap_server<T>(&self, io: T) -> (LivenessStream<T>, Liveness)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -94,6 +120,10 @@ impl HeartbeatLayer {
     /// frames have to be (RFC 6455 section 5.1). Otherwise like
     /// [`wrap_server`](Self::wrap_server).
     ///
+    /// Beware of what a library has read beyond the handshake's answer: the server's first frames may
+    /// have come in one piece with it. [`wrap_client_handshake`](Self::wrap_client_handshake) sees to
+    /// that.
+    ///
     /// # Panics
     ///
     /// Outside of a tokio runtime with time enabled.
@@ -102,6 +132,80 @@ impl HeartbeatLayer {
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         LivenessStream::wrap(io, Role::Client, &self.share)
+    }
+
+    /// Puts the server's end of a WebSocket under this layer before its opening handshake, of which
+    /// nothing was read yet. The handshake passes; see [`HandshakeStream`] for what that means.
+    ///
+    /// # Panics
+    ///
+    /// The stream panics if the handshake is completed outside of a tokio runtime with time enabled.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use futures_util::{SinkExt, StreamExt};
+    /// use tokio::net::TcpStream;
+    /// use tokio_tungstenite::{accept_async, tungstenite::Error};
+    /// use tower_ws_liveness::HeartbeatLayer;
+    ///
+    /// async fn serve(heartbeat: HeartbeatLayer, io: TcpStream) -> Result<(), Error> {
+    ///     let (io, live) = heartbeat.wrap_server_handshake(io);
+    ///     // Nothing else bounds the handshake.
+    ///     let accepted = tokio::time::timeout(Duration::from_secs(10), accept_async(io)).await;
+    ///     let Ok(socket) = accepted else { return Ok(()) };
+    ///     let mut socket = socket?;
+    ///     println!("{} is here", live.id());
+    ///     while let Some(message) = socket.next().await {
+    ///         let message = message?;
+    ///         if message.is_text() || message.is_binary() {
+    ///             socket.send(message).await?;
+    ///         }
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn wrap_server_handshake<T>(&self, io: T) -> (HandshakeStream<T>, Liveness)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        HandshakeStream::wrap(io, Role::Server, &self.share)
+    }
+
+    /// Puts the client's end of a WebSocket under this layer before its opening handshake, of which
+    /// nothing was written yet. Otherwise like
+    /// [`wrap_server_handshake`](Self::wrap_server_handshake).
+    ///
+    /// Under TLS it is the stream that TLS gives which is to be wrapped, so a library's function that
+    /// also sets TLS up cannot be used: connect first, then have it do the handshake.
+    ///
+    /// # Panics
+    ///
+    /// The stream panics if the handshake is completed outside of a tokio runtime with time enabled.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio::net::TcpStream;
+    /// use tokio_tungstenite::{WebSocketStream, client_async, tungstenite::Error};
+    /// use tower_ws_liveness::{HandshakeStream, HeartbeatLayer};
+    ///
+    /// async fn connect(
+    ///     heartbeat: &HeartbeatLayer,
+    /// ) -> Result<WebSocketStream<HandshakeStream<TcpStream>>, Error> {
+    ///     let io = TcpStream::connect("example.com:80").await?;
+    ///     let (io, _live) = heartbeat.wrap_client_handshake(io);
+    ///     let (socket, _response) = client_async("ws://example.com/ws", io).await?;
+    ///     Ok(socket)
+    /// }
+    /// ```
+    pub fn wrap_client_handshake<T>(&self, io: T) -> (HandshakeStream<T>, Liveness)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        HandshakeStream::wrap(io, Role::Client, &self.share)
     }
 
     pub(crate) fn from_parts(

@@ -25,6 +25,11 @@ use crate::upgrade::{self, ResponseFuture};
 /// idle. Pings, pongs and unfinished messages do not count. See [`IdleTimeoutLayerBuilder`] for all
 /// settings.
 ///
+/// It works on upgrades over HTTP. Below HTTP, where there is
+/// [`HeartbeatLayer::wrap_server`](crate::HeartbeatLayer::wrap_server), nothing evicts the idle by
+/// itself: [`Liveness::idle_for`](crate::Liveness::idle_for) says who is, and
+/// [`evict`](crate::Liveness::evict) ends them.
+///
 /// Cloning is cheap. All clones, and all services made of them, share the hooks and the registry.
 #[derive(Clone, Debug)]
 pub struct IdleTimeoutLayer {

@@ -118,8 +118,9 @@ impl Registry {
     /// With 0 nobody is let in, for maintenance say. A limit below the present number ends nobody:
     /// it is reached as connections go. Streams that are given to
     /// [`wrap_server`](crate::HeartbeatLayer::wrap_server) and
-    /// [`wrap_client`](crate::HeartbeatLayer::wrap_client) count, and are never refused, so they may
-    /// exceed the limit: their handshake is over.
+    /// [`wrap_client`](crate::HeartbeatLayer::wrap_client), or to their variants for a handshake that
+    /// is still to come, count, and are never refused, so they may exceed the limit: the layer
+    /// answers no handshake there.
     ///
     /// Stacked layers with the same registry take one place. With different registries each takes
     /// one of its own, and each may refuse.
