@@ -7,26 +7,35 @@
 //! The first line on stdout is `listening on <address>`. With `--log-evictions` one JSON line
 //! follows for every connection that opens and one for every connection that ends. `--help` lists
 //! the flags.
+//!
+//! A client that sends a `session-id` header takes the seat of that session, and an older
+//! connection that still has it is evicted: so `reconnecting_client.rs` comes back even before its
+//! death was noticed. Whoever knows an id can do so, hence ids that cannot be guessed, and not in
+//! the URL, which ends up in logs. A `session-attempt` header with a number that grows says which
+//! of a client's connections is the newest: a server that was paused finds several of them waiting,
+//! and may come to the newest first.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use axum::serve::ListenerExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
+use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
-use tower_ws_liveness::{Eviction, HeartbeatLayer, IdleTimeoutLayer, Liveness};
+use tower_ws_liveness::{Eviction, HeartbeatLayer, IdleTimeoutLayer, Liveness, Seat};
 
 const USAGE: &str = "\
 Usage: echo [FLAGS]
@@ -42,6 +51,8 @@ Echoes text and binary messages at /ws.
   --http2-only      HTTP/2 with prior knowledge and extended CONNECT, no HTTP/1.1
   --log-evictions   one JSON line per opened and per evicted connection
   --help            print this text";
+
+const LONGEST_SESSION_ID: usize = 64;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -88,11 +99,15 @@ fn app(options: &Options) -> Result<Router, Box<dyn Error + Send + Sync>> {
     if let Some(missed) = options.missed {
         heartbeat = heartbeat.missed_pings(missed);
     }
-    if options.log_evictions {
-        let log = Log::start();
-        // A layer that is added later is further out and runs earlier, so this middleware already
-        // finds the `Liveness` of the request.
-        app = app.layer(middleware::from_fn_with_state(log.clone(), log_open));
+    let log = options.log_evictions.then(Log::start);
+    // A layer that is added later is further out and runs earlier, so this middleware already finds
+    // the `Liveness` of the request.
+    let lobby = Lobby {
+        log: log.clone(),
+        ..Lobby::default()
+    };
+    app = app.layer(middleware::from_fn_with_state(lobby, open));
+    if let Some(log) = log {
         heartbeat = heartbeat.on_evict(move |ev: &Eviction| log.evicted(ev));
     }
     if let Some(idle) = options.idle {
@@ -114,6 +129,94 @@ async fn echo(mut socket: WebSocket) {
             return;
         }
     }
+}
+
+// The sessions.
+
+/// What the middleware works with.
+#[derive(Clone, Default)]
+struct Lobby {
+    /// With the number of the attempt that has the seat.
+    sessions: Arc<Mutex<HashMap<String, Seat<u64>>>>,
+    /// Held by whoever looks at a seat and then takes it. No hook takes it.
+    seating: Arc<Mutex<()>>,
+    log: Option<Log>,
+}
+
+impl Lobby {
+    /// False if a newer attempt was here first.
+    fn seat(&self, live: &Liveness, session: Session) -> bool {
+        let Session { id, attempt } = session.clone();
+        live.set_session(session);
+        let _one_at_a_time = self.seating.lock().unwrap_or_else(PoisonError::into_inner);
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_late = sessions.get(&id).is_some_and(|seat| **seat > attempt);
+        drop(sessions);
+        if !is_late {
+            // Fails for a connection that has ended already: then there is nobody to seat.
+            let _ = live.register(&self.sessions, id, attempt);
+        }
+        !is_late
+    }
+}
+
+/// Whose connection it is, also for the hook.
+#[derive(Clone)]
+struct Session {
+    id: String,
+    attempt: u64,
+}
+
+impl Session {
+    /// `None` if the request names no session, an error if it names an odd one.
+    fn of(headers: &HeaderMap) -> Result<Option<Self>, String> {
+        let Some(id) = headers.get("session-id") else {
+            return Ok(None);
+        };
+        let id = id.to_str().unwrap_or_default().to_owned();
+        if id.is_empty() || id.len() > LONGEST_SESSION_ID {
+            let rule = format!("a session-id has 1 to {LONGEST_SESSION_ID} printable bytes\n");
+            return Err(rule);
+        }
+        let attempt = match headers.get("session-attempt") {
+            None => 0,
+            Some(attempt) => attempt
+                .to_str()
+                .unwrap_or_default()
+                .parse()
+                .map_err(|error| format!("session-attempt: {error}\n"))?,
+        };
+        Ok(Some(Self { id, attempt }))
+    }
+}
+
+/// Seats and logs an upgrade that the handler accepted: 101 over HTTP/1.1, 2xx to an extended
+/// CONNECT.
+async fn open(
+    State(lobby): State<Lobby>,
+    live: Option<Liveness>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let session = match Session::of(request.headers()) {
+        Ok(session) => session,
+        Err(rule) => return (StatusCode::BAD_REQUEST, rule).into_response(),
+    };
+    let response = next.run(request).await;
+    let status = response.status();
+    if status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() {
+        if let Some(live) = live {
+            if let Some(session) = session.clone() {
+                if !lobby.seat(&live, session) {
+                    return StatusCode::CONFLICT.into_response();
+                }
+            }
+            if let Some(log) = &lobby.log {
+                log.opened(&live, session.as_ref());
+            }
+        }
+    }
+    response
 }
 
 // Serving.
@@ -173,13 +276,16 @@ impl Log {
         Self(lines)
     }
 
-    fn opened(&self, live: &Liveness) {
-        self.line(format!(r#"{{"id":{},"event":"open"}}"#, live.id()));
+    fn opened(&self, live: &Liveness, session: Option<&Session>) {
+        let session = member(session);
+        self.line(format!(r#"{{"id":{},"event":"open"{session}}}"#, live.id()));
     }
 
     fn evicted(&self, ev: &Eviction) {
+        let session = ev.session::<Session>();
+        let session = member(session.as_deref());
         self.line(format!(
-            r#"{{"id":{},"reason":"{}","lifetime_ms":{}}}"#,
+            r#"{{"id":{},"reason":"{}","lifetime_ms":{}{session}}}"#,
             ev.id(),
             ev.reason().as_str(),
             ev.lifetime().as_millis(),
@@ -192,21 +298,12 @@ impl Log {
     }
 }
 
-/// Logs an upgrade that the handler accepted: 101 over HTTP/1.1, 2xx to an extended CONNECT.
-async fn log_open(
-    State(log): State<Log>,
-    live: Option<Liveness>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let response = next.run(request).await;
-    let status = response.status();
-    if status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() {
-        if let Some(live) = live {
-            log.opened(&live);
-        }
-    }
-    response
+/// One more member of a JSON object, if there is a session to name.
+fn member(session: Option<&Session>) -> String {
+    session.map_or_else(String::new, |session| {
+        // A JSON string, whatever is in the id.
+        format!(r#","session":{}"#, Value::from(session.id.as_str()))
+    })
 }
 
 /// Prints one line at once: stdout buffers whole blocks when it is a pipe.
