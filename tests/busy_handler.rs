@@ -13,6 +13,7 @@ use futures_util::future::poll_immediate;
 use futures_util::{SinkExt, StreamExt};
 use support::raw::{Answer, Frame, RawClient};
 use support::recorder::Recorder;
+use support::wire::{Wire, over_each_wire};
 use support::{
     Server, bytes_route, echo, in_memory, ms, never, never_reads, until, watched_route, within,
 };
@@ -22,8 +23,17 @@ use tokio::time::sleep;
 use tower_ws_liveness::{HeartbeatLayer, IdleTimeoutLayer, ProofOfLife, Reason, Traffic};
 use tungstenite::Message;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_live_client_of_a_handler_that_never_reads_lives() {
+over_each_wire! {
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    a_live_client_of_a_handler_that_never_reads_lives,
+    a_live_client_lives_behind_full_buffers_and_its_bytes_arrive_in_the_end,
+    a_dead_client_of_a_handler_that_never_reads_is_evicted_and_its_socket_closed;
+    #[tokio::test]
+    a_pause_of_the_runtime_itself_kills_nobody,
+    a_pause_of_both_sides_kills_nobody;
+}
+
+async fn a_live_client_of_a_handler_that_never_reads_lives(wire: Wire) {
     for unread in [None, Some(Frame::text("a message nobody reads"))] {
         let recorder = Recorder::new();
         let heartbeat = HeartbeatLayer::builder()
@@ -35,7 +45,7 @@ async fn a_live_client_of_a_handler_that_never_reads_lives() {
             .unwrap();
         let (route, mut live) = watched_route(never_reads);
         let server = Server::start(Router::new().route("/ws", route).layer(heartbeat)).await;
-        let mut client = RawClient::connect(server.addr, "/ws").await;
+        let mut client = server.client(wire, "/ws").await;
         let live = within("the handler", live.recv()).await.unwrap();
         if let Some(unread) = &unread {
             client.send(unread).await.unwrap();
@@ -49,8 +59,7 @@ async fn a_live_client_of_a_handler_that_never_reads_lives() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_live_client_lives_behind_full_buffers_and_its_bytes_arrive_in_the_end() {
+async fn a_live_client_lives_behind_full_buffers_and_its_bytes_arrive_in_the_end(wire: Wire) {
     // Far more than all the buffers between the two take.
     let sent: Vec<Message> = (0..64_u8)
         .map(|n| Message::binary(vec![n; 1 << 20]))
@@ -80,9 +89,7 @@ async fn a_live_client_lives_behind_full_buffers_and_its_bytes_arrive_in_the_end
         }
     });
     let server = Server::start(Router::new().route("/ws", route).layer(heartbeat)).await;
-    let (client, _) = tokio_tungstenite::connect_async(server.url("/ws"))
-        .await
-        .unwrap();
+    let client = server.stock_client(wire, "/ws").await;
     let (mut sink, mut stream) = client.split();
 
     let upload = tokio::spawn(async move {
@@ -106,8 +113,7 @@ async fn a_live_client_lives_behind_full_buffers_and_its_bytes_arrive_in_the_end
     answering.abort();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dead_client_of_a_handler_that_never_reads_is_evicted_and_its_socket_closed() {
+async fn a_dead_client_of_a_handler_that_never_reads_is_evicted_and_its_socket_closed(wire: Wire) {
     for unread in [None, Some(Frame::text("last words"))] {
         let recorder = Recorder::new();
         let heartbeat = HeartbeatLayer::builder()
@@ -120,9 +126,7 @@ async fn a_dead_client_of_a_handler_that_never_reads_is_evicted_and_its_socket_c
         let (route, mut live) = watched_route(never_reads);
         let server =
             Server::start(Router::new().route("/ws", route).layer(heartbeat.clone())).await;
-        let mut client = RawClient::connect(server.addr, "/ws")
-            .await
-            .answering(Answer::Nothing);
+        let mut client = server.client(wire, "/ws").await.answering(Answer::Nothing);
         let live = within("the handler", live.recv()).await.unwrap();
         if let Some(unread) = &unread {
             client.send(unread).await.unwrap();
@@ -139,8 +143,7 @@ async fn a_dead_client_of_a_handler_that_never_reads_is_evicted_and_its_socket_c
     }
 }
 
-#[test]
-fn a_pause_of_the_runtime_itself_kills_nobody() {
+async fn a_pause_of_the_runtime_itself_kills_nobody(wire: Wire) {
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(100))
@@ -149,51 +152,44 @@ fn a_pause_of_the_runtime_itself_kills_nobody() {
         .on_evict(recorder.hook())
         .build()
         .unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async move {
-        let (route, mut live) = watched_route(echo);
-        let server = Server::start(Router::new().route("/ws", route).layer(heartbeat)).await;
-        let addr = server.addr;
-        // The client has a thread and a runtime of its own: it answers during the pauses.
-        let (stop, mut stopped) = mpsc::channel::<()>(1);
-        let client = thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async move {
-                let mut client = RawClient::connect(addr, "/ws").await;
-                tokio::select! {
-                    frame = client.next() => panic!("the server said {frame:?}"),
-                    _ = stopped.recv() => {}
-                }
-            });
+    let (route, mut live) = watched_route(echo);
+    let server = Server::start(Router::new().route("/ws", route).layer(heartbeat)).await;
+    let addr = server.addr;
+    // The client has a thread and a runtime of its own: it answers during the pauses.
+    let (stop, mut stopped) = mpsc::channel::<()>(1);
+    let client = thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async move {
+            let mut client = wire.connect(addr, "/ws").await;
+            tokio::select! {
+                frame = client.next() => panic!("the server said {frame:?}"),
+                _ = stopped.recv() => {}
+            }
         });
-        let live = within("the handler", live.recv()).await.unwrap();
-
-        // Pauses that begin with the pong under way, with it read, and just before the next ping.
-        for offset in [0, 40, 90] {
-            let seen = live.stats().pings_sent();
-            until("a ping", || live.stats().pings_sent() > seen).await;
-            tokio::time::sleep(ms(offset)).await;
-            thread::sleep(ms(1300));
-        }
-        never("an eviction", ms(300), recorder.reached(1)).await;
-        drop(stop);
-        within("the client's thread", async {
-            tokio::task::spawn_blocking(move || client.join().unwrap())
-                .await
-                .unwrap();
-        })
-        .await;
     });
+    let live = within("the handler", live.recv()).await.unwrap();
+
+    // Pauses that begin with the pong under way, with it read, and just before the next ping.
+    for offset in [0, 40, 90] {
+        let seen = live.stats().pings_sent();
+        until("a ping", || live.stats().pings_sent() > seen).await;
+        tokio::time::sleep(ms(offset)).await;
+        thread::sleep(ms(1300));
+    }
+    never("an eviction", ms(300), recorder.reached(1)).await;
+    drop(stop);
+    within("the client's thread", async {
+        tokio::task::spawn_blocking(move || client.join().unwrap())
+            .await
+            .unwrap();
+    })
+    .await;
 }
 
-#[tokio::test]
-async fn a_pause_of_both_sides_kills_nobody() {
+async fn a_pause_of_both_sides_kills_nobody(wire: Wire) {
     // As when the machine is suspended: a ping is out, and nobody runs until long after its time.
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
@@ -205,7 +201,7 @@ async fn a_pause_of_both_sides_kills_nobody() {
     let (route, mut live) = watched_route(echo);
     let app = Router::new().route("/ws", route).layer(heartbeat);
     let server = Server::start(app).await;
-    let mut client = RawClient::connect(server.addr, "/ws").await;
+    let mut client = server.client(wire, "/ws").await;
     let live = within("the handler", live.recv()).await.unwrap();
     for round in 1..=3 {
         // The ping is under way, and the client, which shares this thread, has not read it yet.

@@ -1,9 +1,6 @@
 //! A drain of real servers: over TCP and HTTP/2, with handlers that know nothing of it, and while
 //! clients come.
 
-#[allow(dead_code)] // a stream need not be reset here
-#[path = "support/h2_client.rs"]
-mod h2_client;
 mod support;
 
 use std::collections::HashSet;
@@ -14,15 +11,23 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::routing::any;
-use h2_client::H2Client;
 use support::raw::{BINARY, Frame, RawClient, opening};
 use support::recorder::Recorder;
 use support::scene::{Scene, patient, quiet};
+use support::wire::{Client, Wire, over_each_wire};
 use support::{Server, echo, echo_route, ms, never_reads, noise, until, within};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tower_ws_liveness::{Drain, DrainReport, Reason};
+
+over_each_wire! {
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    clients_are_told_whatever_their_handlers_do,
+    a_big_message_to_a_slow_reader_arrives_whole,
+    a_client_that_never_reads_is_cut_at_the_deadline,
+    a_handshake_that_completes_during_a_drain_is_ended_at_once;
+}
 
 fn counts(report: DrainReport) -> (usize, usize, usize) {
     (report.clean(), report.cut(), report.already_gone())
@@ -47,7 +52,7 @@ impl Started {
 }
 
 /// Reads until the server's Close, answers it, and waits for the end.
-async fn say_goodbye(client: &mut RawClient) -> Option<u16> {
+async fn say_goodbye(client: &mut Client) -> Option<u16> {
     loop {
         let frame = within("a frame", client.next()).await.unwrap()?;
         let Some(code) = frame.close_code() else {
@@ -60,8 +65,7 @@ async fn say_goodbye(client: &mut RawClient) -> Option<u16> {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_are_told_whatever_their_handlers_do() {
+async fn clients_are_told_whatever_their_handlers_do(wire: Wire) {
     let started = Started::default();
     let handler = {
         let started = started.clone();
@@ -76,7 +80,7 @@ async fn clients_are_told_whatever_their_handlers_do() {
             }
         }
     };
-    let mut scene = Scene::start(quiet(), patient(), handler).await;
+    let mut scene = Scene::start(wire, quiet(), patient(), handler).await;
     let mut clients = Vec::new();
     for _ in 0..40 {
         let (mut client, _) = scene.connect().await;
@@ -106,14 +110,21 @@ async fn clients_are_told_whatever_their_handlers_do() {
 }
 
 /// Eight megabytes are under way to a client that has not begun to read.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_big_message_to_a_slow_reader_arrives_whole() {
+async fn a_big_message_to_a_slow_reader_arrives_whole(wire: Wire) {
     const LEN: usize = 8 << 20;
-    let mut scene = Scene::start(quiet(), patient(), |mut socket: WebSocket| async move {
-        let _ = socket.send(Message::Binary(noise(7, LEN).into())).await;
-        // It would go on, and is not to.
-        let _ = socket.send(Message::Binary(noise(8, LEN).into())).await;
-    })
+    let mut scene = Scene::start(
+        wire,
+        quiet(),
+        patient(),
+        |mut socket: WebSocket| async move {
+            for seed in 7.. {
+                let message = Message::Binary(noise(seed, LEN).into());
+                if socket.send(message).await.is_err() {
+                    return;
+                }
+            }
+        },
+    )
     .await;
     let (mut client, live) = scene.connect().await;
     until("the handler is stuck in its write", || {
@@ -136,15 +147,19 @@ async fn a_big_message_to_a_slow_reader_arrives_whole() {
     scene.handlers_done(1).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_never_reads_is_cut_at_the_deadline() {
-    let mut scene = Scene::start(quiet(), patient(), |mut socket: WebSocket| async move {
-        while socket
-            .send(Message::Binary(vec![0; 1 << 20].into()))
-            .await
-            .is_ok()
-        {}
-    })
+async fn a_client_that_never_reads_is_cut_at_the_deadline(wire: Wire) {
+    let mut scene = Scene::start(
+        wire,
+        quiet(),
+        patient(),
+        |mut socket: WebSocket| async move {
+            while socket
+                .send(Message::Binary(vec![0; 1 << 20].into()))
+                .await
+                .is_ok()
+            {}
+        },
+    )
     .await;
     let (client, live) = scene.connect().await;
     until("the handler is stuck in its write", || {
@@ -165,41 +180,8 @@ async fn a_client_that_never_reads_is_cut_at_the_deadline() {
     drop(client);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_of_http2_are_told_as_well() {
-    let mut scene = Scene::start(quiet(), patient(), echo).await;
-    let h2 = within("HTTP/2", H2Client::connect(scene.addr()))
-        .await
-        .unwrap();
-    let mut clients = Vec::new();
-    for _ in 0..10 {
-        let opened = within("the response", h2.websocket("http://localhost/ws")).await;
-        let (response, stream) = opened.unwrap();
-        assert_eq!(response.status(), 200);
-        let live = scene.next_live().await;
-        until("it is counted", || scene.registry.get(live.id()).is_some()).await;
-        let mut client = RawClient::over(stream);
-        client.send(&Frame::text("hello")).await.unwrap();
-        assert_eq!(client.expect_frame().await, Frame::text("hello"));
-        clients.push(tokio::spawn(async move {
-            let close = client.expect_frame().await;
-            client.send(&close).await.unwrap();
-            let end = within("the end of the stream", client.read_frame()).await;
-            assert!(matches!(end, Ok(None)), "{end:?}");
-            close.close_code()
-        }));
-    }
-    let report = within("the drain", scene.registry.drain(Drain::default())).await;
-    assert_eq!(counts(report), (10, 0, 0));
-    for client in clients {
-        assert_eq!(within("the client", client).await.unwrap(), Some(1001));
-    }
-    assert_eq!(scene.recorder.total(), 10);
-}
-
 /// A handshake that was let in before the drain, and is answered in the middle of it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_handshake_that_completes_during_a_drain_is_ended_at_once() {
+async fn a_handshake_that_completes_during_a_drain_is_ended_at_once(wire: Wire) {
     let recorder = Recorder::new();
     let layer = quiet().on_evict(recorder.hook()).build().unwrap();
     let registry = layer.registry();
@@ -218,8 +200,8 @@ async fn a_handshake_that_completes_during_a_drain_is_ended_at_once() {
         .layer(layer);
     let server = Server::start(app).await;
     // Keeps the drain busy until it answers.
-    let mut silent = RawClient::connect(server.addr, "/ws").await;
-    let late = tokio::spawn(RawClient::connect(server.addr, "/slow"));
+    let mut silent = server.client(wire, "/ws").await;
+    let late = tokio::spawn(wire.connect(server.addr, "/slow"));
     drop(within("the request", asked.acquire()).await.unwrap());
     silent.send(&Frame::text("hello")).await.unwrap();
     assert_eq!(silent.expect_frame().await, Frame::text("hello"));

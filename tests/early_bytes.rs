@@ -1,5 +1,7 @@
 //! Bytes that the peer sends together with its opening handshake: hyper has read some of them, and
 //! the rest is in the socket.
+//!
+//! Over HTTP/1.1 alone: HTTP/2 keeps the request and the bytes behind it in frames of their own.
 
 mod support;
 

@@ -3,14 +3,37 @@
 
 mod support;
 
-use std::io;
-
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use support::raw::{Answer, CLOSE, Frame};
 use support::scene::{Scene, patient, quiet};
+use support::wire::{Wire, over_each_wire};
 use support::{echo, ms, never_reads, within};
 use tokio::time::sleep;
 use tower_ws_liveness::Reason;
+
+over_each_wire! {
+    #[tokio::test]
+    the_peer_closes_with_a_code,
+    the_peer_closes_without_a_code,
+    the_peer_closes_and_the_handler_is_stuck,
+    the_peer_ends_the_stream_without_a_close_frame,
+    the_peer_ends_the_stream_in_the_middle_of_a_frame,
+    the_peer_ends_the_stream_and_the_handler_is_stuck,
+    the_peer_resets_it,
+    the_server_closes_with_a_code,
+    the_server_closes_and_drops_the_socket_at_once,
+    the_servers_close_is_never_answered,
+    the_handler_drops_the_socket,
+    the_handler_panics,
+    the_heartbeat_times_out,
+    the_connection_is_idle,
+    the_first_message_does_not_come,
+    the_connection_has_lived_long_enough,
+    the_peer_does_not_drain_what_the_server_writes,
+    the_handler_does_not_read_what_the_peer_sends,
+    the_application_kicks_the_peer,
+    the_application_kicks_a_dead_peer_with_a_stuck_handler;
+}
 
 /// Closes with this code, then reads on to the end as one should.
 async fn closes(mut socket: WebSocket) {
@@ -24,9 +47,8 @@ async fn closes(mut socket: WebSocket) {
 
 // The peer ends it.
 
-#[tokio::test]
-async fn the_peer_closes_with_a_code() {
-    let mut scene = Scene::start(quiet(), patient(), echo).await;
+async fn the_peer_closes_with_a_code(wire: Wire) {
+    let mut scene = Scene::start(wire, quiet(), patient(), echo).await;
     let (mut client, live) = scene.connect().await;
     client.send(&Frame::close(4001, "bye")).await.unwrap();
     let answer = client.closed().await.expect("the answering Close");
@@ -38,9 +60,8 @@ async fn the_peer_closes_with_a_code() {
     scene.told_once().await;
 }
 
-#[tokio::test]
-async fn the_peer_closes_without_a_code() {
-    let mut scene = Scene::start(quiet(), patient(), echo).await;
+async fn the_peer_closes_without_a_code(wire: Wire) {
+    let mut scene = Scene::start(wire, quiet(), patient(), echo).await;
     let (mut client, live) = scene.connect().await;
     client.send(&Frame::new(CLOSE, "")).await.unwrap();
     client.closed().await.expect("the answering Close");
@@ -50,10 +71,9 @@ async fn the_peer_closes_without_a_code() {
     scene.told_once().await;
 }
 
-#[tokio::test]
-async fn the_peer_closes_and_the_handler_is_stuck() {
+async fn the_peer_closes_and_the_handler_is_stuck(wire: Wire) {
     let heartbeat = quiet().interval(ms(50)).close_timeout(ms(100));
-    let mut scene = Scene::start(heartbeat, patient(), never_reads).await;
+    let mut scene = Scene::start(wire, heartbeat, patient(), never_reads).await;
     let (mut client, live) = scene.connect().await;
     client.send(&Frame::close(4001, "bye")).await.unwrap();
     let reason = Reason::PeerClosed { code: Some(4001) };
@@ -63,9 +83,8 @@ async fn the_peer_closes_and_the_handler_is_stuck() {
     scene.told_once().await;
 }
 
-#[tokio::test]
-async fn the_peer_ends_the_stream_without_a_close_frame() {
-    let mut scene = Scene::start(quiet(), patient(), echo).await;
+async fn the_peer_ends_the_stream_without_a_close_frame(wire: Wire) {
+    let mut scene = Scene::start(wire, quiet(), patient(), echo).await;
     let (mut client, live) = scene.connect().await;
     client
         .send(&Frame::text("half a word").unfinished())
@@ -79,9 +98,8 @@ async fn the_peer_ends_the_stream_without_a_close_frame() {
     scene.told_once().await;
 }
 
-#[tokio::test]
-async fn the_peer_ends_the_stream_in_the_middle_of_a_frame() {
-    let mut scene = Scene::start(quiet(), patient(), echo).await;
+async fn the_peer_ends_the_stream_in_the_middle_of_a_frame(wire: Wire) {
+    let mut scene = Scene::start(wire, quiet(), patient(), echo).await;
     let (mut client, live) = scene.connect().await;
     let frame = Frame::text("the second half is missing").masked();
     client.send_bytes(&frame[..10]).await.unwrap();
@@ -91,32 +109,28 @@ async fn the_peer_ends_the_stream_in_the_middle_of_a_frame() {
     scene.told_once().await;
 }
 
-#[tokio::test]
-async fn the_peer_ends_the_stream_and_the_handler_is_stuck() {
+async fn the_peer_ends_the_stream_and_the_handler_is_stuck(wire: Wire) {
     let heartbeat = quiet().interval(ms(50)).close_timeout(ms(100));
-    let mut scene = Scene::start(heartbeat, patient(), never_reads).await;
+    let mut scene = Scene::start(wire, heartbeat, patient(), never_reads).await;
     let (client, live) = scene.connect().await;
     drop(client);
     scene.ended(&live, Reason::PeerVanished).await;
     scene.told_once().await;
 }
 
-#[tokio::test]
-async fn the_peer_resets_the_connection() {
-    let mut scene = Scene::start(quiet(), patient(), echo).await;
+async fn the_peer_resets_it(wire: Wire) {
+    let mut scene = Scene::start(wire, quiet(), patient(), echo).await;
     let (client, live) = scene.connect().await;
     client.reset();
-    let reason = Reason::Transport(io::ErrorKind::ConnectionReset);
-    scene.ended(&live, reason).await;
+    scene.ended(&live, wire.reset()).await;
     scene.handlers_done(1).await;
     scene.told_once().await;
 }
 
 // The server ends it.
 
-#[tokio::test]
-async fn the_server_closes_with_a_code() {
-    let mut scene = Scene::start(quiet(), patient(), closes).await;
+async fn the_server_closes_with_a_code(wire: Wire) {
+    let mut scene = Scene::start(wire, quiet(), patient(), closes).await;
     let (mut client, live) = scene.connect().await;
     let close = client.expect_frame().await;
     assert_eq!(close, Frame::close(4002, "enough"));
@@ -129,12 +143,11 @@ async fn the_server_closes_with_a_code() {
     scene.told_once().await;
 }
 
-#[tokio::test]
-async fn the_server_closes_and_drops_the_socket_at_once() {
+async fn the_server_closes_and_drops_the_socket_at_once(wire: Wire) {
     let handler = |mut socket: WebSocket| async move {
         socket.send(Message::Close(None)).await.unwrap();
     };
-    let mut scene = Scene::start(quiet(), patient(), handler).await;
+    let mut scene = Scene::start(wire, quiet(), patient(), handler).await;
     let (mut client, live) = scene.connect().await;
     assert_eq!(client.expect_frame().await, Frame::new(CLOSE, ""));
     client.closed().await;
@@ -146,11 +159,10 @@ async fn the_server_closes_and_drops_the_socket_at_once() {
     scene.told_once().await;
 }
 
-#[tokio::test]
-async fn the_servers_close_is_never_answered() {
+async fn the_servers_close_is_never_answered(wire: Wire) {
     let heartbeat = quiet().close_timeout(ms(150));
     let idle = patient().close_timeout(ms(150));
-    let mut scene = Scene::start(heartbeat, idle, closes).await;
+    let mut scene = Scene::start(wire, heartbeat, idle, closes).await;
     let (mut client, live) = scene.connect().await;
     scene.ended(&live, Reason::CloseTimeout).await;
     let close = client.closed().await.expect("the Close frame");
@@ -160,9 +172,8 @@ async fn the_servers_close_is_never_answered() {
     scene.told_once().await;
 }
 
-#[tokio::test]
-async fn the_handler_drops_the_socket() {
-    let mut scene = Scene::start(quiet(), patient(), |socket| async { drop(socket) }).await;
+async fn the_handler_drops_the_socket(wire: Wire) {
+    let mut scene = Scene::start(wire, quiet(), patient(), |socket| async { drop(socket) }).await;
     let (mut client, live) = scene.connect().await;
     client.closed().await;
     scene.ended(&live, Reason::HandlerDropped).await;
@@ -171,13 +182,12 @@ async fn the_handler_drops_the_socket() {
     scene.told_once().await;
 }
 
-#[tokio::test]
-async fn the_handler_panics() {
+async fn the_handler_panics(wire: Wire) {
     let handler = |mut socket: WebSocket| async move {
         let message = socket.recv().await;
         panic!("a handler that panics on {message:?}");
     };
-    let mut scene = Scene::start(quiet(), patient(), handler).await;
+    let mut scene = Scene::start(wire, quiet(), patient(), handler).await;
     let (mut client, live) = scene.connect().await;
     client.send(&Frame::text("boo")).await.unwrap();
     client.closed().await;
@@ -189,10 +199,9 @@ async fn the_handler_panics() {
 
 // The layers end it.
 
-#[tokio::test]
-async fn the_heartbeat_times_out() {
+async fn the_heartbeat_times_out(wire: Wire) {
     let heartbeat = quiet().interval(ms(50)).timeout(ms(50)).missed_pings(2);
-    let mut scene = Scene::start(heartbeat, patient(), echo).await;
+    let mut scene = Scene::start(wire, heartbeat, patient(), echo).await;
     let (client, live) = scene.connect().await;
     let mut client = client.answering(Answer::Nothing);
     let reason = Reason::HeartbeatTimeout { missed: 2 };
@@ -203,10 +212,9 @@ async fn the_heartbeat_times_out() {
     scene.told_once().await;
 }
 
-#[tokio::test]
-async fn the_connection_is_idle() {
+async fn the_connection_is_idle(wire: Wire) {
     let idle = patient().timeout(ms(1500)).close_timeout(ms(300));
-    let mut scene = Scene::start(quiet().interval(ms(20)), idle, echo).await;
+    let mut scene = Scene::start(wire, quiet().interval(ms(20)), idle, echo).await;
     let (mut client, live) = scene.connect().await;
     client.send(&Frame::text("one word")).await.unwrap();
     assert_eq!(client.expect_frame().await, Frame::text("one word"));
@@ -218,10 +226,9 @@ async fn the_connection_is_idle() {
     scene.told_once().await;
 }
 
-#[tokio::test]
-async fn the_first_message_does_not_come() {
+async fn the_first_message_does_not_come(wire: Wire) {
     let idle = patient().first_message(ms(300)).close_timeout(ms(300));
-    let mut scene = Scene::start(quiet().interval(ms(20)), idle, echo).await;
+    let mut scene = Scene::start(wire, quiet().interval(ms(20)), idle, echo).await;
     let (mut client, live) = scene.connect().await;
     client.closed().await.expect("a Close frame");
     scene.ended(&live, Reason::FirstMessageTimeout).await;
@@ -230,10 +237,9 @@ async fn the_first_message_does_not_come() {
     scene.told_once().await;
 }
 
-#[tokio::test]
-async fn the_connection_has_lived_long_enough() {
+async fn the_connection_has_lived_long_enough(wire: Wire) {
     let idle = patient().max_lifetime(ms(400)).close_timeout(ms(300));
-    let mut scene = Scene::start(quiet(), idle, echo).await;
+    let mut scene = Scene::start(wire, quiet(), idle, echo).await;
     let (mut client, live) = scene.connect().await;
     let chat = async {
         loop {
@@ -254,8 +260,7 @@ async fn the_connection_has_lived_long_enough() {
     scene.told_once().await;
 }
 
-#[tokio::test]
-async fn the_peer_does_not_drain_what_the_server_writes() {
+async fn the_peer_does_not_drain_what_the_server_writes(wire: Wire) {
     let handler = |mut socket: WebSocket| async move {
         let message = Message::binary(vec![0; 1 << 18]);
         while socket.send(message.clone()).await.is_ok() {}
@@ -265,7 +270,7 @@ async fn the_peer_does_not_drain_what_the_server_writes() {
         .timeout(ms(300))
         .write_timeout(ms(400))
         .close_timeout(ms(300));
-    let mut scene = Scene::start(heartbeat, patient(), handler).await;
+    let mut scene = Scene::start(wire, heartbeat, patient(), handler).await;
     let (mut client, live) = scene.connect().await;
     // A peer that is plainly alive: it sends, but it does not read.
     let alive = async {
@@ -282,13 +287,12 @@ async fn the_peer_does_not_drain_what_the_server_writes() {
     scene.told_once().await;
 }
 
-#[tokio::test]
-async fn the_handler_does_not_read_what_the_peer_sends() {
+async fn the_handler_does_not_read_what_the_peer_sends(wire: Wire) {
     let heartbeat = quiet()
         .interval(ms(50))
         .handler_stall_timeout(ms(400))
         .close_timeout(ms(300));
-    let mut scene = Scene::start(heartbeat, patient(), never_reads).await;
+    let mut scene = Scene::start(wire, heartbeat, patient(), never_reads).await;
     let (mut client, live) = scene.connect().await;
     client.send(&Frame::text("anybody there?")).await.unwrap();
     client.closed().await;
@@ -299,9 +303,8 @@ async fn the_handler_does_not_read_what_the_peer_sends() {
 
 // The application ends it.
 
-#[tokio::test]
-async fn the_application_kicks_the_peer() {
-    let mut scene = Scene::start(quiet(), patient(), echo).await;
+async fn the_application_kicks_the_peer(wire: Wire) {
+    let mut scene = Scene::start(wire, quiet(), patient(), echo).await;
     let (mut client, live) = scene.connect().await;
     live.evict(4003, "kicked out");
     let close = client.expect_frame().await;
@@ -315,11 +318,10 @@ async fn the_application_kicks_the_peer() {
     scene.told_once().await;
 }
 
-#[tokio::test]
-async fn the_application_kicks_a_dead_peer_with_a_stuck_handler() {
+async fn the_application_kicks_a_dead_peer_with_a_stuck_handler(wire: Wire) {
     let heartbeat = quiet().close_timeout(ms(200));
     let idle = patient().close_timeout(ms(200));
-    let mut scene = Scene::start(heartbeat, idle, never_reads).await;
+    let mut scene = Scene::start(wire, heartbeat, idle, never_reads).await;
     let (client, live) = scene.connect().await;
     let mut client = client.answering(Answer::Nothing);
     live.evict(4003, "kicked out");

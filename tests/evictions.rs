@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ws::{Message, WebSocket};
-use support::raw::{Answer, Frame, RawClient};
+use support::raw::{Answer, Frame};
 use support::recorder::Recorder;
 use support::scene::{Scene, patient, quiet};
+use support::wire::{Wire, over_each_wire};
 use support::{Server, echo, echo_route, ms, never_reads, until, watched_route, within};
 use tokio::io::duplex;
 use tokio::sync::mpsc;
@@ -23,6 +24,22 @@ use tower_ws_liveness::{
     Evicted, Eviction, HeartbeatLayer, HeartbeatLayerBuilder, IdleTimeoutLayerBuilder, Liveness,
     Reason, Registry,
 };
+
+over_each_wire! {
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    a_blocked_read_wakes_with_the_reason_after_the_hook_has_run;
+    #[tokio::test]
+    a_blocked_write_wakes_with_the_reason,
+    the_hooks_have_run_when_the_peer_sees_the_close_frame,
+    every_hook_of_every_layer_fires_once_and_a_panicking_one_harms_nobody,
+    a_hook_may_use_everything_it_can_reach,
+    a_hook_that_comes_after_the_end_is_called_at_once,
+    the_session_is_there_for_the_handler_the_holder_and_the_hook,
+    a_kicked_handler_learns_it_from_the_error,
+    the_router_without_evictions_tells_nobody;
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    of_many_ends_at_once_one_is_told;
+}
 
 /// The IO error at the bottom of what a WebSocket library made of it.
 fn io_error<'a>(mut error: &'a (dyn Error + 'static)) -> &'a io::Error {
@@ -34,8 +51,7 @@ fn io_error<'a>(mut error: &'a (dyn Error + 'static)) -> &'a io::Error {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_blocked_read_wakes_with_the_reason_after_the_hook_has_run() {
+async fn a_blocked_read_wakes_with_the_reason_after_the_hook_has_run(wire: Wire) {
     let timed_out = io::ErrorKind::TimedOut;
     let dead = || quiet().interval(ms(50)).timeout(ms(50));
     let cases: [(HeartbeatLayerBuilder, IdleTimeoutLayerBuilder, _, _); 4] = [
@@ -76,7 +92,7 @@ async fn a_blocked_read_wakes_with_the_reason_after_the_hook_has_run() {
             }
         };
         let idle = idle.close_timeout(ms(100));
-        let mut scene = Scene::start(heartbeat, idle, handler).await;
+        let mut scene = Scene::start(wire, heartbeat, idle, handler).await;
         let (client, _live) = scene.connect().await;
         // Keeps the socket, and neither reads nor answers.
         let error = within("the handler's read", told.recv()).await.unwrap();
@@ -91,8 +107,7 @@ async fn a_blocked_read_wakes_with_the_reason_after_the_hook_has_run() {
     }
 }
 
-#[tokio::test]
-async fn a_blocked_write_wakes_with_the_reason() {
+async fn a_blocked_write_wakes_with_the_reason(wire: Wire) {
     let (tell, mut told) = mpsc::unbounded_channel();
     let handler = move |mut socket: WebSocket| {
         let tell = tell.clone();
@@ -107,7 +122,7 @@ async fn a_blocked_write_wakes_with_the_reason() {
         }
     };
     let heartbeat = quiet().write_timeout(ms(300)).close_timeout(ms(100));
-    let mut scene = Scene::start(heartbeat, patient(), handler).await;
+    let mut scene = Scene::start(wire, heartbeat, patient(), handler).await;
     let (client, live) = scene.connect().await;
     let error = within("the handler's write", told.recv()).await.unwrap();
     let evicted = Evicted::from_error(&error).expect("the reason in the error");
@@ -117,10 +132,9 @@ async fn a_blocked_write_wakes_with_the_reason() {
     drop(client);
 }
 
-#[tokio::test]
-async fn the_hooks_have_run_when_the_peer_sees_the_close_frame() {
+async fn the_hooks_have_run_when_the_peer_sees_the_close_frame(wire: Wire) {
     for _ in 0..20 {
-        let mut scene = Scene::start(quiet(), patient(), never_reads).await;
+        let mut scene = Scene::start(wire, quiet(), patient(), never_reads).await;
         let (mut client, live) = scene.connect().await;
         live.evict(4000, "go");
         let close = client.expect_frame().await;
@@ -130,8 +144,7 @@ async fn the_hooks_have_run_when_the_peer_sees_the_close_frame() {
     }
 }
 
-#[tokio::test]
-async fn every_hook_of_every_layer_fires_once_and_a_panicking_one_harms_nobody() {
+async fn every_hook_of_every_layer_fires_once_and_a_panicking_one_harms_nobody(wire: Wire) {
     let (second, third, fourth) = (Recorder::new(), Recorder::new(), Recorder::new());
     let heartbeat = quiet()
         .on_evict(|_: &Eviction| panic!("a hook that panics"))
@@ -140,7 +153,7 @@ async fn every_hook_of_every_layer_fires_once_and_a_panicking_one_harms_nobody()
     let idle = patient()
         .on_evict(|_: &Eviction| panic!("another hook that panics"))
         .on_evict(fourth.hook());
-    let mut scene = Scene::start(heartbeat, idle, echo).await;
+    let mut scene = Scene::start(wire, heartbeat, idle, echo).await;
 
     let (mut witness, _) = scene.connect().await;
     let (client, live) = scene.connect().await;
@@ -177,8 +190,7 @@ async fn every_hook_of_every_layer_fires_once_and_a_panicking_one_harms_nobody()
     own.stays_at(1).await;
 }
 
-#[tokio::test]
-async fn a_hook_may_use_everything_it_can_reach() {
+async fn a_hook_may_use_everything_it_can_reach(wire: Wire) {
     // No hook runs under a lock: each of these calls would wait for itself for ever.
     let registry = Registry::new();
     let reached = registry.clone();
@@ -215,7 +227,7 @@ async fn a_hook_may_use_everything_it_can_reach() {
     .into_iter()
     .enumerate()
     {
-        let client = RawClient::connect(server.addr, "/ws").await;
+        let client = server.client(wire, "/ws").await;
         let live = within("the handler", lives.recv()).await.unwrap();
         *known.lock().unwrap() = Some(live.clone());
         if n == 1 {
@@ -230,9 +242,8 @@ async fn a_hook_may_use_everything_it_can_reach() {
     }
 }
 
-#[tokio::test]
-async fn a_hook_that_comes_after_the_end_is_called_at_once() {
-    let mut scene = Scene::start(quiet(), patient(), echo).await;
+async fn a_hook_that_comes_after_the_end_is_called_at_once(wire: Wire) {
+    let mut scene = Scene::start(wire, quiet(), patient(), echo).await;
     let (client, live) = scene.connect().await;
     drop(client);
     scene.ended(&live, Reason::PeerVanished).await;
@@ -263,12 +274,11 @@ async fn whoever_awaits_the_end_does_not_wait_for_the_closing_handshake() {
     assert_eq!(evicted.elapsed(), Duration::ZERO);
 }
 
-#[tokio::test]
-async fn the_session_is_there_for_the_handler_the_holder_and_the_hook() {
+async fn the_session_is_there_for_the_handler_the_holder_and_the_hook(wire: Wire) {
     #[derive(Debug, PartialEq)]
     struct User(&'static str);
 
-    let mut scene = Scene::start(quiet(), patient(), echo).await;
+    let mut scene = Scene::start(wire, quiet(), patient(), echo).await;
     let (client, live) = scene.connect().await;
     assert_eq!(live.session::<User>(), None);
     live.set_session(User("ann"));
@@ -282,8 +292,7 @@ async fn the_session_is_there_for_the_handler_the_holder_and_the_hook() {
     assert_eq!(user.as_deref(), Some(&User("ann")));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_many_ends_at_once_one_is_told() {
+async fn of_many_ends_at_once_one_is_told(wire: Wire) {
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(5))
@@ -301,7 +310,7 @@ async fn of_many_ends_at_once_one_is_told() {
     let mut ends = JoinSet::new();
     let mut handles: Vec<Liveness> = Vec::new();
     for n in 0..CONNECTIONS {
-        let client = RawClient::connect(server.addr, "/ws").await;
+        let client = server.client(wire, "/ws").await;
         let mut client = client.answering(Answer::Nothing);
         let live = within("the handler", lives.recv()).await.unwrap();
         for code in 4000..4003 {
@@ -347,8 +356,7 @@ async fn of_many_ends_at_once_one_is_told() {
     recorder.stays_at(CONNECTIONS).await;
 }
 
-#[tokio::test]
-async fn a_kicked_handler_learns_it_from_the_error() {
+async fn a_kicked_handler_learns_it_from_the_error(wire: Wire) {
     let (tell, mut told) = mpsc::unbounded_channel();
     let handler = move |mut socket: WebSocket| {
         let tell = tell.clone();
@@ -364,7 +372,7 @@ async fn a_kicked_handler_learns_it_from_the_error() {
         }
     };
     let heartbeat = quiet().close_timeout(ms(100));
-    let mut scene = Scene::start(heartbeat, patient(), handler).await;
+    let mut scene = Scene::start(wire, heartbeat, patient(), handler).await;
     let (client, live) = scene.connect().await;
     live.evict(4003, "go");
     let told = within("the handler's end", told.recv()).await.unwrap();
@@ -375,14 +383,13 @@ async fn a_kicked_handler_learns_it_from_the_error() {
     scene.told_once().await;
 }
 
-#[tokio::test]
-async fn the_router_without_evictions_tells_nobody() {
+async fn the_router_without_evictions_tells_nobody(wire: Wire) {
     let recorder = Recorder::new();
     let heartbeat = quiet().on_evict(recorder.hook()).build().unwrap();
     let registry = heartbeat.registry();
     let app = Router::new().route("/ws", echo_route()).layer(heartbeat);
     let server = Server::start(app).await;
-    let client = RawClient::connect(server.addr, "/ws").await;
+    let client = server.client(wire, "/ws").await;
     until("the connection is counted", || registry.len() == 1).await;
     recorder.stays_at(0).await;
     drop(client);

@@ -5,17 +5,25 @@ mod support;
 
 use std::fmt::Debug;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use support::h2_client::H2Client;
 use support::raw::{BINARY, Frame, PING, PONG, TEXT, opening};
 use support::recorder::Recorder;
+use support::wire::{Carrier, Wire, over_each_wire};
 use support::{bytes_route, ms, noise, within};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, duplex, split};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tower_ws_liveness::{HeartbeatLayer, HeartbeatLayerBuilder, Liveness, ProofOfLife, Reason};
+
+over_each_wire! {
+    #[tokio::test]
+    a_huge_frame_over_a_slow_socket_kills_nobody;
+}
 
 const HUGE: usize = 100_000_000;
 
@@ -330,8 +338,7 @@ async fn a_ping_that_waits_behind_megabytes_kills_nobody_as_long_as_they_drain()
     }
 }
 
-#[tokio::test]
-async fn a_huge_frame_over_a_slow_socket_kills_nobody() {
+async fn a_huge_frame_over_a_slow_socket_kills_nobody(wire: Wire) {
     let (interval, limit) = (ms(100), ms(200));
     let both = Sends {
         peer: true,
@@ -368,15 +375,9 @@ async fn a_huge_frame_over_a_slow_socket_kills_nobody() {
     let transfer = async |path| {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(64 * 1024).unwrap();
-        let mut io = socket.connect(addr).await.unwrap();
-        io.set_nodelay(true).unwrap();
-        io.write_all(opening(path).as_bytes()).await.unwrap();
-        // Byte by byte: the frame may be right behind it.
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(within("the upgrade", io.read_u8()).await.unwrap());
-        }
-        assert!(head.starts_with(b"HTTP/1.1 101 "));
+        let socket = socket.connect(addr).await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        let io = open(wire, socket, path).await;
         let (took, _) = peer(io, both, Pace(250_000, ms(16))).await;
         assert!(took > (interval + limit) * 20, "{path}: {took:?}");
     };
@@ -392,4 +393,21 @@ async fn a_huge_frame_over_a_slow_socket_kills_nobody() {
         assert!(stats.bytes_received().min(stats.bytes_sent()) > HUGE as u64);
     }
     serving.abort();
+}
+
+/// Opens a WebSocket over this socket, on which nothing was said yet.
+async fn open(wire: Wire, mut socket: TcpStream, path: &str) -> Carrier {
+    if wire == Wire::Http2 {
+        let settings = h2::client::Builder::new();
+        let connection = H2Client::handshake(socket, &settings).await.unwrap();
+        return Carrier::stream(&Arc::new(connection), path).await;
+    }
+    socket.write_all(opening(path).as_bytes()).await.unwrap();
+    // Byte by byte: the frame may be right behind it.
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(within("the upgrade", socket.read_u8()).await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101 "));
+    Carrier::Tcp(socket)
 }

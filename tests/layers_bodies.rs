@@ -1,9 +1,6 @@
 //! The layers leave the type of a response's body as it is, and ask it to be `Default`, for the 503
 //! of a full registry. Which stacks that allows, and the line that allows all others.
 
-#[allow(dead_code)] // another test needs the rest
-#[path = "support/h2_client.rs"]
-mod h2_client;
 #[allow(dead_code)] // each test needs its own part
 #[path = "support/stack.rs"]
 mod stack;

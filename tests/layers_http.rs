@@ -1,9 +1,6 @@
 //! Our layers among those of tower-http, wherever these are: the upgrade and whatever comes after it
 //! goes as if they were alone.
 
-#[allow(dead_code)] // another test needs the rest
-#[path = "support/h2_client.rs"]
-mod h2_client;
 #[allow(dead_code)] // each test needs its own part
 #[path = "support/stack.rs"]
 mod stack;
@@ -17,7 +14,6 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::routing::any;
-use h2_client::H2Client;
 use hyper::header::{
     ACCEPT_ENCODING, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION,
     CONTENT_ENCODING, HeaderName, HeaderValue, SERVER,
@@ -27,6 +23,7 @@ use stack::{
     Place, Stack, TOKEN, WEBSITE, ask_http1, ask_http2, echoes, handshake, http1, http2, refused,
     works_at, works_everywhere,
 };
+use support::h2_client::H2Client;
 use support::raw::{RawClient, opening};
 use support::{Server, ms, until, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

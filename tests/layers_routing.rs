@@ -1,9 +1,6 @@
 //! Our layers on routers in routers, and among middleware of the application's own: what such a
 //! middleware may do to a handshake, and what comes of it.
 
-#[allow(dead_code)] // another test needs the rest
-#[path = "support/h2_client.rs"]
-mod h2_client;
 #[allow(dead_code)] // each test needs its own part
 #[path = "support/stack.rs"]
 mod stack;
@@ -20,13 +17,13 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use futures_util::StreamExt;
-use h2_client::H2Client;
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use stack::{Place, Stack, ask_http1, ask_http2, echoes, handshake, refused, works_everywhere};
+use support::h2_client::H2Client;
 use support::raw::Frame;
 use support::{Server, echo_route, ms, never, switching_protocols, within};
 use tokio::net::TcpStream;

@@ -1,8 +1,5 @@
 //! Our layers in stacks of tower's, on a router and on hyper alone.
 
-#[allow(dead_code)] // another test needs the rest
-#[path = "support/h2_client.rs"]
-mod h2_client;
 #[allow(dead_code)] // each test needs its own part
 #[path = "support/stack.rs"]
 mod stack;

@@ -3,8 +3,6 @@
 
 #[path = "support/counts.rs"]
 mod counts;
-#[path = "support/h2_client.rs"]
-mod h2_client;
 mod support;
 #[path = "support/unwritable.rs"]
 mod unwritable;
@@ -20,7 +18,7 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, any, get};
 use counts::{count, empties};
-use h2_client::H2Client;
+use support::h2_client::H2Client;
 use support::raw::{Frame, RawClient, opening};
 use support::recorder::Recorder;
 use support::scene::{patient, quiet};

@@ -9,13 +9,28 @@ use axum::Router;
 use axum::extract::ws::{Message as Served, WebSocket};
 use axum::routing::MethodRouter;
 use futures_util::{SinkExt, StreamExt};
-use support::raw::{Answer, BINARY, Frame, PONG, RawClient, TEXT};
+use support::raw::{Answer, BINARY, Frame, PONG, TEXT};
 use support::recorder::Recorder;
+use support::wire::{Wire, over_each_wire};
 use support::{SLACK, Server, bytes_route, echo_route, ms, until, watched_route, within};
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, interval};
 use tower_ws_liveness::{HeartbeatLayer, IdleTimeoutLayer, ProofOfLife, Reason};
 use tungstenite::Message;
+
+over_each_wire! {
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    a_stock_client_echoes_through_both_layers_and_an_unmodified_handler,
+    a_client_that_answers_only_the_latest_ping_lives,
+    a_client_that_answers_only_the_oldest_ping_lives,
+    any_byte_is_as_good_as_a_pong_by_default,
+    a_pong_that_answers_nothing_is_no_proof_of_life_where_matching_ones_are_asked_for,
+    a_client_that_sends_byte_by_byte_lives_and_gets_its_echo,
+    a_half_open_peer_is_evicted_once_and_in_time,
+    the_servers_own_writes_do_not_hide_a_half_open_peer,
+    no_end_of_a_dead_upload_is_mistaken_for_life,
+    a_live_client_outlives_the_death_of_its_neighbours;
+}
 
 /// Both layers, with an idle timeout that plays no part.
 fn both(route: MethodRouter, heartbeat: HeartbeatLayer) -> Router {
@@ -25,8 +40,7 @@ fn both(route: MethodRouter, heartbeat: HeartbeatLayer) -> Router {
         .layer(heartbeat)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stock_client_echoes_through_both_layers_and_an_unmodified_handler() {
+async fn a_stock_client_echoes_through_both_layers_and_an_unmodified_handler(wire: Wire) {
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(20))
@@ -36,9 +50,7 @@ async fn a_stock_client_echoes_through_both_layers_and_an_unmodified_handler() {
         .unwrap();
     let server = Server::start(both(echo_route(), heartbeat.clone())).await;
 
-    let (mut client, _) = tokio_tungstenite::connect_async(server.url("/ws"))
-        .await
-        .unwrap();
+    let mut client = server.stock_client(wire, "/ws").await;
     let mut pings = 0;
     // Goes on until pings fell between the messages.
     for round in 0_u32.. {
@@ -76,23 +88,20 @@ async fn a_stock_client_echoes_through_both_layers_and_an_unmodified_handler() {
     recorder.stays_at(1).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_answers_only_the_latest_ping_lives() {
-    lives_answering(Answer::LatestOf(3), ProofOfLife::MatchingPong).await;
+async fn a_client_that_answers_only_the_latest_ping_lives(wire: Wire) {
+    lives_answering(wire, Answer::LatestOf(3), ProofOfLife::MatchingPong).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_answers_only_the_oldest_ping_lives() {
-    lives_answering(Answer::OldestOf(3), ProofOfLife::MatchingPong).await;
+async fn a_client_that_answers_only_the_oldest_ping_lives(wire: Wire) {
+    lives_answering(wire, Answer::OldestOf(3), ProofOfLife::MatchingPong).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn any_byte_is_as_good_as_a_pong_by_default() {
-    lives_answering(Answer::LatestOf(3), ProofOfLife::AnyBytes).await;
+async fn any_byte_is_as_good_as_a_pong_by_default(wire: Wire) {
+    lives_answering(wire, Answer::LatestOf(3), ProofOfLife::AnyBytes).await;
 }
 
 /// A client that lets pings pile up and answers one of them, over several such rounds.
-async fn lives_answering(answer: Answer, proof: ProofOfLife) {
+async fn lives_answering(wire: Wire, answer: Answer, proof: ProofOfLife) {
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(50))
@@ -104,9 +113,7 @@ async fn lives_answering(answer: Answer, proof: ProofOfLife) {
         .build()
         .unwrap();
     let server = Server::start(both(echo_route(), heartbeat)).await;
-    let mut client = RawClient::connect(server.addr, "/ws")
-        .await
-        .answering(answer);
+    let mut client = server.client(wire, "/ws").await.answering(answer);
 
     client.live_until_ping(10).await;
     client.send(&Frame::text("still here")).await.unwrap();
@@ -114,8 +121,9 @@ async fn lives_answering(answer: Answer, proof: ProofOfLife) {
     recorder.stays_at(0).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pong_that_answers_nothing_is_no_proof_of_life_where_matching_ones_are_asked_for() {
+async fn a_pong_that_answers_nothing_is_no_proof_of_life_where_matching_ones_are_asked_for(
+    wire: Wire,
+) {
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(50))
@@ -126,9 +134,7 @@ async fn a_pong_that_answers_nothing_is_no_proof_of_life_where_matching_ones_are
         .build()
         .unwrap();
     let server = Server::start(both(echo_route(), heartbeat)).await;
-    let mut client = RawClient::connect(server.addr, "/ws")
-        .await
-        .answering(Answer::Nothing);
+    let mut client = server.client(wire, "/ws").await.answering(Answer::Nothing);
     let babble = tokio::spawn(async move {
         let mut tick = interval(ms(10));
         while client.send(&Frame::new(PONG, "not yours")).await.is_ok() {
@@ -142,8 +148,7 @@ async fn a_pong_that_answers_nothing_is_no_proof_of_life_where_matching_ones_are
     recorder.stays_at(1).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_sends_byte_by_byte_lives_and_gets_its_echo() {
+async fn a_client_that_sends_byte_by_byte_lives_and_gets_its_echo(wire: Wire) {
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(5))
@@ -153,7 +158,7 @@ async fn a_client_that_sends_byte_by_byte_lives_and_gets_its_echo() {
         .build()
         .unwrap();
     let server = Server::start(both(echo_route(), heartbeat)).await;
-    let mut client = RawClient::connect(server.addr, "/ws").await.in_chunks_of(1);
+    let mut client = server.client(wire, "/ws").await.in_chunks_of(1);
 
     for round in 1..=20 {
         // All three length encodings' borders, but for the longest.
@@ -168,24 +173,24 @@ async fn a_client_that_sends_byte_by_byte_lives_and_gets_its_echo() {
     recorder.stays_at(0).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_half_open_peer_is_evicted_once_and_in_time() {
-    half_open_is_evicted(echo_route()).await;
+async fn a_half_open_peer_is_evicted_once_and_in_time(wire: Wire) {
+    half_open_is_evicted(wire, echo_route()).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_servers_own_writes_do_not_hide_a_half_open_peer() {
+async fn the_servers_own_writes_do_not_hide_a_half_open_peer(wire: Wire) {
     let (route, _live) = watched_route(|mut socket: WebSocket| async move {
-        let mut tick = interval(ms(5));
-        while socket.send(Served::text("news")).await.is_ok() {
+        let mut tick = interval(ms(10));
+        // Long enough that h2 does not take a hundred of them, unread, for an attack.
+        let news = Served::text("news ".repeat(60));
+        while socket.send(news.clone()).await.is_ok() {
             tick.tick().await;
         }
     });
-    half_open_is_evicted(route).await;
+    half_open_is_evicted(wire, route).await;
 }
 
 /// A peer that keeps its socket, but neither reads nor sends.
-async fn half_open_is_evicted(route: MethodRouter) {
+async fn half_open_is_evicted(wire: Wire, route: MethodRouter) {
     let (interval, timeout, missed) = (ms(200), ms(150), 3);
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
@@ -199,7 +204,7 @@ async fn half_open_is_evicted(route: MethodRouter) {
     let server = Server::start(both(route, heartbeat.clone())).await;
 
     let before = Instant::now();
-    let client = RawClient::connect(server.addr, "/ws").await;
+    let client = server.client(wire, "/ws").await;
     let after = Instant::now();
 
     let event = recorder.nth(1).await;
@@ -217,8 +222,7 @@ async fn half_open_is_evicted(route: MethodRouter) {
     recorder.stays_at(1).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_end_of_a_dead_upload_is_mistaken_for_life() {
+async fn no_end_of_a_dead_upload_is_mistaken_for_life(wire: Wire) {
     // The peer dies in the middle of a frame: from then on there is no byte of it any more.
     let upload = Frame::new(TEXT, vec![b'x'; 1 << 20]).masked();
     let recorder = Recorder::new();
@@ -229,7 +233,7 @@ async fn no_end_of_a_dead_upload_is_mistaken_for_life() {
         .build()
         .unwrap();
     let server = Server::start(both(echo_route(), heartbeat)).await;
-    let mut client = RawClient::connect(server.addr, "/ws").await;
+    let mut client = server.client(wire, "/ws").await;
     client
         .send_bytes(&upload[..upload.len() / 2])
         .await
@@ -240,8 +244,7 @@ async fn no_end_of_a_dead_upload_is_mistaken_for_life() {
     recorder.stays_at(1).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_live_client_outlives_the_death_of_its_neighbours() {
+async fn a_live_client_outlives_the_death_of_its_neighbours(wire: Wire) {
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(50))
@@ -255,10 +258,10 @@ async fn a_live_client_outlives_the_death_of_its_neighbours() {
         pending::<()>().await
     });
     let server = Server::start(both(route, heartbeat.clone())).await;
-    let mut live = RawClient::connect(server.addr, "/ws").await;
+    let mut live = server.client(wire, "/ws").await;
     let mut dead = Vec::new();
     for _ in 0..20 {
-        dead.push(RawClient::connect(server.addr, "/ws").await);
+        dead.push(server.client(wire, "/ws").await);
     }
     until("21 connections", || heartbeat.registry().len() == 21).await;
 

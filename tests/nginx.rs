@@ -17,6 +17,7 @@ use std::time::Duration;
 use axum::Router;
 use support::raw::{Answer, Frame, RawClient};
 use support::scene::{Scene, patient, quiet};
+use support::wire::Wire;
 use support::{SLACK, Server, echo, echo_route, ms, until, within};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout};
@@ -146,7 +147,7 @@ fn assert_about_the_read_timeout(cut: Duration) {
 #[ignore = "needs nginx"]
 async fn a_quiet_socket_lives_behind_the_layers() {
     let heartbeat = quiet().interval(ms(2_000));
-    let mut scene = Scene::start(heartbeat, patient(), echo).await;
+    let mut scene = Scene::start(Wire::Http1, heartbeat, patient(), echo).await;
     let nginx = Nginx::start(scene.addr()).await;
     let mut client = nginx.connect().await;
     let live = scene.next_live().await;
@@ -176,7 +177,7 @@ async fn a_quiet_socket_is_cut_without_the_layers() {
 #[tokio::test]
 #[ignore = "needs nginx"]
 async fn an_interval_above_the_timeout_of_nginx_keeps_nothing_alive() {
-    let mut scene = Scene::start(quiet(), patient(), echo).await;
+    let mut scene = Scene::start(Wire::Http1, quiet(), patient(), echo).await;
     let nginx = Nginx::start(scene.addr()).await;
     let mut client = nginx.connect().await;
     let live = scene.next_live().await;
@@ -191,7 +192,7 @@ async fn an_interval_above_the_timeout_of_nginx_keeps_nothing_alive() {
 #[ignore = "needs nginx"]
 async fn a_client_that_is_killed_is_told_of_at_once() {
     let heartbeat = quiet().interval(ms(2_000));
-    let mut scene = Scene::start(heartbeat, patient(), echo).await;
+    let mut scene = Scene::start(Wire::Http1, heartbeat, patient(), echo).await;
     let nginx = Nginx::start(scene.addr()).await;
     let mut client = nginx.connect().await;
     let live = scene.next_live().await;
@@ -210,7 +211,7 @@ async fn a_client_that_is_killed_is_told_of_at_once() {
 async fn a_client_that_is_frozen_is_evicted_by_the_heartbeat() {
     let (interval, answer) = (ms(500), ms(1_000));
     let heartbeat = quiet().interval(interval).timeout(answer).missed_pings(2);
-    let mut scene = Scene::start(heartbeat, patient(), echo).await;
+    let mut scene = Scene::start(Wire::Http1, heartbeat, patient(), echo).await;
     let nginx = Nginx::start(scene.addr()).await;
     let mut neighbour = nginx.connect().await;
     scene.next_live().await;
@@ -242,7 +243,7 @@ async fn a_client_that_is_frozen_is_evicted_by_the_heartbeat() {
 async fn when_nginx_is_killed_all_of_its_clients_are_told_of() {
     const CLIENTS: usize = 10;
     let heartbeat = quiet().interval(ms(2_000));
-    let mut scene = Scene::start(heartbeat, patient(), echo).await;
+    let mut scene = Scene::start(Wire::Http1, heartbeat, patient(), echo).await;
     let mut nginx = Nginx::start(scene.addr()).await;
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {

@@ -1,5 +1,8 @@
 //! What is no WebSocket upgrade passes as if the layers were not there: nothing is counted, nobody
 //! is told, and no task is left.
+//!
+//! Over HTTP/1.1, where an upgrade is a matter of headers. Over HTTP/2 it is one of CONNECT, and in
+//! `tests/http2.rs`.
 
 mod support;
 

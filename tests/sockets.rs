@@ -1,13 +1,9 @@
 //! Over real sockets: peers whose transport tells of them only those who write, writers whose
 //! transport wakes only one of two, and reads that bring a few bytes at a time.
 
-#[path = "support/h2_client.rs"]
-#[allow(dead_code)] // a part of it is enough here
-mod h2_client;
 mod support;
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,15 +13,20 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::ws::Message as Served;
 use axum::routing::MethodRouter;
-use h2_client::H2Client;
 use support::raw::{BINARY, Frame, PONG, RawClient};
 use support::recorder::Recorder;
+use support::wire::{Wire, over_each_wire};
 use support::{SLACK, Server, ms, until, watched_route, within};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tower_ws_liveness::{Health, HeartbeatLayer, HeartbeatLayerBuilder, Liveness, Reason};
+
+over_each_wire! {
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    a_writer_that_is_held_back_goes_on_though_pings_are_due;
+}
 
 /// Both ends of a TCP connection: the server's and the peer's.
 async fn tcp() -> (TcpStream, TcpStream) {
@@ -135,17 +136,13 @@ fn pushing() -> (
 
 /// The peer pauses for several intervals, so that the handler is held back and pings are due, and
 /// then reads on: the handler goes on too.
-async fn goes_on<S, K, F>(open: impl FnOnce(SocketAddr) -> F)
-where
-    F: Future<Output = (RawClient<S>, K)>,
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+async fn a_writer_that_is_held_back_goes_on_though_pings_are_due(wire: Wire) {
     let recorder = Recorder::new();
     let layer = every(ms(100), ms(15_000)).on_evict(recorder.hook());
     let (route, mut lives, sent) = pushing();
     let app = Router::new().route("/ws", route);
     let server = Server::start(app.layer(layer.build().unwrap())).await;
-    let (mut client, _kept) = open(server.addr).await;
+    let mut client = server.client(wire, "/ws").await;
     let live = within("the handler", lives.recv()).await.unwrap();
     for round in 0..3 {
         let blocked = async {
@@ -177,25 +174,6 @@ where
         );
     }
     assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_writer_that_http2_holds_back_goes_on_though_pings_are_due() {
-    goes_on(|addr| async move {
-        let h2 = within("the connection", H2Client::connect(addr))
-            .await
-            .unwrap();
-        let opened = within("the response", h2.websocket("http://localhost/ws")).await;
-        let (response, stream) = opened.unwrap();
-        assert!(response.status().is_success());
-        (RawClient::over(stream), h2)
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_writer_that_tcp_holds_back_goes_on_though_pings_are_due() {
-    goes_on(|addr| async move { (RawClient::connect(addr, "/ws").await, ()) }).await;
 }
 
 // A transport that gives out a few bytes per read, and a driver with many of them to look at.

@@ -1,9 +1,6 @@
 //! Over plain TCP: the layers use the socket itself and set its options; what these are good for.
 #![cfg(target_os = "linux")] // where all of these options exist, and can be asked for
 
-#[path = "support/h2_client.rs"]
-#[allow(dead_code)] // a part of it is enough here
-mod h2_client;
 mod support;
 
 use std::io;
@@ -16,11 +13,11 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::ws::Message;
 use axum::serve::ListenerExt;
-use h2_client::H2Client;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use socket2::{SockRef, Socket};
+use support::h2_client::H2Client;
 use support::raw::{BINARY, Frame, RawClient};
 use support::recorder::Recorder;
 use support::{

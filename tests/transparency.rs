@@ -8,16 +8,22 @@ use axum::extract::ws::{Message as Served, WebSocket};
 use futures_util::{SinkExt, StreamExt};
 use support::raw::{BINARY, CONTINUATION, Frame, PING, PONG, RawClient};
 use support::recorder::Recorder;
+use support::wire::{Wire, over_each_wire};
 use support::{Server, echo_route, in_memory, ms, noise, watched_route, within};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tower_ws_liveness::{HeartbeatLayer, ProofOfLife};
 use tungstenite::Message;
 
+over_each_wire! {
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    three_megabytes_both_ways_with_pings_in_between_arrive_unchanged,
+    the_pings_of_either_side_work_as_without_the_layers;
+}
+
 const THREE_MB: usize = 3 * 1000 * 1000;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_megabytes_both_ways_with_pings_in_between_arrive_unchanged() {
+async fn three_megabytes_both_ways_with_pings_in_between_arrive_unchanged(wire: Wire) {
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(3))
@@ -27,9 +33,7 @@ async fn three_megabytes_both_ways_with_pings_in_between_arrive_unchanged() {
         .unwrap();
     let app = Router::new().route("/ws", echo_route()).layer(heartbeat);
     let server = Server::start(app).await;
-    let (client, _) = tokio_tungstenite::connect_async(server.url("/ws"))
-        .await
-        .unwrap();
+    let client = server.stock_client(wire, "/ws").await;
     let (mut sink, mut stream) = client.split();
 
     let (go, mut gone) = mpsc::unbounded_channel::<u32>();
@@ -164,8 +168,7 @@ async fn pongs_that_are_not_ours_are_given_to_the_handler_and_ours_are_not() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_pings_of_either_side_work_as_without_the_layers() {
+async fn the_pings_of_either_side_work_as_without_the_layers(wire: Wire) {
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(2))
@@ -190,9 +193,7 @@ async fn the_pings_of_either_side_work_as_without_the_layers() {
     });
     let app = Router::new().route("/ws", route).layer(heartbeat);
     let server = Server::start(app).await;
-    let (mut client, _) = tokio_tungstenite::connect_async(server.url("/ws"))
-        .await
-        .unwrap();
+    let mut client = server.stock_client(wire, "/ws").await;
     let live = within("the handler", live.recv()).await.unwrap();
 
     // The handler's pings: the stock client answers them by being read.

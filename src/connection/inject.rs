@@ -7,8 +7,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::AsyncWrite;
 
+use super::control::Control;
 use super::watch::{Direction, Watch};
-use crate::wire::{MAX_PING_FRAME, OpCode, Role, Scanner, encode_close, encode_ping};
+use crate::wire::{OpCode, Role, Scanner, encode_close, encode_ping};
 
 /// The outbound half of a connection.
 #[derive(Debug)]
@@ -22,30 +23,9 @@ pub(super) struct Outbound {
     passive: bool,
     /// The handler's bytes are taken up to the end of its frame, and no further.
     last: bool,
+    /// See [`in_strokes`](Self::in_strokes).
+    strokes: bool,
     control: Control,
-}
-
-/// The control frame of ours that is on its way out; there is at most one.
-#[derive(Debug)]
-enum Control {
-    None,
-    Ping {
-        frame: [u8; MAX_PING_FRAME],
-        len: u8,
-        written: u8,
-    },
-    Close(Box<CloseBytes>),
-    /// All bytes of a ping are written; the transport has yet to flush them.
-    FlushPing,
-    /// All bytes of a Close frame are written; the transport has yet to flush them.
-    FlushClose,
-}
-
-/// A Close frame on its way out, which most connections never have.
-#[derive(Debug)]
-struct CloseBytes {
-    frame: Vec<u8>,
-    written: usize,
 }
 
 impl Outbound {
@@ -56,8 +36,19 @@ impl Outbound {
             closed: false,
             passive: false,
             last: false,
+            strokes: false,
             control: Control::None,
         }
+    }
+
+    /// From now on a ping goes out in four strokes, the last three of a byte each.
+    ///
+    /// A stream of hyper's HTTP/2 is flushed when fewer than two writes are left behind the one that
+    /// waits for the peer's window. So a ping in one piece would be as good as sent to a peer that
+    /// grants no window, and its silence would be taken for death. In strokes that is left only to a
+    /// window that ends one or two bytes before the ping does.
+    pub(super) fn in_strokes(&mut self) {
+        self.strokes = true;
     }
 
     /// Whether a control frame may be put out now: the handler is between two frames, no Close has
@@ -114,7 +105,7 @@ impl Outbound {
             return false;
         }
         let frame = encode_close(code, reason, self.mask());
-        self.control = Control::Close(Box::new(CloseBytes { frame, written: 0 }));
+        self.control = Control::close(frame);
         true
     }
 
@@ -146,11 +137,7 @@ impl Outbound {
 
     /// A control frame of ours is half-written: its rest has to go out before anything else.
     pub(super) fn has_begun(&self) -> bool {
-        match &self.control {
-            Control::Ping { written, .. } => *written > 0,
-            Control::Close(close) => close.written > 0,
-            Control::None | Control::FlushPing | Control::FlushClose => false,
-        }
+        self.control.has_begun()
     }
 
     fn mask(&self) -> Option<[u8; 4]> {
@@ -162,15 +149,7 @@ impl Outbound {
         if !self.has_begun() && (!self.scanner.at_boundary() || self.closed) {
             return None;
         }
-        match &self.control {
-            Control::Ping {
-                frame,
-                len,
-                written,
-            } => Some(&frame[usize::from(*written)..usize::from(*len)]),
-            Control::Close(close) => Some(&close.frame[close.written..]),
-            Control::None | Control::FlushPing | Control::FlushClose => None,
-        }
+        self.control.next_write(self.strokes)
     }
 
     /// Writes what may be written of our control frame, without flushing it.
@@ -191,30 +170,11 @@ impl Outbound {
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            let rest = written < bytes.len();
-            watch.accepted(written, rest);
-            self.advance_control(written);
+            self.control.advance(written);
+            self.closed |= matches!(self.control, Control::FlushClose);
+            watch.accepted(written, !self.is_flushing());
         }
         Poll::Ready(Ok(()))
-    }
-
-    fn advance_control(&mut self, count: usize) {
-        match &mut self.control {
-            Control::Ping { len, written, .. } => {
-                *written += count as u8;
-                if written == len {
-                    self.control = Control::FlushPing;
-                }
-            }
-            Control::Close(close) => {
-                close.written += count;
-                if close.written == close.frame.len() {
-                    self.closed = true;
-                    self.control = Control::FlushClose;
-                }
-            }
-            Control::None | Control::FlushPing | Control::FlushClose => {}
-        }
     }
 
     /// Brings our control frame as far out as the handler's place in its own frame allows.

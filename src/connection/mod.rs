@@ -30,6 +30,7 @@ mod attend;
 mod birth;
 mod callers;
 mod closing;
+mod control;
 mod core;
 mod departure;
 mod extras;

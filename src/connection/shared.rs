@@ -64,6 +64,11 @@ where
         })
     }
 
+    /// The transport will be a stream of HTTP/2, which hides that its peer grants no window.
+    pub(crate) fn over_http2(&self) {
+        self.lock().outbound.in_strokes();
+    }
+
     /// The upgrade is complete: `io` speaks frames from now on. The connection is counted, and
     /// driven. False if it was evicted before it came so far; `io` is then gone.
     pub(crate) fn open(self: &Arc<Self>, io: T) -> bool {

@@ -23,6 +23,13 @@ pub(crate) enum Handshake {
     ExtendedConnect,
 }
 
+impl Handshake {
+    /// Whether it asks for a stream among others, and not for the whole connection.
+    pub(crate) fn is_stream(self) -> bool {
+        self != Self::Http1
+    }
+}
+
 /// Returns the kind of handshake that `req` opens, or `None` if it does not ask for a WebSocket or if there is no
 /// [`OnUpgrade`] in its extensions, so that nothing could be upgraded anyway.
 pub(crate) fn detect<B>(req: &Request<B>) -> Option<Handshake> {

@@ -81,6 +81,9 @@ impl Opening {
             return Ok(None);
         };
         let connection = Connection::new(Role::Server, TUNER);
+        if handshake.is_stream() {
+            connection.over_http2();
+        }
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
         live.attach(share, place);
         if let Some(overrides) = overrides {
@@ -100,16 +103,16 @@ impl Opening {
     /// the response head is written, or to give up. The task is gone after that.
     fn arm(self) {
         let Self {
+            handshake,
             real,
             bridge,
             unanswered,
-            ..
         } = self;
         let promised = unanswered.accepted();
         tokio::spawn(async move {
             match real.await {
                 Ok(upgraded) => {
-                    if let Some(stream) = promised.keep(Transport::from(upgraded)) {
+                    if let Some(stream) = promised.keep(Transport::of(handshake, upgraded)) {
                         bridge.complete(Either::WebSocket(TokioIo::new(stream)));
                     }
                 }

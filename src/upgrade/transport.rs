@@ -2,7 +2,7 @@
 //!
 //! hyper's `Upgraded` is a box of something. Where that is a tokio `TcpStream` it is taken out: calls
 //! to it need no dynamic dispatch then, and it has socket options to set. Everything else (HTTP/2,
-//! TLS, Unix sockets, streams in memory) stays in its box.
+//! TLS, Unix sockets, streams in memory) stays in its box; HTTP/2 is given a little at a time.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -18,6 +18,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 #[cfg(feature = "tcp")]
 use tokio::net::TcpStream;
 
+use super::detect::Handshake;
+
+/// What a stream of HTTP/2 is given at once: a DATA frame of the size that every peer accepts
+/// (RFC 9113 section 6.5.2).
+#[cfg(feature = "http2")]
+const MOST: usize = 16 * 1024;
+
 /// The transport of an upgraded connection.
 pub(super) enum Transport {
     /// A plain TCP socket.
@@ -28,6 +35,11 @@ pub(super) enum Transport {
         early: Option<Box<Bytes>>,
         socket: TcpStream,
     },
+    /// A stream of an HTTP/2 connection. hyper accepts all of a write, however long, and keeps a copy
+    /// of it for as long as the peer's window is closed. Pings would wait behind that, and accepted
+    /// bytes would not say that the peer drains others.
+    #[cfg(feature = "http2")]
+    Stream(Box<TokioIo<Upgraded>>),
     /// Anything else. In a box of its own, or it would be twice the size of a socket.
     Upgraded(Box<TokioIo<Upgraded>>),
 }
@@ -38,6 +50,8 @@ impl Transport {
     pub(super) fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp { socket, .. } => Some(socket),
+            #[cfg(feature = "http2")]
+            Self::Stream(_) => None,
             Self::Upgraded(_) => None,
         }
     }
@@ -67,6 +81,17 @@ impl Transport {
     }
 }
 
+impl Transport {
+    /// What became of an opening handshake of this kind.
+    pub(super) fn of(handshake: Handshake, upgraded: Upgraded) -> Self {
+        match handshake {
+            Handshake::Http1 => Self::from(upgraded),
+            #[cfg(feature = "http2")]
+            Handshake::ExtendedConnect => Self::Stream(Box::new(TokioIo::new(upgraded))),
+        }
+    }
+}
+
 impl From<Upgraded> for Transport {
     fn from(upgraded: Upgraded) -> Self {
         // The connections of `axum::serve` are of hyper-util's making, which puts a wrapper of its
@@ -91,6 +116,11 @@ macro_rules! transport {
             #[cfg(feature = "tcp")]
             Transport::Tcp { socket, .. } => {
                 let $io = Pin::new(socket);
+                $call
+            }
+            #[cfg(feature = "http2")]
+            Transport::Stream(stream) => {
+                let $io = Pin::new(stream);
                 $call
             }
             Transport::Upgraded(upgraded) => {
@@ -122,7 +152,12 @@ impl AsyncWrite for Transport {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        transport!(self.get_mut(), io => io.poll_write(cx, buf))
+        let this = self.get_mut();
+        #[cfg(feature = "http2")]
+        if let Self::Stream(stream) = this {
+            return Pin::new(stream).poll_write(cx, &buf[..buf.len().min(MOST)]);
+        }
+        transport!(this, io => io.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -130,6 +165,11 @@ impl AsyncWrite for Transport {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        #[cfg(feature = "http2")]
+        if matches!(*self, Self::Stream(_)) {
+            let first = bufs.iter().find(|buf| !buf.is_empty());
+            return self.poll_write(cx, first.map_or(&[], |buf| &**buf));
+        }
         transport!(self.get_mut(), io => io.poll_write_vectored(cx, bufs))
     }
 
@@ -137,6 +177,8 @@ impl AsyncWrite for Transport {
         match self {
             #[cfg(feature = "tcp")]
             Self::Tcp { socket, .. } => socket.is_write_vectored(),
+            #[cfg(feature = "http2")]
+            Self::Stream(_) => false,
             Self::Upgraded(upgraded) => upgraded.is_write_vectored(),
         }
     }

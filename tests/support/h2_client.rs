@@ -124,6 +124,10 @@ pub(crate) struct H2Stream {
 }
 
 impl H2Stream {
+    pub(crate) fn id(&self) -> u32 {
+        self.recv.stream_id().as_u32()
+    }
+
     /// Resets the stream: the peer sees an error in both directions. The connection goes on.
     pub(crate) fn reset(&mut self, reason: Reason) {
         self.write_closed = true;

@@ -1,18 +1,22 @@
 //! What the integration tests share: servers, a recorder of evictions, bounded waits.
 #![allow(dead_code)] // every test binary uses its own part of this
 
+pub(crate) mod h2_client;
+pub(crate) mod h2_link;
 pub(crate) mod raw;
 pub(crate) mod recorder;
 pub(crate) mod scene;
+pub(crate) mod wire;
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::http::{Request, StatusCode, header};
+use axum::http::{Method, Request, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, any};
@@ -23,11 +27,17 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{OnceCell, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
+use tokio_tungstenite::WebSocketStream;
 use tower_ws_liveness::Liveness;
 use tungstenite::handshake::derive_accept_key;
+use tungstenite::protocol::Role;
+
+use h2_client::H2Client;
+use raw::RawClient;
+use wire::{Carrier, Client, Wire};
 
 /// How long a test waits for something that must come. Generous: it only decides how late a
 /// failure is noticed, never whether a correct run passes.
@@ -95,6 +105,8 @@ pub(crate) fn alive_tasks() -> usize {
 pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
     task: JoinHandle<()>,
+    /// The connection that the clients over HTTP/2 share.
+    h2: OnceCell<Arc<H2Client>>,
 }
 
 impl Server {
@@ -104,7 +116,37 @@ impl Server {
         // Small frames leave at once, or a test of a thousand of them takes a minute.
         let listener = listener.tap_io(|io| io.set_nodelay(true).unwrap());
         let task = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { addr, task }
+        let h2 = OnceCell::new();
+        Self { addr, task, h2 }
+    }
+
+    /// A new client. All that come over HTTP/2 share one connection.
+    pub(crate) async fn client(&self, wire: Wire, path: &str) -> Client {
+        match wire {
+            Wire::Http1 => wire.connect(self.addr, path).await,
+            Wire::Http2 => RawClient::over(self.stream(path).await),
+        }
+    }
+
+    /// The same, with a WebSocket library at the client's end.
+    pub(crate) async fn stock_client(&self, wire: Wire, path: &str) -> WebSocketStream<Carrier> {
+        match wire {
+            Wire::Http1 => {
+                let carrier = Carrier::tcp(self.addr).await;
+                let opened = tokio_tungstenite::client_async(self.url(path), carrier);
+                within("the opening handshake", opened).await.unwrap().0
+            }
+            // The library does not speak HTTP/2, and need not: the handshake is done.
+            Wire::Http2 => {
+                let stream = self.stream(path).await;
+                WebSocketStream::from_raw_socket(stream, Role::Client, None).await
+            }
+        }
+    }
+
+    async fn stream(&self, path: &str) -> Carrier {
+        let connection = self.h2.get_or_init(|| wire::h2(self.addr)).await;
+        Carrier::stream(connection, path).await
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -175,6 +217,10 @@ where
 
 /// The answer to an opening handshake (RFC 6455 section 4.2.2), by hand.
 pub(crate) fn switching_protocols<B>(request: &Request<B>) -> Response {
+    if request.method() == Method::CONNECT {
+        // Nothing to prove (RFC 8441 section 5).
+        return StatusCode::OK.into_response();
+    }
     let key = request.headers()[header::SEC_WEBSOCKET_KEY].as_bytes();
     (
         StatusCode::SWITCHING_PROTOCOLS,

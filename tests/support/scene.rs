@@ -13,8 +13,8 @@ use tower_ws_liveness::{
     Reason, Registry,
 };
 
-use super::raw::RawClient;
 use super::recorder::{Event, Recorder};
+use super::wire::{Client, Wire};
 use super::{Server, ms, until, within};
 
 /// A heartbeat that never has anything to say during a test.
@@ -40,10 +40,12 @@ pub(crate) struct Scene {
     /// How many handlers have returned, or panicked.
     done: Arc<watch::Sender<usize>>,
     server: Server,
+    wire: Wire,
 }
 
 impl Scene {
     pub(crate) async fn start<H, F>(
+        wire: Wire,
         heartbeat: HeartbeatLayerBuilder,
         idle: IdleTimeoutLayerBuilder,
         handler: H,
@@ -80,6 +82,7 @@ impl Scene {
             lives,
             done,
             server,
+            wire,
         }
     }
 
@@ -87,9 +90,9 @@ impl Scene {
         self.server.addr
     }
 
-    /// A new connection over TCP, with the server's handle on it.
-    pub(crate) async fn connect(&mut self) -> (RawClient, Liveness) {
-        let client = RawClient::connect(self.server.addr, "/ws").await;
+    /// A new client, with the server's handle on its connection.
+    pub(crate) async fn connect(&mut self) -> (Client, Liveness) {
+        let client = self.server.client(self.wire, "/ws").await;
         let live = self.next_live().await;
         until("the connection is counted", || {
             self.registry.get(live.id()).is_some() || self.recorder.count(live.id()) > 0

@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Mutex, mpsc};
 use tower_ws_liveness::{HeartbeatLayer, IdleTimeoutLayer, Liveness, Reason, Registry};
 
-use crate::h2_client::{H2Client, H2Stream};
+use crate::support::h2_client::{H2Client, H2Stream};
 use crate::support::raw::{Answer, Frame, RawClient};
 use crate::support::recorder::{Event, Recorder};
 use crate::support::scene::{patient, quiet};

@@ -76,7 +76,7 @@ async fn transport(server: Server, early: &[u8]) -> (TcpStream, Transport) {
 fn early(transport: &Transport) -> Option<&[u8]> {
     match transport {
         Transport::Tcp { early, .. } => early.as_ref().map(|early| &early[..]),
-        Transport::Upgraded(_) => panic!("not the socket itself"),
+        _ => panic!("not the socket itself"),
     }
 }
 
