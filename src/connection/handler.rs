@@ -157,4 +157,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         }
         !matches!(self.departure, Departure::Opening)
     }
+
+    /// Whether the transport is to be shut down as it is dropped. Not if it is the handler who drops
+    /// it: without the layers that would be all that happens.
+    pub(super) fn is_to_shut_down(&self) -> bool {
+        let by_handler = matches!(self.phase, Phase::Closed { reason: None, .. });
+        !by_handler && self.outbound.can_shut_down()
+    }
 }

@@ -199,7 +199,12 @@ impl Inbound {
             }
             Err(error) => {
                 self.ended = true;
-                watch.monitor.failed(watch.now(), error.kind());
+                match error.kind() {
+                    // How TLS calls an end of the transport that the peer's TLS did not announce: it
+                    // was killed, or is one of the many that never do.
+                    io::ErrorKind::UnexpectedEof => watch.monitor.eof(watch.now()),
+                    kind => watch.monitor.failed(watch.now(), kind),
+                }
                 if self.give_up_candidate(out) {
                     self.failure = Some(error);
                     return Poll::Ready(Ok(Filled::Bytes));

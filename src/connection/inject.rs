@@ -19,6 +19,8 @@ pub(super) struct Outbound {
     /// A Close frame went out (RFC 6455 section 5.5.1), or the direction was shut down: nothing may
     /// follow.
     closed: bool,
+    /// The transport is shut down, or cannot be.
+    shut: bool,
     /// The scanner has given up, and that was reported.
     passive: bool,
     /// The handler's bytes are taken up to the end of its frame, and no further.
@@ -34,6 +36,7 @@ impl Outbound {
             scanner: Scanner::new(role.outbound_masked()),
             masked: role.outbound_masked(),
             closed: false,
+            shut: false,
             passive: false,
             last: false,
             strokes: false,
@@ -84,6 +87,16 @@ impl Outbound {
 
     pub(super) fn is_closed(&self) -> bool {
         self.closed
+    }
+
+    /// Whether there is still a way to tell the peer that nothing will follow.
+    pub(super) fn can_shut_down(&self) -> bool {
+        !self.shut
+    }
+
+    /// The transport is in no state to be polled.
+    pub(super) fn give_up(&mut self) {
+        self.shut = true;
     }
 
     /// Takes a ping to be written at the next frame boundary.
@@ -327,6 +340,8 @@ impl Outbound {
             ready!(self.poll_control_bytes(io, cx, watch))?;
         }
         self.closed = true;
-        Pin::new(io).poll_shutdown(cx)
+        let shutdown = Pin::new(io).poll_shutdown(cx);
+        self.shut |= shutdown.is_ready();
+        shutdown
     }
 }

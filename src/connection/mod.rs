@@ -6,6 +6,7 @@
 //! | [`inbound`] | pongs of ours are cut out |
 //! | [`held`] | what is kept back for that between two reads |
 //! | [`inject`] | pings and Close frames are put in |
+//! | [`control`] | one of these, and how much of it is written |
 //! | [`state`] | what is behind the lock, and who has the transport |
 //! | [`handler`] | the handler's operations |
 //! | [`attend`] | the driver's visits |
@@ -20,7 +21,7 @@
 //! | [`registries`] | what its layers' registries see of it, and what it takes up in them |
 //! | [`places`] | the seats that it has to leave at its end |
 //! | [`shared`] | the lock, and the one place where an end becomes an event |
-//! | [`departure`] | the news that the transport is gone |
+//! | [`departure`] | the end of the transport, and the news that it is gone |
 //! | [`news`] | when a change of health is to be told |
 //! | [`told`] | what the health hooks were told |
 //! | [`watch`] | what both directions report to |

@@ -1,8 +1,8 @@
 //! The one place that the handler's stream, the driver and the handles share.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::task::{Wake, Waker};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
 use super::core::Core;
+use super::departure::let_go;
 use super::extras::Listeners;
 use super::registries::{Managed, Registries, View};
 use super::state::{Phase, State, Tuner};
@@ -139,6 +140,7 @@ where
             .map(|reason| self.describe(reason, self.view_of(&state)));
         let evicting = eviction.is_some() && matches!(state.phase, Phase::Evicting { .. });
         let unwatched = aftermath.notes.pinged && state.is_unwatched();
+        let shuts_down = state.is_to_shut_down();
         drop(state);
         self.log(aftermath.notes);
         if let Some(eviction) = eviction {
@@ -147,8 +149,8 @@ where
         if let Some(link) = aftermath.link {
             link.driver.remove(link.key);
         }
-        // Nobody is to be left waiting because a transport panics as it is dropped.
-        if catch_unwind(AssertUnwindSafe(|| drop(aftermath.io))).is_err() {
+        let gone = aftermath.io.map(|io| let_go(io, shuts_down));
+        if let Some(Err(_)) = gone {
             tracing::warn!(conn_id = %self.core.id(), "a transport panicked while it was dropped");
         }
         if let Some(clean) = aftermath.departed {
@@ -202,8 +204,12 @@ where
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State<T>> {
-        // Whoever panicked in there was a transport, and `drive` has ended its connection.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(|poisoned| {
+            // Whoever panicked in there was a transport, and `drive` has ended its connection.
+            let mut state = poisoned.into_inner();
+            state.outbound.give_up();
+            state
+        })
     }
 
     /// A waker that has the driver look after this connection.

@@ -25,8 +25,8 @@ use crate::wire::Role;
 /// When the connection is evicted (by a timeout, or through its handle) every operation but
 /// `poll_shutdown` fails with an [`io::Error`] that holds [`Evicted`](crate::Evicted). When it was the
 /// peer who ended it, reads and writes go on as the transport lets them, for `close_timeout`.
-/// Dropping the stream ends the connection. The transport is shut down before it is dropped, as far
-/// as it can be without waiting.
+/// Dropping the stream ends the connection, and drops the transport as it is. One that the layer has
+/// ended is shut down before, as far as that goes without waiting.
 ///
 /// It may be split (`tokio::io::split`, or the library's own halves): one task may read while another
 /// writes. Cancel safety is that of the transport: a read or a write that was dropped before it was

@@ -22,7 +22,7 @@ pub enum Reason {
         code: Option<u16>,
     },
     /// The handler started the closing handshake (RFC 6455 section 7.1.2), or shut its side of the
-    /// stream down without one.
+    /// stream down without one. At a client's end of a stream the client is what is called a handler.
     ServerClosed {
         /// The status code of the handler's Close frame. `None` if there was no such frame, or one
         /// without a body, the case that RFC 6455 section 7.1.5 has applications report as 1005.
@@ -31,8 +31,8 @@ pub enum Reason {
     /// The handler returned, panicked or was aborted, and dropped the socket without a closing
     /// handshake.
     HandlerDropped,
-    /// The stream ended without a Close frame: the peer's process was killed, or a middlebox cut
-    /// the connection. RFC 6455 section 7.1.5 has applications report this as 1006.
+    /// The stream ended without a Close frame, or was truncated, as TLS calls that: the peer's
+    /// process was killed, or a middlebox cut the connection. RFC 6455 section 7.1.5: 1006.
     PeerVanished,
     /// Reading or writing the transport failed with this kind of error, such as
     /// [`ConnectionReset`](io::ErrorKind::ConnectionReset).
