@@ -1,0 +1,184 @@
+//! An echo server on hyper and fastwebsockets, without axum, behind both layers.
+//!
+//! ```text
+//! cargo run --manifest-path compat/Cargo.toml --example fastwebsockets -- --interval-ms 1000
+//! ```
+//!
+//! The first line on stdout is `listening on <address>`. One line follows for every connection that
+//! ends, and says why it did. `--help` lists the flags.
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fastwebsockets::upgrade::{UpgradeFut, is_upgrade_request, upgrade};
+use fastwebsockets::{FragmentCollector, OpCode, WebSocketError};
+use futures_util::StreamExt;
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tower::{ServiceBuilder, service_fn};
+use tower_ws_liveness::{Evictions, HeartbeatLayer, IdleTimeoutLayer};
+
+const USAGE: &str = "\
+Usage: fastwebsockets [FLAGS]
+
+Echoes text and binary messages, at any path.
+
+  --addr ADDR       address to listen on [127.0.0.1:9001]; port 0 picks a free one
+  --interval-ms N   silence before a ping is sent [30000]
+  --timeout-ms N    time a ping may stay unanswered [15000]
+  --idle-ms N       evict after so long without a message [300000]
+  --help            print this text";
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(std::env::args().skip(1).collect()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fastwebsockets: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves until the process ends. `args` are the flags, without the program's name.
+pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let Some(options) = Options::parse(args)? else {
+        println!("{USAGE}");
+        return Ok(());
+    };
+    let heartbeat = HeartbeatLayer::builder()
+        .interval(options.interval)
+        .timeout(options.timeout)
+        .build()?;
+    let idle = IdleTimeoutLayer::builder().timeout(options.idle).build()?;
+    tokio::spawn(print(heartbeat.registry().evictions()));
+    let service = ServiceBuilder::new()
+        .layer(heartbeat)
+        .layer(idle)
+        .service(service_fn(answer));
+
+    let listener = TcpListener::bind(options.addr).await?;
+    println!("listening on {}", listener.local_addr()?);
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // Small messages leave at once, instead of waiting until the peer has acknowledged
+                // earlier ones.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "no TCP_NODELAY");
+                }
+                let service = TowerToHyperService::new(service.clone());
+                let connection = http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .with_upgrades();
+                tokio::spawn(async move {
+                    if let Err(error) = connection.await {
+                        tracing::debug!(%error, "connection ended");
+                    }
+                });
+            }
+            // Out of file descriptors, most likely: some come back when connections end.
+            Err(error) => {
+                eprintln!("fastwebsockets: accept: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// One line for every end of a connection.
+async fn print(mut evictions: Evictions) {
+    while let Some(eviction) = evictions.next().await {
+        match eviction {
+            Ok(ev) => println!("connection {}: {}", ev.id(), ev.reason()),
+            Err(overrun) => println!("{overrun}"),
+        }
+    }
+}
+
+// The application: nothing in it knows of the layers.
+
+async fn answer(mut request: Request<Incoming>) -> Result<Response<Empty<Bytes>>, Infallible> {
+    let is_upgrade = is_upgrade_request(&request);
+    let Some((response, upgraded)) = is_upgrade.then(|| upgrade(&mut request).ok()).flatten()
+    else {
+        let mut response = Response::default();
+        *response.status_mut() = StatusCode::BAD_REQUEST;
+        return Ok(response);
+    };
+    tokio::spawn(async move {
+        if let Err(error) = echo(upgraded).await {
+            tracing::debug!(%error, "WebSocket ended");
+        }
+    });
+    Ok(response)
+}
+
+async fn echo(upgraded: UpgradeFut) -> Result<(), WebSocketError> {
+    let mut socket = FragmentCollector::new(upgraded.await?);
+    loop {
+        let frame = socket.read_frame().await?;
+        match frame.opcode {
+            OpCode::Close => return Ok(()),
+            OpCode::Text | OpCode::Binary => socket.write_frame(frame).await?,
+            _ => {}
+        }
+    }
+}
+
+// The command line.
+
+/// What the flags say.
+#[derive(Clone, Debug)]
+struct Options {
+    addr: SocketAddr,
+    interval: Duration,
+    timeout: Duration,
+    idle: Duration,
+}
+
+impl Options {
+    /// Reads the flags; `None` when they ask for help.
+    fn parse(args: Vec<String>) -> Result<Option<Self>, String> {
+        let mut options = Self {
+            addr: SocketAddr::from(([127, 0, 0, 1], 9001)),
+            interval: Duration::from_secs(30),
+            timeout: Duration::from_secs(15),
+            idle: Duration::from_secs(300),
+        };
+        let mut args = args.into_iter();
+        while let Some(flag) = args.next() {
+            match flag.as_str() {
+                "--addr" => options.addr = value(&flag, args.next())?,
+                "--interval-ms" => options.interval = millis(&flag, args.next())?,
+                "--timeout-ms" => options.timeout = millis(&flag, args.next())?,
+                "--idle-ms" => options.idle = millis(&flag, args.next())?,
+                "--help" | "-h" => return Ok(None),
+                _ => return Err(format!("unknown flag {flag}\n\n{USAGE}")),
+            }
+        }
+        Ok(Some(options))
+    }
+}
+
+fn millis(flag: &str, text: Option<String>) -> Result<Duration, String> {
+    value(flag, text).map(Duration::from_millis)
+}
+
+fn value<T>(flag: &str, text: Option<String>) -> Result<T, String>
+where
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
+    let text = text.ok_or_else(|| format!("{flag} needs a value\n\n{USAGE}"))?;
+    text.parse()
+        .map_err(|error| format!("{flag} {text}: {error}\n\n{USAGE}"))
+}

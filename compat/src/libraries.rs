@@ -1,0 +1,68 @@
+//! Every library, over every protocol, through every scene.
+
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use libtest_mimic::{Arguments, Trial};
+use tokio::runtime::Runtime;
+
+use crate::protocol::Protocol;
+use crate::scenes;
+use crate::stack::Feature;
+use crate::stacks;
+use crate::table::{self, Outcome};
+
+type Outcomes = Arc<Mutex<Vec<Outcome>>>;
+
+/// Plays all, or those that are asked for on the command line. Only of all there is a table.
+pub fn run() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let outcomes = Outcomes::default();
+    let trials = trials(&outcomes);
+    let count = trials.len();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if conclusion.has_failed() {
+        return conclusion.exit_code();
+    }
+    let outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+    if outcomes.len() < count {
+        eprintln!("no table: {} of {count} scenes were played", outcomes.len());
+        return conclusion.exit_code();
+    }
+    match table::judge("libraries", &table::libraries(stacks::ALL, &outcomes)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn trials(outcomes: &Outcomes) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for stack in stacks::ALL {
+        for protocol in Protocol::ALL {
+            for feature in Feature::ALL {
+                let outcomes = Arc::clone(outcomes);
+                let name = format!("{}: {feature} over {protocol}", stack.name);
+                trials.push(Trial::test(name, move || {
+                    // A runtime of its own: when it is dropped, nothing of the scene is left.
+                    let runtime = Runtime::new()?;
+                    let cell = runtime.block_on(scenes::play(*stack, protocol, feature));
+                    let outcome = Outcome {
+                        stack,
+                        protocol,
+                        feature,
+                        cell,
+                    };
+                    outcomes
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push(outcome);
+                    Ok(())
+                }));
+            }
+        }
+    }
+    trials
+}

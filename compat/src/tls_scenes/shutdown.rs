@@ -1,0 +1,134 @@
+//! axum-server's graceful shutdown waits for HTTP, the registry's drain for WebSockets: together
+//! they close everything.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ws::{WebSocket, WebSocketUpgrade};
+use axum::routing::any;
+use axum_server::Handle;
+use axum_server::tls_rustls::RustlsConfig;
+use futures_util::FutureExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tower_ws_liveness::{Drain, HeartbeatLayer, Registry};
+
+use super::Scene;
+use super::client::{End, end, open};
+use crate::client::Client;
+use crate::protocol::{Http, Protocol};
+use crate::rig::quiet;
+use crate::support::raw::Frame;
+use crate::support::{never, until, within};
+use crate::tls;
+
+pub(super) const SCENES: &[Scene] = &[
+    ("a graceful shutdown and a drain over HTTP/1.1", || {
+        http1().boxed()
+    }),
+    ("a graceful shutdown and a drain over HTTP/2", || {
+        http2().boxed()
+    }),
+];
+
+/// How long axum-server would wait for what does not end.
+const GRACE: Duration = Duration::from_secs(600);
+
+struct Server {
+    addr: SocketAddr,
+    handle: Handle<SocketAddr>,
+    registry: Registry,
+    serving: JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let heartbeat = quiet().build().expect("settings of a scene");
+        let registry = heartbeat.registry();
+        let bound = TcpListener::bind(("127.0.0.1", 0)).await;
+        let listener = bound.expect("a free port");
+        let addr = listener.local_addr().expect("a bound listener");
+        let handle = Handle::new();
+        let config = RustlsConfig::from_config(Arc::new(tls::server_config()));
+        let listener = listener.into_std().expect("a listener of tokio's");
+        let server = axum_server::from_tcp_rustls(listener, config);
+        let mut server = server.expect("a runtime").handle(handle.clone());
+        server.http_builder().http2().enable_connect_protocol();
+        let service = router(heartbeat).into_make_service();
+        Self {
+            addr,
+            handle,
+            registry,
+            serving: tokio::spawn(server.serve(service)),
+        }
+    }
+
+    /// The port is closed: nobody comes in any more.
+    async fn refuses(&self) {
+        let refused = async { while TcpStream::connect(self.addr).await.is_ok() {} };
+        within("a closed port", refused).await;
+    }
+}
+
+/// axum-server's part is over at once, and the WebSocket lives on (axum-server#40).
+async fn http1() {
+    let mut server = Server::start().await;
+    let mut client = open(server.addr).await;
+    until("the connection", || !server.registry.is_empty()).await;
+    server.handle.graceful_shutdown(Some(GRACE));
+    let served = within("the end of axum-server", &mut server.serving).await;
+    served.expect("no panic").expect("no error");
+    let hello = Frame::text("hello");
+    client.send(&hello).await.expect("it listens");
+    assert_eq!(client.expect_frame().await, hello, "still served");
+
+    let drain = server.registry.drain(Drain::default());
+    let (report, end) = tokio::join!(within("the drain", drain), end(&mut client));
+    assert_eq!((report.clean(), report.total()), (1, 1));
+    assert_eq!(end.close.as_ref().and_then(Frame::close_code), Some(1001));
+    assert_eq!(end, End::clean(end.close.clone()));
+}
+
+/// Here the WebSocket is a stream of a connection that axum-server waits for, and would for all of
+/// the grace period.
+async fn http2() {
+    let mut server = Server::start().await;
+    let protocol = Protocol {
+        http: Http::Two,
+        tls: true,
+    };
+    let opened = Client::open(server.addr, protocol, "/ws", None).await;
+    let mut client = opened.expect("an upgrade");
+    until("the connection", || !server.registry.is_empty()).await;
+    server.handle.graceful_shutdown(Some(GRACE));
+    server.refuses().await;
+    let waiting = Duration::from_millis(100);
+    never("the end of axum-server", waiting, &mut server.serving).await;
+
+    let drain = server.registry.drain(Drain::default());
+    let says_goodbye = async {
+        let close = client.frames.expect_frame().await;
+        client.frames.send(&close).await.expect("it listens");
+        close.close_code()
+    };
+    let (report, code) = tokio::join!(within("the drain", drain), says_goodbye);
+    assert_eq!((report.clean(), report.total()), (1, 1));
+    assert_eq!(code, Some(1001));
+    let served = within("the end of axum-server", &mut server.serving).await;
+    served.expect("no panic").expect("no error");
+}
+
+fn router(heartbeat: HeartbeatLayer) -> Router {
+    let route = any(async |ws: WebSocketUpgrade| ws.on_upgrade(echo));
+    Router::new().route("/ws", route).layer(heartbeat)
+}
+
+async fn echo(mut socket: WebSocket) {
+    while let Some(Ok(message)) = socket.recv().await {
+        if socket.send(message).await.is_err() {
+            return;
+        }
+    }
+}
