@@ -12,10 +12,14 @@
 //! `stacks::ALL`. What cannot work there is declared as a `Limit` with its reason. A limit has to be
 //! real, and must not be ours: the scenes look for it behind the layers and without them. (One is ours:
 //! below HTTP there is no idle layer.)
+//!
+//! `tests/programs.rs` has stock clients at the other end instead, and a table of them; see
+//! `programs`.
 
 mod client;
 pub mod frameworks;
 pub mod libraries;
+pub mod programs;
 mod protocol;
 mod rig;
 mod scenes;
