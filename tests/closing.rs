@@ -287,7 +287,9 @@ impl AsyncWrite for Clinging {
 async fn ends_mid_frame(what: &str, why: Reason, steps: &[usize]) {
     let builder = heartbeat()
         .write_timeout(ms(300))
-        .handler_stall_timeout(ms(300));
+        .handler_stall_timeout(ms(300))
+        // A transport that cannot tell whether it has room again.
+        .takes_any_bytes(false);
     let recorder = Recorder::new();
     let layer = builder.on_evict(recorder.hook()).build().unwrap();
     let (io, peer) = script();

@@ -38,6 +38,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
     }
 
     fn drive_open(&mut self, now: Moment, waker: &Waker, scratch: &mut [u8], expired: bool) {
+        self.monitor.release_ping(now);
         self.push(waker);
         // A control frame of ours that can go on brings the driver here before its time, and perhaps
         // past a deadline that was rounded up: no verdict without a look.
@@ -55,6 +56,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             };
             let outlook = Outlook {
                 can_inject: outbound.can_inject(),
+                mid_message: outbound.is_mid_message(),
+                claimed: outbound.is_claimed(),
                 blind: inbound.is_blind(),
             };
             match watch.monitor.poll(now, watch.policy, outlook) {
@@ -112,12 +115,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
     /// Has everybody who wants to write try again.
     fn retry(&mut self, waker: &Waker) {
         self.push(waker);
+        let capabilities = self.capabilities;
         let Ok((io, _, outbound, mut watch)) = self.parts() else {
             return;
         };
         if !outbound.is_busy() || outbound.is_mid_frame() {
             let cx = &mut Context::from_waker(waker);
-            self.writer.by_driver = outbound.poll_room(io, cx, &mut watch).is_pending();
+            let room = outbound.poll_room(io, capabilities, cx, &mut watch);
+            self.writer.by_driver = room.is_pending();
         }
         self.writer.due = self.writer.pending;
     }
@@ -208,6 +213,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         };
         let outlook = Outlook {
             can_inject: false,
+            mid_message: false,
+            claimed: false,
             blind: false,
         };
         let late = watch.monitor.poll(now, watch.policy, outlook) == Action::Cut;

@@ -95,7 +95,8 @@ impl Liveness {
         self.connection.view().rtt
     }
 
-    /// Sends a ping as soon as the handler is between two frames and the transport takes it, and
+    /// Sends a ping as soon as the handler is between two messages and the transport takes it (between
+    /// two fragments of one only after a heartbeat's `timeout`, or 15 s without a heartbeat), and
     /// waits for its pong. Returns the round trip, counted from the moment at which the ping was
     /// handed to the transport.
     ///

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::AsyncWrite;
 
+use super::capabilities::Capabilities;
 use super::control::Control;
 use super::watch::{Direction, Watch};
 use crate::wire::{OpCode, Role, Scanner, encode_close, encode_ping};
@@ -16,6 +17,8 @@ use crate::wire::{OpCode, Role, Scanner, encode_close, encode_ping};
 pub(super) struct Outbound {
     scanner: Scanner,
     masked: bool,
+    /// The handler has sent a fragment of a message, and not the last one.
+    mid_message: bool,
     /// A Close frame went out (RFC 6455 section 5.5.1), or the direction was shut down: nothing may
     /// follow.
     closed: bool,
@@ -27,7 +30,20 @@ pub(super) struct Outbound {
     last: bool,
     /// See [`in_strokes`](Self::in_strokes).
     strokes: bool,
+    /// See [`repeats_writes`](Self::repeats_writes).
+    repeats_writes: bool,
+    claim: Claim,
     control: Control,
+}
+
+/// The write that has to be repeated before any other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claim {
+    None,
+    /// A control frame of ours.
+    Control,
+    /// So many bytes of the handler's.
+    Handler(u32),
 }
 
 impl Outbound {
@@ -35,11 +51,14 @@ impl Outbound {
         Self {
             scanner: Scanner::new(role.outbound_masked()),
             masked: role.outbound_masked(),
+            mid_message: false,
             closed: false,
             shut: false,
             passive: false,
             last: false,
             strokes: false,
+            repeats_writes: false,
+            claim: Claim::None,
             control: Control::None,
         }
     }
@@ -54,15 +73,30 @@ impl Outbound {
         self.strokes = true;
     }
 
-    /// Whether a control frame may be put out now: the handler is between two frames, no Close has
-    /// gone out, and none of ours is under way.
-    pub(super) fn can_inject(&self) -> bool {
-        self.scanner.at_boundary() && !self.closed && !self.is_busy()
+    /// The transport has to be given the same bytes again after it has answered a write with `Pending`.
+    ///
+    /// OpenSSL has encrypted them by then, and sends them in place of whatever comes next. So such a
+    /// write claims the transport, and until it is repeated nothing else is written, empty writes
+    /// included.
+    pub(super) fn repeats_writes(&mut self, repeats_writes: bool) {
+        self.repeats_writes = repeats_writes;
     }
 
-    /// The handler has begun a frame and not finished it.
+    /// Whether a ping would go out now: the handler is between two messages, no Close has gone out, and
+    /// no control frame of ours is under way.
+    pub(super) fn can_inject(&self) -> bool {
+        !self.is_mid_frame() && !self.mid_message && !self.closed && !self.is_busy()
+    }
+
+    /// The handler has begun a frame and not finished it. A write of its that claims the transport is
+    /// begun.
     pub(super) fn is_mid_frame(&self) -> bool {
-        !self.scanner.at_boundary()
+        !self.scanner.at_boundary() || self.is_claimed()
+    }
+
+    /// A write of the handler's claims the transport.
+    pub(super) fn is_claimed(&self) -> bool {
+        matches!(self.claim, Claim::Handler(_))
     }
 
     /// The same, and the frame's end will be seen when it comes.
@@ -114,7 +148,7 @@ impl Outbound {
     /// Returns false, and does nothing, if no Close frame can follow what already went out: in the
     /// middle of the handler's frame, or after a Close frame.
     pub(super) fn close(&mut self, code: u16, reason: &str) -> bool {
-        if !self.scanner.at_boundary() || self.closed || self.has_begun() {
+        if self.is_mid_frame() || self.closed || self.has_begun() {
             return false;
         }
         let frame = encode_close(code, reason, self.mask());
@@ -124,16 +158,17 @@ impl Outbound {
 
     /// Takes back a ping that was not begun.
     pub(super) fn cancel_ping(&mut self) {
-        if matches!(self.control, Control::Ping { written: 0, .. }) {
+        if matches!(self.control, Control::Ping { .. }) && !self.has_begun() {
             self.control = Control::None;
         }
     }
 
     /// Asks the transport whether it would take more of the handler's bytes, without giving it any.
-    /// What it refuses is reported. A transport that cannot tell takes nothing for something.
+    /// What it refuses is reported. A transport that cannot tell is taken for one that would.
     pub(super) fn poll_room<T: AsyncWrite + Unpin>(
         &mut self,
         io: &mut T,
+        capabilities: &Capabilities<T>,
         cx: &mut Context<'_>,
         watch: &mut Watch<'_>,
     ) -> Poll<()> {
@@ -141,25 +176,38 @@ impl Outbound {
             watch.unflushed();
             return Poll::Pending;
         }
-        if Pin::new(io).poll_write(cx, &[]).is_pending() {
+        if (capabilities.poll_writable)(io, cx).is_pending() {
             watch.refused();
             return Poll::Pending;
         }
         Poll::Ready(())
     }
 
-    /// A control frame of ours is half-written: its rest has to go out before anything else.
+    /// A control frame of ours is half-written, or claims the transport: its rest has to go out before
+    /// anything else.
     pub(super) fn has_begun(&self) -> bool {
-        self.control.has_begun()
+        self.control.has_begun() || self.claim == Claim::Control
     }
 
     fn mask(&self) -> Option<[u8; 4]> {
         self.masked.then(|| fastrand::u32(..).to_ne_bytes())
     }
 
+    /// The handler is between two fragments of a message. RFC 6455 section 5.4 allows control frames
+    /// there, yet there are peers that lose a compressed message to them (wsproto 1.3, aiohttp before
+    /// 3.14.5), so a ping waits for the message's end for a while.
+    pub(super) fn is_mid_message(&self) -> bool {
+        self.mid_message && !self.is_mid_frame()
+    }
+
     /// Bytes of ours that may go out now.
-    fn writable(&self) -> Option<&[u8]> {
-        if !self.has_begun() && (!self.scanner.at_boundary() || self.closed) {
+    fn writable(&self, watch: &Watch<'_>) -> Option<&[u8]> {
+        if self.has_begun() {
+            return self.control.next_write(self.strokes);
+        }
+        let is_ping = matches!(self.control, Control::Ping { .. });
+        let held = is_ping && self.mid_message && watch.monitor.holds_ping();
+        if self.is_mid_frame() || self.closed || held {
             return None;
         }
         self.control.next_write(self.strokes)
@@ -175,8 +223,13 @@ impl Outbound {
         if !self.is_busy() {
             return Poll::Ready(Ok(()));
         }
-        while let Some(bytes) = self.writable() {
-            let Poll::Ready(written) = Pin::new(&mut *io).poll_write(cx, bytes)? else {
+        while let Some(bytes) = self.writable(watch) {
+            let written = Pin::new(&mut *io).poll_write(cx, bytes);
+            self.claim = match written {
+                Poll::Pending if self.repeats_writes => Claim::Control,
+                _ => Claim::None,
+            };
+            let Poll::Ready(written) = written? else {
                 watch.refused();
                 return Poll::Pending;
             };
@@ -232,17 +285,40 @@ impl Outbound {
         watch: &mut Watch<'_>,
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_control_bytes(io, cx, watch))?;
-        // A frame of ours waits for a boundary, or the end does: stop at the next one.
-        let end = match self.is_busy() || self.last {
-            true => self.scanner.boundary_within(bytes).unwrap_or(bytes.len()),
-            false => bytes.len(),
-        };
-        let Poll::Ready(written) = Pin::new(&mut *io).poll_write(cx, &bytes[..end])? else {
+        let end = self.end_of_write(bytes);
+        let written = Pin::new(&mut *io).poll_write(cx, &bytes[..end]);
+        self.note_claim(&written, end);
+        let Poll::Ready(written) = written? else {
             watch.refused();
             return Poll::Pending;
         };
         self.passed(&bytes[..written], watch);
         self.after_write(io, cx, written, written < end, watch)
+    }
+
+    /// How many of `bytes` the transport is offered. Where a frame of ours waits for a boundary, or the
+    /// end does, those up to the next one; but never fewer than were offered before.
+    fn end_of_write(&self, bytes: &[u8]) -> usize {
+        if !self.is_busy() && !self.last {
+            return bytes.len();
+        }
+        let boundary = self.scanner.boundary_within(bytes);
+        let claimed = match self.claim {
+            Claim::Handler(len) => len as usize,
+            Claim::None | Claim::Control => 0,
+        };
+        let end = boundary.unwrap_or(bytes.len()).max(claimed);
+        end.min(bytes.len())
+    }
+
+    /// The transport was offered `len` bytes of the handler's, with this result.
+    fn note_claim(&mut self, written: &Poll<io::Result<usize>>, len: usize) {
+        self.claim = match written {
+            Poll::Pending if self.repeats_writes => {
+                Claim::Handler(u32::try_from(len).unwrap_or(u32::MAX))
+            }
+            _ => Claim::None,
+        };
     }
 
     /// The handler's vectored write.
@@ -253,12 +329,15 @@ impl Outbound {
         slices: &[IoSlice<'_>],
         watch: &mut Watch<'_>,
     ) -> Poll<io::Result<usize>> {
-        if self.is_busy() || self.last {
+        if (self.is_busy() || self.last) && !self.is_claimed() {
             // A boundary inside the slices has to be hit exactly, so they go one at a time.
             let first = slices.iter().find(|slice| !slice.is_empty());
             return self.poll_write(io, cx, first.map_or(&[], |slice| &**slice), watch);
         }
-        let Poll::Ready(written) = Pin::new(&mut *io).poll_write_vectored(cx, slices)? else {
+        let total: usize = slices.iter().map(|slice| slice.len()).sum();
+        let written = Pin::new(&mut *io).poll_write_vectored(cx, slices);
+        self.note_claim(&written, total);
+        let Poll::Ready(written) = written? else {
             watch.refused();
             return Poll::Pending;
         };
@@ -268,7 +347,6 @@ impl Outbound {
             self.passed(&slice[..count], watch);
             left -= count;
         }
-        let total: usize = slices.iter().map(|slice| slice.len()).sum();
         self.after_write(io, cx, written, written < total, watch)
     }
 
@@ -282,8 +360,11 @@ impl Outbound {
                     self.closed = true;
                     watch.monitor.server_closed(watch.now(), frame.close_code);
                 }
-                Some(frame) if frame.opcode.is_data() && frame.fin => {
-                    watch.monitor.message_out(watch.now());
+                Some(frame) if frame.opcode.is_data() => {
+                    self.mid_message = !frame.fin;
+                    if frame.fin {
+                        watch.monitor.message_out(watch.now());
+                    }
                 }
                 _ => {}
             }

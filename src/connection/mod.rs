@@ -7,6 +7,7 @@
 //! | [`held`] | what is kept back for that between two reads |
 //! | [`inject`] | pings and Close frames are put in |
 //! | [`control`] | one of these, and how much of it is written |
+//! | [`capabilities`] | what a kind of transport can do that `AsyncWrite` does not tell |
 //! | [`state`] | what is behind the lock, and who has the transport |
 //! | [`handler`] | the handler's operations |
 //! | [`attend`] | the driver's visits |
@@ -30,6 +31,7 @@
 mod attend;
 mod birth;
 mod callers;
+mod capabilities;
 mod closing;
 mod control;
 mod core;
@@ -54,10 +56,10 @@ mod stream;
 mod told;
 mod watch;
 
+pub(crate) use capabilities::Capabilities;
 pub use handle::Liveness;
 pub(crate) use places::{Place, PlaceId};
 pub(crate) use registries::{Managed, Refused, Track, View};
 pub(crate) use share::Share;
 pub(crate) use shared::Connection;
-pub(crate) use state::Tuner;
 pub use stream::LivenessStream;

@@ -5,7 +5,7 @@ use super::state::{Phase, State};
 use crate::health_hook::HealthChange;
 use crate::monitor::Moment;
 
-impl<T> State<T> {
+impl<T: 'static> State<T> {
     /// Notes what the health hooks have to be told, if there are any. Returns whether the caller has
     /// to tell them, when the lock was given back.
     pub(super) fn note_health(&mut self) -> bool {

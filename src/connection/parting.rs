@@ -3,7 +3,7 @@
 use super::state::{Phase, State};
 use crate::monitor::{CloseFrame, Moment, Reason};
 
-impl<T> State<T> {
+impl<T: 'static> State<T> {
     /// Ends the connection as [`evict`](Self::evict) does, but after the frame that the handler is
     /// in the middle of. False if it has ended, or is about to end this way, already.
     pub(super) fn part(&mut self, now: Moment, reason: Reason, frame: CloseFrame) -> bool {
@@ -68,11 +68,11 @@ mod tests {
 
     use tokio::io::{AsyncReadExt, DuplexStream, duplex};
 
-    use super::super::{Connection, Liveness, LivenessStream, Managed};
+    use super::super::{Capabilities, Connection, Liveness, LivenessStream, Managed};
     use crate::wire::Role;
 
     fn opening() -> (Arc<Connection<DuplexStream>>, Liveness) {
-        let connection = Connection::new(Role::Server, None);
+        let connection = Connection::new(Role::Server, Capabilities::FOREIGN);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
         (connection, live)
     }

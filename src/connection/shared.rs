@@ -9,11 +9,12 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
+use super::capabilities::Capabilities;
 use super::core::Core;
 use super::departure::let_go;
 use super::extras::Listeners;
 use super::registries::{Managed, Registries, View};
-use super::state::{Phase, State, Tuner};
+use super::state::{Phase, State};
 use super::told::Told;
 use super::watch::Notes;
 use crate::driver::{Drive, Driver};
@@ -32,7 +33,7 @@ use crate::wire::Role;
 /// is called under a lock that belongs to one registration alone, see
 /// [`register`](crate::Liveness::register). Inside of that map the extras are looked at, so whoever holds
 /// them waits for nobody.)
-pub(crate) struct Connection<T> {
+pub(crate) struct Connection<T: 'static> {
     core: Core,
     registries: Registries,
     /// Already in the driver's queue of connections with something to do.
@@ -48,20 +49,19 @@ pub(crate) struct Connection<T> {
     target_os = "linux",
     target_pointer_width = "64"
 ))]
-const _: () = assert!(size_of::<Connection<()>>() <= 704);
+const _: () = assert!(size_of::<Connection<()>>() <= 720);
 
 impl<T> Connection<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    /// A connection that is yet to be upgraded. `tuner` sets the transport's options as the
-    /// heartbeat demands, when the connection opens and whenever the times are changed.
-    pub(crate) fn new(role: Role, tuner: Option<Tuner<T>>) -> Arc<Self> {
+    /// A connection that is yet to be upgraded, to a transport of which this is known.
+    pub(crate) fn new(role: Role, capabilities: &'static Capabilities<T>) -> Arc<Self> {
         Arc::new(Self {
             core: Core::new(),
             registries: Registries::default(),
             scheduled: AtomicBool::new(false),
-            state: Mutex::new(State::new(role, tuner)),
+            state: Mutex::new(State::new(role, capabilities)),
         })
     }
 

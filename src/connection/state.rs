@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::callers::Callers;
+use super::capabilities::Capabilities;
 use super::closing::Closing;
 use super::departure::Departure;
 use super::inbound::Inbound;
@@ -17,12 +18,10 @@ use super::told::Told;
 use super::watch::{Notes, Watch};
 use crate::driver::{Drive, Driver, tick};
 use crate::evict::Evicted;
-use crate::monitor::{
-    CloseFrame, Health, HeartbeatPolicy, Moment, Monitor, Overrides, Policy, Reason,
-};
+use crate::monitor::{CloseFrame, Health, Moment, Monitor, Overrides, Policy, Reason};
 use crate::wire::Role;
 
-pub(super) struct State<T> {
+pub(super) struct State<T: 'static> {
     pub(super) phase: Phase,
     pub(super) policy: Policy,
     /// What this connection has different, whichever layers come.
@@ -43,11 +42,8 @@ pub(super) struct State<T> {
     pub(super) reader: Waiting,
     pub(super) writer: Waiting,
     pub(super) link: Option<Link>,
-    tuner: Option<Tuner<T>>,
+    pub(super) capabilities: &'static Capabilities<T>,
 }
-
-/// Sets the options of a transport as a heartbeat demands.
-pub(crate) type Tuner<T> = fn(&T, &HeartbeatPolicy) -> io::Result<()>;
 
 /// Who has the transport.
 pub(super) enum Phase {
@@ -103,8 +99,8 @@ pub(super) struct Aftermath<T> {
     pub(super) news: bool,
 }
 
-impl<T> State<T> {
-    pub(super) fn new(role: Role, tuner: Option<Tuner<T>>) -> Self {
+impl<T: 'static> State<T> {
+    pub(super) fn new(role: Role, capabilities: &'static Capabilities<T>) -> Self {
         let policy = Policy::default();
         Self {
             phase: Phase::Opening,
@@ -123,7 +119,7 @@ impl<T> State<T> {
             reader: Waiting::default(),
             writer: Waiting::default(),
             link: None,
-            tuner,
+            capabilities,
         }
     }
 
@@ -156,16 +152,18 @@ impl<T> State<T> {
 
     /// Has the transport follow the heartbeat's times, if it can.
     fn tune(&mut self) {
-        if let (Some(tuner), Some(io), Some(heartbeat)) =
-            (self.tuner, &self.io, &self.policy.heartbeat)
-        {
-            self.notes.untuned = tuner(io, heartbeat).err().map(|error| error.kind());
+        if let (Some(io), Some(heartbeat)) = (&self.io, &self.policy.heartbeat) {
+            let tuned = (self.capabilities.tune)(io, heartbeat);
+            self.notes.untuned = tuned.err().map(|error| error.kind());
         }
     }
 
     /// Puts the transport in. False if the connection was ended before, or the runtime is being shut
     /// down; the transport then goes the way of every ended connection's.
     pub(super) fn open(&mut self, io: T, connection: Arc<dyn Drive>, driver: Arc<Driver>) -> bool {
+        let takes_any_bytes = (self.capabilities.takes_any_bytes)(&io)
+            || (self.policy.heartbeat.as_ref()).is_some_and(|heartbeat| heartbeat.takes_any_bytes);
+        self.outbound.repeats_writes(!takes_any_bytes);
         self.io = Some(io);
         self.departure = Departure::Untold { clean: false };
         if !matches!(self.phase, Phase::Opening) {

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::capabilities::Capabilities;
 use super::handle::Liveness;
 use super::handler::Outgoing;
 use super::registries::Managed;
@@ -19,8 +20,8 @@ use crate::wire::Role;
 ///
 /// Give it to a WebSocket library in place of the stream it was made of. What is read is exactly
 /// what the peer sent, without the pongs to the layer's own pings; what is written reaches the peer
-/// as it is, with whole control frames in between (RFC 6455 section 5.4 allows them even between
-/// the fragments of a message).
+/// as it is, with whole control frames in between. A ping goes between two fragments of a message
+/// (RFC 6455 section 5.4) only after it has waited a heartbeat's `timeout` for the message's end.
 ///
 /// When the connection is evicted (by a timeout, or through its handle) every operation but
 /// `poll_shutdown` fails with an [`io::Error`] that holds [`Evicted`](crate::Evicted). When it was the
@@ -73,7 +74,7 @@ where
     /// A stream that cannot be used yet: its handshake is under way. Dropped before it is
     /// [kept](Self::keep), it was [not upgraded](Self::not_upgraded).
     pub(crate) fn promise(role: Role, vectored: bool, layer: &Share) -> (Self, Liveness) {
-        let connection = Connection::new(role, None);
+        let connection = Connection::new(role, Capabilities::FOREIGN);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
         live.attach(layer, layer.take_in());
         (Self::new(connection, vectored), live)

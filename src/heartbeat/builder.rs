@@ -63,6 +63,11 @@ impl HeartbeatLayerBuilder {
     /// Counted from the moment the ping was handed to the transport, for each ping anew. What is a
     /// sign of life is up to [`proof_of_life`](Self::proof_of_life).
     ///
+    /// A ping that is due while the handler has sent a part of a message, and is between two of its
+    /// fragments, waits for the message's end first, for as long as this at most. Control frames may
+    /// stand there (RFC 6455 section 5.4), but wsproto 1.3 and aiohttp before 3.14.5 lose a compressed
+    /// message to one. A dead peer is found as much later then.
+    ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.policy.timeout = timeout;
@@ -151,6 +156,26 @@ impl HeartbeatLayerBuilder {
     /// [`Reason::ControlFlood`]: crate::Reason::ControlFlood
     pub fn control_frame_limit(mut self, per_second: impl Into<Option<u32>>) -> Self {
         self.policy.control_frame_limit = per_second.into();
+        self
+    }
+
+    /// Whether the transport takes any bytes after a write that it has answered with `Pending`. Default:
+    /// false, for transports of which the layer does not know it.
+    ///
+    /// It knows it of tokio's TCP and Unix sockets (with the feature `tcp`) and of HTTP/2 streams, for
+    /// which this is ignored. Any other may be TLS by OpenSSL, which sends the bytes of such a write
+    /// whatever comes next, so the same bytes have to be written again first. Until the handler does
+    /// that, no ping and no Close frame can be sent: the transport is full as a rule, so they could
+    /// not be sent anyway. But a handler that gives such a write up keeps them from being sent, and
+    /// [`write_timeout`](Self::write_timeout) ends the connection.
+    ///
+    /// Set this to true over rustls, QUIC streams, pipes in memory: what gives up a write that was
+    /// answered with `Pending` as if it had never been asked for. Then pings go out also behind a write
+    /// that the handler has given up. Over OpenSSL, true corrupts what the peer receives.
+    ///
+    /// Nothing is refused.
+    pub fn takes_any_bytes(mut self, takes_any_bytes: bool) -> Self {
+        self.policy.takes_any_bytes = takes_any_bytes;
         self
     }
 

@@ -300,6 +300,11 @@ impl Monitor {
         }
     }
 
+    /// The driver is here: a ping that has waited long enough for the end of a message waits no longer.
+    pub(crate) fn release_ping(&mut self, now: Moment) {
+        self.pings.release(now);
+    }
+
     /// The ping that was asked for last is with the transport.
     pub(crate) fn ping_flushed(&mut self, now: Moment) {
         self.pings.flushed(now);

@@ -26,6 +26,10 @@ pub(crate) struct Pings {
     waiting: Option<Moment>,
     /// Since when a ping is given out and not handed to the transport.
     wished: Option<Moment>,
+    /// Until when such a ping waits for the end of a message of the handler's.
+    held_until: Option<Moment>,
+    /// The handler was between two fragments of a message when that was last asked.
+    mid_message: bool,
     /// The application wants a ping besides those that are due.
     asked: bool,
     /// Sequence number of the newest ping that the application asked for.
@@ -56,6 +60,8 @@ impl Pings {
             missed: 0,
             waiting: None,
             wished: None,
+            held_until: None,
+            mid_message: false,
             asked: false,
             called: 0,
             reprieved: false,
@@ -64,18 +70,19 @@ impl Pings {
     }
 
     /// Payload of the next ping, which the caller now has to write. What counts from now on is the
-    /// answer to this one.
-    pub(crate) fn next(&mut self, now: Moment) -> [u8; 8] {
+    /// answer to this one. It waits at most for as long as `hold` for the end of a message.
+    pub(crate) fn next(&mut self, now: Moment, hold: Duration) -> [u8; 8] {
         self.waiting = None;
-        self.besides(now)
+        self.besides(now, hold)
     }
 
     /// Payload of a ping besides the one whose answer is awaited: that one's timeout runs on, or
     /// whoever asks for a ping every now and then would keep a dead peer for ever.
-    pub(crate) fn besides(&mut self, now: Moment) -> [u8; 8] {
+    pub(crate) fn besides(&mut self, now: Moment, hold: Duration) -> [u8; 8] {
         self.asked = false;
         self.sent = self.sent.saturating_add(1);
         self.wished = Some(now);
+        self.held_until = Some(now + hold);
         (self.tag ^ u64::from(self.sent)).to_be_bytes()
     }
 
@@ -113,6 +120,7 @@ impl Pings {
     pub(crate) fn flushed(&mut self, now: Moment) {
         self.flushed = self.sent;
         self.wished = None;
+        self.held_until = None;
         self.flushed_at[self.flushed as usize % REMEMBERED] = Some(now);
         // The transport may confirm a flush after the peer has already answered.
         if self.acked < self.flushed {
@@ -156,6 +164,7 @@ impl Pings {
     pub(crate) fn give_up(&mut self) {
         self.sign_of_life();
         self.wished = None;
+        self.held_until = None;
         self.asked = false;
         self.flushed = self.sent;
     }
@@ -168,6 +177,27 @@ impl Pings {
     /// Counts the wish from `now`, if a ping is given out and not handed to the transport.
     pub(crate) fn wish_again(&mut self, now: Moment) {
         self.wished = self.wished.map(|_| now);
+    }
+
+    /// A ping that has waited long enough for the end of a message waits no longer.
+    pub(crate) fn release(&mut self, now: Moment) {
+        let held = self.is_held();
+        if self.held_until.take_if(|until| *until <= now).is_some() && held {
+            self.wish_again(now);
+        }
+    }
+
+    pub(crate) fn mid_message(&mut self, mid_message: bool) {
+        self.mid_message = mid_message;
+    }
+
+    /// A ping waits between two fragments for the message's end.
+    pub(crate) fn is_held(&self) -> bool {
+        self.mid_message && self.held_until.is_some()
+    }
+
+    pub(crate) fn held_until(&self) -> Option<Moment> {
+        self.held_until
     }
 
     /// Since when a ping is given out and not handed to the transport.
@@ -235,6 +265,8 @@ impl Pings {
 mod tests {
     use super::*;
 
+    const HOLD: Duration = Duration::from_millis(100);
+
     fn at(millis: u64) -> Moment {
         Moment::after_start(Duration::from_millis(millis))
     }
@@ -242,7 +274,7 @@ mod tests {
     fn three_out() -> (Pings, [[u8; 8]; 3]) {
         let mut pings = Pings::new(0x1234_5678_9abc_def0);
         let payloads = [10, 20, 30].map(|millis| {
-            let payload = pings.next(at(0));
+            let payload = pings.next(at(0), HOLD);
             pings.flushed(at(millis));
             payload
         });
@@ -306,7 +338,7 @@ mod tests {
     #[test]
     fn a_pong_before_the_flush_was_confirmed_leaves_nothing_to_wait_for() {
         let mut pings = Pings::new(7);
-        let payload = pings.next(at(0));
+        let payload = pings.next(at(0), HOLD);
         assert!(pings.is_wanted());
         assert_eq!(
             pings.answer(at(1), payload),
@@ -323,10 +355,10 @@ mod tests {
     #[test]
     fn a_forgotten_flush_time_gives_no_round_trip() {
         let mut pings = Pings::new(7);
-        let first = pings.next(at(0));
+        let first = pings.next(at(0), HOLD);
         pings.flushed(at(1));
         for millis in 2..6 {
-            pings.next(at(0));
+            pings.next(at(0), HOLD);
             pings.flushed(at(millis));
         }
         assert_eq!(

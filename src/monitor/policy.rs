@@ -64,6 +64,8 @@ pub(crate) struct HeartbeatPolicy {
     pub(crate) handler_stall_timeout: Option<Duration>,
     /// Per second, at least 1.
     pub(crate) control_frame_limit: Option<u32>,
+    /// A write that was answered with `Pending` need not be repeated with the same bytes.
+    pub(crate) takes_any_bytes: bool,
     pub(crate) close_timeout: Duration,
     pub(crate) close_frame: CloseFrame,
     /// Whether the transport's socket options are to follow from the times.
@@ -93,6 +95,7 @@ impl Default for HeartbeatPolicy {
             write_timeout: Some(WRITE_TIMEOUT),
             handler_stall_timeout: None,
             control_frame_limit: None,
+            takes_any_bytes: false,
             close_timeout: Duration::from_secs(5),
             close_frame: CloseFrame {
                 code: 1011,

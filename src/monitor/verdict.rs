@@ -18,6 +18,10 @@ const SECOND_TRY: Duration = Duration::from_millis(100);
 pub(crate) struct Outlook {
     /// A control frame could be written now: the handler is at a frame boundary.
     pub(crate) can_inject: bool,
+    /// The handler is between two fragments of a message.
+    pub(crate) mid_message: bool,
+    /// The transport has to be given the handler's refused bytes again before any other.
+    pub(crate) claimed: bool,
     /// The read-ahead buffer is full, so bytes from the peer could not be looked at.
     pub(crate) blind: bool,
 }
@@ -47,6 +51,7 @@ impl Monitor {
     /// the peer is blamed last. In the closing handshake only `CloseTimeout` is left.
     pub(crate) fn poll(&mut self, now: Moment, policy: &Policy, outlook: Outlook) -> Action {
         self.blind = outlook.blind;
+        self.pings.mid_message(outlook.mid_message);
         match self.ending {
             Ending::Over { since, reason } if now >= since + policy.close_timeout(Some(reason)) => {
                 Action::Cut
@@ -80,7 +85,7 @@ impl Monitor {
 
     fn poll_heartbeat(&mut self, now: Moment, policy: &Policy, outlook: Outlook) -> Action {
         let Some(heartbeat) = &policy.heartbeat else {
-            return self.poll_asked(now);
+            return self.poll_asked(now, HeartbeatPolicy::default().timeout);
         };
         if self.control_rate.is_exceeded() {
             return self.evict(now, Reason::ControlFlood);
@@ -116,7 +121,7 @@ impl Monitor {
                 let unflushed = blocked.in_flush;
                 let ask = outlook.can_inject && !unflushed && !self.passive;
                 return if ask && !self.pings.is_wanted() {
-                    Action::Ping(self.pings.besides(now))
+                    Action::Ping(self.pings.besides(now, heartbeat.timeout))
                 } else {
                     Action::Retry
                 };
@@ -125,6 +130,14 @@ impl Monitor {
                 *blocked = blocked.anew(now);
             }
             Some(_) if blocked.again => return self.evict(now, Reason::WriteStalled),
+            // The handler has given its write up, and nothing else can be written. A ping cannot either.
+            Some(_) if outlook.claimed => {
+                let reason = match heartbeat.write_timeout {
+                    Some(_) => Reason::WriteStalled,
+                    None => Reason::HandlerStalled,
+                };
+                return self.evict(now, reason);
+            }
             // Nobody wants to write any more.
             Some(_) => {
                 self.blocked = None;
@@ -137,24 +150,24 @@ impl Monitor {
     fn poll_ping(&mut self, now: Moment, heartbeat: &HeartbeatPolicy, outlook: Outlook) -> Action {
         let Some(since) = self.pings.waiting() else {
             return if now >= self.ping_due(heartbeat) && !self.pings.is_wanted() {
-                Action::Ping(self.pings.next(now))
+                Action::Ping(self.pings.next(now, heartbeat.timeout))
             } else {
-                self.poll_asked(now)
+                self.poll_asked(now, heartbeat.timeout)
             };
         };
         let deadline = since + heartbeat.timeout;
         if now < deadline {
-            return self.poll_asked(now);
+            return self.poll_asked(now, heartbeat.timeout);
         }
         if outlook.blind {
             // Nobody can tell whether the peer's pong is among what waits: the handler stalls, and
             // that is another verdict. But a transport that is gone says so when it is written to.
-            return self.ping_again(now);
+            return self.ping_again(now, heartbeat);
         }
         if was_paused(now.since(deadline), Some(heartbeat.timeout)) && self.pings.reprieve() {
             // The runtime was away (SIGSTOP, a suspended machine): the pong may have been lost
             // meanwhile, and this silence is not the peer's. Ask once more before judging.
-            return self.ping_again(now);
+            return self.ping_again(now, heartbeat);
         }
         let missed = self.pings.miss();
         self.stats.missed_pings = self.stats.missed_pings.saturating_add(1);
@@ -162,23 +175,23 @@ impl Monitor {
         if missed >= heartbeat.missed_pings {
             self.evict(now, Reason::HeartbeatTimeout { missed })
         } else {
-            self.ping_again(now)
+            self.ping_again(now, heartbeat)
         }
     }
 
     /// Another ping, whose timeout is yet to run. The application may have one on its way already.
-    fn ping_again(&mut self, now: Moment) -> Action {
+    fn ping_again(&mut self, now: Moment, heartbeat: &HeartbeatPolicy) -> Action {
         if self.pings.is_wanted() {
             self.pings.await_wanted();
             return Action::Wait;
         }
-        Action::Ping(self.pings.next(now))
+        Action::Ping(self.pings.next(now, heartbeat.timeout))
     }
 
     /// The ping that the application asked for.
-    fn poll_asked(&mut self, now: Moment) -> Action {
+    fn poll_asked(&mut self, now: Moment, hold: Duration) -> Action {
         if self.pings.is_asked() && !self.passive {
-            return Action::Ping(self.pings.besides(now));
+            return Action::Ping(self.pings.besides(now, hold));
         }
         Action::Wait
     }
@@ -207,6 +220,7 @@ impl Monitor {
         if self.pings.is_asked() && !self.passive {
             return Moment::START;
         }
+        consider(self.pings.held_until());
         if let Some(heartbeat) = &policy.heartbeat {
             if self.control_rate.is_exceeded() {
                 return Moment::START;
@@ -255,9 +269,11 @@ impl Monitor {
         Some(since + timeout)
     }
 
-    /// Since when a ping waits for the end of a frame whose rest the transport would take.
+    /// Since when a ping waits for the end of a frame whose rest the transport would take. Not while it
+    /// waits for a message's end between two fragments: it will not do so for ever.
     pub(super) fn half_written(&self) -> Option<Moment> {
-        self.pings.wished().filter(|_| self.blocked.is_none())
+        let waits = self.blocked.is_none() && !self.pings.is_held();
+        self.pings.wished().filter(|_| waits)
     }
 
     fn write_deadline(&self, heartbeat: &HeartbeatPolicy) -> Option<Moment> {

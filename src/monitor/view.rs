@@ -33,6 +33,11 @@ impl Monitor {
         Some(since + heartbeat.timeout * heartbeat.missed_pings)
     }
 
+    /// A ping waits for the end of a message before it goes between two of its fragments.
+    pub(crate) fn holds_ping(&self) -> bool {
+        self.pings.held_until().is_some()
+    }
+
     /// A pong from the peer may be ours.
     pub(crate) fn expects_pongs(&self) -> bool {
         self.pings.any()
@@ -106,7 +111,7 @@ impl Monitor {
                 }
             }
             // A ping waits behind a frame that the handler does not finish.
-            Ending::Open if self.pings.wished().is_some() => Health::HandlerStalled,
+            Ending::Open if self.half_written().is_some() => Health::HandlerStalled,
             Ending::Open => self.calm(now, policy),
         }
     }

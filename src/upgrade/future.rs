@@ -18,10 +18,8 @@ use super::bridge::Bridge;
 use super::detect::{Handshake, accepted, detect};
 use super::either::Either;
 use super::transport::Transport;
-use crate::connection::{Connection, Liveness, LivenessStream, Managed, Refused, Share, Tuner};
+use crate::connection::{Connection, Liveness, LivenessStream, Managed, Refused, Share};
 use crate::overrides::PolicyOverride;
-#[cfg(feature = "tcp")]
-use crate::tcp::TcpOptions;
 use crate::wire::Role;
 
 /// Calls `inner` with `req`, whose connection, if it becomes one, is under the layer of `share`. An
@@ -80,7 +78,7 @@ impl Opening {
         let Some(real) = req.extensions_mut().remove::<OnUpgrade>() else {
             return Ok(None);
         };
-        let connection = Connection::new(Role::Server, TUNER);
+        let connection = Connection::new(Role::Server, Transport::CAPABILITIES);
         if handshake.is_stream() {
             connection.over_http2();
         }
@@ -167,16 +165,6 @@ impl Drop for Promised {
         }
     }
 }
-
-/// Sets the options of a socket as the connection's heartbeat has it. Another transport has none.
-#[cfg(feature = "tcp")]
-const TUNER: Option<Tuner<Transport>> = Some(|io, heartbeat| match io.tcp() {
-    Some(socket) if heartbeat.tune_tcp => TcpOptions::of(heartbeat).replace(socket),
-    _ => Ok(()),
-});
-
-#[cfg(not(feature = "tcp"))]
-const TUNER: Option<Tuner<Transport>> = None;
 
 pin_project! {
     /// Response future of [`Heartbeat`](crate::Heartbeat) and [`IdleTimeout`](crate::IdleTimeout).

@@ -19,6 +19,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::detect::Handshake;
+use crate::connection::Capabilities;
+use crate::monitor::HeartbeatPolicy;
+#[cfg(feature = "tcp")]
+use crate::tcp::TcpOptions;
 
 /// What a stream of HTTP/2 is given at once: a DATA frame of the size that every peer accepts
 /// (RFC 9113 section 6.5.2).
@@ -82,6 +86,44 @@ impl Transport {
 }
 
 impl Transport {
+    pub(super) const CAPABILITIES: &'static Capabilities<Self> = &Capabilities {
+        tune: Self::tune,
+        takes_any_bytes: Self::takes_any_bytes,
+        poll_writable: Self::poll_writable,
+    };
+
+    /// Sets the options of a socket as the connection's heartbeat has it. Another transport has none.
+    #[cfg(feature = "tcp")]
+    fn tune(&self, heartbeat: &HeartbeatPolicy) -> io::Result<()> {
+        match self.tcp() {
+            Some(socket) if heartbeat.tune_tcp => TcpOptions::of(heartbeat).replace(socket),
+            _ => Ok(()),
+        }
+    }
+
+    #[cfg(not(feature = "tcp"))]
+    fn tune(&self, _: &HeartbeatPolicy) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// What is in hyper's box may be TLS by OpenSSL.
+    fn takes_any_bytes(&self) -> bool {
+        !matches!(self, Self::Upgraded(_))
+    }
+
+    #[cfg(feature = "tcp")]
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.tcp() {
+            Some(socket) => socket.poll_write_ready(cx).map(|_| ()),
+            None => Poll::Ready(()),
+        }
+    }
+
+    #[cfg(not(feature = "tcp"))]
+    fn poll_writable(&self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+
     /// What became of an opening handshake of this kind.
     pub(super) fn of(handshake: Handshake, upgraded: Upgraded) -> Self {
         match handshake {

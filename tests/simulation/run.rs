@@ -151,6 +151,7 @@ fn layer(config: &Config, world: &Shared) -> HeartbeatLayer {
         false => ProofOfLife::AnyBytes,
     };
     let builder = HeartbeatLayer::builder()
+        .takes_any_bytes(true)
         .interval(ms(config.interval))
         .timeout(ms(config.timeout))
         .missed_pings(config.missed as u32)

@@ -29,7 +29,11 @@ pub(crate) struct Room {
 
 impl Room {
     pub(crate) fn new() -> Self {
-        Self::with(HeartbeatLayer::builder().close_timeout(CLOSE_TIMEOUT))
+        Self::with(
+            HeartbeatLayer::builder()
+                .close_timeout(CLOSE_TIMEOUT)
+                .takes_any_bytes(true),
+        )
     }
 
     pub(crate) fn with(builder: HeartbeatLayerBuilder) -> Self {

@@ -53,6 +53,11 @@ pub(crate) struct Wire {
     pub(crate) dropped: Option<Instant>,
     /// Takes part in tokio's cooperative scheduling, as tokio's own transports do.
     pub(crate) cooperative: bool,
+    /// As OpenSSL: a write that is answered with `Pending` is kept, and has to be repeated.
+    pub(crate) repeats_writes: bool,
+    claimed: Option<Vec<u8>>,
+    /// Writes that were not what has to be repeated.
+    pub(crate) bad_retries: usize,
     vectored: bool,
     reads: Steps,
     writes: Steps,
@@ -240,15 +245,33 @@ impl AsyncWrite for Script {
         if let Some(kind) = wire.write_error {
             return Poll::Ready(Err(kind.into()));
         }
+        // A transport without vectored writes takes the first slice, as tokio's default does.
+        let taken = if wire.vectored { slices.len() } else { 1 };
+        let offered = slices.iter().filter(|slice| !slice.is_empty()).take(taken);
+        if let Some(claimed) = &wire.claimed {
+            let bytes: Vec<u8> = offered
+                .clone()
+                .flat_map(|slice| slice.iter().copied())
+                .collect();
+            if !bytes.starts_with(claimed) {
+                wire.bad_retries += 1;
+                return Poll::Ready(Err(io::Error::other("bad write retry")));
+            }
+        }
         let Some(mut room) = wire.writes.step() else {
+            if wire.repeats_writes && wire.claimed.is_none() {
+                wire.claimed = Some(offered.flat_map(|slice| slice.iter().copied()).collect());
+            }
             wire.writer = Some(cx.waker().clone());
             return Poll::Pending;
         };
+        if let Some(claimed) = wire.claimed.take() {
+            wire.written.extend_from_slice(&claimed);
+            return Poll::Ready(Ok(claimed.len()));
+        }
         wire.vectored_writes += usize::from(slices.len() > 1);
-        // Whoever has no vectored writes takes the first slice, as tokio's default does.
-        let taken = if wire.vectored { slices.len() } else { 1 };
         let before = wire.written.len();
-        for slice in slices.iter().filter(|slice| !slice.is_empty()).take(taken) {
+        for slice in offered {
             let count = room.min(slice.len());
             wire.written.extend_from_slice(&slice[..count]);
             room -= count;
@@ -427,6 +450,7 @@ pub(crate) fn heartbeat() -> HeartbeatLayerBuilder {
         .interval(ms(100))
         .timeout(ms(50))
         .close_timeout(ms(200))
+        .takes_any_bytes(true)
         .jitter(0.0)
 }
 

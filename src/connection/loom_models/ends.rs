@@ -8,7 +8,9 @@ use loom::sync::atomic::AtomicUsize;
 use loom::sync::atomic::Ordering::{AcqRel, Acquire};
 
 use super::{Peer, TIME, Wire, read, wire};
-use crate::connection::{Connection, Liveness, LivenessStream, Managed, Refused, Share, Track};
+use crate::connection::{
+    Capabilities, Connection, Liveness, LivenessStream, Managed, Refused, Share, Track,
+};
 use crate::evict::{ConnectionId, Eviction, OnEvict};
 use crate::monitor::{CloseFrame, IdlePolicy, Policy, Reason};
 use crate::sync::Mutex;
@@ -283,7 +285,7 @@ fn loom_an_end_before_the_upgrade_is_complete() {
         let told = Arc::new(Told::default());
         let (wire, peer) = wire(usize::MAX);
         peer.end();
-        let connection = Connection::new(Role::Server, None);
+        let connection = Connection::new(Role::Server, Capabilities::FOREIGN);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
         let layer = layer(&told);
         live.attach(&layer, layer.admit().unwrap());
@@ -305,7 +307,7 @@ fn loom_a_place_is_given_back_once() {
         let told = Arc::new(Told::default());
         let (wire, peer) = wire(usize::MAX);
         peer.end();
-        let connection = Connection::new(Role::Server, None);
+        let connection = Connection::new(Role::Server, Capabilities::FOREIGN);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
         let layer = layer(&told);
         live.attach(&layer, layer.admit().unwrap());
@@ -327,7 +329,7 @@ fn loom_nobody_slips_past_a_drain() {
         let told = Arc::new(Told::default());
         let (wire, peer) = wire(usize::MAX);
         peer.end();
-        let connection = Connection::new(Role::Server, None);
+        let connection = Connection::new(Role::Server, Capabilities::FOREIGN);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
         let layer = layer(&told);
         live.attach(&layer, layer.admit().unwrap());

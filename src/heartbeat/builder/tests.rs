@@ -32,6 +32,7 @@ fn setters_set() {
         .write_timeout(seconds(4))
         .handler_stall_timeout(Some(seconds(5)))
         .control_frame_limit(7)
+        .takes_any_bytes(true)
         .close_timeout(seconds(6))
         .close_frame(4000, "bye")
         .registry(registry)
@@ -48,6 +49,7 @@ fn setters_set() {
         write_timeout: Some(seconds(4)),
         handler_stall_timeout: Some(seconds(5)),
         control_frame_limit: Some(7),
+        takes_any_bytes: true,
         close_timeout: seconds(6),
         close_frame: CloseFrame {
             code: 4000,

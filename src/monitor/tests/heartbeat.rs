@@ -333,8 +333,14 @@ fn a_ping_that_is_asked_for_again_takes_the_place_of_the_one_that_is_out() {
     line.sleep(60_000).did(&[(10_000, Ping), (60_000, Ping)]);
     assert_eq!(
         line.deadline(),
+        at(64_000),
+        "the ping waits no longer for the end of a message"
+    );
+    line.run(64_000);
+    assert_eq!(
+        line.deadline(),
         Moment::NEVER,
-        "nothing to do till the flush"
+        "nothing to do until the flush"
     );
     line.run(90_000).flush();
     line.run(94_000)

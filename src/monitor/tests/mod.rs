@@ -102,6 +102,8 @@ impl Line {
             policy,
             outlook: Outlook {
                 can_inject: true,
+                mid_message: false,
+                claimed: false,
                 blind: false,
             },
             flushes: true,
@@ -143,6 +145,7 @@ impl Line {
     /// What the driver does when it comes by.
     fn act(&mut self) {
         let before = self.deadline();
+        self.monitor.release_ping(self.now);
         let steps = self.log.len();
         for _ in 0..10 {
             let action = self.monitor.poll(self.now, &self.policy, self.outlook);

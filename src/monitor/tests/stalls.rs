@@ -334,6 +334,8 @@ fn blindness_hides_nothing_else() {
         let mut line = Line::new(policy);
         line.outlook = Outlook {
             can_inject: false,
+            mid_message: false,
+            claimed: false,
             blind: true,
         };
         line.refuses = true;

@@ -1,0 +1,66 @@
+//! What a kind of transport can do that `AsyncWrite` does not tell.
+
+use std::io;
+use std::task::{Context, Poll};
+
+#[cfg(feature = "tcp")]
+use std::any::Any;
+
+use crate::monitor::HeartbeatPolicy;
+
+/// What is known of a kind of transport. The fields are asked about one transport of that kind.
+pub(crate) struct Capabilities<T> {
+    /// Sets the socket options that follow from a heartbeat's times, if there are any to set.
+    pub(crate) tune: fn(&T, &HeartbeatPolicy) -> io::Result<()>,
+    /// Whether a write that was answered with `Pending` may be followed by one of other bytes.
+    ///
+    /// OpenSSL encrypts a write before it finds out that the socket is full, and sends the encrypted
+    /// bytes whatever the next write brings: that has to be the same bytes again.
+    pub(crate) takes_any_bytes: fn(&T) -> bool,
+    /// Whether the transport would accept a byte. `Ready` if it cannot tell.
+    ///
+    /// An empty write is no such question: a transport that frames messages may send an empty one.
+    pub(crate) poll_writable: fn(&T, &mut Context<'_>) -> Poll<()>,
+}
+
+impl<T: 'static> Capabilities<T> {
+    /// A transport that the application brings. Its socket options are the application's to set.
+    pub(crate) const FOREIGN: &'static Self = &Self {
+        tune: |_, _| Ok(()),
+        takes_any_bytes: is_socket,
+        poll_writable,
+    };
+}
+
+#[cfg(feature = "tcp")]
+fn is_socket<T: 'static>(io: &T) -> bool {
+    let io: &dyn Any = io;
+    #[cfg(unix)]
+    if io.is::<tokio::net::UnixStream>() {
+        return true;
+    }
+    io.is::<tokio::net::TcpStream>()
+}
+
+#[cfg(not(feature = "tcp"))]
+fn is_socket<T>(_: &T) -> bool {
+    false
+}
+
+#[cfg(feature = "tcp")]
+fn poll_writable<T: 'static>(io: &T, cx: &mut Context<'_>) -> Poll<()> {
+    let io: &dyn Any = io;
+    #[cfg(unix)]
+    if let Some(socket) = io.downcast_ref::<tokio::net::UnixStream>() {
+        return socket.poll_write_ready(cx).map(|_| ());
+    }
+    match io.downcast_ref::<tokio::net::TcpStream>() {
+        Some(socket) => socket.poll_write_ready(cx).map(|_| ()),
+        None => Poll::Ready(()),
+    }
+}
+
+#[cfg(not(feature = "tcp"))]
+fn poll_writable<T>(_: &T, _: &mut Context<'_>) -> Poll<()> {
+    Poll::Ready(())
+}
