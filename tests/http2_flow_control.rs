@@ -9,6 +9,7 @@ use support::raw::{BINARY, Frame};
 use support::scene::{Scene, patient, quiet};
 use support::wire::Wire;
 use support::{echo, ms, never, never_reads, noise, until};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tower_ws_liveness::{Health, Liveness, ProofOfLife, Reason};
 
@@ -180,4 +181,39 @@ async fn a_neighbour_that_uses_up_the_connections_window_kills_nobody() {
     assert_eq!(scene.recorder.nth(1).await.id, greedy_live.id());
     quiet.live_until_ping(pings + 6).await;
     scene.recorder.stays_at(1).await;
+}
+
+/// A handler whose task has spent its budget on other work when it pushes: hyper's streams take no part in
+/// budgets, so their `Pending` is the peer's all the same.
+#[tokio::test(start_paused = true)]
+async fn a_stalled_write_is_found_though_the_handlers_budget_is_spent() {
+    // The timer that ends right before is the first of the 128 that a task may do in a row.
+    for jobs in [100, 127] {
+        let heartbeat = quiet()
+            .interval(ms(1_000))
+            .timeout(ms(1_000))
+            .write_timeout(ms(30_000));
+        let handler = move |mut socket: WebSocket| async move {
+            let (tx, mut rx) = mpsc::unbounded_channel();
+            let _ = socket.send(Served::text("hello")).await;
+            sleep(ms(100)).await;
+            for job in 1..=jobs {
+                tx.send(job).unwrap();
+            }
+            while let Some(job) = rx.recv().await {
+                if job == jobs {
+                    let _ = socket.send(Served::binary(noise(5, 1_000_000))).await;
+                }
+            }
+        };
+        let mut scene = Scene::start(Wire::Http2, heartbeat, patient(), handler).await;
+        let link = Link::with(scene.app.clone(), &window(0)).await;
+        let _client = link.websocket().await;
+        let live = scene.next_live().await;
+        let begun = Instant::now();
+        let reason = live.evicted().await.reason();
+        assert_eq!(reason, Reason::WriteStalled, "{jobs} jobs");
+        let after = begun.elapsed();
+        assert!(after <= ms(31_500), "{jobs} jobs: {after:?}");
+    }
 }

@@ -12,6 +12,8 @@ use script::*;
 use support::recorder::Recorder;
 use support::within;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::sync::mpsc;
+use tokio::task::consume_budget;
 use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, advance, sleep, timeout};
 use tower_ws_liveness::{Evicted, Health, HeartbeatLayerBuilder, Liveness, ProofOfLife, Reason};
@@ -262,6 +264,84 @@ async fn a_writers_used_up_budget_is_not_taken_for_a_peer_that_drains() {
     let (after, reason) = only(&recorder, begun);
     assert_eq!(reason, Reason::HeartbeatTimeout { missed: 1 });
     assert!(after <= ms(150) + TICK, "{after:?}");
+}
+
+/// A handler that pushes what is in a queue: so many messages, each in a write of its own. Of the last
+/// one `take` bytes go out, and then the peer drains nothing any more. When that ended, and how.
+///
+/// A task's budget is spent by 128 messages: of the write after that tokio's own transports would say
+/// `Pending` whatever their state. This one takes no part in it, as HTTP/2 streams and most TLS do not.
+async fn pushes(queued: usize, take: usize, interval: Duration) -> Option<(Duration, Reason)> {
+    let builder = heartbeat().interval(interval).write_timeout(ms(300));
+    let (mut stream, _live, peer, recorder) = recorded(builder);
+    let mut steps = vec![ALL; queued - 1];
+    steps.extend(
+        [take, WAIT]
+            .iter()
+            .filter(|step| take > 0 || **step == WAIT),
+    );
+    peer.write_steps(&steps);
+    let (tx, mut rx) = mpsc::unbounded_channel();
+    for _ in 0..queued {
+        tx.send(hello()).unwrap();
+    }
+    let begun = Instant::now();
+    let handler = tokio::spawn(async move {
+        while let Some(message) = rx.recv().await {
+            if stream.write_all(&message).await.is_err() {
+                return;
+            }
+        }
+    });
+    let ended = timeout(ms(60_000), recorder.reached(1)).await;
+    handler.abort();
+    ended.ok().map(|_| only(&recorder, begun))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_stall_is_found_in_time_though_the_writers_budget_is_spent() {
+    for queued in [127, 128] {
+        for take in [0, 3] {
+            for interval in [ms(100), ms(30_000)] {
+                let what = format!("{queued} messages, {take} bytes of the last, {interval:?}");
+                let Some((after, reason)) = pushes(queued, take, interval).await else {
+                    panic!("{what}: no end");
+                };
+                assert_eq!(reason, Reason::WriteStalled, "{what}");
+                assert!(after <= ms(400) + ms(20), "{what}: {after:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_whose_budget_is_spent_has_its_transport_looked_at_at_once() {
+    for spent in [false, true] {
+        // A byte a minute is no flood, though nothing shows when each came.
+        let (mut stream, live, peer) = wrap_with(heartbeat().interval(ms(1_000)));
+        let wakes = Wakes::new();
+        assert!(poll_read(&mut stream, &wakes, 64).is_pending());
+        sleep(ms(100)).await;
+        peer.send(&said(b"x"));
+        got(poll_read(&mut stream, &wakes, 64));
+        while spent && has_budget_remaining() {
+            consume_budget().await;
+        }
+        assert!(poll_read(&mut stream, &wakes, 64).is_pending());
+        sleep(ms(900)).await;
+        // It was seen empty right after the last byte, so what comes now came now: the next ping is due
+        // an interval later, and not before.
+        peer.send(&said(b"y"));
+        got(poll_read(&mut stream, &wakes, 64));
+        let seen = Instant::now();
+        assert!(poll_read(&mut stream, &wakes, 64).is_pending());
+        while peer.pings().is_empty() {
+            sleep(ms(1)).await;
+        }
+        let after = seen.elapsed();
+        assert!(after >= ms(1_000), "spent: {spent}, {after:?}");
+        drop(live);
+    }
 }
 
 #[tokio::test(start_paused = true)]

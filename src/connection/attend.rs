@@ -40,10 +40,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
     fn drive_open(&mut self, now: Moment, waker: &Waker, scratch: &mut [u8], expired: bool) {
         self.monitor.release_ping(now);
         self.push(waker);
+        if self.monitor.is_uncertain() {
+            self.retry(waker);
+        }
         // A control frame of ours that can go on brings the driver here before its time, and perhaps
         // past a deadline that was rounded up: no verdict without a look.
-        let look =
-            expired || self.reader.by_driver || self.monitor.is_waiting() || now >= self.deadline();
+        let look = expired
+            || self.reader.by_driver
+            || self.reader.pending && !self.inbound.is_drained()
+            || self.monitor.is_waiting()
+            || now >= self.deadline();
         if look && !self.looked(waker, scratch, false) {
             return;
         }
@@ -123,6 +129,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             let cx = &mut Context::from_waker(waker);
             let room = outbound.poll_room(io, capabilities, cx, &mut watch);
             self.writer.by_driver = room.is_pending();
+            if room.is_ready() && !self.writer.pending && !self.outbound.is_claimed() {
+                self.monitor.not_held_up();
+            }
         }
         self.writer.due = self.writer.pending;
     }

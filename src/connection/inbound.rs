@@ -7,7 +7,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::task::coop::has_budget_remaining;
 
 use super::held::Held;
 use super::watch::{Direction, Watch};
@@ -103,6 +102,11 @@ impl Inbound {
         out.filled().len() > before
     }
 
+    /// The last look at the transport found nothing.
+    pub(super) fn is_drained(&self) -> bool {
+        self.drained
+    }
+
     /// What comes next may have been there before, though the last look found nothing.
     pub(super) fn distrust(&mut self) {
         self.drained = false;
@@ -180,8 +184,7 @@ impl Inbound {
         } else {
             self.poll_fill_held(io, cx, watch)
         };
-        // A transport that is refused by tokio's scheduler, not by the kernel, says nothing.
-        self.drained = read.is_pending() && has_budget_remaining();
+        self.drained = read.is_pending() && watch.is_certain();
         match ready!(read) {
             Ok(0) => {
                 self.ended = true;

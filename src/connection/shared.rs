@@ -139,7 +139,7 @@ where
             .verdict
             .map(|reason| self.describe(reason, self.view_of(&state)));
         let evicting = eviction.is_some() && matches!(state.phase, Phase::Evicting { .. });
-        let unwatched = aftermath.notes.pinged && state.is_unwatched();
+        let unwatched = aftermath.notes.uncertain || aftermath.notes.pinged && state.is_unwatched();
         let shuts_down = state.is_to_shut_down();
         drop(state);
         self.log(aftermath.notes);

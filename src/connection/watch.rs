@@ -79,21 +79,29 @@ impl Watch<'_> {
         }
     }
 
-    /// The transport refused bytes, or the scheduler did: a task that has used up its budget gets
-    /// `Pending` from tokio's transports whatever their state.
+    /// The transport refused bytes.
     pub(super) fn refused(&mut self) {
-        if has_budget_remaining() {
-            let now = self.now();
-            self.monitor.refused(now);
+        match (self.now(), self.is_certain()) {
+            (now, true) => self.monitor.refused(now),
+            (now, false) => self.monitor.maybe_held_up(now, false),
         }
     }
 
     /// The transport holds bytes that it has accepted.
     pub(super) fn unflushed(&mut self) {
-        if has_budget_remaining() {
-            let now = self.now();
-            self.monitor.unflushed(now);
+        match (self.now(), self.is_certain()) {
+            (now, true) => self.monitor.unflushed(now),
+            (now, false) => self.monitor.maybe_held_up(now, true),
         }
+    }
+
+    /// Whether a `Pending` that was just met is the transport's. To a task that has used up its budget
+    /// tokio's transports say it whatever their state, and the task is woken at once; others mean it,
+    /// and do not wake the task. So the driver, whose task has no budget, is asked for a second opinion.
+    pub(super) fn is_certain(&mut self) -> bool {
+        let certain = has_budget_remaining();
+        self.notes.uncertain |= !certain;
+        certain
     }
 
     /// The transport holds no bytes back.
@@ -121,8 +129,7 @@ impl Direction {
     }
 }
 
-/// What is worth a line in the log, to be written when the lock was given back: a subscriber is
-/// foreign code.
+/// What has to be logged, or looked after by the driver, when the lock was given back.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Notes {
     /// A ping was handed to the transport.
@@ -132,10 +139,12 @@ pub(super) struct Notes {
     pub(super) malformed: Option<(Direction, Malformed)>,
     /// The transport refused to be tuned. It serves as it is.
     pub(super) untuned: Option<std::io::ErrorKind>,
+    /// A `Pending` may be the scheduler's and not the transport's: the driver has to look.
+    pub(super) uncertain: bool,
 }
 
 impl Notes {
     pub(super) fn is_empty(&self) -> bool {
-        !self.pinged && self.malformed.is_none() && self.untuned.is_none()
+        !self.pinged && self.malformed.is_none() && self.untuned.is_none() && !self.uncertain
     }
 }

@@ -42,6 +42,8 @@ pub(super) struct Blocked {
     /// It took the bytes, and does not get them out: what it does not flush, it holds in a buffer
     /// of its own (TLS, HTTP/2).
     pub(super) in_flush: bool,
+    /// It may have been the scheduler that refused, and not the transport.
+    pub(super) uncertain: bool,
 }
 
 impl Blocked {
@@ -52,6 +54,7 @@ impl Blocked {
             asked: None,
             again: false,
             in_flush: false,
+            uncertain: false,
         }
     }
 
@@ -222,7 +225,11 @@ impl Monitor {
         // What is left of a half-written frame is the handler's to write, from now on. And whoever
         // was waiting for a second try waits for the first one again.
         self.moved |= !rest || blocked.asked.is_some();
-        let refused = now.since(blocked.refused);
+        // What the scheduler refused says nothing of the peer.
+        let refused = match blocked.uncertain {
+            true => Duration::ZERO,
+            false => now.since(blocked.refused),
+        };
         if refused >= Thresholds::of(policy).write_stall {
             self.stats.write_stalls = self.stats.write_stalls.saturating_add(1);
             self.history.error(now);
@@ -240,12 +247,22 @@ impl Monitor {
 
     /// The transport refused bytes.
     pub(crate) fn refused(&mut self, now: Moment) {
-        self.held_up(now, false);
+        self.held_up(now, false, true);
     }
 
     /// The transport did not flush what it has accepted.
     pub(crate) fn unflushed(&mut self, now: Moment) {
-        self.held_up(now, true);
+        self.held_up(now, true, true);
+    }
+
+    /// Bytes were refused or, if `in_flush`, not flushed, by the transport or by the scheduler.
+    pub(crate) fn maybe_held_up(&mut self, now: Moment, in_flush: bool) {
+        self.held_up(now, in_flush, false);
+    }
+
+    /// What [may](Self::maybe_held_up) have been the transport was the scheduler.
+    pub(crate) fn not_held_up(&mut self) {
+        self.blocked.take_if(|blocked| blocked.uncertain);
     }
 
     /// The transport flushed what it has accepted. That says nothing of bytes that it refused: most
@@ -256,17 +273,19 @@ impl Monitor {
         }
     }
 
-    fn held_up(&mut self, now: Moment, in_flush: bool) {
+    fn held_up(&mut self, now: Moment, in_flush: bool, certain: bool) {
         match &mut self.blocked {
             None => {
                 self.blocked = Some(Blocked {
                     in_flush,
+                    uncertain: !certain,
                     ..Blocked::new(now)
                 });
             }
             Some(blocked) => {
                 blocked.in_flush &= in_flush;
-                if blocked.asked.is_none() {
+                blocked.uncertain &= !certain;
+                if blocked.asked.is_none() || !certain {
                     return;
                 }
                 blocked.again = true;

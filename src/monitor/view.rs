@@ -54,6 +54,11 @@ impl Monitor {
         self.moved || self.judged
     }
 
+    /// The transport may be holding something up, or it was the scheduler.
+    pub(crate) fn is_uncertain(&self) -> bool {
+        self.blocked.is_some_and(|blocked| blocked.uncertain)
+    }
+
     /// The transport is holding something up.
     pub(crate) fn is_blocked(&self) -> bool {
         self.blocked.is_some()
@@ -104,7 +109,7 @@ impl Monitor {
             Ending::Over { .. } => Health::Ended,
             Ending::ServerClosing { .. } => Health::Closing,
             Ending::Open if self.backlog.is_some() => Health::HandlerStalled,
-            Ending::Open if self.blocked.is_some() => Health::WriteStalled,
+            Ending::Open if self.blocked.is_some() && !self.is_uncertain() => Health::WriteStalled,
             Ending::Open if self.pings.waiting().is_some() || self.pings.missed() > 0 => {
                 Health::PeerSilent {
                     missed: self.pings.missed(),
