@@ -333,9 +333,9 @@ impl Next {
     /// | 1002, 1003, 1007, 1009, 1010 | what the client sent was wrong | stop: it would be again |
     /// | 1008, 3000, 3003 | policy, unauthorized, forbidden | stop: it takes a person to change |
     /// | 4000 to 4999 | what the application says | stop: it was meant for this client |
-    /// | 1005, 1011, 1014, other | no code, server's error, bad gateway | backoff: it may pass |
+    /// | 1005, 1011, 1014, 3008, other | no code, server's error, bad gateway, timeout | backoff: it may pass |
     ///
-    /// By this crate's defaults 1011 comes from the server's heartbeat, and 4000 when a newer
+    /// By this crate's defaults 3008 comes from the server's heartbeat, and 4000 when a newer
     /// connection has taken the seat: two clients must not take it from each other for ever. An end
     /// without a Close (1006 to a browser) has no code, and is a matter for the backoff.
     fn after_close(code: u16) -> Self {

@@ -206,7 +206,8 @@ async fn the_heartbeat_times_out(wire: Wire) {
     let mut client = client.answering(Answer::Nothing);
     let reason = Reason::HeartbeatTimeout { missed: 2 };
     scene.ended(&live, reason).await;
-    client.closed().await;
+    let close = client.closed().await;
+    assert_eq!(close, Some(Frame::close(3008, "heartbeat timeout")));
     drop(client);
     scene.handlers_done(1).await;
     scene.told_once().await;
@@ -230,7 +231,8 @@ async fn the_first_message_does_not_come(wire: Wire) {
     let idle = patient().first_message(ms(300)).close_timeout(ms(300));
     let mut scene = Scene::start(wire, quiet().interval(ms(20)), idle, echo).await;
     let (mut client, live) = scene.connect().await;
-    client.closed().await.expect("a Close frame");
+    let close = client.closed().await.expect("a Close frame");
+    assert_eq!(close, Frame::close(3008, "no first message in time"));
     scene.ended(&live, Reason::FirstMessageTimeout).await;
     drop(client);
     scene.handlers_done(1).await;

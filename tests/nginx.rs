@@ -231,7 +231,7 @@ async fn a_client_that_is_frozen_is_evicted_by_the_heartbeat() {
     assert!(took >= answer * 2 && took < due + SLACK, "{took:?}");
     // What it finds when it wakes up.
     let close = frozen.closed().await.expect("a Close frame");
-    assert_eq!(close.close_code(), Some(1011));
+    assert_eq!(close.close_code(), Some(3008));
     assert_eq!(frozen.pings, 2);
     echoes(&mut neighbour, "good morning").await;
     assert_eq!(scene.registry.len(), 1);

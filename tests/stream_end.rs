@@ -148,12 +148,40 @@ async fn the_close_frame_comes_at_a_boundary_only() {
                 assert_eq!(last.first, 0x80 | CLOSE);
                 assert_eq!(
                     last.payload,
-                    [&[3, 243], &b"heartbeat timeout"[..]].concat()
+                    [&3008_u16.to_be_bytes(), &b"heartbeat timeout"[..]].concat()
                 );
                 assert_eq!(last.masked, role == Role::Client);
             }
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stall_is_announced_by_a_close_frame_that_says_whose_it_is() {
+    let patient = || heartbeat().interval(ms(10_000)).timeout(ms(10_000));
+    let close_frame = |peer: &Peer| {
+        let frame = peer.frames().pop().expect("a frame");
+        assert_eq!(frame.first, 0x80 | CLOSE);
+        let (code, text) = frame.payload.split_at(2);
+        let code = u16::from_be_bytes(code.try_into().unwrap());
+        (code, String::from_utf8(text.to_vec()).unwrap())
+    };
+
+    let layer = patient().handler_stall_timeout(ms(300));
+    let (_stream, live, peer) = wrap_with(layer);
+    peer.send(&frame(0x80 | TEXT, Some([1, 2, 3, 4]), b"unread"));
+    assert_eq!(live.evicted().await.reason(), Reason::HandlerStalled);
+    sleep(ms(5)).await;
+    assert_eq!(close_frame(&peer), (1013, "handler stalled".to_owned()));
+
+    // A peer that sleeps, and wakes up within `close_timeout` of the verdict.
+    let (mut stream, live, peer) = wrap_with(patient().write_timeout(ms(300)));
+    peer.write_steps(&[WAIT]);
+    assert!(poll_write(&mut stream, &Wakes::new(), &hello()).is_pending());
+    assert_eq!(live.evicted().await.reason(), Reason::WriteStalled);
+    peer.drain();
+    sleep(ms(5)).await;
+    assert_eq!(close_frame(&peer), (3008, "write stalled".to_owned()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -307,7 +307,8 @@ async fn the_first_message_may_take_so_long_and_the_whole_connection_so_long() {
 
     let start = Instant::now();
     let mut mute = RawClient::handshake(in_memory(app.clone(), BUFFER), "/ws").await;
-    mute.closed().await;
+    let close = mute.closed().await;
+    assert_eq!(close, Some(Frame::close(3008, "no first message in time")));
     let event = recorder.nth(1).await;
     assert_eq!(event.reason, Reason::FirstMessageTimeout);
     let took = event.at - start;
@@ -323,6 +324,8 @@ async fn the_first_message_may_take_so_long_and_the_whole_connection_so_long() {
         chatty.expect_frame().await;
         sleep(ms(50)).await;
     }
+    let close = chatty.closed().await;
+    assert_eq!(close, Some(Frame::close(1012, "maximum lifetime reached")));
     let event = recorder.nth(2).await;
     assert_eq!(event.reason, Reason::MaxLifetime);
     let took = event.at - start;

@@ -57,7 +57,7 @@ async fn peers_live_and_die() {
 
     let mut dead = server.client().await.answering(Answer::Nothing);
     let close = dead.closed().await.expect("a Close frame");
-    assert_eq!(close.close_code(), Some(1011));
+    assert_eq!(close.close_code(), Some(3008));
     assert_eq!(server.end().await, "heartbeat timeout (1 ping unanswered)");
 }
 

@@ -191,22 +191,36 @@ impl HeartbeatLayerBuilder {
     }
 
     /// Code and reason of the Close frame that is sent to a peer that is evicted by the heartbeat.
-    /// Default: 1011, "heartbeat timeout".
+    /// Default: for each reason its own.
     ///
-    /// Sent on a best effort: the peer is most likely dead. In the middle of a frame of the handler's no
-    /// Close frame can be sent (RFC 6455 section 5.4), and the transport is closed without one.
-    /// [`Reason::ControlFlood`] has a frame of its own. The reason may be empty.
+    /// | evicted for | code | reason | because |
+    /// |---|---|---|---|
+    /// | [`HeartbeatTimeout`] | 3008 | "heartbeat timeout" | IANA: Timeout. The device may have slept: its client comes back |
+    /// | [`WriteStalled`] | 3008 | "write stalled" | the same device, if the server kept sending while it slept |
+    /// | [`HandlerStalled`] | 1013 | "handler stalled" | IANA: Try Again Later. The server is at fault, the client comes back |
+    /// | [`ControlFlood`] | 1008 | "too many control frames" | RFC 6455 section 7.4.1: Policy Violation. The client is at fault |
+    ///
+    /// Stock clients that reconnect come back after 3008 and 1013; the README has a table of them.
+    /// 1011, which RFC 6455 section 7.4.1 has for a server's faults, ends some of them for good.
+    ///
+    /// A frame that is set replaces those of all these reasons, save for `ControlFlood`, which keeps its
+    /// own. The reason may be empty. Sent on a best effort: the peer is most likely dead. In the middle
+    /// of a frame of the handler's no Close frame can be sent (RFC 6455 section 5.4), and the transport
+    /// is closed without one.
     ///
     /// Refused, by RFC 6455 section 7.4: codes that are not to be sent (1004, 1005, 1006, 1015),
     /// reserved ones (1016 to 2999), and those below 1000 or above 4999. Refused, by section 5.5:
     /// reasons of more than 123 bytes.
     ///
-    /// [`Reason::ControlFlood`]: crate::Reason::ControlFlood
+    /// [`HeartbeatTimeout`]: crate::Reason::HeartbeatTimeout
+    /// [`WriteStalled`]: crate::Reason::WriteStalled
+    /// [`HandlerStalled`]: crate::Reason::HandlerStalled
+    /// [`ControlFlood`]: crate::Reason::ControlFlood
     pub fn close_frame(mut self, code: u16, reason: impl Into<String>) -> Self {
-        self.policy.close_frame = CloseFrame {
+        self.policy.close_frame = Some(CloseFrame {
             code,
             reason: reason.into().into(),
-        };
+        });
         self
     }
 
@@ -294,7 +308,10 @@ fn validate(policy: &HeartbeatPolicy) -> Result<(), ConfigError> {
         policy.control_frame_limit,
     )?;
     config::duration("HeartbeatLayer::close_timeout", policy.close_timeout)?;
-    config::close_frame("HeartbeatLayer::close_frame", &policy.close_frame)
+    match &policy.close_frame {
+        Some(frame) => config::close_frame("HeartbeatLayer::close_frame", frame),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

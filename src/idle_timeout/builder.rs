@@ -105,9 +105,17 @@ impl IdleTimeoutLayerBuilder {
     }
 
     /// Code and reason of the Close frame that is sent to a peer that is evicted by this layer.
-    /// Default: 1001, "idle timeout".
+    /// Default: for each reason its own.
     ///
-    /// The reason may be empty.
+    /// | evicted for | code | reason | because |
+    /// |---|---|---|---|
+    /// | [`IdleTimeout`] | 1001 | "idle timeout" | RFC 6455 section 7.4.1: Going Away. Nothing failed |
+    /// | [`FirstMessageTimeout`] | 3008 | "no first message in time" | IANA: Timeout. A slow start may succeed next time |
+    /// | [`MaxLifetime`] | 1012 | "maximum lifetime reached" | IANA: Service Restart. The client comes back, after a random delay |
+    ///
+    /// Stock clients that reconnect come back after all of these; the README has a table of them.
+    ///
+    /// A frame that is set replaces those of all these reasons. The reason may be empty.
     ///
     /// In the middle of a frame of the handler's no Close frame can be sent (RFC 6455 section 5.4), and
     /// the transport is closed without one.
@@ -115,11 +123,15 @@ impl IdleTimeoutLayerBuilder {
     /// Refused, by RFC 6455 section 7.4: codes that are not to be sent (1004, 1005, 1006, 1015),
     /// reserved ones (1016 to 2999), and those below 1000 or above 4999. Refused, by section 5.5:
     /// reasons of more than 123 bytes.
+    ///
+    /// [`IdleTimeout`]: crate::Reason::IdleTimeout
+    /// [`FirstMessageTimeout`]: crate::Reason::FirstMessageTimeout
+    /// [`MaxLifetime`]: crate::Reason::MaxLifetime
     pub fn close_frame(mut self, code: u16, reason: impl Into<String>) -> Self {
-        self.policy.close_frame = CloseFrame {
+        self.policy.close_frame = Some(CloseFrame {
             code,
             reason: reason.into().into(),
-        };
+        });
         self
     }
 
@@ -179,7 +191,10 @@ fn validate(policy: &IdlePolicy) -> Result<(), ConfigError> {
     config::optional_duration("IdleTimeoutLayer::first_message", policy.first_message)?;
     config::optional_duration("IdleTimeoutLayer::max_lifetime", policy.max_lifetime)?;
     config::duration("IdleTimeoutLayer::close_timeout", policy.close_timeout)?;
-    config::close_frame("IdleTimeoutLayer::close_frame", &policy.close_frame)
+    match &policy.close_frame {
+        Some(frame) => config::close_frame("IdleTimeoutLayer::close_frame", frame),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -225,10 +240,10 @@ mod tests {
             first_message: Some(seconds(2)),
             max_lifetime: Some(seconds(3)),
             close_timeout: seconds(4),
-            close_frame: CloseFrame {
+            close_frame: Some(CloseFrame {
                 code: 4001,
                 reason: "bye".into(),
-            },
+            }),
         };
         assert_eq!(builder.policy, expected);
         assert!(builder.registry.is_some());

@@ -49,6 +49,50 @@ pub(crate) struct CloseFrame {
     pub(crate) reason: Cow<'static, str>,
 }
 
+/// IANA's registry of close codes: Timeout. As with 408 in HTTP (RFC 9110 section 15.5.9) the client
+/// may try again.
+const TIMEOUT: u16 = 3008;
+
+impl CloseFrame {
+    /// Announces a verdict of a layer that has no frame configured.
+    ///
+    /// After every code but 1008 all clients of the README's table of reconnecting clients come back.
+    /// The text is what [`Reason`]'s `Display` begins with, so that the logs of both ends match.
+    const fn by_default(reason: Reason) -> Self {
+        let (code, text) = match reason {
+            // Going Away: neither the client nor the server failed.
+            Reason::IdleTimeout => (1001, "idle timeout"),
+            // Policy Violation: the client is at fault, and would be again.
+            Reason::ControlFlood => (1008, "too many control frames"),
+            // Service Restart, by IANA's registry: the client comes back after a random delay.
+            Reason::MaxLifetime => (1012, "maximum lifetime reached"),
+            // Try Again Later, by IANA's registry: the server cannot serve the client now. 1011 is as
+            // true, but graphql-ws does not come back after it.
+            Reason::HandlerStalled => (1013, "handler stalled"),
+            // A device that wakes up finds this instead of a heartbeat timeout if the server kept
+            // sending while it slept.
+            Reason::WriteStalled => (TIMEOUT, "write stalled"),
+            Reason::FirstMessageTimeout => (TIMEOUT, "no first message in time"),
+            Reason::HeartbeatTimeout { .. }
+            // The layers send no frame of their own for these.
+            | Reason::PeerClosed { .. }
+            | Reason::ServerClosed { .. }
+            | Reason::HandlerDropped
+            | Reason::PeerVanished
+            | Reason::Transport(_)
+            | Reason::CloseTimeout
+            | Reason::Kicked { .. }
+            | Reason::Replaced
+            | Reason::Drained
+            | Reason::UpgradeFailed => (TIMEOUT, "heartbeat timeout"),
+        };
+        Self {
+            code,
+            reason: Cow::Borrowed(text),
+        }
+    }
+}
+
 /// The default bound on a pending write.
 pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -67,7 +111,8 @@ pub(crate) struct HeartbeatPolicy {
     /// A write that was answered with `Pending` need not be repeated with the same bytes.
     pub(crate) takes_any_bytes: bool,
     pub(crate) close_timeout: Duration,
-    pub(crate) close_frame: CloseFrame,
+    /// For every verdict of this layer. With `None` each has its own: [`CloseFrame::by_default`].
+    pub(crate) close_frame: Option<CloseFrame>,
     /// Whether the transport's socket options are to follow from the times.
     #[cfg(feature = "tcp")]
     pub(crate) tune_tcp: bool,
@@ -81,7 +126,8 @@ pub(crate) struct IdlePolicy {
     pub(crate) first_message: Option<Duration>,
     pub(crate) max_lifetime: Option<Duration>,
     pub(crate) close_timeout: Duration,
-    pub(crate) close_frame: CloseFrame,
+    /// For every verdict of this layer. With `None` each has its own: [`CloseFrame::by_default`].
+    pub(crate) close_frame: Option<CloseFrame>,
 }
 
 impl Default for HeartbeatPolicy {
@@ -97,10 +143,7 @@ impl Default for HeartbeatPolicy {
             control_frame_limit: None,
             takes_any_bytes: false,
             close_timeout: Duration::from_secs(5),
-            close_frame: CloseFrame {
-                code: 1011,
-                reason: Cow::Borrowed("heartbeat timeout"),
-            },
+            close_frame: None,
             #[cfg(feature = "tcp")]
             tune_tcp: true,
         }
@@ -115,10 +158,7 @@ impl Default for IdlePolicy {
             first_message: None,
             max_lifetime: None,
             close_timeout: Duration::from_secs(5),
-            close_frame: CloseFrame {
-                code: 1001,
-                reason: Cow::Borrowed("idle timeout"),
-            },
+            close_frame: None,
         }
     }
 }
@@ -143,21 +183,19 @@ impl Policy {
         }
     }
 
-    /// The Close frame that announces `reason` to the peer.
+    /// The Close frame that announces `reason` to the peer: that of the layer whose verdict it is, if
+    /// it has one.
     pub(crate) fn close_frame(&self, reason: Reason) -> CloseFrame {
-        if reason == Reason::ControlFlood {
-            // The peer is alive and at fault, so the heartbeat's own words would mislead it.
-            return CloseFrame {
-                code: 1008,
-                reason: Cow::Borrowed("too many control frames"),
-            };
-        }
-        match (&self.heartbeat, &self.idle) {
-            (_, Some(policy)) if Self::is_idle_layers(reason) => policy.close_frame.clone(),
-            (Some(policy), _) => policy.close_frame.clone(),
-            (None, Some(policy)) => policy.close_frame.clone(),
-            (None, None) => HeartbeatPolicy::default().close_frame,
-        }
+        let configured = match (&self.heartbeat, &self.idle) {
+            // The peer is alive and at fault: the words for a dead one would mislead it.
+            _ if reason == Reason::ControlFlood => &None,
+            (_, Some(policy)) if Self::is_idle_layers(reason) => &policy.close_frame,
+            (Some(policy), _) => &policy.close_frame,
+            (None, Some(policy)) => &policy.close_frame,
+            (None, None) => &None,
+        };
+        let default = || CloseFrame::by_default(reason);
+        configured.clone().unwrap_or_else(default)
     }
 
     fn is_idle_layers(reason: Reason) -> bool {

@@ -176,7 +176,7 @@ impl Feature {
             Self::Pings => "answers pings, and shows none to its application",
             Self::Await => "lives while its application awaits something else",
             Self::Block => "lives while its application blocks its thread",
-            Self::Stop => "stopped: evicted, and finds code 1011 when it goes on",
+            Self::Stop => "stopped: evicted, and finds code 3008 when it goes on",
             Self::Kill => "killed: gone at once",
             Self::Kick => "kicked: is shown the code and the reason",
             Self::Close => "closes: its code is told",

@@ -100,7 +100,7 @@ async fn stop(program: &Program, stack: Stack) -> Cell {
     assert_eq!(rig.ended().await, Reason::HeartbeatTimeout { missed: 1 });
     process.go_on();
     let Some(why) = program.limit(Feature::Stop) else {
-        process.expect("close 1011 heartbeat timeout").await;
+        process.expect("close 3008 heartbeat timeout").await;
         return Cell::Works;
     };
     process.expect("close 1006 ").await;

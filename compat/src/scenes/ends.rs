@@ -19,7 +19,7 @@ pub(super) async fn death(stack: Stack, protocol: Protocol) {
     let mut talk = talk.silent();
     // Only now, so that nobody on a busy machine is dead before.
     live.set_timeout(ms(200)).expect("a time");
-    assert_eq!(close_frame(&mut talk).await.close_code(), Some(1011));
+    assert_eq!(close_frame(&mut talk).await.close_code(), Some(3008));
     assert_eq!(rig.ended().await, Reason::HeartbeatTimeout { missed: 1 });
 
     let rig = Rig::start(stack, protocol, quiet(), patient()).await;

@@ -36,7 +36,7 @@ pub async fn dies_after_polling() {
     live.set_timeout(ms(200)).expect("a time");
     let mut talk = talk.silent();
     let close = within("a Close frame", talk.listen()).await;
-    assert_eq!(close.close_code(), Some(1011));
+    assert_eq!(close.close_code(), Some(3008));
     assert_eq!(rig.ended().await, Reason::HeartbeatTimeout { missed: 1 });
     polling.ended().await;
 }

@@ -53,7 +53,7 @@ async fn dead() {
         let heartbeat = quiet().interval(ms(50)).timeout(ms(200));
         let rig = Rig::start(stack, PROTOCOL, heartbeat, patient()).await;
         let mut client = open(rig.addr).await.answering(Answer::Nothing);
-        let close = Frame::close(1011, "heartbeat timeout");
+        let close = Frame::close(3008, "heartbeat timeout");
         assert_eq!(end(&mut client).await, End::clean(Some(close)));
         assert_eq!(rig.ended().await, Reason::HeartbeatTimeout { missed: 1 });
     }

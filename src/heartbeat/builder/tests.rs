@@ -51,10 +51,10 @@ fn setters_set() {
         control_frame_limit: Some(7),
         takes_any_bytes: true,
         close_timeout: seconds(6),
-        close_frame: CloseFrame {
+        close_frame: Some(CloseFrame {
             code: 4000,
             reason: "bye".into(),
-        },
+        }),
         #[cfg(feature = "tcp")]
         tune_tcp: false,
     };

@@ -20,24 +20,69 @@ const OTHER_REASONS: [Reason; 6] = [
 
 #[test]
 fn an_end_is_bounded_and_announced_by_the_layer_whose_verdict_it_is() {
-    let (heart, still) = (heartbeat(|_| {}), idle(|_| {}));
+    let heart = heartbeat(|policy| policy.close_frame = Some(frame(4001)));
+    let still = idle(|policy| policy.close_frame = Some(frame(4002)));
     let stacked = both(heart.clone(), still.clone());
     // policy, close_timeout and code for the idle layer's verdicts, and for the others
     for (policy, of_idle, of_others) in [
-        (&heart, (1_000, 1011), (1_000, 1011)),
-        (&still, (3_000, 1001), (3_000, 1001)),
-        (&stacked, (3_000, 1001), (1_000, 1011)),
-        (&Policy::default(), (5_000, 1011), (5_000, 1011)),
+        (&heart, (1_000, 4001), (1_000, 4001)),
+        (&still, (3_000, 4002), (3_000, 4002)),
+        (&stacked, (3_000, 4002), (1_000, 4001)),
     ] {
         for (reasons, (timeout, code)) in
             [(&IDLE_REASONS[..], of_idle), (&OTHER_REASONS, of_others)]
         {
             for &reason in reasons {
                 assert_eq!(policy.close_timeout(Some(reason)), ms(timeout), "{reason}");
-                assert_eq!(policy.close_frame(reason).code, code, "{reason}");
+                assert_eq!(policy.close_frame(reason), frame(code), "{reason}");
             }
         }
         assert_eq!(policy.close_timeout(None), ms(of_others.0), "the server's");
+        assert_eq!(policy.close_frame(Reason::ControlFlood).code, 1008);
+    }
+    assert_eq!(Policy::default().close_timeout(None), ms(5_000));
+}
+
+/// Clients decide by these codes whether to come back: a change is a breaking change.
+#[test]
+fn every_verdict_has_a_default_frame_of_its_own() {
+    let (heart, still) = (heartbeat(|_| {}), idle(|_| {}));
+    let policies = [
+        both(heart.clone(), still.clone()),
+        heart,
+        still,
+        Policy::default(),
+    ];
+    for (reason, code, text) in [
+        (
+            Reason::HeartbeatTimeout { missed: 1 },
+            3008,
+            "heartbeat timeout",
+        ),
+        (Reason::WriteStalled, 3008, "write stalled"),
+        (Reason::HandlerStalled, 1013, "handler stalled"),
+        (Reason::ControlFlood, 1008, "too many control frames"),
+        (Reason::IdleTimeout, 1001, "idle timeout"),
+        (
+            Reason::FirstMessageTimeout,
+            3008,
+            "no first message in time",
+        ),
+        (Reason::MaxLifetime, 1012, "maximum lifetime reached"),
+    ] {
+        assert!(reason.to_string().starts_with(text), "{reason}");
+        assert_eq!(crate::config::on_wire(code), code);
+        for policy in &policies {
+            let frame = policy.close_frame(reason);
+            assert_eq!((frame.code, &*frame.reason), (code, text), "{policy:?}");
+        }
+    }
+}
+
+fn frame(code: u16) -> CloseFrame {
+    CloseFrame {
+        code,
+        reason: "configured".into(),
     }
 }
 
