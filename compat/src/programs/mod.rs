@@ -11,6 +11,7 @@
 mod patience;
 mod process;
 mod program;
+mod reconnects;
 mod scenes;
 mod table;
 mod tabs;
@@ -25,25 +26,31 @@ use self::program::Feature;
 use self::table::Outcome;
 use crate::stacks;
 
-type Outcomes = Arc<Mutex<Vec<Outcome>>>;
+/// What the scenes of one table have seen so far.
+#[derive(Debug)]
+struct Shared<T>(Arc<Mutex<Vec<T>>>);
 
 /// The scenes wait for most of their time, so more of them are played at once than there are cores.
 const AT_ONCE: usize = 6;
 
-/// Plays all that are asked for on the command line. Only of all there is a table.
+/// Plays all that are asked for on the command line. There is a table only of scenes that were all
+/// played.
 pub fn run() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(AT_ONCE);
-    let outcomes = Outcomes::default();
-    let trials = trials(&outcomes);
+    let (outcomes, reconnects) = (Shared::default(), Shared::default());
+    let mut trials = trials(&outcomes);
     let count = trials.len();
+    trials.extend(reconnects::trials(&reconnects));
     let conclusion = libtest_mimic::run(&arguments, trials);
-    let outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
-    if conclusion.has_failed() || outcomes.len() < count {
-        eprintln!("no table: {} of {count} scenes were played", outcomes.len());
+    if conclusion.has_failed() {
         return conclusion.exit_code();
     }
-    match crate::table::judge("programs", &table::programs(program::ALL, &outcomes)) {
+    let programs = outcomes.judge("programs", count, |seen| {
+        table::programs(program::ALL, seen)
+    });
+    let reconnects = reconnects.judge("reconnects", reconnects::count(), reconnects::table);
+    match programs.and(reconnects) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -52,7 +59,43 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn trials(outcomes: &Outcomes) -> Vec<Trial> {
+impl<T> Shared<T> {
+    fn extend(&self, outcomes: impl IntoIterator<Item = T>) {
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.extend(outcomes);
+    }
+
+    /// Compares the README's table of this name with the one of all `count` outcomes.
+    fn judge(
+        &self,
+        name: &str,
+        count: usize,
+        table: impl FnOnce(&[T]) -> String,
+    ) -> Result<(), String> {
+        let outcomes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if outcomes.len() < count {
+            eprintln!("no table of {name}: {} of {count} outcomes", outcomes.len());
+            return Ok(());
+        }
+        let table = table(&outcomes);
+        println!("{table}");
+        crate::table::judge(name, &table)
+    }
+}
+
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+fn trials(outcomes: &Shared<Outcome>) -> Vec<Trial> {
     let mut trials = Vec::new();
     for program in program::ALL {
         for feature in Feature::ALL {
@@ -60,7 +103,7 @@ fn trials(outcomes: &Outcomes) -> Vec<Trial> {
                 continue;
             }
             for stack in feature.stacks(stacks::ALL) {
-                let outcomes = Arc::clone(outcomes);
+                let outcomes = outcomes.clone();
                 let name = format!("{}: {feature:?} with {}", program.name, stack.name);
                 let trial = Trial::test(name, move || {
                     // A runtime of its own: when it is dropped, nothing of the scene is left.
@@ -71,10 +114,7 @@ fn trials(outcomes: &Outcomes) -> Vec<Trial> {
                         feature,
                         cell,
                     };
-                    outcomes
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push(outcome);
+                    outcomes.extend([outcome]);
                     Ok(())
                 });
                 let needs = format!("needs {}", program.needs);

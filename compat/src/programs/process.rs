@@ -28,16 +28,31 @@ pub(crate) struct Process {
 impl Process {
     /// Starts a client, and waits until its WebSocket is open.
     pub(crate) async fn start(program: &Program, addr: SocketAddr) -> Self {
+        let arguments = [format!("ws://{addr}/ws")];
+        let mut process = Self::spawn(program.runs_on, program.script, arguments);
+        let line = process.next_line().await;
+        let line = line.unwrap_or_else(|| panic!("{} has ended: is it installed?", program.needs));
+        let extensions = line.strip_prefix("open ").expect(&line);
+        process.extensions = extensions.to_owned();
+        process
+    }
+
+    /// Starts a script of `compat/clients`.
+    pub(crate) fn spawn(
+        runs_on: RunsOn,
+        script: &str,
+        arguments: impl IntoIterator<Item = String>,
+    ) -> Self {
         let directory = TempDir::new().expect("a directory for a while");
         let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
         let installed = installed();
-        let mut command = match program.runs_on {
+        let mut command = match runs_on {
             RunsOn::Python => Command::new(installed.join("venv/bin/python")),
             RunsOn::Node => Command::new("node"),
         };
         let started = command
-            .arg(clients.join(program.script))
-            .arg(format!("ws://{addr}/ws"))
+            .arg(clients.join(script))
+            .args(arguments)
             .env("NODE_PATH", installed.join("node_modules"))
             .current_dir(directory.path())
             .stdin(Stdio::piped())
@@ -46,27 +61,18 @@ impl Process {
             .process_group(0)
             .kill_on_drop(true)
             .spawn();
-        let absent = format!(
-            "{} is not installed: compat/clients/install does it",
-            program.needs
-        );
-        let mut child = started.unwrap_or_else(|error| panic!("{absent} ({error})"));
+        let mut child = started.unwrap_or_else(|error| {
+            panic!("{runs_on:?} is not installed: compat/clients/install does it ({error})")
+        });
         let stdin = child.stdin.take().expect("a pipe");
         let stdout = child.stdout.take().expect("a pipe");
-        let mut process = Self {
+        Self {
             child,
             stdin,
             lines: BufReader::new(stdout).lines(),
             extensions: String::new(),
             directory,
-        };
-        let line = process
-            .next_line()
-            .await
-            .unwrap_or_else(|| panic!("{absent}"));
-        let extensions = line.strip_prefix("open ").expect(&line);
-        process.extensions = extensions.to_owned();
-        process
+        }
     }
 
     pub(crate) async fn tell(&mut self, command: &str) {

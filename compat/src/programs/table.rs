@@ -56,13 +56,18 @@ fn name(program: &Program) -> String {
     let Some(package) = program.package else {
         return program.name.to_owned();
     };
-    let asked = match program.runs_on {
-        RunsOn::Python => version(REQUIREMENTS, &format!("{package}==")),
-        RunsOn::Node => version(PACKAGE, &format!("\"{package}\": \"^")),
-    };
+    let asked = asked_version(program.runs_on, package);
     program
         .name
         .replacen(package, &format!("{package} {asked}"), 1)
+}
+
+/// The major version of a client's package that is installed.
+pub(super) fn asked_version(runs_on: RunsOn, package: &str) -> &'static str {
+    match runs_on {
+        RunsOn::Python => version(REQUIREMENTS, &format!("{package}==")),
+        RunsOn::Node => version(PACKAGE, &format!("\"{package}\": \"^")),
+    }
 }
 
 /// The major version that stands after `before`.

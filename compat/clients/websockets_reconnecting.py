@@ -1,0 +1,29 @@
+"""A client on Python's websockets that reconnects as its documentation shows."""
+
+import asyncio
+import sys
+
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+
+def say(*words):
+    print(*words, flush=True)
+
+
+async def session(address, ending):
+    async for ws in connect(f"ws://{address}/{ending}"):
+        say("connected", ending)
+        try:
+            await ws.recv()
+        except ConnectionClosed:
+            say("closed", ending, ws.close_code, ws.close_reason)
+            continue
+    say("over", ending)
+
+
+async def main(address, *endings):
+    await asyncio.gather(*(session(address, ending) for ending in endings))
+
+
+asyncio.run(main(*sys.argv[1:]))
