@@ -11,15 +11,15 @@ use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use script::*;
-use support::raw::{Answer, Frame, RawClient};
+use support::raw::{self, Answer, Frame, RawClient};
 use support::recorder::Recorder;
 use support::{echo, in_memory, watched_route};
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tower_ws_liveness::{
     Health, HeartbeatLayer, IdleTimeoutLayer, Liveness, PolicyOverride, PolicyOverrideBuilder,
-    Reason,
+    Reason, Traffic,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -361,4 +361,83 @@ async fn a_timeout_that_has_run_out_already_needs_no_second_ping() {
     assert_eq!(eviction.reason(), Reason::HeartbeatTimeout { missed: 1 });
     assert!(begun.elapsed() <= ms(2), "{:?}", begun.elapsed());
     assert_eq!(peer.pings().len(), 1);
+}
+
+// A client whose library hands pings to the application, which fails on the first one: what the README
+// recommends for it.
+
+/// How often the client sends a message of its own.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// Sends a message every `KEEPALIVE` for `span`. Once it is sent a ping it sends nothing more, and
+/// leaves the connection open.
+async fn fails_on_pings(client: &mut RawClient<DuplexStream>, span: Duration) {
+    let end = Instant::now() + span;
+    while Instant::now() < end {
+        let next = Instant::now() + KEEPALIVE;
+        while let Ok(frame) = timeout_at(next, client.read_frame()).await {
+            if frame.unwrap().expect("an open connection").opcode == raw::PING {
+                return;
+            }
+        }
+        client.send(&Frame::text("presence")).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_fails_on_pings_is_kept_by_settings_that_send_it_none() {
+    fn heartbeat_every(seconds: u64) -> HeartbeatLayer {
+        let builder = HeartbeatLayer::builder().interval(Duration::from_secs(seconds));
+        builder.build().unwrap()
+    }
+    fn idle() -> IdleTimeoutLayer {
+        let builder = IdleTimeoutLayer::builder().timeout(Duration::from_secs(60));
+        builder.watch(Traffic::Inbound).build().unwrap()
+    }
+    let no_pings = PolicyOverride::builder().interval(HOUR * 24 * 365);
+    let overridden = |router: Router| {
+        let layered = router.layer(idle()).layer(heartbeat_every(10));
+        overriding(layered, no_pings.clone())
+    };
+    let dead = Reason::HeartbeatTimeout { missed: 1 };
+    type Layered<'a> = &'a dyn Fn(Router) -> Router;
+    let table: [(&str, Layered<'_>, bool, Reason, u64); 4] = [
+        ("pinged", &|r| r.layer(heartbeat_every(10)), false, dead, 25),
+        (
+            "an interval of more than two keepalives",
+            &|r| r.layer(heartbeat_every(45)),
+            true,
+            dead,
+            60,
+        ),
+        (
+            "the idle layer alone",
+            &|r| r.layer(idle()),
+            true,
+            Reason::IdleTimeout,
+            60,
+        ),
+        (
+            "no pings for this request",
+            &overridden,
+            true,
+            Reason::IdleTimeout,
+            60,
+        ),
+    ];
+    // The first ping comes at a random moment.
+    for (name, layered, kept, expected, found_within) in table.repeat(10) {
+        let (client, live) = connect(layered).await;
+        let mut client = client.answering(Answer::Nothing);
+        let begun = Instant::now();
+        fails_on_pings(&mut client, HOUR).await;
+        assert_eq!(begun.elapsed() >= HOUR, kept, "{name}");
+        let (after, reason) = end(client, &live).await;
+        assert_eq!(reason, expected, "{name}");
+        let found_within = Duration::from_secs(found_within) + ms(500);
+        assert!(after <= found_within, "{name}: {after:?}");
+        let stats = live.stats();
+        let pings = u64::from(reason == dead);
+        assert_eq!((stats.pings_sent(), stats.pongs_received()), (pings, 0));
+    }
 }
