@@ -40,8 +40,8 @@ pub(super) const ALL: &[Client] = &[
         waits: (ms(1_300), ms(4_000)),
         stays_away: Some((
             &[1008, 1011, 4500],
-            "graphql-ws's `isFatalInternalCloseCode` (`client.ts`) says so of 1002 to 1999, except for 1005, \
-             1006, 1012, 1013 and 1014, and its `shouldRetryConnectOrThrow` of 4004, 4005, 4400, 4401, \
+            "fatal by `isFatalInternalCloseCode` of graphql-ws (`client.ts`) are 1002 to 1999, except for \
+             1005, 1006, 1012, 1013 and 1014; by its `shouldRetryConnectOrThrow` 4004, 4005, 4400, 4401, \
              4406, 4409, 4429 and 4500; the application's `shouldRetry` is not asked",
         )),
     },
@@ -89,8 +89,8 @@ pub(super) const ALL: &[Client] = &[
         waits: (ms(500), ms(1_000)),
         stays_away: Some((
             &[4500],
-            "the `onClose` that Centrifuge gives its transports says so of 1009, 3500 to 3999 and 4500 to \
-             4999, and of a reason that is JSON without `\"reconnect\": true`",
+            "final by the `onClose` that Centrifuge gives its transports are 1009, 3500 to 3999 and 4500 to \
+             4999, and every code with a reason that is JSON without `\"reconnect\": true`",
         )),
     },
     Client {

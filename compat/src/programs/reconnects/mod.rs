@@ -42,8 +42,8 @@ pub(super) struct Outcome {
 }
 
 impl Ending {
-    /// The first three digits of a code say who defines it (RFC 6455 section 7.4.2), and libraries
-    /// treat some ranges alike, so there is one of each range that they know.
+    /// At least one code of each range that one of the clients treats alike, save for those that the
+    /// layers never send.
     const ALL: [Self; 10] = [
         Self::Default,
         Self::Close(1001, "idle timeout"),
