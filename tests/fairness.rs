@@ -1,17 +1,24 @@
-//! A peer that never stops sending, and is being shown out: the others of its runtime have their
-//! turns meanwhile.
+//! One connection does not delay the others of its runtime: not by a peer that never stops sending,
+//! not by a handler that blocks its worker thread.
+
+#[path = "support/script.rs"]
+mod script;
 
 use std::io;
-use std::pin::Pin;
-use std::sync::Arc;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll, Waker};
+use std::thread;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use script::{PONG, Peer, Stream, frame, heartbeat, ms, script};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 use tokio::task::yield_now;
-use tokio::time::timeout;
-use tower_ws_liveness::HeartbeatLayer;
+use tokio::time::{sleep, timeout};
+use tower_ws_liveness::{Eviction, HeartbeatLayer, Liveness};
 
 /// A transport on which there is always one more frame.
 struct Flood(Arc<Counts>);
@@ -93,4 +100,170 @@ async fn a_flooding_peer_that_is_kicked_starves_nobody_and_is_out_in_time() {
     let most = counts.most.load(Ordering::Relaxed);
     assert!(most > 0, "it did come to that");
     assert!(most < 1_000, "{most} reads before anybody else had a turn");
+}
+
+// ---- handlers that block their worker thread ---------------------------------------------------
+
+/// What a handler does with a connection before it blocks its thread.
+type Act = fn(Stream, Liveness, &Peer);
+
+/// Many times what a verdict takes.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn workers(count: usize) -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(count)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+/// Lets the driver go to sleep, from which an act then wakes it. Without this, an act might find it
+/// awake, and prove nothing.
+async fn driver_sleeps() {
+    sleep(ms(20)).await;
+}
+
+/// Has one handler after the other do its act and block its thread, on a runtime with one worker
+/// more than that, and asserts that a neighbour's dead peer is evicted meanwhile.
+fn assert_neighbour_is_evicted(acts: &[Act]) {
+    let runtime = workers(acts.len() + 1);
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap();
+    let evicted = runtime.block_on(async {
+        let pinging = heartbeat().interval(ms(10)).timeout(ms(60_000));
+        let pinging = pinging.build().unwrap();
+        let mut others = Vec::new();
+        for _ in acts {
+            let (io, peer) = script();
+            let (stream, live) = pinging.wrap_server(io);
+            others.push((stream, live, peer));
+        }
+        driver_sleeps().await;
+        let (io, _peer) = script();
+        let (_stream, live) = heartbeat().build().unwrap().wrap_server(io);
+        for (act, (stream, other, peer)) in acts.iter().copied().zip(others) {
+            driver_sleeps().await;
+            let (acted, blocks) = oneshot::channel();
+            let gate = Arc::clone(&gate);
+            tokio::spawn(async move {
+                act(stream, other, &peer);
+                acted.send(()).unwrap();
+                drop(gate.lock().unwrap());
+            });
+            blocks.await.unwrap();
+        }
+        timeout(PATIENCE, live.evicted()).await
+    });
+    drop(closed);
+    let eviction = evicted.expect("a verdict while other workers are free");
+    assert_eq!(eviction.reason().as_str(), "heartbeat_timeout");
+}
+
+fn evict(stream: Stream, live: Liveness, _: &Peer) {
+    assert!(live.evict(4_000, "bye"));
+    // Its drop would be another event.
+    std::mem::forget(stream);
+}
+
+fn ping(stream: Stream, live: Liveness, _: &Peer) {
+    let ping = pin!(live.ping());
+    let polled = ping.poll(&mut Context::from_waker(Waker::noop()));
+    assert!(polled.is_pending());
+    std::mem::forget(stream);
+}
+
+fn open(stream: Stream, _: Liveness, _: &Peer) {
+    std::mem::forget(stream);
+    let (io, _peer) = script();
+    let layer = heartbeat().interval(ms(10)).build().unwrap();
+    std::mem::forget(layer.wrap_server(io));
+}
+
+fn shorten(stream: Stream, live: Liveness, _: &Peer) {
+    live.set_timeout(ms(1)).unwrap();
+    std::mem::forget(stream);
+}
+
+/// As when the peer is a task of the same runtime: a stream of HTTP/2, or one in memory.
+fn receive_pong(stream: Stream, _: Liveness, peer: &Peer) {
+    peer.send(&frame(0x80 | PONG, Some([0; 4]), &peer.last_ping()));
+    std::mem::forget(stream);
+}
+
+#[test]
+fn a_handler_that_wakes_the_driver_and_blocks_delays_no_verdict() {
+    for act in [evict, ping, open, shorten, receive_pong] as [Act; 5] {
+        assert_neighbour_is_evicted(&[act]);
+    }
+}
+
+#[test]
+fn handlers_that_block_one_after_the_other_delay_no_verdict() {
+    assert_neighbour_is_evicted(&[evict, evict, evict]);
+    assert_neighbour_is_evicted(&[evict, ping, open]);
+}
+
+#[test]
+fn the_task_that_opens_the_first_connection_and_blocks_delays_no_verdict() {
+    let runtime = workers(2);
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap();
+    let evicted = runtime.block_on(async {
+        let (opened, opens) = oneshot::channel();
+        let gate = Arc::clone(&gate);
+        tokio::spawn(async move {
+            let (io, _peer) = script();
+            let (stream, live) = heartbeat().build().unwrap().wrap_server(io);
+            opened.send(live).unwrap();
+            drop(gate.lock().unwrap());
+            drop(stream);
+        });
+        let live = opens.await.unwrap();
+        timeout(PATIENCE, live.evicted()).await
+    });
+    drop(closed);
+    evicted.expect("a verdict while another worker is free");
+}
+
+/// The driver yields between two batches of connections, and its worker goes on with the handlers
+/// whose reads it has just made fail.
+#[test]
+fn a_handler_that_blocks_the_worker_of_the_driver_delays_no_verdict() {
+    let runtime = workers(2);
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap();
+    let driver = Arc::new(OnceLock::new());
+    let blocked = Arc::new(AtomicBool::new(false));
+    let evicted = runtime.block_on(async {
+        let thread = Arc::clone(&driver);
+        let hook = move |_: &Eviction| {
+            thread.get_or_init(|| thread::current().id());
+        };
+        let layer = heartbeat().on_evict(hook).build().unwrap();
+        let mut connections = Vec::new();
+        for _ in 0..100 {
+            let (io, peer) = script();
+            let (mut stream, live) = layer.wrap_server(io);
+            let (gate, driver) = (Arc::clone(&gate), Arc::clone(&driver));
+            let blocked = Arc::clone(&blocked);
+            tokio::spawn(async move {
+                assert!(stream.read_u8().await.is_err());
+                let is_beside_driver = driver.get() == Some(&thread::current().id());
+                if is_beside_driver && !blocked.swap(true, Ordering::Relaxed) {
+                    drop(gate.lock().unwrap());
+                }
+            });
+            connections.push((live, peer));
+        }
+        timeout(PATIENCE, async {
+            for (live, _) in &connections {
+                live.evicted().await;
+            }
+        })
+        .await
+    });
+    drop(closed);
+    evicted.expect("all verdicts while a worker is free");
+    assert!(blocked.load(Ordering::Relaxed), "it did come to that");
 }

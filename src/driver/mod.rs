@@ -4,13 +4,16 @@
 //! a deadline that traffic put off is found too early when it comes up, and put back. Only one that
 //! came nearer is told to the wheel at once, and whatever the driver itself has moved by a visit.
 //!
-//! The task (in [`task`]) starts with the first connection of a runtime and ends with the last.
+//! The task (in [`task`]) starts with the first connection of a runtime and ends with the last. A
+//! handler that blocks its worker thread does not hold it up (see [`workers`]); a transport or a hook
+//! that blocks while the task polls or calls it does.
 
 mod clock;
 #[cfg(all(test, liveness_loom))]
 mod loom_models;
 mod task;
 mod wheel;
+mod workers;
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, PoisonError, Weak};
@@ -24,6 +27,7 @@ pub(crate) use clock::Clock;
 use task::Turn;
 pub(crate) use wheel::Key;
 use wheel::Wheel;
+use workers::Workers;
 
 use crate::monitor::Moment;
 use crate::sync::{Mutex, MutexGuard, spawn};
@@ -61,7 +65,11 @@ enum Task {
     /// The task exists, and will look at the queue before it sleeps.
     Running,
     /// The task sleeps until `until` (in ticks), or until it is woken.
-    Asleep { waker: Waker, until: u64 },
+    Asleep {
+        waker: Waker,
+        workers: Workers,
+        until: u64,
+    },
     /// The runtime was shut down.
     Gone,
 }
@@ -137,7 +145,10 @@ impl Driver {
         drop(queue);
         // Deadlines of all connections hang on it, and what a transport says must be the
         // transport's word, not that of a scheduler's budget. It yields in each turn.
-        spawn(unconstrained(task::run(Turn::new(Arc::clone(self)))));
+        let workers = Workers::current();
+        let turn = Turn::new(Arc::clone(self), workers.clone());
+        spawn(unconstrained(task::run(turn)));
+        workers.offer();
     }
 
     /// Moves the deadline of a connection.
@@ -209,9 +220,11 @@ fn wake(mut queue: MutexGuard<'_, Queue>, deadline: Option<u64>) {
     if !asleep {
         return;
     }
-    if let Task::Asleep { waker, .. } = std::mem::replace(&mut queue.task, Task::Running) {
-        drop(queue);
+    let task = std::mem::replace(&mut queue.task, Task::Running);
+    drop(queue);
+    if let Task::Asleep { waker, workers, .. } = task {
         waker.wake();
+        workers.offer();
     }
 }
 

@@ -11,10 +11,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::task::yield_now;
 use tokio::time::Instant;
 
-use super::{Drive, Driver, Key, Task, lock};
+use super::{Drive, Driver, Key, Task, Workers, lock};
 use crate::monitor::Moment;
 use crate::sync::{Sleep, sleep_until};
 
@@ -51,7 +50,7 @@ pub(super) async fn run(mut turn: Turn) {
         // be less than what has arrived. The runtime looks before it lets this task go on, and so
         // `now`, as which everything is judged below, is no later than what can be seen. Besides,
         // others get their turn: a connection may have asked for the next one already.
-        yield_now().await;
+        turn.workers.yield_now(sleep.as_mut()).await;
         if turn.has_rest {
             // Driving takes much longer than finding out who is due. Whoever is in the rest may be due
             // already, and would have to wait for all who were found before.
@@ -62,7 +61,7 @@ pub(super) async fn run(mut turn: Turn) {
         let some = ready.len().min(SCHEDULED);
         for (count, connection) in due.drain(..).chain(ready.drain(..some)).enumerate() {
             if count % BATCH == BATCH - 1 {
-                yield_now().await;
+                turn.workers.yield_now(sleep.as_mut()).await;
             }
             connection.drive(now, &mut scratch);
         }
@@ -74,6 +73,7 @@ pub(super) async fn run(mut turn: Turn) {
 
 pub(super) struct Turn {
     driver: Arc<Driver>,
+    workers: Workers,
     finished: bool,
     /// The wheel was left before it was done.
     has_rest: bool,
@@ -85,9 +85,10 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    pub(super) fn new(driver: Arc<Driver>) -> Self {
+    pub(super) fn new(driver: Arc<Driver>, workers: Workers) -> Self {
         Self {
             driver,
+            workers,
             finished: false,
             has_rest: false,
             expired: Vec::new(),
@@ -137,6 +138,7 @@ impl Turn {
             let until = queue.wheel.next_expiration();
             queue.task = Task::Asleep {
                 waker: cx.waker().clone(),
+                workers: self.workers.clone(),
                 until: until.unwrap_or(u64::MAX),
             };
             drop(queue);
