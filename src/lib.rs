@@ -90,8 +90,10 @@
 //!
 //! - After an eviction the handler's reads and writes fail; [`Evicted::from_error`] finds the reason.
 //! - hyper's `Upgraded::downcast` to the transport's own type no longer works behind the layers.
-//! - The layers need a tokio runtime with its timer enabled. Time is tokio's, so
-//!   `tokio::time::pause` drives them in tests.
+//! - The layers need a tokio runtime with its timer enabled (`enable_time` or `enable_all`). Without it,
+//!   and outside of a runtime, a handshake is answered 500 before the handler is called; the status line
+//!   over HTTP/1.1 and one ERROR line in the log say why. (In a program built with `panic = "abort"`, tokio's
+//!   own panic ends it.) Time is tokio's, so `tokio::time::pause` drives the layers in tests.
 //! - axum's WebSockets have a read buffer of 128 KiB each. For many idle connections,
 //!   `ws.read_buffer_size(4096)` saves most of that.
 //! - The README says what is promised, and where each promise ends.

@@ -1,21 +1,39 @@
-//! Upgrades of which no connection came, or none that anybody used: they are told of once as well.
+//! Upgrades of which no connection came, or none that anybody used: they are told of once as well. And
+//! those that are refused, because the runtime is not one on which a connection could be looked after.
 
+#[path = "support/logs.rs"]
+mod logs;
 mod support;
 #[path = "support/unwritable.rs"]
 mod unwritable;
 
+use std::convert::Infallible;
+use std::future::Future;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+use std::thread;
+
 use axum::Router;
+use axum::body::Body;
 use axum::extract::ws::WebSocketUpgrade;
-use axum::routing::any;
+use axum::http::{Request, StatusCode};
+use axum::routing::{any, get};
+use hyper::ext::ReasonPhrase;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use logs::Logs;
 use support::raw::{RawClient, opening};
 use support::recorder::Recorder;
 use support::scene::{patient, quiet};
 use support::{echo, in_memory, ms, serve_io, switching_protocols, until, within};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
-use tower_ws_liveness::{Liveness, Reason};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_ws_liveness::{Liveness, Reason, Registry};
 use unwritable::Unwritable;
 
 #[tokio::test]
@@ -135,4 +153,180 @@ async fn the_application_kicks_the_peer_before_the_upgrade_is_done() {
     assert_eq!(event.reason, Reason::Kicked { code: 4003 });
     until("the registry is empty", || registry.is_empty()).await;
     recorder.stays_at(1).await;
+}
+
+// ---- runtimes without a timer, and no runtime at all -------------------------------------------
+
+const NO_TIMER: &str = "WebSocket liveness needs tokio's timer: call `enable_time` or \
+                        `enable_all` on the `tokio::runtime::Builder`";
+
+fn without_timer() -> Runtime {
+    let runtime = Builder::new_current_thread().enable_io().build();
+    runtime.unwrap()
+}
+
+async fn unreachable() -> StatusCode {
+    panic!("the handler was called")
+}
+
+/// Both layers over handlers, of which the WebSocket's is never called. Two connections are let in.
+fn unreached(recorder: &Recorder) -> (Router, Registry) {
+    let heartbeat = quiet().on_evict(recorder.hook()).build().unwrap();
+    let registry = heartbeat.registry();
+    registry.limit(2);
+    let app = Router::new()
+        .route("/ws", any(unreachable))
+        .route("/", get(|| async { "hello" }))
+        .layer(patient().build().unwrap())
+        .layer(heartbeat);
+    (app, registry)
+}
+
+fn assert_nothing_is_left(recorder: &Recorder, registry: &Registry) {
+    assert_eq!(recorder.total(), 0);
+    assert_eq!((registry.len(), registry.high_water()), (0, 0));
+    let idle = pin!(registry.wait_idle());
+    let polled = idle.poll(&mut Context::from_waker(Waker::noop()));
+    assert!(polled.is_ready(), "something is waited for");
+}
+
+#[test]
+fn without_a_timer_handshakes_are_refused_with_the_reason() {
+    let recorder = Recorder::new();
+    let (app, registry) = unreached(&recorder);
+    let logs = Logs::keep();
+    let runtime = without_timer();
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        tokio::spawn(async { axum::serve(listener, app).await });
+        let (done, is_done) = tokio::sync::oneshot::channel();
+        thread::spawn(move || {
+            let ask = |request: &str| {
+                let mut client = TcpStream::connect(addr).unwrap();
+                client.write_all(request.as_bytes()).unwrap();
+                let mut response = String::new();
+                client.read_to_string(&mut response).unwrap();
+                response.lines().next().unwrap().to_owned()
+            };
+            let close = "Connection: close\r\n";
+            let plain = format!("GET / HTTP/1.1\r\nHost: a\r\n{close}\r\n");
+            let handshake = opening("/ws").replacen("Connection: ", "Connection: close, ", 1);
+            let answers = [&handshake, &handshake, &plain, &handshake].map(|request| ask(request));
+            done.send(answers).unwrap();
+        });
+        let answers = is_done.await.unwrap();
+        let refused = format!("HTTP/1.1 500 {NO_TIMER}");
+        assert_eq!(answers, [&refused, &refused, "HTTP/1.1 200 OK", &refused]);
+    });
+    let errors = logs.errors();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].contains(NO_TIMER), "{errors:?}");
+    assert_nothing_is_left(&recorder, &registry);
+    // Another runtime is another matter, and both places are free.
+    drop(runtime);
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let heartbeat = quiet().registry(registry.clone()).build().unwrap();
+        let app = Router::new()
+            .route("/ws", support::echo_route())
+            .layer(heartbeat);
+        let mut clients = Vec::new();
+        for _ in 0..2 {
+            clients.push(RawClient::handshake(in_memory(app.clone(), 4096), "/ws").await);
+        }
+        until("both are open", || registry.len() == 2).await;
+    });
+}
+
+#[test]
+fn outside_of_a_runtime_handshakes_are_refused_with_the_reason() {
+    let recorder = Recorder::new();
+    let (app, registry) = unreached(&recorder);
+    let logs = Logs::keep();
+    for _ in 0..3 {
+        let response = now(app.clone().oneshot(handshake())).unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let phrase = response.extensions().get::<ReasonPhrase>().unwrap();
+        let phrase = std::str::from_utf8(phrase.as_bytes()).unwrap();
+        assert!(phrase.ends_with("runs outside of one"), "{phrase}");
+        assert!(logs.errors().len() <= 1, "{:?}", logs.errors());
+    }
+    assert_nothing_is_left(&recorder, &registry);
+}
+
+#[test]
+fn a_response_may_be_polled_outside_of_the_runtime() {
+    let recorder = Recorder::new();
+    let heartbeat = quiet().on_evict(recorder.hook()).build().unwrap();
+    let mut service = heartbeat.layer(service_fn(|request: Request<Body>| async move {
+        Ok::<_, Infallible>(switching_protocols(&request))
+    }));
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let response = {
+        let _entered = runtime.enter();
+        service.call(handshake())
+    };
+    let response = now(response).unwrap();
+    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+    let event = runtime.block_on(recorder.nth(1));
+    assert_eq!(event.reason, Reason::UpgradeFailed);
+}
+
+/// A request for a WebSocket that no connection of hyper's stands behind.
+fn handshake() -> Request<Body> {
+    let mut request = Request::get("/ws")
+        .header("upgrade", "websocket")
+        .header("connection", "upgrade")
+        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+        .body(Body::empty())
+        .unwrap();
+    let on_upgrade = hyper::upgrade::on(Request::new(()));
+    request.extensions_mut().insert(on_upgrade);
+    request
+}
+
+/// Polls what is ready at once.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => panic!("it waits"),
+    }
+}
+
+#[test]
+fn a_stream_that_cannot_be_wrapped_counts_for_nothing() {
+    let recorder = Recorder::new();
+    let heartbeat = quiet().on_evict(recorder.hook()).build().unwrap();
+    let registry = heartbeat.registry();
+    let runtime = without_timer();
+    for has_runtime in [false, true] {
+        let _entered = has_runtime.then(|| runtime.enter());
+        let wrap = || heartbeat.wrap_server(duplex(64).0);
+        let message = panic_of(|| drop(wrap()));
+        let wanted = if has_runtime {
+            NO_TIMER
+        } else {
+            "a tokio runtime"
+        };
+        assert!(message.contains(wanted), "{message}");
+        assert_nothing_is_left(&recorder, &registry);
+
+        let (ours, mut theirs) = duplex(4096);
+        let (mut stream, _live) = heartbeat.wrap_server_handshake(ours);
+        now(theirs.write_all(opening("/").as_bytes())).unwrap();
+        let mut request = [0; 4096];
+        now(stream.read(&mut request)).unwrap();
+        let answer = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
+        let message = panic_of(|| now(stream.write_all(answer)).unwrap());
+        assert!(message.contains(wanted), "{message}");
+        drop(stream);
+        assert_nothing_is_left(&recorder, &registry);
+    }
+}
+
+/// The message with which `act` panics.
+fn panic_of(act: impl FnOnce()) -> String {
+    let payload = catch_unwind(AssertUnwindSafe(act)).expect_err("no panic");
+    *payload.downcast::<String>().expect("a formatted message")
 }

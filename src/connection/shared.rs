@@ -73,7 +73,7 @@ where
     /// The upgrade is complete: `io` speaks frames from now on. The connection is counted, and
     /// driven. False if it was evicted before it came so far; `io` is then gone.
     pub(crate) fn open(self: &Arc<Self>, io: T) -> bool {
-        let driver = Driver::current();
+        let driver = Driver::expect_current();
         self.core.set_driver(Arc::clone(&driver));
         // Counted first, so that an eviction in this very moment finds what it has to remove.
         let managed = Arc::clone(self) as Arc<dyn Managed>;

@@ -14,6 +14,7 @@ use super::handler::Outgoing;
 use super::registries::Managed;
 use super::share::Share;
 use super::shared::Connection;
+use crate::driver::Driver;
 use crate::wire::Role;
 
 /// A stream of WebSocket frames under liveness.
@@ -65,6 +66,8 @@ where
 
     /// Puts a stream that speaks frames already under a layer.
     pub(crate) fn wrap(io: T, role: Role, layer: &Share) -> (Self, Liveness) {
+        // Panics, if it has to, before anything is counted.
+        let _driver = Driver::expect_current();
         let (stream, live) = Self::promise(role, io.is_write_vectored(), layer);
         // Somebody may find it in a registry and evict it at once: its stream then says so.
         stream.keep(io);

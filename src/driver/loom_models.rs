@@ -115,7 +115,7 @@ fn model(name: &str, preemptions: usize, model: impl Fn(&Arc<Driver>) + Send + S
         // The last run's connections and its driver must not keep each other alive.
         let mut left = left.lock().unwrap();
         assert!(left.upgrade().is_none(), "the driver leaks");
-        let driver = Driver::current();
+        let driver = Driver::expect_current();
         *left = Arc::downgrade(&driver);
         drop(left);
         model(&driver);

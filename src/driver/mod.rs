@@ -11,19 +11,18 @@
 mod clock;
 #[cfg(all(test, liveness_loom))]
 mod loom_models;
+mod runtimes;
 mod task;
 mod wheel;
 mod workers;
 
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, PoisonError, Weak};
+use std::sync::{Arc, PoisonError};
 use std::task::Waker;
-use std::time::Duration;
 
-use tokio::runtime::{Handle, Id};
 use tokio::task::unconstrained;
 
 pub(crate) use clock::Clock;
+pub(crate) use runtimes::NoDriver;
 use task::Turn;
 pub(crate) use wheel::Key;
 use wheel::Wheel;
@@ -74,37 +73,16 @@ enum Task {
     Gone,
 }
 
-/// The drivers of the runtimes that live now.
-type Drivers = HashMap<Id, Weak<Driver>>;
-
-/// std's own lock: it outlives a model's run, and nothing waits for another thread under it.
-static DRIVERS: LazyLock<std::sync::Mutex<Drivers>> = LazyLock::new(Default::default);
-
 impl Driver {
-    /// The driver of the current runtime.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime, or in one whose timer is not enabled.
-    pub(crate) fn current() -> Arc<Self> {
-        let id = Handle::current().id();
-        // Panics here, where the caller sees it, rather than in the driver's task.
-        drop(tokio::time::sleep(Duration::ZERO));
-        let mut drivers = drivers();
-        if let Some(driver) = drivers.get(&id).and_then(Weak::upgrade) {
-            return driver;
-        }
-        drivers.retain(|_, driver| driver.strong_count() > 0);
-        let driver = Arc::new(Self {
+    fn new() -> Self {
+        Self {
             clock: Clock::start(),
             queue: Mutex::new(Queue {
                 wheel: Wheel::new(0),
                 ready: Vec::new(),
                 task: Task::None,
             }),
-        });
-        drivers.insert(id, Arc::downgrade(&driver));
-        driver
+        }
     }
 
     pub(crate) fn clock(&self) -> &Clock {
@@ -198,7 +176,7 @@ impl Driver {
 
     /// The runtime is gone, and its driver's task with it: a new runtime may get the same id.
     fn retire(self: &Arc<Self>) {
-        drivers().retain(|_, driver| !std::ptr::eq(driver.as_ptr(), Arc::as_ptr(self)));
+        self.forget();
         let mut queue = lock(&self.queue);
         queue.task = Task::Gone;
         // Connections hold their driver: without this, they would keep each other alive.
@@ -241,10 +219,6 @@ pub(crate) fn tick(deadline: Moment, granularity: u32) -> u64 {
 /// one call into a structure that keeps its own invariants.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn drivers() -> std::sync::MutexGuard<'static, Drivers> {
-    DRIVERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl std::fmt::Debug for Driver {

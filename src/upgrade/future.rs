@@ -9,9 +9,11 @@ use std::task::{Context, Poll, ready};
 
 use http::header::{HeaderValue, RETRY_AFTER};
 use http::{Request, Response, StatusCode};
+use hyper::ext::ReasonPhrase;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use pin_project_lite::pin_project;
+use tokio::runtime::Handle;
 use tower_service::Service;
 
 use super::bridge::Bridge;
@@ -19,11 +21,13 @@ use super::detect::{Handshake, accepted, detect};
 use super::either::Either;
 use super::transport::Transport;
 use crate::connection::{Connection, Liveness, LivenessStream, Managed, Refused, Share};
+use crate::driver::{Driver, NoDriver};
 use crate::overrides::PolicyOverride;
 use crate::wire::Role;
 
 /// Calls `inner` with `req`, whose connection, if it becomes one, is under the layer of `share`. An
-/// opening handshake that the layer's registry has no room for does not come to `inner`.
+/// opening handshake that the layer's registry has no room for does not come to `inner`, nor does one
+/// where there can be no driver.
 pub(crate) fn call<S, B>(
     share: &Share,
     inner: &mut S,
@@ -37,17 +41,27 @@ where
             inner: inner.call(req),
             opening,
         },
-        Err(refused) => {
-            let Refused { cause, retry_after } = refused;
-            tracing::debug!(cause, retry_after, "upgrade refused");
-            Answer::Refused { refused }
+        Err(refusal) => {
+            if let Refusal::ByRegistry(Refused { cause, retry_after }) = refusal {
+                tracing::debug!(cause, retry_after, "upgrade refused");
+            }
+            Answer::Refused { refusal }
         }
     };
     ResponseFuture { answer }
 }
 
+/// Why an opening handshake does not come to the handler.
+#[derive(Clone, Copy)]
+enum Refusal {
+    ByRegistry(Refused),
+    NoDriver(NoDriver),
+}
+
 /// An opening handshake that the handler has not answered yet.
 struct Opening {
+    /// The response may be polled outside of it.
+    runtime: Handle,
     handshake: Handshake,
     real: OnUpgrade,
     bridge: Bridge<Either>,
@@ -56,7 +70,7 @@ struct Opening {
 
 impl Opening {
     /// `None` if there is nothing to be done for this request by this layer.
-    fn intercept<B>(share: &Share, req: &mut Request<B>) -> Result<Option<Self>, Refused> {
+    fn intercept<B>(share: &Share, req: &mut Request<B>) -> Result<Option<Self>, Refusal> {
         let Some(handshake) = detect(req) else {
             return Ok(None);
         };
@@ -64,13 +78,17 @@ impl Opening {
         let overrides = req.extensions_mut().remove::<PolicyOverride>();
         if let Some(live) = req.extensions().get::<Liveness>() {
             // A layer further out has done all of it: one wrapper, one deadline.
-            live.admit(share)?;
+            live.admit(share).map_err(Refusal::ByRegistry)?;
             if let Some(overrides) = overrides {
                 live.override_policy(overrides.values());
             }
             return Ok(None);
         }
-        let place = share.admit()?;
+        // A request that cannot become a connection needs no driver.
+        if req.extensions().get::<OnUpgrade>().is_some() {
+            Driver::current().map_err(Refusal::NoDriver)?;
+        }
+        let place = share.admit().map_err(Refusal::ByRegistry)?;
         // In this order: without a bridge the request stays as it was.
         let Some((bridge, on_upgrade)) = Bridge::new() else {
             return Ok(None);
@@ -90,6 +108,7 @@ impl Opening {
         req.extensions_mut().insert(on_upgrade);
         req.extensions_mut().insert(live);
         Ok(Some(Self {
+            runtime: Handle::current(),
             handshake,
             real,
             bridge,
@@ -101,13 +120,14 @@ impl Opening {
     /// the response head is written, or to give up. The task is gone after that.
     fn arm(self) {
         let Self {
+            runtime,
             handshake,
             real,
             bridge,
             unanswered,
         } = self;
         let promised = unanswered.accepted();
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             match real.await {
                 Ok(upgraded) => {
                     if let Some(stream) = promised.keep(Transport::of(handshake, upgraded)) {
@@ -123,8 +143,13 @@ impl Opening {
     /// The handler switched to another protocol that the client offered besides: it gets hyper's
     /// stream as it is.
     fn pass(self) {
-        let Self { real, bridge, .. } = self;
-        tokio::spawn(async move {
+        let Self {
+            runtime,
+            real,
+            bridge,
+            ..
+        } = self;
+        runtime.spawn(async move {
             if let Ok(upgraded) = real.await {
                 bridge.complete(Either::Other(Box::new(upgraded)));
             }
@@ -183,7 +208,7 @@ pin_project! {
             opening: Option<Opening>,
         },
         Refused {
-            refused: Refused,
+            refusal: Refusal,
         },
     }
 }
@@ -198,7 +223,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let (inner, opening) = match self.project().answer.project() {
             AnswerProj::Inner { inner, opening } => (inner, opening),
-            AnswerProj::Refused { refused } => return Poll::Ready(Ok(unavailable(*refused))),
+            AnswerProj::Refused { refusal } => return Poll::Ready(Ok(refusal.response())),
         };
         let result = ready!(inner.poll(cx));
         // hyper fulfils its own end of any upgrade request some day, with a stream that is long
@@ -214,13 +239,25 @@ where
     }
 }
 
-/// 503 with the time to try again (RFC 9110 sections 15.6.4 and 10.2.3).
-fn unavailable<B: Default>(refused: Refused) -> Response<B> {
-    let mut response = Response::new(B::default());
-    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    let retry_after = HeaderValue::from(refused.retry_after);
-    response.headers_mut().insert(RETRY_AFTER, retry_after);
-    response
+impl Refusal {
+    fn response<B: Default>(self) -> Response<B> {
+        let mut response = Response::new(B::default());
+        match self {
+            // RFC 9110 sections 15.6.4 and 10.2.3.
+            Self::ByRegistry(refused) => {
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                let retry_after = HeaderValue::from(refused.retry_after);
+                response.headers_mut().insert(RETRY_AFTER, retry_after);
+            }
+            // The body's type is the application's, so the status line has to say it.
+            Self::NoDriver(missing) => {
+                *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                let phrase = ReasonPhrase::from_static(missing.as_str().as_bytes());
+                response.extensions_mut().insert(phrase);
+            }
+        }
+        response
+    }
 }
 
 impl<F> fmt::Debug for ResponseFuture<F> {

@@ -32,9 +32,18 @@ impl Logs {
 
     /// The warnings so far, in their order.
     pub(crate) fn warnings(&self) -> Vec<String> {
+        self.lines("WARN")
+    }
+
+    /// The errors so far, in their order.
+    pub(crate) fn errors(&self) -> Vec<String> {
+        self.lines("ERROR")
+    }
+
+    fn lines(&self, level: &str) -> Vec<String> {
         let text = LINES.with_borrow(|bytes| String::from_utf8(bytes.clone()).unwrap());
-        let warnings = text.lines().filter(|line| line.contains("WARN"));
-        warnings.map(str::to_owned).collect()
+        let lines = text.lines().filter(|line| line.contains(level));
+        lines.map(str::to_owned).collect()
     }
 
     /// The same without those of slowness: on a busy machine a panic that prints its backtrace is slow.

@@ -42,7 +42,7 @@ struct Probes {
 impl Probes {
     fn new() -> Self {
         Self {
-            driver: Driver::current(),
+            driver: Driver::expect_current(),
             driven: Arc::default(),
         }
     }

@@ -1,0 +1,179 @@
+//! The drivers of all runtimes, by the runtime's id.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::pending;
+use std::panic::catch_unwind;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::runtime::{Handle, Id};
+use tokio::time::sleep;
+
+use super::Driver;
+
+/// Why there can be no driver where it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoDriver {
+    NoRuntime,
+    NoTimer,
+}
+
+impl NoDriver {
+    /// What is wrong, and how to mend it. Fit for a status line (RFC 9112 section 4).
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoRuntime => "WebSocket liveness needs a tokio runtime, and runs outside of one",
+            Self::NoTimer => {
+                "WebSocket liveness needs tokio's timer: call `enable_time` or `enable_all` \
+                 on the `tokio::runtime::Builder`"
+            }
+        }
+    }
+}
+
+impl fmt::Display for NoDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+enum Known {
+    Driver(Weak<Driver>),
+    NoTimer,
+}
+
+type Runtimes = HashMap<Id, Known>;
+
+/// std's own lock: it outlives a model's run, and nothing waits for another thread under it.
+static RUNTIMES: LazyLock<Mutex<Runtimes>> = LazyLock::new(Default::default);
+
+impl Driver {
+    /// The driver of the current runtime.
+    ///
+    /// # Errors
+    ///
+    /// Outside of a tokio runtime, or in one whose timer is not enabled. Either is logged at ERROR, the
+    /// former once per process, the latter once per runtime.
+    pub(crate) fn current() -> Result<Arc<Self>, NoDriver> {
+        static LOGGED: AtomicBool = AtomicBool::new(false);
+
+        let Ok(runtime) = Handle::try_current() else {
+            let missing = NoDriver::NoRuntime;
+            if !LOGGED.swap(true, Ordering::Relaxed) {
+                tracing::error!("{missing}");
+            }
+            return Err(missing);
+        };
+        let id = runtime.id();
+        if let Some(known) = find(&lock(), id) {
+            return known;
+        }
+        // Without the lock: a panic calls the process's panic hook, which is the application's.
+        let has_timer = has_timer();
+        let mut runtimes = lock();
+        if let Some(known) = find(&runtimes, id) {
+            return known;
+        }
+        if has_timer {
+            runtimes.retain(|_, known| known.is_in_use());
+            let driver = Arc::new(Self::new());
+            runtimes.insert(id, Known::Driver(Arc::downgrade(&driver)));
+            return Ok(driver);
+        }
+        runtimes.insert(id, Known::NoTimer);
+        drop(runtimes);
+        let forget = Forget(id);
+        runtime.spawn(async move {
+            let _forget = forget;
+            pending::<()>().await;
+        });
+        let missing = NoDriver::NoTimer;
+        tracing::error!("{missing}");
+        Err(missing)
+    }
+
+    /// The same for callers that document the panic.
+    ///
+    /// # Panics
+    ///
+    /// Where [`current`](Self::current) fails.
+    pub(crate) fn expect_current() -> Arc<Self> {
+        Self::current().unwrap_or_else(|missing| panic!("{missing}"))
+    }
+
+    /// Has the next connection of the runtime get a new driver.
+    pub(super) fn forget(self: &Arc<Self>) {
+        lock().retain(|_, known| match known {
+            Known::Driver(driver) => !std::ptr::eq(driver.as_ptr(), Arc::as_ptr(self)),
+            Known::NoTimer => true,
+        });
+    }
+}
+
+impl Known {
+    fn is_in_use(&self) -> bool {
+        match self {
+            Self::Driver(driver) => driver.strong_count() > 0,
+            Self::NoTimer => true,
+        }
+    }
+}
+
+/// Dropped with the runtime: a new one may get the same id, and have a timer.
+struct Forget(Id);
+
+impl Drop for Forget {
+    fn drop(&mut self) {
+        lock().remove(&self.0);
+    }
+}
+
+fn find(runtimes: &Runtimes, id: Id) -> Option<Result<Arc<Driver>, NoDriver>> {
+    match runtimes.get(&id)? {
+        Known::Driver(driver) => driver.upgrade().map(Ok),
+        Known::NoTimer => Some(Err(NoDriver::NoTimer)),
+    }
+}
+
+/// Whether the current runtime has a timer. There is no other way to ask tokio, which panics if not.
+fn has_timer() -> bool {
+    catch_unwind(|| drop(sleep(Duration::ZERO))).is_ok()
+}
+
+fn lock() -> MutexGuard<'static, Runtimes> {
+    RUNTIMES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(all(test, not(liveness_loom)))]
+mod tests {
+    use tokio::runtime::Builder;
+
+    use super::*;
+
+    #[test]
+    fn a_runtime_without_a_timer_is_known_as_long_as_it_exists() {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let id = runtime.handle().id();
+        {
+            let _entered = runtime.enter();
+            for _ in 0..2 {
+                assert_eq!(Driver::current().unwrap_err(), NoDriver::NoTimer);
+                assert!(find(&lock(), id).is_some());
+            }
+        }
+        drop(runtime);
+        assert!(find(&lock(), id).is_none());
+    }
+
+    #[test]
+    fn a_runtime_has_one_driver() {
+        let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+        let _entered = runtime.enter();
+        let driver = Driver::expect_current();
+        assert!(Arc::ptr_eq(&driver, &Driver::expect_current()));
+        driver.forget();
+        assert!(!Arc::ptr_eq(&driver, &Driver::expect_current()));
+    }
+}
