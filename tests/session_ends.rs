@@ -9,8 +9,10 @@ mod support;
 
 use std::future::{Future, pending};
 use std::panic::resume_unwind;
-use std::pin::Pin;
-use std::sync::{Arc, mpsc as blocking};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, mpsc as blocking};
+use std::task::{Context, Poll, Waker};
 use std::thread;
 
 use axum::Router;
@@ -22,16 +24,18 @@ use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use maps::{Census, Map, MutexMap, Session};
-use seeded::{PATIENCE, comes_back};
+use seeded::{PATIENCE, comes_back, until};
 use support::raw::{Frame, RawClient, opening};
 use support::recorder::Recorder;
 use support::scene::{patient, quiet};
 use support::{serve_io, within};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
-use tower_ws_liveness::{Eviction, Liveness, LivenessStream, Reason, RegisterError, Registry};
+use tower_ws_liveness::{
+    Evicted, Eviction, Liveness, LivenessStream, Reason, RegisterError, Registry,
+};
 
 // Handlers that register before they answer.
 
@@ -224,13 +228,12 @@ struct Doomed {
 
 impl Doomed {
     fn new() -> Self {
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
+        Self::on(Builder::new_multi_thread().worker_threads(2))
+    }
+
+    fn on(builder: &mut Builder) -> Self {
         Self {
-            runtime,
+            runtime: builder.enable_all().build().unwrap(),
             map: Arc::default(),
             recorder: Recorder::new(),
         }
@@ -285,29 +288,53 @@ fn the_handlers_go_with_their_runtime() {
     assert_eq!(Arc::strong_count(&map), 1);
 }
 
-/// A handler that blocks its thread is dropped when it lets go of it, and no sooner: so long it is
-/// in the map.
+/// A handler that blocks its thread is dropped when it lets go of it. Its connection has ended by then.
 #[test]
-fn a_handler_that_blocks_outlives_a_shutdown_in_the_background() {
+fn a_connection_ends_at_a_shutdown_in_the_background_though_its_handler_blocks() {
     let doomed = Doomed::new();
-    let (stream, live, _theirs) = doomed.connect("alice");
+    let (mut stream, live, theirs) = doomed.connect("alice");
     let (started, starts) = blocking::channel();
     let (go_on, goes_on) = blocking::channel::<()>();
     let (done, is_done) = blocking::channel();
     doomed.runtime.spawn(async move {
-        let _stream = (stream, SaysWhenDropped(done));
+        let _done = SaysWhenDropped(done);
         started.send(()).unwrap();
         goes_on.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(poll_read(&mut stream), Some(Reason::HandlerDropped));
         pending::<()>().await;
+        drop(stream);
     });
     starts.recv_timeout(PATIENCE).unwrap();
     doomed.runtime.shutdown_background();
-    assert_eq!(doomed.map.holders().len(), 1);
-    assert_eq!(doomed.recorder.total(), 0);
+    until("the event", || doomed.recorder.total() == 1);
+    assert_eq!(seats(&doomed.recorder.all()[0].eviction), ["alice"]);
+    assert!(doomed.map.holders().is_empty());
+    until_dropped(theirs);
     go_on.send(()).unwrap();
     is_done.recv_timeout(PATIENCE).unwrap();
-    assert!(doomed.map.holders().is_empty());
     assert_eq!(doomed.recorder.count(live.id()), 1);
+    assert_eq!(doomed.recorder.all()[0].reason, Reason::HandlerDropped);
+}
+
+/// Polls a read once, outside of any runtime. The reason for which it fails, if it does.
+fn poll_read<T>(stream: &mut LivenessStream<T>) -> Option<Reason>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut byte = [0];
+    let read = pin!(stream.read(&mut byte));
+    match read.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Err(error)) => Evicted::from_error(&error).map(|evicted| evicted.reason()),
+        Poll::Ready(Ok(_)) | Poll::Pending => None,
+    }
+}
+
+/// Waits until the other end of this stream is dropped.
+fn until_dropped(mut theirs: DuplexStream) {
+    let mut rest = Vec::new();
+    let end = async { within("the end of the transport", theirs.read_to_end(&mut rest)).await };
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime.unwrap().block_on(end).unwrap();
 }
 
 /// Dropped after what it stands beside.
@@ -319,32 +346,231 @@ impl Drop for SaysWhenDropped {
     }
 }
 
-/// Nobody looks after a stream that is kept elsewhere any more: no ping is sent and no timeout comes.
-/// Its event is fired, and its seat goes, when it is dropped or evicted.
+/// A stream that is kept elsewhere ends with the runtime in which it was opened: without the driver there,
+/// no ping would be sent and no timeout would come.
 #[test]
-fn a_stream_that_outlives_its_runtime_is_seated_until_it_is_dropped() {
+fn a_stream_that_is_kept_elsewhere_ends_with_its_runtime() {
+    for mut flavor in [Builder::new_current_thread(), Builder::new_multi_thread()] {
+        let doomed = Doomed::on(&mut flavor);
+        let (mut stream, live, theirs) = doomed.connect("alice");
+        let (mut kicked_stream, kicked, kicked_peer) = doomed.connect("bob");
+        assert!(kicked.evict(4000, ""));
+        let (mut closed_stream, closed, mut closing_peer) = doomed.connect("carol");
+        doomed.runtime.block_on(async {
+            let close = Frame::close(1000, "").masked();
+            closing_peer.write_all(&close).await.unwrap();
+            let close = closed_stream.read_exact(&mut [0; 8]).await;
+            assert_eq!(close.unwrap(), 8);
+        });
+        let reasons = |recorder: &Recorder| -> Vec<Reason> {
+            recorder.all().iter().map(|event| event.reason).collect()
+        };
+        let mut expected = vec![
+            Reason::Kicked { code: 4000 },
+            Reason::PeerClosed { code: Some(1000) },
+        ];
+        assert_eq!(reasons(&doomed.recorder), expected);
+        let Doomed {
+            runtime,
+            map,
+            recorder,
+        } = doomed;
+        comes_back(move || drop(runtime));
+        expected.push(Reason::HandlerDropped);
+        assert_eq!(reasons(&recorder), expected);
+        assert_eq!(seats(&recorder.all()[2].eviction), ["alice"]);
+        assert!(map.holders().is_empty());
+        for live in [&live, &kicked, &closed] {
+            assert_eq!(live.health().to_string(), "ended");
+            assert!(!live.evict(4000, ""));
+        }
+        assert_eq!(poll_read(&mut stream), Some(expected[2]));
+        assert_eq!(poll_read(&mut kicked_stream), Some(expected[0]));
+        assert_eq!(poll_read(&mut closed_stream), Some(expected[1]));
+        for peer in [theirs, kicked_peer, closing_peer] {
+            until_dropped(peer);
+        }
+        drop((stream, kicked_stream, closed_stream));
+        assert_eq!(reasons(&recorder), expected);
+        drop(recorder);
+        assert_eq!(Arc::strong_count(&map), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_read_in_another_runtime_fails_when_the_runtime_of_its_stream_goes() {
     let doomed = Doomed::new();
-    let (stream, live, _theirs) = doomed.connect("alice");
-    let (_kicked_stream, kicked, _their) = doomed.connect("bob");
+    let (mut stream, live, _theirs) = doomed.connect("alice");
+    let mut write = [0; 1024];
+    let mut reads = pin!(async {
+        let (mut read, mut written) = tokio::io::split(&mut stream);
+        let mut byte = [0];
+        let write = async {
+            // More than the transport takes.
+            write[0] = 0x82;
+            written.write_all(&write).await
+        };
+        tokio::join!(read.read(&mut byte), write)
+    });
+    let polled = reads.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    assert!(polled.is_pending());
     let Doomed {
-        runtime,
-        map,
-        recorder,
+        runtime, recorder, ..
+    } = doomed;
+    let gone = thread::spawn(move || drop(runtime));
+    let (read, write) = within("the end", reads).await;
+    for error in [read.unwrap_err(), write.unwrap_err()] {
+        let evicted = Evicted::from_error(&error).expect("an eviction");
+        assert_eq!(evicted.reason(), Reason::HandlerDropped);
+    }
+    gone.join().unwrap();
+    assert_eq!(recorder.count(live.id()), 1);
+}
+
+/// Some of the sockets are in tasks of the server's runtime, some are kept in another one.
+#[test]
+fn the_sockets_of_a_server_go_with_its_runtime() {
+    const CLIENTS: usize = 20;
+
+    let doomed = Doomed::new();
+    let heartbeat = quiet().on_evict(doomed.recorder.hook()).build().unwrap();
+    let registry = heartbeat.registry();
+    let (keep, mut kept) = mpsc::unbounded_channel();
+    let opened = Arc::new(AtomicUsize::new(0));
+    let route = any(move |ws: WebSocketUpgrade| async move {
+        ws.on_upgrade(move |mut socket| async move {
+            if opened.fetch_add(1, Ordering::Relaxed) % 2 == 0 {
+                keep.send(socket).unwrap();
+            } else {
+                socket.recv().await;
+            }
+        })
+    });
+    let app = Router::new()
+        .route("/ws", route)
+        .layer(patient().build().unwrap())
+        .layer(heartbeat);
+    let addr = doomed.runtime.block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        tokio::spawn(async { axum::serve(listener, app).await });
+        addr
+    });
+    let other = Builder::new_current_thread().enable_all().build().unwrap();
+    let mut sockets = Vec::new();
+    let clients = other.block_on(async {
+        let mut clients = Vec::new();
+        for _ in 0..CLIENTS {
+            let client = TcpStream::connect(addr).await.unwrap();
+            clients.push(RawClient::handshake(client, "/ws").await);
+        }
+        while sockets.len() < CLIENTS / 2 {
+            sockets.push(within("a socket", kept.recv()).await.unwrap());
+        }
+        clients
+    });
+    until("all are open", || registry.len() == CLIENTS);
+    let Doomed {
+        runtime, recorder, ..
     } = doomed;
     comes_back(move || drop(runtime));
-    assert_eq!(recorder.total(), 0);
-    assert_eq!(map.seat("alice").unwrap().id(), live.id());
-    assert_eq!(map.seat("bob").unwrap().id(), kicked.id());
-    // A connection of another runtime may take a seat over.
-    assert!(kicked.evict(4000, ""));
-    assert!(map.seat("bob").is_none());
-    thread::spawn(move || drop(stream)).join().unwrap();
-    assert!(map.holders().is_empty());
-    let reasons: Vec<Reason> = recorder.all().iter().map(|event| event.reason).collect();
-    let kicked = Reason::Kicked { code: 4000 };
-    assert_eq!(reasons, [kicked, Reason::HandlerDropped]);
-    drop(recorder);
-    assert_eq!(Arc::strong_count(&map), 1);
+    let events = recorder.all();
+    assert_eq!(events.len(), CLIENTS);
+    for event in events {
+        assert_eq!(event.reason, Reason::HandlerDropped);
+        assert_eq!(recorder.count(event.id), 1);
+    }
+    assert!(registry.is_empty());
+    other.block_on(async {
+        within("the registry", registry.wait_idle()).await;
+        for mut client in clients {
+            client.closed().await;
+        }
+        for mut socket in sockets {
+            let end = within("the end", socket.recv()).await;
+            assert!(matches!(end, Some(Err(_))), "{end:?}");
+        }
+    });
+    assert_eq!(recorder.total(), CLIENTS);
+}
+
+/// Whatever a hook does while the runtime goes, the others are told.
+#[test]
+fn no_hook_keeps_the_others_from_hearing_that_the_runtime_goes() {
+    for mut flavor in [Builder::new_current_thread(), Builder::new_multi_thread()] {
+        let doomed = Doomed::on(&mut flavor);
+        let connections: Vec<_> = (0..8)
+            .map(|number| doomed.connect(&number.to_string()))
+            .collect();
+        let lives: Vec<_> = connections.iter().map(|(_, live, _)| live).collect();
+        let (handle, recorder) = (doomed.runtime.handle().clone(), doomed.recorder.clone());
+        lives[0].on_evict(|_| panics());
+        lives[1].on_evict(|_| drop(tokio::spawn(async {})));
+        lives[2].on_evict(|_| {
+            Builder::new_current_thread()
+                .build()
+                .unwrap()
+                .block_on(async {})
+        });
+        let neighbour = lives[4].clone();
+        lives[3].on_evict(move |_| {
+            neighbour.evict(4000, "");
+        });
+        lives[5].on_evict(move |_| {
+            let _entered = handle.enter();
+            let layer = quiet().on_evict(recorder.hook()).build().unwrap();
+            let (ours, _theirs) = duplex(64);
+            let (mut stream, _) = layer.wrap_server(ours);
+            assert_eq!(poll_read(&mut stream), Some(Reason::HandlerDropped));
+        });
+        let Doomed {
+            runtime,
+            map,
+            recorder,
+        } = doomed;
+        comes_back(move || drop(runtime));
+        for (stream, live, theirs) in connections {
+            assert_eq!(recorder.count(live.id()), 1);
+            until_dropped(theirs);
+            drop(stream);
+        }
+        assert_eq!(recorder.total(), 9);
+        assert!(map.holders().is_empty());
+    }
+}
+
+/// The end of the runtime, the handler's drop and a kick: one of them is told of.
+#[test]
+fn a_runtime_that_goes_and_another_end_are_one_event() {
+    for round in 0..300 {
+        let doomed = Doomed::on(&mut Builder::new_current_thread());
+        let (stream, live, theirs) = doomed.connect("alice");
+        let start = Arc::new(Barrier::new(3));
+        let (kicks, drops) = (Arc::clone(&start), Arc::clone(&start));
+        let kicked = live.clone();
+        let kicker = thread::spawn(move || {
+            kicks.wait();
+            round % 2 == 0 && kicked.evict(4000, "")
+        });
+        let dropper = thread::spawn(move || {
+            drops.wait();
+            drop(stream);
+        });
+        let Doomed {
+            runtime,
+            map,
+            recorder,
+        } = doomed;
+        start.wait();
+        drop(runtime);
+        dropper.join().unwrap();
+        let kicked = kicker.join().unwrap();
+        let reason = recorder.all()[0].reason;
+        assert_eq!(kicked, reason != Reason::HandlerDropped);
+        assert_eq!(recorder.total(), 1);
+        assert!(map.holders().is_empty());
+        until_dropped(theirs);
+    }
 }
 
 /// A request that waits for its answer goes with the runtime as well.

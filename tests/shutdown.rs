@@ -1,13 +1,16 @@
 //! A runtime that goes while connections come, and what is left of one that was evicted.
 
-use std::sync::mpsc;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{sleep, timeout};
-use tower_ws_liveness::{HeartbeatLayer, Liveness};
+use tower_ws_liveness::{Evicted, Eviction, HeartbeatLayer, Liveness, Reason};
 
 /// Longer than anything here takes; a deadlock takes for ever.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -24,9 +27,27 @@ fn runtime() -> Runtime {
         .unwrap()
 }
 
+/// Opens a connection where no driver can look after it any more.
 fn wrap() -> Liveness {
-    let (ours, _theirs) = duplex(64);
-    let (_stream, live) = HeartbeatLayer::new(ms(100), ms(100)).wrap_server(ours);
+    let ends = Arc::new(Mutex::new(Vec::new()));
+    let end = Arc::clone(&ends);
+    let layer = HeartbeatLayer::builder()
+        .on_evict(move |ev: &Eviction| end.lock().unwrap().push(ev.reason()))
+        .build()
+        .unwrap();
+    let (ours, theirs) = duplex(64);
+    let (mut stream, live) = layer.wrap_server(ours);
+    assert_eq!(*ends.lock().unwrap(), [Reason::HandlerDropped]);
+    assert!(layer.registry().is_empty());
+    let mut byte = [0];
+    let read = pin!(stream.read(&mut byte));
+    let Poll::Ready(Err(error)) = read.poll(&mut Context::from_waker(Waker::noop())) else {
+        panic!("the stream can be read");
+    };
+    let evicted = Evicted::from_error(&error).unwrap();
+    assert_eq!(evicted.reason(), Reason::HandlerDropped);
+    drop((stream, theirs));
+    assert_eq!(ends.lock().unwrap().len(), 1);
     live
 }
 
@@ -58,7 +79,6 @@ fn a_connection_may_be_opened_while_its_runtime_goes() {
         going.join().unwrap();
         wraps.recv().unwrap()
     });
-    // Its stream was dropped with the task: it has ended like any other.
     assert_eq!(live.health().to_string(), "ended");
 }
 

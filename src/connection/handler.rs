@@ -14,6 +14,7 @@ use super::inbound::{Filled, READS};
 use super::inject::Outbound;
 use super::state::{Phase, State};
 use super::watch::Watch;
+use crate::monitor::Reason;
 
 /// What the handler writes.
 pub(super) enum Outgoing<'a> {
@@ -158,10 +159,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         !matches!(self.departure, Departure::Opening)
     }
 
-    /// Whether the transport is to be shut down as it is dropped. Not if it is the handler who drops
-    /// it: without the layers that would be all that happens.
+    /// Whether the transport is to be shut down as it is dropped. Not if the handler drops it, or the
+    /// runtime: without the layers that would be all that happens.
     pub(super) fn is_to_shut_down(&self) -> bool {
-        let by_handler = matches!(self.phase, Phase::Closed { reason: None, .. });
+        let by_handler = matches!(
+            self.phase,
+            Phase::Closed {
+                reason: None | Some(Reason::HandlerDropped),
+                ..
+            }
+        );
         !by_handler && self.outbound.can_shut_down()
     }
 }

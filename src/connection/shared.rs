@@ -310,7 +310,7 @@ where
     }
 
     fn abandon(self: Arc<Self>) {
-        self.enter(State::close_now);
+        self.enter(State::abandon);
     }
 }
 

@@ -158,8 +158,8 @@ impl<T: 'static> State<T> {
         }
     }
 
-    /// Puts the transport in. False if the connection was ended before, or the runtime is being shut
-    /// down; the transport then goes the way of every ended connection's.
+    /// Puts the transport in. False if the connection was ended before, or ends here since the runtime
+    /// is being shut down; the transport then goes the way of every ended connection's.
     pub(super) fn open(&mut self, io: T, connection: Arc<dyn Drive>, driver: Arc<Driver>) -> bool {
         let takes_any_bytes = (self.capabilities.takes_any_bytes)(&io)
             || (self.policy.heartbeat.as_ref()).is_some_and(|heartbeat| heartbeat.takes_any_bytes);
@@ -181,7 +181,11 @@ impl<T: 'static> State<T> {
         }
         let armed = tick(self.deadline(), granularity);
         let Some(key) = driver.insert(connection, armed) else {
-            self.give_up_opening(now);
+            self.monitor.dropped(now);
+            self.phase = Phase::Closed {
+                reason: self.monitor.reason(),
+                readable: false,
+            };
             return false;
         };
         self.phase = Phase::Open { parting: None };
@@ -335,6 +339,21 @@ impl<T: 'static> State<T> {
                 readable: false,
             };
         }
+    }
+
+    /// The runtime was shut down, and its driver with it: ends the connection as if the handler had
+    /// dropped it, and drops the transport.
+    pub(super) fn abandon(&mut self) {
+        let (Phase::Open { .. }, Some(link)) = (&self.phase, &self.link) else {
+            self.close_now();
+            return;
+        };
+        let was_over = self.monitor.is_over();
+        self.monitor.dropped(link.driver.clock().now());
+        self.phase = Phase::Closed {
+            reason: self.monitor.reason(),
+            readable: was_over,
+        };
     }
 
     pub(super) fn transport_panicked(&mut self) {

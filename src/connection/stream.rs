@@ -24,9 +24,9 @@ use crate::wire::Role;
 /// as it is, with whole control frames in between. A ping goes between two fragments of a message
 /// (RFC 6455 section 5.4) only after it has waited a heartbeat's `timeout` for the message's end.
 ///
-/// When the connection is evicted (by a timeout, or through its handle) every operation but
-/// `poll_shutdown` fails with an [`io::Error`] that holds [`Evicted`](crate::Evicted). When it was the
-/// peer who ended it, reads and writes go on as the transport lets them, for `close_timeout`.
+/// When the connection is evicted (by a timeout, through its handle, or because the runtime in which it was
+/// opened is shut down) every operation but `poll_shutdown` fails with an [`io::Error`] that holds
+/// [`Evicted`](crate::Evicted). When it was the peer who ended it, reads and writes go on as the transport lets them, for `close_timeout`.
 /// Dropping the stream ends the connection, and drops the transport as it is. One that the layer has
 /// ended is shut down before, as far as that goes without waiting.
 ///

@@ -16,6 +16,7 @@ mod task;
 mod wheel;
 mod workers;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 use std::task::Waker;
 
@@ -40,8 +41,8 @@ pub(crate) trait Drive: Send + Sync {
     /// Does not panic, or the driver's task would end for all connections.
     fn drive(self: Arc<Self>, now: Moment, scratch: &mut [u8]);
 
-    /// Nobody will drive it any more: the runtime is being shut down. Comes twice for a connection
-    /// that also had something to do before its deadline.
+    /// Ends the connection: the runtime is being shut down, so nothing will drive it any more. Called
+    /// twice for a connection that also had something to do before its deadline.
     fn abandon(self: Arc<Self>);
 }
 
@@ -184,7 +185,9 @@ impl Driver {
         let ready = std::mem::take(&mut queue.ready);
         drop(queue);
         for connection in wheel.into_values().chain(ready) {
-            connection.abandon();
+            // Hooks are guarded, but a waker or a log subscriber of the application's may panic: the
+            // others are abandoned all the same.
+            let _ = catch_unwind(AssertUnwindSafe(|| connection.abandon()));
         }
     }
 }

@@ -38,12 +38,11 @@ const SLOW: Duration = Duration::from_millis(100);
 /// A hook may end other connections, and then their hooks run inside of it. If every end ends another
 /// one, the stack is as deep as there are connections: have a task do it.
 ///
-/// A runtime that is shut down drops its tasks, and the streams of the handlers with them: the hooks
-/// are called for each, with [`Reason::HandlerDropped`](crate::Reason::HandlerDropped), by the thread
-/// that drops the task. Where a handler blocks its thread, that is when it lets go of it. A stream
-/// that is kept outside of the runtime is looked after by nobody any more: no ping is sent and no
-/// timeout comes, and hooks are called when it is dropped or evicted. A process that exits without
-/// dropping its runtime tells nobody.
+/// When a runtime is shut down, each connection that was opened in it and has not ended yet ends with
+/// [`Reason::HandlerDropped`](crate::Reason::HandlerDropped), wherever its stream is kept: reads and
+/// writes then fail with [`Evicted`](crate::Evicted), and the transport is dropped. The hooks are called
+/// by the thread that drops the tasks, outside of a task; a hook that spawns one does so in vain. A
+/// process that exits without dropping its runtime calls no hooks.
 pub trait OnEvict: Send + Sync + 'static {
     /// Called once for each connection that ends.
     fn on_evict(&self, eviction: &Eviction);

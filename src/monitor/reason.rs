@@ -29,7 +29,7 @@ pub enum Reason {
         code: Option<u16>,
     },
     /// The handler returned, panicked or was aborted, and dropped the socket without a closing
-    /// handshake.
+    /// handshake; or the tokio runtime in which the connection was opened was shut down.
     HandlerDropped,
     /// The stream ended without a Close frame, or was truncated, as TLS calls that: the peer's
     /// process was killed, or a middlebox cut the connection. RFC 6455 section 7.1.5: 1006.

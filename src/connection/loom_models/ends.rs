@@ -14,7 +14,7 @@ use crate::connection::{
 use crate::evict::{ConnectionId, Eviction, OnEvict};
 use crate::monitor::{CloseFrame, IdlePolicy, Policy, Reason};
 use crate::sync::Mutex;
-use crate::sync::modelled::{advance, all_done, block_on, check, thread};
+use crate::sync::modelled::{advance, all_done, block_on, check, shut_down, thread};
 use crate::wire::Role;
 
 pub(super) const KICKED: Reason = Reason::Kicked { code: 4_000 };
@@ -349,5 +349,42 @@ fn loom_nobody_slips_past_a_drain() {
         assert!(possible.contains(&reason), "{reason:?}");
         assert_eq!(told.present.load(Acquire), 0);
         drop(stream);
+    });
+}
+
+#[test]
+fn loom_a_runtime_that_goes_is_one_end() {
+    check("the runtime goes, kick and drop", 3, || {
+        let (stream, live, peer, told) = open();
+        told.hear(&live);
+        thread(move || drop(stream));
+        thread(move || {
+            live.evict(4_000, "");
+        });
+        shut_down();
+        all_done();
+        assert!([KICKED, Reason::HandlerDropped].contains(&told.end(1)));
+        assert_tracked_once(&told);
+        assert_eq!(told.present.load(Acquire), 0);
+        assert!(peer.has_lost_the_transport());
+    });
+}
+
+#[test]
+fn loom_a_runtime_that_goes_wakes_the_reader_of_a_stream_that_just_opens() {
+    check("the runtime goes, open and read", 3, || {
+        let told = Arc::new(Told::default());
+        let (wire, peer) = wire(usize::MAX);
+        let layer = layer(&told);
+        thread(move || {
+            let (mut stream, _live) = LivenessStream::wrap(wire, Role::Server, &layer);
+            assert!(read(&mut stream).is_err());
+        });
+        shut_down();
+        all_done();
+        assert_eq!(told.end(0), Reason::HandlerDropped);
+        assert_tracked_once(&told);
+        assert_eq!(told.present.load(Acquire), 0);
+        assert!(peer.has_lost_the_transport());
     });
 }
