@@ -122,6 +122,39 @@ async fn nobody_is_stalled_by_a_ping_that_malformed_input_took_back() {
     taken_back(heartbeat().handler_stall_timeout(ms(300))).await;
 }
 
+/// Pings no longer bring the driver to a transport that the handler does not read.
+#[tokio::test(start_paused = true)]
+async fn after_malformed_input_the_transport_is_looked_at_for_a_handler_that_does_not_read() {
+    let reset = io::ErrorKind::ConnectionReset;
+    for (what, end, expected) in [
+        ("bytes", None, Reason::HandlerStalled),
+        ("an end", Some(Ok(())), Reason::PeerVanished),
+        ("a reset", Some(Err(reset)), Reason::Transport(reset)),
+    ] {
+        let (mut stream, _live, peer, recorder) = recorded(strict(ProofOfLife::AnyBytes));
+        peer.send(&malformed());
+        let wakes = Wakes::new();
+        got(poll_read(&mut stream, &wakes, 1_024));
+        // The handler does something else from now on.
+        sleep(ms(450)).await;
+        let begun = Instant::now();
+        match end {
+            Some(end) => peer.end(end),
+            None => peer.send(&hello()),
+        }
+        sleep(ms(2_000)).await;
+        let events = recorder.all();
+        assert_eq!(events.len(), 1, "{what}: {events:?}");
+        assert_eq!(events[0].reason, expected, "{what}");
+        // An interval until the driver looks, and 300 ms of the handler's.
+        assert!(
+            events[0].at - begun <= ms(410),
+            "{what}: {:?}",
+            events[0].at - begun
+        );
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn after_malformed_input_no_ping_asks_whether_a_write_is_stalled() {
     let (mut stream, _live, peer, recorder) = recorded(heartbeat().write_timeout(ms(300)));

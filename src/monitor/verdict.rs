@@ -99,7 +99,14 @@ impl Monitor {
             self.pings.wish_again(now);
         }
         match self.poll_write(now, heartbeat, outlook) {
-            Action::Wait if !self.passive => self.poll_ping(now, heartbeat, outlook),
+            Action::Wait if self.passive => {
+                if now >= self.look_due(heartbeat) {
+                    // The caller has looked.
+                    self.last_proof = now;
+                }
+                Action::Wait
+            }
+            Action::Wait => self.poll_ping(now, heartbeat, outlook),
             action => action,
         }
     }
@@ -228,7 +235,7 @@ impl Monitor {
             consider(self.handler_deadline(heartbeat));
             consider(self.write_deadline(heartbeat));
             consider(match self.pings.waiting() {
-                _ if self.passive => None,
+                _ if self.passive => Some(self.look_due(heartbeat)),
                 Some(since) => Some(since + heartbeat.timeout),
                 None if self.pings.is_wanted() => None,
                 None => Some(self.ping_due(heartbeat)),
@@ -287,6 +294,12 @@ impl Monitor {
             Some(asked) if blocked.again => asked,
             Some(asked) => asked + SECOND_TRY,
         })
+    }
+
+    /// When the driver has to look for bytes and for the end, where no ping brings it here: a handler
+    /// that does not read would not find them.
+    fn look_due(&self, heartbeat: &HeartbeatPolicy) -> Moment {
+        self.last_proof + heartbeat.interval
     }
 
     /// The interval is counted from the last proof of life. The first one is shortened at random,

@@ -380,7 +380,7 @@ fn where_boundaries_are_lost_nobody_is_pinged_or_blamed() {
         line.run(if ping_is_out { 11_000 } else { 9_000 });
         let log = line.log.clone();
         line.monitor.go_passive();
-        assert_eq!(line.deadline(), Moment::NEVER);
+        assert_eq!(line.deadline(), at(10_000), "to look at the transport");
         line.run(1_000_000).did(&log);
         line.monitor.bytes_wait(line.now);
         line.run(1_007_000);
