@@ -10,6 +10,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::routing::{MethodRouter, any, get};
 use h2::ext::Protocol;
+use hyper::header::{ALLOW, UPGRADE};
 use hyper::server::conn::http2;
 use hyper::{Method, Request, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -203,6 +204,48 @@ async fn what_is_no_websocket_passes_untouched_while_sockets_live() {
     until("no task is left", || alive_tasks() <= idle_tasks).await;
     assert!(registry.is_empty());
     recorder.stays_at(1).await;
+}
+
+/// The extractor where there is nothing to extract. Headers that are about the connection are forbidden
+/// over HTTP/2 (RFC 9113 section 8.2.2), so there is no `Upgrade` in the answers.
+#[tokio::test]
+async fn the_extractor_says_what_is_wrong_with_the_request() {
+    let route = || Router::new().fallback(|live: Liveness| async move { live.id().to_string() });
+    let layered = Server::start(route().layer(HeartbeatLayer::default())).await;
+    let bare = Server::start(route()).await;
+    let mut other = request(Method::CONNECT, URI);
+    other
+        .extensions_mut()
+        .insert(Protocol::from_static("other"));
+    let table = [
+        (request(Method::GET, URI), StatusCode::METHOD_NOT_ALLOWED),
+        (request(Method::POST, URI), StatusCode::METHOD_NOT_ALLOWED),
+        (other, StatusCode::BAD_REQUEST),
+        (
+            request(Method::CONNECT, "example.com:443"),
+            StatusCode::BAD_REQUEST,
+        ),
+    ];
+    for server in [&layered, &bare] {
+        let h2 = h2(server.addr).await;
+        for (request, status) in &table {
+            let asked = within("the response", h2.send(request.clone())).await;
+            let (response, _) = asked.unwrap();
+            assert_eq!(response.status(), *status, "{request:?}");
+            let allowed = response.headers().get(ALLOW).map(|allow| allow.as_bytes());
+            let is_method = *status == StatusCode::METHOD_NOT_ALLOWED;
+            assert_eq!(allowed, is_method.then_some(&b"CONNECT"[..]));
+            assert!(!response.headers().contains_key(UPGRADE));
+        }
+        let is_layered = std::ptr::eq(server, &layered);
+        let (response, _) = h2.websocket(URI).await.unwrap();
+        let expected = if is_layered {
+            StatusCode::OK
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR
+        };
+        assert_eq!(response.status(), expected);
+    }
 }
 
 /// Any success opens the tunnel (RFC 8441 section 5), though nobody may be at its other end.

@@ -30,6 +30,7 @@ use support::{Server, alive_tasks, echo, echo_route, until, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+use tower::ServiceExt;
 use tower_ws_liveness::{Liveness, Reason, Registry};
 
 /// Both layers around these routes, and everything that counts.
@@ -389,6 +390,151 @@ async fn a_request_without_upgrade_has_no_liveness() {
     let response = http.send(upgrade("/maybe", "13")).await;
     assert_eq!(response.body(), "alive");
     http.close().await;
+    assert!(registry.is_empty());
+    recorder.stays_at(0).await;
+}
+
+/// What the client asked for decides, whether or not there is a layer: each of these is its fault.
+#[tokio::test]
+async fn the_extractor_says_what_is_wrong_with_the_request() {
+    let route = || {
+        Router::new().route(
+            "/ws",
+            any(|live: Liveness| async move { live.id().to_string() }),
+        )
+    };
+    let (app, recorder, registry) = layered(route());
+    let layered = Server::start(app).await;
+    let bare = Server::start(route()).await;
+    let upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\n";
+    let not_here = "Upgrade: websocket\r\nConnection: upgrade";
+    let table = [
+        // A plain request, as a browser's address bar sends it.
+        ("GET /ws HTTP/1.1", "", 426, not_here),
+        // What `curl --http2` sends.
+        (
+            "GET /ws HTTP/1.1",
+            "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n",
+            426,
+            not_here,
+        ),
+        (
+            "GET /ws HTTP/1.1",
+            "Connection: upgrade\r\nUpgrade: h2c, TLS/1.2\r\n",
+            426,
+            not_here,
+        ),
+        ("GET /ws HTTP/1.0", upgrade, 426, not_here),
+        ("GET /ws HTTP/1.0", "", 426, not_here),
+        ("POST /ws HTTP/1.1", upgrade, 405, "Allow: GET"),
+        ("POST /ws HTTP/1.0", "", 405, "Allow: GET"),
+        ("PUT /ws HTTP/1.1", "", 405, "Allow: GET"),
+    ];
+    for server in [&layered, &bare] {
+        for (line, headers, status, expected) in table {
+            let answer = ask(server.addr, &format!("{line}\r\nHost: x\r\n{headers}")).await;
+            assert_eq!(answer.status, status, "{line} {headers}: {answer:?}");
+            for header in expected.split("\r\n") {
+                let header = header.to_ascii_lowercase();
+                assert!(
+                    answer.headers.iter().any(|line| line.starts_with(&header)),
+                    "{header} is not in {answer:?}"
+                );
+            }
+            assert!(!answer.body.contains("is applied"), "{answer:?}");
+        }
+    }
+    assert!(registry.is_empty());
+    recorder.stays_at(0).await;
+}
+
+/// The answer to one request.
+#[derive(Debug)]
+struct Reply {
+    status: u16,
+    /// In lower case.
+    headers: Vec<String>,
+    body: String,
+}
+
+/// Sends a request by hand: a client library would not send some of them.
+async fn ask(addr: SocketAddr, head: &str) -> Reply {
+    let mut io = TcpStream::connect(addr).await.unwrap();
+    let request = format!("{}\r\nConnection: close\r\n\r\n", head.trim_end());
+    io.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    within("the answer", io.read_to_string(&mut answer))
+        .await
+        .unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let mut lines = head.split("\r\n");
+    let status = lines.next().and_then(|line| line.split(' ').nth(1));
+    Reply {
+        status: status.unwrap().parse().unwrap(),
+        headers: lines.map(str::to_ascii_lowercase).collect(),
+        body: body.to_owned(),
+    }
+}
+
+/// A list of protocols may be spread over lines, in any order and case (RFC 9110 section 7.8).
+#[tokio::test]
+async fn the_extractor_finds_a_websocket_among_other_protocols() {
+    let (app, recorder, registry) =
+        layered(Router::new().route("/ws", any(|_: Liveness| async { "alive" })));
+    let server = Server::start(app).await;
+    for lists in [
+        "h2c, WebSocket",
+        "websocket, h2c",
+        "h2c\r\nUpgrade: websocket",
+    ] {
+        let head = format!("GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: {lists}");
+        let answer = ask(server.addr, &head).await;
+        assert_eq!(
+            (answer.status, answer.body.as_str()),
+            (200, "alive"),
+            "{lists}"
+        );
+    }
+    assert!(registry.is_empty());
+    recorder.stays_at(0).await;
+}
+
+/// A unit test of an axum application: no hyper, and so no `OnUpgrade`.
+#[tokio::test]
+async fn a_handler_with_an_optional_liveness_is_testable_without_a_server() {
+    let routes = || {
+        Router::new()
+            .route("/live", any(|_: Liveness| async { "alive" }))
+            .route(
+                "/maybe",
+                any(|live: Option<Liveness>| async move {
+                    if live.is_some() {
+                        "alive"
+                    } else {
+                        "no upgrade"
+                    }
+                }),
+            )
+    };
+    let (app, recorder, registry) = layered(routes());
+    let respond = async |app: Router, path: &str| {
+        let request = upgrade(path, "13").map(Body::new);
+        let (head, body) = app.oneshot(request).await.unwrap().into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let body = String::from_utf8_lossy(&body).into_owned();
+        (head.status, head.headers, body)
+    };
+    let (status, _, body) = respond(app.clone(), "/maybe").await;
+    assert_eq!((status, body.as_str()), (StatusCode::OK, "no upgrade"));
+    let (status, headers, body) = respond(app, "/live").await;
+    assert_eq!(status, StatusCode::UPGRADE_REQUIRED);
+    assert_eq!(headers[UPGRADE], "websocket");
+    assert_eq!(headers[CONNECTION], "upgrade");
+    assert!(body.contains("OnUpgrade"), "{body}");
+    // Without a layer that is not what is missing first.
+    let (status, _, body) = respond(routes(), "/live").await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(body.contains("HeartbeatLayer"), "{body}");
     assert!(registry.is_empty());
     recorder.stays_at(0).await;
 }

@@ -6,7 +6,7 @@
 //! WebSocket library to judge; an answer that refuses it makes [`accepted`] say no.
 
 use http::header::{HeaderMap, UPGRADE};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Extensions, Method, Request, Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 
 /// How a client asks for a WebSocket.
@@ -30,18 +30,66 @@ impl Handshake {
     }
 }
 
-/// Returns the kind of handshake that `req` opens, or `None` if it does not ask for a WebSocket or if there is no
-/// [`OnUpgrade`] in its extensions, so that nothing could be upgraded anyway.
-pub(crate) fn detect<B>(req: &Request<B>) -> Option<Handshake> {
-    let handshake = match *req.method() {
-        Method::GET if req.version() == Version::HTTP_11 && names_websocket(req.headers()) => {
-            Handshake::Http1
-        }
+/// Why a request is not an opening handshake. The request alone decides: the client is at fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotHandshake {
+    /// HTTP/1.x, and another method than `GET`.
+    MethodNotGet,
+    /// HTTP/2, and another method than `CONNECT`.
+    #[cfg(feature = "http2")]
+    MethodNotConnect,
+    /// HTTP/2, and `:protocol` is missing or names another protocol.
+    #[cfg(feature = "http2")]
+    OtherProtocol,
+    /// HTTP/1.1, and `websocket` is not among the tokens of `Upgrade`.
+    NoUpgrade,
+    /// A version of HTTP over which there are no WebSockets, or none in this build.
+    Version,
+}
+
+/// Marks an opening handshake of which a layer could make no connection, because the request had no
+/// [`OnUpgrade`]. Without this mark the extractor could not tell that from a route without layers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NotUpgradable;
+
+/// Returns the kind of handshake that a request with this head opens, whether or not hyper can upgrade it.
+#[cfg_attr(
+    not(feature = "http2"),
+    expect(unused_variables, reason = "`:protocol` is among the extensions")
+)]
+pub(crate) fn handshake(
+    method: &Method,
+    version: Version,
+    headers: &HeaderMap,
+    extensions: &Extensions,
+) -> Result<Handshake, NotHandshake> {
+    match version {
         #[cfg(feature = "http2")]
-        Method::CONNECT if is_websocket_protocol(req) => Handshake::ExtendedConnect,
-        _ => return None,
-    };
-    req.extensions().get::<OnUpgrade>().map(|_| handshake)
+        Version::HTTP_2 if *method != Method::CONNECT => Err(NotHandshake::MethodNotConnect),
+        #[cfg(feature = "http2")]
+        Version::HTTP_2 if !is_websocket_protocol(extensions) => Err(NotHandshake::OtherProtocol),
+        #[cfg(feature = "http2")]
+        Version::HTTP_2 => Ok(Handshake::ExtendedConnect),
+        Version::HTTP_10 | Version::HTTP_11 if *method != Method::GET => {
+            Err(NotHandshake::MethodNotGet)
+        }
+        Version::HTTP_11 if names_websocket(headers) => Ok(Handshake::Http1),
+        Version::HTTP_11 => Err(NotHandshake::NoUpgrade),
+        // An `Upgrade` in a request of HTTP/1.0 has to be ignored (RFC 9110 section 7.8).
+        _ => Err(NotHandshake::Version),
+    }
+}
+
+/// Returns the kind of handshake that `req` opens, or `None` if it does not ask for a WebSocket or if there is no
+/// [`OnUpgrade`] in its extensions, so that nothing could be upgraded anyway. The latter leaves a mark.
+pub(crate) fn detect<B>(req: &mut Request<B>) -> Option<Handshake> {
+    let (method, headers) = (req.method(), req.headers());
+    let handshake = handshake(method, req.version(), headers, req.extensions()).ok()?;
+    if req.extensions().get::<OnUpgrade>().is_none() {
+        req.extensions_mut().insert(NotUpgradable);
+        return None;
+    }
+    Some(handshake)
 }
 
 /// Whether `res` completes the handshake, so that hyper is about to hand out the upgraded stream.
@@ -72,8 +120,8 @@ fn names_websocket(headers: &HeaderMap) -> bool {
 
 /// Whether the `:protocol` pseudo-header is `websocket`. Compared as axum does it, byte for byte.
 #[cfg(feature = "http2")]
-fn is_websocket_protocol<B>(req: &Request<B>) -> bool {
-    req.extensions()
+fn is_websocket_protocol(extensions: &Extensions) -> bool {
+    extensions
         .get::<hyper::ext::Protocol>()
         .is_some_and(|protocol| protocol.as_str() == "websocket")
 }
@@ -105,6 +153,14 @@ mod tests {
         res.body(()).unwrap()
     }
 
+    fn why<B>(req: &mut Request<B>) -> Result<Handshake, NotHandshake> {
+        let (method, headers) = (req.method(), req.headers());
+        let found = handshake(method, req.version(), headers, req.extensions());
+        assert_eq!(detect(req), found.ok());
+        assert!(req.extensions().get::<NotUpgradable>().is_none());
+        found
+    }
+
     #[test]
     fn upgrade_header_is_a_case_insensitive_list() {
         let yes: [&[&[u8]]; 6] = [
@@ -116,7 +172,7 @@ mod tests {
             &[b"h2c", b"websocket"],
         ];
         for lines in yes {
-            assert_eq!(detect(&http1(lines)), Some(Handshake::Http1), "{lines:?}");
+            assert_eq!(why(&mut http1(lines)), Ok(Handshake::Http1), "{lines:?}");
         }
         let no: [&[&[u8]]; 7] = [
             &[],
@@ -128,25 +184,41 @@ mod tests {
             &[b"\xffwebsocket\xfe, \x80"],
         ];
         for lines in no {
-            assert_eq!(detect(&http1(lines)), None, "{lines:?}");
+            let why = why(&mut http1(lines));
+            assert_eq!(why, Err(NotHandshake::NoUpgrade), "{lines:?}");
         }
     }
 
     #[test]
     fn only_an_upgradable_http1_get_counts() {
-        let mut post = http1(&[b"websocket"]);
-        *post.method_mut() = Method::POST;
-        assert_eq!(detect(&post), None);
+        for method in [Method::POST, Method::CONNECT] {
+            let mut other = http1(&[b"websocket"]);
+            *other.method_mut() = method;
+            assert_eq!(why(&mut other), Err(NotHandshake::MethodNotGet));
+        }
 
-        for version in [Version::HTTP_10, Version::HTTP_2] {
+        for version in [Version::HTTP_09, Version::HTTP_10, Version::HTTP_3] {
             let mut other = http1(&[b"websocket"]);
             *other.version_mut() = version;
-            assert_eq!(detect(&other), None, "{version:?}");
+            let why = why(&mut other);
+            assert_eq!(why, Err(NotHandshake::Version), "{version:?}");
         }
 
         let mut taken = http1(&[b"websocket"]);
         taken.extensions_mut().remove::<OnUpgrade>();
-        assert_eq!(detect(&taken), None);
+        assert_eq!(detect(&mut taken), None);
+        assert!(taken.extensions().get::<NotUpgradable>().is_some());
+    }
+
+    #[test]
+    #[cfg(not(feature = "http2"))]
+    fn http2_is_none_of_our_versions() {
+        for method in [Method::GET, Method::CONNECT] {
+            let mut other = http1(&[b"websocket"]);
+            *other.method_mut() = method;
+            *other.version_mut() = Version::HTTP_2;
+            assert_eq!(why(&mut other), Err(NotHandshake::Version));
+        }
     }
 
     #[test]
@@ -178,19 +250,21 @@ mod tests {
 
         #[test]
         fn extended_connect_asks_for_its_protocol() {
-            let websocket = connect(Some("websocket"));
-            assert_eq!(detect(&websocket), Some(Handshake::ExtendedConnect));
+            let mut websocket = connect(Some("websocket"));
+            assert_eq!(why(&mut websocket), Ok(Handshake::ExtendedConnect));
 
-            assert_eq!(detect(&connect(Some("connect-udp"))), None);
-            assert_eq!(detect(&connect(None)), None, "a plain tunnel");
+            let other = Err(NotHandshake::OtherProtocol);
+            assert_eq!(why(&mut connect(Some("connect-udp"))), other);
+            assert_eq!(why(&mut connect(None)), other, "a plain tunnel");
 
             let mut get = connect(Some("websocket"));
             *get.method_mut() = Method::GET;
-            assert_eq!(detect(&get), None);
+            assert_eq!(why(&mut get), Err(NotHandshake::MethodNotConnect));
 
             let mut taken = connect(Some("websocket"));
             taken.extensions_mut().remove::<OnUpgrade>();
-            assert_eq!(detect(&taken), None);
+            assert_eq!(detect(&mut taken), None);
+            assert!(taken.extensions().get::<NotUpgradable>().is_some());
         }
 
         #[test]

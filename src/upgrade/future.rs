@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use tower_service::Service;
 
 use super::bridge::Bridge;
-use super::detect::{Handshake, accepted, detect};
+use super::detect::{Handshake, NotUpgradable, accepted, detect};
 use super::either::Either;
 use super::transport::Transport;
 use crate::connection::{Connection, Liveness, LivenessStream, Managed, Refused, Share};
@@ -91,6 +91,7 @@ impl Opening {
         let place = share.admit().map_err(Refusal::ByRegistry)?;
         // In this order: without a bridge the request stays as it was.
         let Some((bridge, on_upgrade)) = Bridge::new() else {
+            req.extensions_mut().insert(NotUpgradable);
             return Ok(None);
         };
         let Some(real) = req.extensions_mut().remove::<OnUpgrade>() else {

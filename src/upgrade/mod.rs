@@ -12,5 +12,7 @@ mod either;
 mod future;
 mod transport;
 
+#[cfg(feature = "axum")]
+pub(crate) use detect::{NotHandshake, NotUpgradable, handshake};
 pub use future::ResponseFuture;
 pub(crate) use future::call;
