@@ -11,11 +11,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use drained::*;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use script::*;
 use tokio::io::AsyncWriteExt;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, timeout};
-use tower_ws_liveness::{Drain, HeartbeatLayer, Reason};
+use tokio::time::{Instant, advance, sleep, timeout};
+use tower_ws_liveness::{Drain, Health, HeartbeatLayer, Reason};
 
 /// When each was told, since `begun`.
 fn told_after(room: &Room, begun: Instant) -> Vec<Duration> {
@@ -50,6 +52,92 @@ async fn batches_are_told_with_pauses_between_them_that_differ() {
     // Sixty of them: that none is in the outer quarters has a chance of one to ten millions.
     assert!(pauses.iter().any(|one| *one < ms(750)), "{pauses:?}");
     assert!(pauses.iter().any(|one| *one > ms(1_250)), "{pauses:?}");
+}
+
+/// Of a drain that finds `count` connections, and of some that open during it: those that it found are
+/// evicted within the first half of the deadline, and the others as they open.
+async fn drained_in_time(count: usize, drain: Drain, opening_at: &[Duration]) {
+    let room = Room::silent(count);
+    let begun = Instant::now();
+    let opening = opening_at.iter().map(|at| async move {
+        sleep(*at).await;
+        at
+    });
+    let mut opening: FuturesUnordered<_> = opening.collect();
+    let newcomers = async {
+        let mut newcomers = Vec::new();
+        while let Some(at) = opening.next().await {
+            let (io, _peer) = script();
+            let (stream, live) = room.layer.wrap_server(io);
+            assert_eq!(live.health(), Health::Ended, "{at:?}");
+            newcomers.push((stream, live));
+        }
+        newcomers
+    };
+    let (_, newcomers) = tokio::join!(room.registry.drain(drain), newcomers);
+    let events = room.recorder.all();
+    assert_eq!(events.len(), count + newcomers.len(), "{drain:?}");
+    for event in events {
+        if newcomers.iter().any(|(_, live)| live.id() == event.id) {
+            continue;
+        }
+        let at = event.at - begun;
+        assert!(
+            at <= drain.deadline / 2,
+            "after {at:?}: {count} in {drain:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_connection_is_evicted_in_the_first_half_of_the_deadline() {
+    let drain = |batch, pause, deadline| Drain {
+        batch,
+        pause: ms(pause),
+        deadline: ms(deadline),
+        ..Drain::default()
+    };
+    for _ in 0..50 {
+        drained_in_time(2, drain(1, 1_000, 2_000), &[]).await;
+        drained_in_time(3, drain(1, 1_000, 4_000), &[]).await;
+        drained_in_time(11, drain(1, 1_000, 20_000), &[]).await;
+    }
+    drained_in_time(1_510, drain(10, 100, 30_000), &[]).await;
+    for _ in 0..500 {
+        // Also pauses that tokio's timer makes longer, and deadlines that leave room for none.
+        let pause = Duration::from_micros(fastrand::u64(..1 << fastrand::u32(1..24)));
+        let drain = Drain {
+            batch: fastrand::usize(..20),
+            pause,
+            deadline: ms(fastrand::u64(1..1 << fastrand::u32(1..15))),
+            ..Drain::default()
+        };
+        let opening_at = || drain.deadline.mul_f64(fastrand::f64());
+        let opening_at: Vec<_> = (0..fastrand::usize(..5)).map(|_| opening_at()).collect();
+        drained_in_time(fastrand::usize(1..100), drain, &opening_at).await;
+    }
+}
+
+/// What other tasks, or hooks, take between two pauses is taken off the pauses.
+#[tokio::test(start_paused = true)]
+async fn pauses_are_shorter_by_the_time_that_others_take() {
+    let room = Room::silent(1_000);
+    let neighbour = tokio::spawn(async {
+        loop {
+            advance(ms(10)).await;
+        }
+    });
+    let begun = Instant::now();
+    let drain = Drain {
+        batch: 100,
+        pause: ms(100),
+        deadline: ms(2_000),
+        ..Drain::default()
+    };
+    room.registry.drain(drain).await;
+    neighbour.abort();
+    let at = told_after(&room, begun);
+    assert!(at[999] <= ms(1_000), "{at:?}");
 }
 
 #[tokio::test(start_paused = true)]

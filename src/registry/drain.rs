@@ -17,6 +17,9 @@ use crate::monitor::{CloseFrame, Reason};
 /// After so many connections in a row the executor's other tasks run.
 const BREATH: usize = 64;
 
+/// tokio's timer rounds a sleep up to whole milliseconds.
+const TIMER_STEP: Duration = Duration::from_millis(1);
+
 /// How [`Registry::drain`] goes about it.
 ///
 /// ```
@@ -39,13 +42,13 @@ pub struct Drain {
     /// How many connections are closed before the first pause, and between two: 100 by default. 0 is
     /// taken as 1.
     ///
-    /// Batches are larger where so many pauses would not fit: everybody is told within the first half
-    /// of the deadline, rather than cut at its end in one go. With the defaults that is so for more than
-    /// 15,000 connections.
+    /// Every connection is evicted within the first half of the deadline, so batches are larger where
+    /// so many pauses would not fit into it: with the defaults for more than 15,000 connections.
     pub batch: usize,
     /// The time between two batches: 100 ms by default. Each pause lasts at random from half of this
-    /// to one and a half, so that the clients do not all come back in step. At zero there is no
-    /// pause, but other tasks still get their turn.
+    /// to one and a half, so that the clients do not all come back in step, and less where the first
+    /// half of the deadline would end before the last batch. At zero there is no pause, but other
+    /// tasks still get their turn.
     pub pause: Duration,
     /// The time for all of it: 30 s by default. What is not closed by then is cut; at zero,
     /// everything is. More than 365 days are taken as that.
@@ -64,15 +67,23 @@ impl Default for Drain {
 }
 
 impl Drain {
-    /// How many of `count` connections are told between two pauses.
+    /// How many of `count` connections are evicted between two pauses, so that the pauses fit into the
+    /// first half of the deadline.
     fn batch_of(&self, count: usize) -> usize {
-        // Without pauses there is nothing to fit in.
-        let pauses = (self.deadline.as_nanos() / 2)
-            .checked_div(self.pause.as_nanos())
-            .and_then(|pauses| usize::try_from(pauses).ok())
-            .unwrap_or(usize::MAX);
+        if self.pause.is_zero() {
+            return self.batch.max(1);
+        }
+        let pauses = self.deadline.as_nanos() / 2 / self.pause.max(TIMER_STEP).as_nanos();
+        let pauses = usize::try_from(pauses).unwrap_or(usize::MAX);
         let needed = count.div_ceil(pauses.saturating_add(1));
         self.batch.max(needed).max(1)
+    }
+
+    /// A random pause, of which `pauses` (at least 1) fit into `budget`, however they turn out.
+    fn pause_within(&self, budget: Duration, pauses: usize) -> Duration {
+        // With half a pause to spare, one and a half of the last one is all that is left.
+        let mean = self.pause.min(budget.div_f64(pauses as f64 + 0.5));
+        mean / 2 + mean.mul_f64(fastrand::f64())
     }
 }
 
@@ -120,7 +131,8 @@ impl Registry {
     ///
     /// 1. Upgrades are refused from now on, as by [`begin_drain`](Self::begin_drain). That is never
     ///    taken back.
-    /// 2. The live connections are closed in batches, in the order in which they came. Each is
+    /// 2. The live connections are closed in batches, in the order in which they came, all within the
+    ///    first half of the deadline. Each is
     ///    evicted: its hooks are told, its handler's reads and writes fail, and its peer gets a Close
     ///    frame (RFC 6455 section 5.5.1). A connection that is in the middle of a frame which its
     ///    handler writes is evicted after that frame, so that no message is torn, as long as the
@@ -143,7 +155,9 @@ impl Registry {
     /// long as seems right, and drain whoever is left.
     ///
     /// Hooks run inside this call, as in [`Liveness::evict`](crate::Liveness::evict): one that blocks
-    /// delays everybody after it, and the deadline.
+    /// delays everybody after it, and the deadline. The pauses are shortened by the time that hooks
+    /// take; where hooks alone take more than half of the deadline, the last connections are evicted
+    /// later than that.
     ///
     /// # Cancel safety
     ///
@@ -156,12 +170,19 @@ impl Registry {
     ///
     /// Outside of a tokio runtime with time enabled.
     pub async fn drain(&self, drain: Drain) -> DrainReport {
-        let deadline = Instant::now() + drain.deadline.min(config::MAX_DURATION);
+        let drain = Drain {
+            deadline: drain.deadline.min(config::MAX_DURATION),
+            ..drain
+        };
+        let begun = Instant::now();
+        let deadline = begun + drain.deadline;
         self.shared.gate.say(drain.code);
         self.begin_drain();
         let mut run = Run {
             registry: self,
             drain,
+            begun,
+            paused: Duration::ZERO,
             seen: HashSet::new(),
             told: Vec::new(),
             report: DrainReport::default(),
@@ -179,6 +200,9 @@ impl Registry {
 struct Run<'a> {
     registry: &'a Registry,
     drain: Drain,
+    begun: Instant,
+    /// The time that was spent in pauses.
+    paused: Duration,
     /// Whom it has come to.
     seen: HashSet<ConnectionId>,
     /// Whom it has told, and not counted yet.
@@ -200,9 +224,10 @@ impl Run<'_> {
         let batch = self.drain.batch_of(fresh.len());
         let mut room = batch;
         while !fresh.is_empty() {
+            let all = fresh.len();
             for (count, live) in fresh.into_iter().enumerate() {
                 if room == 0 {
-                    self.pause().await;
+                    self.pause(all - count, batch).await;
                     room = batch;
                 }
                 breathe(count).await;
@@ -236,12 +261,21 @@ impl Run<'_> {
         told
     }
 
-    async fn pause(&self) {
-        let pause = self.drain.pause;
+    /// Pauses before the next batch, given how many connections are still to be evicted.
+    async fn pause(&mut self, left: usize, batch: usize) {
+        let before = Instant::now();
+        let elapsed = before - self.begun;
+        // What hooks and other tasks took for each connection so far, they may take for the rest.
+        let each = (elapsed.saturating_sub(self.paused)).div_f64(self.seen.len() as f64);
+        let budget = (self.drain.deadline / 2)
+            .saturating_sub(elapsed + TIMER_STEP)
+            .saturating_sub(each.mul_f64(left as f64));
+        let pause = self.drain.pause_within(budget, left.div_ceil(batch));
         if pause.is_zero() {
             yield_now().await;
         } else {
-            sleep((pause / 2).saturating_add(pause.mul_f64(fastrand::f64()))).await;
+            sleep(pause).await;
+            self.paused += before.elapsed();
         }
     }
 
@@ -377,11 +411,38 @@ mod tests {
         assert_eq!(drain(0, 10, 1_000).batch_of(5), 1);
         assert_eq!(drain(1, 1_000, 1_600).batch_of(52), 52, "no pause fits");
         assert_eq!(drain(7, 0, 1_000).batch_of(1_000_000), 7, "no pauses");
+        assert_eq!(drain(1, 0, 0).batch_of(10), 1, "no pauses");
         let endless = Drain {
             deadline: Duration::MAX,
             ..drain(1, 1, 0)
         };
         assert_eq!(endless.batch_of(1_000_000), 1);
+        // The timer makes a millisecond of it.
+        let short = Drain {
+            pause: Duration::from_nanos(1),
+            ..drain(1, 0, 1_000)
+        };
+        assert_eq!(short.batch_of(5_010), 10);
+    }
+
+    #[test]
+    fn pauses_fit_into_their_budget_however_they_turn_out() {
+        let drain = Drain::default();
+        let millis = Duration::from_millis;
+        for pauses in [1, 2, 3, 150] {
+            for budget in [0, 1, 70, 15_000, 1_000_000].map(millis) {
+                let mut left = budget;
+                for pauses in (1..=pauses).rev() {
+                    let pause = drain.pause_within(left, pauses);
+                    assert!(pause <= millis(150), "{pause:?}");
+                    left = left.checked_sub(pause).expect("no more than was left");
+                }
+                if budget > millis(150) * pauses as u32 {
+                    let pause = drain.pause_within(budget, pauses);
+                    assert!(pause >= millis(50), "{pause:?}");
+                }
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]
