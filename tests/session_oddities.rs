@@ -10,19 +10,23 @@ mod script;
 #[path = "support/seeded.rs"]
 mod seeded;
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use logs::Logs;
 use odd::{Key, Map, Value, key, value, with_every_odd_map};
 use script::{heartbeat, wrap_with, wrapped};
 use seeded::comes_back;
 use tokio::time::sleep;
-use tower_ws_liveness::{Eviction, Liveness, RegisterError, ReplacePolicy};
+use tower_ws_liveness::{
+    ConnectionId, Eviction, Liveness, RegisterError, ReplacePolicy, Seat, SessionMap,
+};
 
 with_every_odd_map![
     a_key_that_panics_as_it_is_registered,
+    a_key_that_panics_as_the_map_drops_it,
     a_key_that_panics_at_the_end,
     a_key_that_panics_as_it_is_given_back,
     a_value_that_panics_as_it_is_dropped,
@@ -59,12 +63,192 @@ async fn a_key_that_panics_as_it_is_registered<M: Map>() {
         }
         // Nothing was registered, neither here nor there, and nobody is poisoned.
         assert_eq!(map.holder(&key("alice")), Some(other.id()), "{length}");
-        assert_eq!((map.len(), Arc::strong_count(&map)), (1, 2), "{length}");
+        assert_eq!(map.len(), 1, "{length}");
         assert!(!is_ended(&live) && !is_ended(&other));
         live.register(&map, key("bob"), value()).unwrap();
         assert_eq!(map.holder(&key("bob")), Some(live.id()));
         drop(stream);
-        assert_eq!(map.len(), 1);
+        assert_eq!((map.len(), Arc::strong_count(&map)), (1, 2), "{length}");
+    }
+}
+
+/// A map may drop the key that it was given after it has put the seat in.
+async fn a_key_that_panics_as_the_map_drops_it<M: Map>() {
+    let map = Arc::new(M::default());
+    let (_old_stream, old, _) = wrapped();
+    old.register(&map, key("alice"), value()).unwrap();
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let (stream, live, _) = wrapped();
+    for name in ["alice", "bob"] {
+        let (panicking, dropped) = (key(name), Arc::clone(&dropped));
+        let counted = Value::doing(move || {
+            dropped.fetch_add(1, Ordering::SeqCst);
+        });
+        let policy = ReplacePolicy::keep_both();
+        let given = panicking.clone();
+        panicking.panic_when_dropped(true);
+        let _either_way = catch_unwind(AssertUnwindSafe(|| {
+            live.register_with(&map, given, counted, &policy)
+        }));
+        panicking.panic_when_dropped(false);
+    }
+    // The map works on, for others too.
+    let (_stream, next, _) = wrapped();
+    next.register(&map, key("carol"), value()).unwrap();
+    drop(stream);
+    for name in ["alice", "bob"] {
+        assert_ne!(map.holder(&key(name)), Some(live.id()), "{name}");
+    }
+    assert_eq!(map.holder(&key("carol")), Some(next.id()));
+    assert_eq!(dropped.load(Ordering::SeqCst), 2, "a value is left");
+}
+
+/// Where a map of the application's own panics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    BeforeInsertion,
+    Admission,
+    AfterInsertion,
+    BeforeRemoval,
+    AfterRemoval,
+}
+
+/// A map that panics once, and forgives.
+#[derive(Default)]
+struct Panicking {
+    seats: Mutex<HashMap<&'static str, Seat<Value>>>,
+    at: Mutex<Option<At>>,
+    /// Also ends this connection, before it puts the seat in.
+    ends: Option<Liveness>,
+}
+
+impl Panicking {
+    fn seats(&self) -> MutexGuard<'_, HashMap<&'static str, Seat<Value>>> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn panic_at(&self, at: At) {
+        let mut next = self.at.lock().unwrap_or_else(PoisonError::into_inner);
+        if next.take_if(|next| *next == at).is_some() {
+            drop(next);
+            panic!("this map panics, as the test wants: {at:?}");
+        }
+    }
+}
+
+impl SessionMap<&'static str, Value> for Panicking {
+    fn insert_if(
+        &self,
+        key: &'static str,
+        seat: Seat<Value>,
+        admit: &mut dyn FnMut(&Seat<Value>) -> bool,
+    ) -> Result<Option<Seat<Value>>, Seat<Value>> {
+        self.panic_at(At::BeforeInsertion);
+        if let Some(live) = &self.ends {
+            live.evict(4000, "");
+        }
+        let mut seats = self.seats();
+        let mut admits = |occupant: &Seat<Value>| {
+            self.panic_at(At::Admission);
+            admit(occupant)
+        };
+        let before = match seats.get(key) {
+            Some(occupant) if !admits(occupant) => return Err(occupant.clone()),
+            _ => seats.insert(key, seat),
+        };
+        self.panic_at(At::AfterInsertion);
+        Ok(before)
+    }
+
+    fn remove_if(&self, key: &&'static str, id: ConnectionId) -> Option<Seat<Value>> {
+        self.panic_at(At::BeforeRemoval);
+        let mut seats = self.seats();
+        let is_its = seats.get(key).is_some_and(|seat| seat.id() == id);
+        let removed = is_its.then(|| seats.remove(key)).flatten();
+        self.panic_at(At::AfterRemoval);
+        removed
+    }
+}
+
+/// Wherever the map panics as a seat is taken or given back: the seat goes with its connection, its value
+/// is dropped, and the connection forgets the map.
+#[tokio::test(start_paused = true)]
+async fn a_map_that_panics_keeps_no_seat_of_a_connection_that_has_ended() {
+    let counted = |dropped: &Arc<AtomicUsize>| {
+        let dropped = Arc::clone(dropped);
+        Value::doing(move || {
+            dropped.fetch_add(1, Ordering::SeqCst);
+        })
+    };
+    for at in [At::BeforeInsertion, At::Admission, At::AfterInsertion] {
+        for (is_taken, is_own) in [(true, false), (true, true), (false, false)] {
+            let map = Arc::new(Panicking::default());
+            let dropped = Arc::new(AtomicUsize::new(0));
+            let (other_stream, other, _) = wrapped();
+            let (stream, live, _) = wrapped();
+            if is_taken {
+                let holder = if is_own { &live } else { &other };
+                holder.register(&map, "alice", value()).unwrap();
+            }
+            *map.at.lock().unwrap() = Some(at);
+            let policy = ReplacePolicy::keep_both();
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                live.register_with(&map, "alice", counted(&dropped), &policy)
+            }));
+            let panics = is_taken || at != At::Admission;
+            assert_eq!(outcome.is_err(), panics, "{at:?}, taken: {is_taken}");
+            drop(outcome);
+            // Before the end the map is what it was, or has the newcomer.
+            let holder = map.seats().get("alice").map(Seat::id);
+            let is_in = !panics || at == At::AfterInsertion;
+            let before = is_taken.then(|| if is_own { live.id() } else { other.id() });
+            assert_eq!(holder, if is_in { Some(live.id()) } else { before });
+            drop(stream);
+            live.evicted().await;
+            let holder = map.seats().get("alice").map(Seat::id);
+            assert_ne!(holder, Some(live.id()), "{at:?}, taken: {is_taken}");
+            assert_eq!(dropped.load(Ordering::SeqCst), 1, "{at:?}");
+            drop(other_stream);
+            other.evicted().await;
+            assert!(map.seats().is_empty());
+            assert_eq!(Arc::strong_count(&map), 1);
+        }
+    }
+}
+
+/// The end comes from inside of the map, which then takes the seat in and panics.
+#[tokio::test(start_paused = true)]
+async fn a_map_that_ends_the_connection_and_panics_keeps_no_seat() {
+    for at in [At::BeforeInsertion, At::AfterInsertion] {
+        let (_stream, live, _) = wrapped();
+        let map = Arc::new(Panicking {
+            ends: Some(live.clone()),
+            at: Mutex::new(Some(at)),
+            ..Panicking::default()
+        });
+        let outcome = catch_unwind(AssertUnwindSafe(|| live.register(&map, "alice", value())));
+        assert!(outcome.is_err());
+        live.evict(4000, "");
+        assert!(map.seats().is_empty(), "{at:?}");
+        assert_eq!(Arc::strong_count(&map), 1);
+    }
+}
+
+/// A panic of the map's as a seat is given back is the caller's, and the end gives it back once more.
+#[tokio::test(start_paused = true)]
+async fn a_map_that_panics_as_a_seat_is_given_back_gives_it_back_at_the_end() {
+    for at in [At::BeforeRemoval, At::AfterRemoval] {
+        let map = Arc::new(Panicking::default());
+        let (stream, live, _) = wrapped();
+        live.register(&map, "alice", value()).unwrap();
+        *map.at.lock().unwrap() = Some(at);
+        let outcome = catch_unwind(AssertUnwindSafe(|| live.unregister(&map, &"alice")));
+        assert!(outcome.is_err());
+        assert_eq!(map.seats().is_empty(), at == At::AfterRemoval);
+        drop(stream);
+        live.evicted().await;
+        assert!(map.seats().is_empty());
+        assert_eq!(Arc::strong_count(&map), 1);
     }
 }
 

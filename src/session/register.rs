@@ -4,6 +4,7 @@ use std::any::Any;
 use std::error::Error;
 use std::fmt;
 use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -80,8 +81,9 @@ impl Liveness {
     ///
     /// # Panics
     ///
-    /// If the map does, because the key's `Hash` panics, say. Nothing is registered then, and the
-    /// maps of the standard library are not poisoned by it.
+    /// If the map does, because the key's `Hash` panics, say. If the map had put the seat in before it
+    /// panicked, the seat is taken out at the end of the connection as any other. The maps of the
+    /// standard library are not poisoned by it.
     pub fn register<K, V, M>(
         &self,
         map: &Arc<M>,
@@ -129,30 +131,36 @@ impl Liveness {
             value: PhantomData,
         });
         let place = chair.id;
-        // Declared first, so that it is dropped last: whoever waits for `taking` finds it done.
-        let mut undo = Undo {
-            live: self,
-            place: None,
-        };
         let taking = chair.taking.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(reason) = self.core().take_place(Arc::clone(&chair) as Arc<dyn Place>) {
             return Err(RegisterError::Ended { reason, value });
         }
-        undo.place = Some(place);
         let (id, refuses) = (self.id(), policy.kind == Kind::Refuse);
-        let inserted = map.insert_if(
-            key,
-            Seat::new(self.clone(), Arc::clone(&value), place),
-            &mut |occupant| !refuses || occupant.id() == id || occupant.live().has_ended(),
-        );
+        let seat = Seat::new(self.clone(), Arc::clone(&value), place);
+        let inserted = catch_unwind(AssertUnwindSafe(|| {
+            map.insert_if(key, seat, &mut |occupant| {
+                !refuses || occupant.id() == id || occupant.live().has_ended()
+            })
+        }));
         drop(taking);
         // Here and not later: what is done below may end the connection as well.
         let missed = chair.missed.load(Ordering::Relaxed);
         let before = match inserted {
-            Ok(before) => before,
-            Err(occupant) => return Err(RegisterError::Occupied { occupant, value }),
+            Ok(Ok(before)) => before,
+            Ok(Err(occupant)) => {
+                self.core().leave_place(place);
+                return Err(RegisterError::Occupied { occupant, value });
+            }
+            Err(panicked) => {
+                // Only the map knows whether it has put the seat in, so the place is kept: the seat is
+                // taken out at the end, or here if the connection has ended meanwhile.
+                if missed {
+                    let remove = AssertUnwindSafe(|| map.remove_if(&chair.key, id));
+                    let _removed = catch_unwind(remove);
+                }
+                resume_unwind(panicked)
+            }
         };
-        undo.place = None;
         if missed {
             map.remove_if(&chair.key, id);
         }
@@ -275,19 +283,5 @@ where
             return None;
         };
         Some(Box::new((self.key.clone(), seat)))
-    }
-}
-
-/// Has the connection forget a place that nothing came of: the map refused, or panicked.
-struct Undo<'a> {
-    live: &'a Liveness,
-    place: Option<PlaceId>,
-}
-
-impl Drop for Undo<'_> {
-    fn drop(&mut self) {
-        if let Some(place) = self.place {
-            self.live.core().leave_place(place);
-        }
     }
 }

@@ -4,7 +4,7 @@
 use std::cmp::Ordering as Order;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tower_ws_liveness::{ConnectionId, Seat, SessionMap};
@@ -148,21 +148,37 @@ pub(crate) use with_every_odd_map;
 // The keys and the values.
 
 /// A key that panics when the fuse has burnt down: after so many hashes or comparisons. It does not
-/// burn while it is below zero.
+/// burn while it is below zero. If that is asked for, it also panics when one of its clones is dropped.
 #[derive(Clone)]
 pub(crate) struct Key {
     pub(crate) name: &'static str,
     fuse: Arc<AtomicI32>,
+    panics_when_dropped: Arc<AtomicBool>,
 }
 
 pub(crate) fn key(name: &'static str) -> Key {
-    let fuse = Arc::new(AtomicI32::new(-1));
-    Key { name, fuse }
+    Key {
+        name,
+        fuse: Arc::new(AtomicI32::new(-1)),
+        panics_when_dropped: Arc::default(),
+    }
+}
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        let panics = self.panics_when_dropped.swap(false, Ordering::SeqCst);
+        assert!(!panics, "this key panics, as the test wants");
+    }
 }
 
 impl Key {
     pub(crate) fn light(&self, length: i32) {
         self.fuse.store(length, Ordering::SeqCst);
+    }
+
+    /// Has the first clone that is dropped panic.
+    pub(crate) fn panic_when_dropped(&self, panics: bool) {
+        self.panics_when_dropped.store(panics, Ordering::SeqCst);
     }
 
     fn burn(&self) {
