@@ -3,18 +3,32 @@
 
 mod support;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
 use axum::extract::ws::WebSocketUpgrade;
+use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
 use axum::routing::any;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use support::raw::{Answer, Frame, RawClient};
 use support::recorder::Recorder;
 use support::scene::{patient, quiet};
-use support::{echo_route, in_memory, ms, until, within};
+use support::{echo_route, in_memory, ms, switching_protocols, until, within};
 use tokio::io::DuplexStream;
-use tokio::time::Instant;
-use tower_ws_liveness::{HeartbeatLayer, IdleTimeoutLayer, Liveness, Reason};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_ws_liveness::{
+    HealthChange, HeartbeatLayer, IdleTimeoutLayer, Liveness, PolicyOverride, Reason, Registry,
+};
 
 async fn connect(app: &Router, path: &str) -> RawClient<DuplexStream> {
     RawClient::handshake(in_memory(app.clone(), 64 * 1024), path).await
@@ -240,4 +254,384 @@ async fn the_handler_finds_one_liveness_for_all_layers() {
     client.closed().await;
     outside.stays_at_for(1, ms(10_000)).await;
     inside.stays_at_for(2, ms(10_000)).await;
+}
+
+// Layers whose service refused a handshake that another service then took.
+
+/// Asks another service first: a response, or none if the routes are to answer.
+type Attempt = Arc<dyn Fn(Request) -> BoxFuture<'static, Option<Response>> + Send + Sync>;
+
+fn attempt<F>(ask: impl Fn(Request) -> F + Send + Sync + 'static) -> Attempt
+where
+    F: Future<Output = Option<Response>> + Send + 'static,
+{
+    Arc::new(move |request| ask(request).boxed())
+}
+
+/// "First the canary; what is not for it goes to the stable one": two services, one handshake.
+fn after(routes: Router, attempt: Attempt) -> Router {
+    routes.layer(from_fn(move |request: Request, next: Next| {
+        let attempt = Arc::clone(&attempt);
+        async move {
+            let (parts, body) = request.into_parts();
+            let copy = Request::from_parts(parts.clone(), Body::empty());
+            match attempt(copy).await {
+                Some(response) => response,
+                None => next.run(Request::from_parts(parts, body)).await,
+            }
+        }
+    }))
+}
+
+/// The answer of an application, unless it is a 404.
+fn unless_not_found(app: Router) -> Attempt {
+    attempt(move |request| {
+        let app = app.clone();
+        async move {
+            let response = app.oneshot(request).await.into_response();
+            (response.status() != StatusCode::NOT_FOUND).then_some(response)
+        }
+    })
+}
+
+fn not_found() -> Router {
+    Router::new().fallback(|| async { StatusCode::NOT_FOUND })
+}
+
+/// How a service behind a layer does not take a handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    NotFound,
+    AnotherProtocol,
+    Error,
+    Panic,
+    PanicAtOnce,
+    DroppedUnpolled,
+    Dropped,
+}
+
+const REFUSALS: [Refusal; 7] = [
+    Refusal::NotFound,
+    Refusal::AnotherProtocol,
+    Refusal::Error,
+    Refusal::Panic,
+    Refusal::PanicAtOnce,
+    Refusal::DroppedUnpolled,
+    Refusal::Dropped,
+];
+
+/// Has a service behind `layer` refuse the handshake.
+fn refused<L>(layer: L, refusal: Refusal) -> Attempt
+where
+    L: Layer<tower::util::BoxCloneSyncService<Request, Response, String>>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    L::Service: Service<Request, Response = Response, Error = String> + Send,
+    <L::Service as Service<Request>>::Future: Send,
+{
+    attempt(move |request| {
+        let answer = service_fn(move |_: Request| {
+            assert_ne!(refusal, Refusal::PanicAtOnce, "as the test wants");
+            async move {
+                match refusal {
+                    Refusal::NotFound => Ok(StatusCode::NOT_FOUND.into_response()),
+                    Refusal::AnotherProtocol => {
+                        let upgrade = [(header::UPGRADE, "h2c")];
+                        Ok((StatusCode::SWITCHING_PROTOCOLS, upgrade).into_response())
+                    }
+                    Refusal::Error => Err("as the test wants".to_owned()),
+                    Refusal::Panic => panic!("as the test wants"),
+                    _ => std::future::pending().await,
+                }
+            }
+        });
+        let service = tower::util::BoxCloneSyncService::new(answer);
+        let mut service = layer.layer(service);
+        async move {
+            let called = catch_unwind(AssertUnwindSafe(|| service.call(request)));
+            match (refusal, called) {
+                (Refusal::PanicAtOnce, called) => assert!(called.is_err()),
+                (Refusal::DroppedUnpolled, called) => drop(called.ok().unwrap()),
+                (_, called) => {
+                    let answered = AssertUnwindSafe(called.ok().unwrap()).catch_unwind();
+                    let _ = timeout(ms(10), answered).await;
+                }
+            }
+            None
+        }
+    })
+}
+
+/// An outer layer whose times play no part, and who is told by it.
+fn outermost() -> (HeartbeatLayer, Registry, Recorder) {
+    let recorder = Recorder::new();
+    let layer = quiet().on_evict(recorder.hook()).build().unwrap();
+    (layer.clone(), layer.registry(), recorder)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_whose_service_refused_has_no_part_in_the_connection() {
+    for refusal in REFUSALS {
+        let canary = Recorder::new();
+        let health = Arc::new(AtomicUsize::new(0));
+        let told = Arc::clone(&health);
+        let registry = Registry::new();
+        registry.limit(1);
+        let layer = HeartbeatLayer::builder()
+            .interval(ms(50))
+            .timeout(ms(50))
+            .registry(registry.clone())
+            .on_evict(canary.hook())
+            .on_health(move |_: &HealthChange| {
+                told.fetch_add(1, Ordering::SeqCst);
+            })
+            .build()
+            .unwrap();
+        let (outer, all, recorder) = outermost();
+        let routes = Router::new().route("/ws", echo_route());
+        let app = after(routes, refused(layer, refusal)).layer(outer);
+        let mut clients = Vec::new();
+        // More than the canary has room for.
+        for count in 1..=3 {
+            let mut client = connect(&app, "/ws").await;
+            echoes(&mut client).await;
+            assert_eq!((registry.len(), all.len()), (0, count), "{refusal:?}");
+            within("nothing of it", registry.wait_idle()).await;
+            clients.push(client);
+        }
+        for client in &mut clients {
+            assert_eq!(pings_within(client, ms(10_000)).await, 0, "{refusal:?}");
+        }
+        assert_eq!(health.load(Ordering::SeqCst), 0, "{refusal:?}");
+        drop(clients);
+        recorder.nth(3).await;
+        assert_eq!(canary.total(), 0, "{refusal:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_timeout_whose_service_refused_evicts_nobody() {
+    for refusal in REFUSALS {
+        let canary = Recorder::new();
+        let (outer, _, recorder) = outermost();
+        let routes = Router::new().route("/ws", echo_route());
+        let app = after(routes, refused(idle(ms(1_000), &canary), refusal)).layer(outer);
+        let mut client = connect(&app, "/ws").await;
+        echoes(&mut client).await;
+        recorder.stays_at_for(0, ms(10_000)).await;
+        drop(client);
+        assert_eq!(recorder.nth(1).await.reason, Reason::PeerVanished);
+        assert_eq!(canary.total(), 0, "{refusal:?}");
+    }
+}
+
+/// The innermost of those that remain decides.
+#[tokio::test(start_paused = true)]
+async fn of_three_layers_those_that_took_the_handshake_remain() {
+    // The innermost refuses: the one in the middle takes the handshake itself.
+    let (middle, inner) = (Recorder::new(), Recorder::new());
+    let (outer, all, outside) = outermost();
+    let routes = Router::new().route("/ws", echo_route());
+    let app = not_found().layer(every(ms(1_000), &inner));
+    let app = after(routes, unless_not_found(app)).layer(every(ms(100), &middle));
+    let app = app.layer(outer);
+    let mut client = connect(&app, "/ws").await;
+    let pings = pings_within(&mut client, ms(10_000)).await;
+    assert!((60..=100).contains(&pings), "{pings} pings");
+    assert_eq!(all.len(), 1);
+    drop(client);
+    let id = outside.nth(1).await.id;
+    assert_eq!((middle.count(id), inner.total()), (1, 0));
+
+    // The one in the middle refuses, though the innermost has accepted: both go.
+    let (middle, inner) = (Recorder::new(), Recorder::new());
+    let (outer, _, outside) = outermost();
+    let app = Router::new()
+        .fallback(|request: Request| async move { switching_protocols(&request) })
+        .layer(every(ms(50), &inner))
+        .layer(from_fn(async |request: Request, next: Next| {
+            drop(next.run(request).await);
+            StatusCode::NOT_FOUND
+        }))
+        .layer(every(ms(100), &middle));
+    let routes = Router::new().route("/ws", echo_route());
+    let app = after(routes, unless_not_found(app)).layer(outer);
+    let mut client = connect(&app, "/ws").await;
+    echoes(&mut client).await;
+    assert_eq!(pings_within(&mut client, ms(10_000)).await, 0);
+    drop(client);
+    outside.nth(1).await;
+    assert_eq!((middle.total(), inner.total()), (0, 0));
+
+    // Two are asked, one after the other: the first refuses, the second accepts.
+    let (first, second) = (Recorder::new(), Recorder::new());
+    let (outer, _, outside) = outermost();
+    let routes = Router::new()
+        .route("/ws", echo_route())
+        .layer(every(ms(100), &second));
+    let app = not_found().layer(every(ms(1_000), &first));
+    let app = after(routes, unless_not_found(app)).layer(outer);
+    let mut client = connect(&app, "/ws").await;
+    let pings = pings_within(&mut client, ms(10_000)).await;
+    assert!((60..=100).contains(&pings), "{pings} pings");
+    drop(client);
+    let id = outside.nth(1).await.id;
+    assert_eq!((first.total(), second.count(id)), (0, 1));
+}
+
+/// Who shares a registry or a hook with a layer that leaves keeps it.
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_leaves_takes_nothing_from_those_that_remain() {
+    for is_outer in [true, false] {
+        let registry = Registry::new();
+        registry.limit(1);
+        let recorder = Recorder::new();
+        let shared = quiet()
+            .registry(registry.clone())
+            .on_evict(recorder.hook())
+            .build()
+            .unwrap();
+        let routes = Router::new().route("/ws", echo_route());
+        let app = unless_not_found(not_found().layer(shared.clone()));
+        let app = match is_outer {
+            true => after(routes, app).layer(shared),
+            false => after(routes.layer(shared), app).layer(outermost().0),
+        };
+        let mut client = connect(&app, "/ws").await;
+        echoes(&mut client).await;
+        assert_eq!(registry.len(), 1);
+        let mut idle = Box::pin(registry.wait_idle());
+        assert!(
+            timeout(ms(100), &mut idle).await.is_err(),
+            "its place is lost"
+        );
+        drop(client);
+        recorder.nth(1).await;
+        within("the end", idle).await;
+        recorder.stays_at(1).await;
+    }
+}
+
+/// Two services are asked at once, and the one that refuses does so after the other has accepted.
+#[tokio::test(start_paused = true)]
+async fn a_layer_whose_service_refuses_late_leaves_a_connection_that_is_open() {
+    for is_same in [true, false] {
+        let (slow, quick) = (Recorder::new(), Recorder::new());
+        // Without it the outer layer's times hold again.
+        let layer = every(ms(5_000), &slow);
+        let other = every(ms(5_000), &quick);
+        let beside = if is_same { layer.clone() } else { other };
+        let outside = Recorder::new();
+        let outer = every(ms(100), &outside);
+        let (refuse, refused) = oneshot::channel::<()>();
+        let refused = Arc::new(Mutex::new(Some(refused)));
+        let app = Router::new().fallback(move || {
+            let refused = refused.lock().unwrap().take().unwrap();
+            async move {
+                let _ = refused.await;
+                StatusCode::NOT_FOUND
+            }
+        });
+        let app = app.layer(layer.clone());
+        let at_once = attempt(move |request| {
+            tokio::spawn(app.clone().oneshot(request));
+            async {
+                // So that it comes first.
+                tokio::task::yield_now().await;
+                None
+            }
+        });
+        let routes = Router::new().route("/ws", echo_route());
+        let routes = if is_same {
+            routes.layer(beside)
+        } else {
+            routes
+        };
+        let app = after(routes, at_once).layer(outer);
+        let mut client = connect(&app, "/ws").await;
+        echoes(&mut client).await;
+        assert_eq!(layer.registry().len(), 1);
+        assert!(pings_within(&mut client, ms(10_000)).await <= 3);
+        refuse.send(()).unwrap();
+        let pings = pings_within(&mut client, ms(10_000)).await;
+        if is_same {
+            // The same layer is on the route as well, and stays.
+            assert!(pings <= 3, "{pings} pings");
+            assert_eq!(layer.registry().len(), 1);
+        } else {
+            assert!((60..=100).contains(&pings), "{pings} pings");
+            assert_eq!(layer.registry().len(), 0);
+        }
+        drop(client);
+        outside.nth(1).await;
+        assert_eq!(slow.total(), usize::from(is_same));
+        until("the registries are empty", || layer.registry().is_empty()).await;
+    }
+}
+
+/// Overrides that came with the request of a layer go with it. What a handler has done on its handle
+/// stays: that is the connection's.
+#[tokio::test(start_paused = true)]
+async fn overrides_of_a_refused_request_go_and_those_on_the_handle_stay() {
+    for on_handle in [false, true] {
+        let inside = Recorder::new();
+        let outside = Recorder::new();
+        let kept = Arc::new(Mutex::new(None));
+        let keep = Arc::clone(&kept);
+        let app = Router::new()
+            .fallback(move |live: Liveness| {
+                if on_handle {
+                    live.set_interval(ms(200)).unwrap();
+                }
+                *keep.lock().unwrap() = Some(live);
+                async { StatusCode::NOT_FOUND }
+            })
+            .layer(every(ms(5_000), &inside))
+            .layer(from_fn(async |mut request: Request, next: Next| {
+                let often = PolicyOverride::builder().interval(ms(20)).build();
+                request.extensions_mut().insert(often.unwrap());
+                next.run(request).await
+            }));
+        let routes = Router::new().route("/ws", echo_route());
+        let outer = every(ms(1_000), &outside);
+        let app = after(routes, unless_not_found(app)).layer(outer);
+        let mut client = connect(&app, "/ws").await;
+        let pings = pings_within(&mut client, ms(20_000)).await;
+        let expected = if on_handle { 60..=100 } else { 15..=20 };
+        assert!(expected.contains(&pings), "{pings} pings");
+        // Its handle is one of the connection.
+        let live = kept.lock().unwrap().take().unwrap();
+        assert!(live.evict(4000, "by the canary"));
+        assert_eq!(outside.nth(1).await.reason, Reason::Kicked { code: 4000 });
+        assert_eq!((live.id(), inside.total()), (outside.nth(1).await.id, 0));
+    }
+}
+
+/// The outer layer's response is none either: there never was a connection.
+#[tokio::test(start_paused = true)]
+async fn where_all_refuse_nothing_is_left() {
+    for refusal in REFUSALS {
+        let inside = Recorder::new();
+        let inner = every(ms(50), &inside);
+        let (outer, all, outside) = outermost();
+        let registries = [inner.registry(), all];
+        let app = after(not_found(), refused(inner, refusal)).layer(outer);
+        let mut io = in_memory(app, 64 * 1024);
+        let head = support::raw::opening("/ws");
+        tokio::io::AsyncWriteExt::write_all(&mut io, head.as_bytes())
+            .await
+            .unwrap();
+        let mut answer = [0; 12];
+        tokio::io::AsyncReadExt::read_exact(&mut io, &mut answer)
+            .await
+            .unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 404");
+        for registry in registries {
+            within("nothing of it", registry.wait_idle()).await;
+        }
+        outside.stays_at_for(0, ms(1_000)).await;
+        assert_eq!(inside.total(), 0);
+    }
 }

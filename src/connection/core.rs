@@ -65,15 +65,25 @@ impl Core {
         let _ = self.driver.set(driver);
     }
 
-    /// Notes whom a layer wants to be told. A layer that wants nobody to be leaves no trace.
-    pub(super) fn attach(&self, listeners: &Arc<Listeners>) {
+    /// Adds the hooks of a layer. False if they are there already; a layer without hooks leaves no
+    /// trace.
+    pub(super) fn attach(&self, listeners: &Arc<Listeners>) -> bool {
         if listeners.is_empty() {
-            return;
+            return false;
         }
         let mut extras = self.extras();
-        if !extras.layers().any(|known| Arc::ptr_eq(known, listeners)) {
+        let is_new = !extras.layers().any(|known| Arc::ptr_eq(known, listeners));
+        if is_new {
             extras.add_layer(Arc::clone(listeners));
         }
+        is_new
+    }
+
+    /// Removes the hooks of a layer, unless they have been taken to be called.
+    pub(super) fn detach(&self, listeners: &Arc<Listeners>) {
+        let removed = self.extras().remove_layer(listeners);
+        // The layer itself has them too, and is dropped by the caller.
+        drop(removed);
     }
 
     /// Nobody but the connection's own hooks is to be told of its end.
@@ -96,6 +106,12 @@ impl Core {
 
     fn extras(&self) -> MutexGuard<'_, Extras> {
         self.extras.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a layer has health hooks.
+    pub(super) fn has_health_hooks(&self) -> bool {
+        let extras = self.extras();
+        extras.layers().any(|layer| !layer.health_hooks.is_empty())
     }
 
     /// Those who are told of the connection's health: each once, and nobody after the end.

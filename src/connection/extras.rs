@@ -78,6 +78,18 @@ impl Extras {
         }
     }
 
+    pub(super) fn remove_layer(&mut self, listeners: &Arc<Listeners>) -> Option<Arc<Listeners>> {
+        let mut layers = self.take_layers();
+        let place = layers
+            .iter()
+            .position(|known| Arc::ptr_eq(known, listeners));
+        let removed = place.map(|place| layers.remove(place));
+        for layer in layers {
+            self.add_layer(layer);
+        }
+        removed
+    }
+
     /// All layers that have hooks, in the order in which they came. To be dropped without the lock.
     pub(super) fn take_layers(&mut self) -> SmallVec<[Arc<Listeners>; 2]> {
         let more = self.rare.as_mut().map(|rare| mem::take(&mut rare.layers));

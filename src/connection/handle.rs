@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::attachments::AttachmentId;
 use super::core::Core;
 use super::registries::{Admission, Managed, Refused, View};
 use super::share::Share;
@@ -34,23 +35,32 @@ impl Liveness {
         Self { connection }
     }
 
-    /// Adds a layer, if its registry lets the handshake go on.
-    pub(crate) fn admit(&self, layer: &Share) -> Result<(), Refused> {
+    /// Adds an inner layer, if its registry lets the handshake go on, until what is returned is dropped or
+    /// [accepted](Attachment::accept).
+    pub(crate) fn join(
+        &self,
+        layer: &Arc<Share>,
+        within: Option<AttachmentId>,
+        overrides: Option<&Overrides>,
+    ) -> Result<Attachment, Refused> {
         // Another layer may have been let in by the same registry.
         let is_new = |tracker: &_| !self.connection.registries().is_in(tracker);
         let admission = match layer.tracker.as_ref().filter(|tracker| is_new(tracker)) {
             Some(_) => layer.admit()?,
             None => None,
         };
-        self.attach(layer, admission);
-        Ok(())
+        let connection = Arc::clone(&self.connection);
+        let id = connection.join(layer, within, admission, overrides);
+        Ok(Attachment {
+            connection: Some(Arc::clone(&self.connection)),
+            id,
+        })
     }
 
     pub(crate) fn attach(&self, layer: &Share, admission: Option<Admission>) {
         self.connection.attach(&layer.policy, &layer.listeners);
-        if let Some(admission) = admission {
-            self.connection.registries().add(admission);
-        }
+        let added = admission.map(|admission| self.connection.registries().add(admission));
+        drop(added);
     }
 
     /// One look at the connection, under its own lock.
@@ -340,6 +350,34 @@ impl Liveness {
         T: Any + Send + Sync,
     {
         self.core().session_set().await.map_err(Evicted::new)
+    }
+}
+
+/// An inner layer's part in a connection whose handshake the layer's service has not answered yet.
+/// Dropped, the layer is detached.
+pub(crate) struct Attachment {
+    connection: Option<Arc<dyn Managed>>,
+    id: AttachmentId,
+}
+
+impl Attachment {
+    pub(crate) fn id(&self) -> AttachmentId {
+        self.id
+    }
+
+    /// The response is an upgrade: the layer stays.
+    pub(crate) fn accept(mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.accept(self.id);
+        }
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.leave(self.id);
+        }
     }
 }
 

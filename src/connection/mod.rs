@@ -18,6 +18,7 @@
 //! | [`core`] | who is told of the end, and that it is once |
 //! | [`extras`] | what is kept for that |
 //! | [`birth`] | when it came |
+//! | [`attachments`] | inner layers that may have to be detached |
 //! | [`share`] | what the connections of a layer have in common |
 //! | [`registries`] | what its layers' registries see of it, and what it takes up in them |
 //! | [`places`] | the seats that it has to leave at its end |
@@ -28,6 +29,7 @@
 //! | [`watch`] | what both directions report to |
 //! | [`handle`] | [`Liveness`] |
 
+mod attachments;
 mod attend;
 mod birth;
 mod callers;
@@ -56,7 +58,9 @@ mod stream;
 mod told;
 mod watch;
 
+pub(crate) use attachments::AttachmentId;
 pub(crate) use capabilities::Capabilities;
+pub(crate) use handle::Attachment;
 pub use handle::Liveness;
 pub(crate) use places::{Place, PlaceId};
 pub(crate) use registries::{Managed, Refused, Track, View};

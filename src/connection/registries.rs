@@ -11,8 +11,10 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::attachments::AttachmentId;
 use super::core::Core;
 use super::extras::Listeners;
+use super::share::Share;
 use crate::evict::{ConnectionId, Eviction};
 use crate::monitor::{CloseFrame, Health, Overrides, Policy, Reason, Rtt, Stats};
 use crate::sync::{Mutex, MutexGuard};
@@ -38,6 +40,20 @@ pub(crate) trait Managed: Send + Sync {
     fn ping(self: Arc<Self>) -> oneshot::Receiver<Duration>;
     /// Adds a layer. Of two of a kind the later one's settings hold, and both are told of the end.
     fn attach(&self, policy: &Policy, listeners: &Arc<Listeners>);
+    /// Adds an inner layer, until it [leaves](Self::leave) or its response is
+    /// [accepted](Self::accept). `within` is the inner layer around it, if there is one, and `overrides`
+    /// came with its request.
+    fn join(
+        self: Arc<Self>,
+        layer: &Arc<Share>,
+        within: Option<AttachmentId>,
+        admission: Option<Admission>,
+        overrides: Option<&Overrides>,
+    ) -> AttachmentId;
+    /// Removes an inner layer, and all layers within it: for them there was no connection.
+    fn leave(self: Arc<Self>, id: AttachmentId);
+    /// The response of an inner layer is an upgrade.
+    fn accept(&self, id: AttachmentId);
 }
 
 /// What can be said of a connection at one moment.
@@ -69,7 +85,8 @@ pub(crate) trait Track: Send + Sync {
     fn announce(&self);
     /// What an open connection is to be told at once: nothing, unless it came too late.
     fn farewell(&self) -> Option<(Reason, CloseFrame)>;
-    /// Also comes for a connection that was never opened.
+    /// Also comes for a connection that was never opened, and for one that goes on without the layer:
+    /// then under a lock of the connection's.
     fn ended(&self, id: ConnectionId);
     /// Passes the end on. Comes once, after [`ended`](Self::ended).
     fn evicted(&self, eviction: &Eviction);
@@ -151,17 +168,33 @@ impl Registries {
         self.lock().is_in(tracker)
     }
 
-    /// Keeps of `admission` what the connection still takes up.
-    pub(super) fn add(&self, mut admission: Admission) {
+    /// Keeps of `admission` what the connection still takes up. True if that is a new place; the rest
+    /// may wake a task as it is dropped, so not under a lock.
+    pub(super) fn add(&self, mut admission: Admission) -> (bool, Admission) {
         let mut admissions = self.lock();
-        if !admissions.is_left() && !admissions.is_in(&admission.tracker) {
+        let is_new = !admissions.is_left() && !admissions.is_in(&admission.tracker);
+        if is_new {
             admissions.trackers.push(Arc::clone(&admission.tracker));
             admission.permit = admissions.vacated;
             admission.presence = false;
         }
-        drop(admissions);
-        // It may wake a task, so not under the lock.
-        drop(admission);
+        (is_new, admission)
+    }
+
+    /// Leaves one registry, and returns what was taken up in it: it may wake a task as it is dropped, so
+    /// not under a lock.
+    pub(super) fn remove(&self, tracker: &Arc<dyn Track>, id: ConnectionId) -> Option<Admission> {
+        let mut admissions = self.lock();
+        let mut trackers = admissions.trackers.iter();
+        let place = trackers.position(|known| Arc::ptr_eq(known, tracker))?;
+        let tracker = admissions.trackers.remove(place);
+        // At the end it is taken out by whoever has noticed that. Under the lock, or it might be entered
+        // anew in between.
+        if !admissions.vacated {
+            tracker.ended(id);
+        }
+        let (permit, presence) = (!admissions.vacated, !admissions.is_left());
+        Some(Admission::of(&tracker, permit, presence))
     }
 
     pub(super) fn trackers(&self) -> Trackers {

@@ -9,16 +9,18 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
+use super::attachments::{Attached, AttachmentId};
 use super::capabilities::Capabilities;
 use super::core::Core;
 use super::departure::let_go;
 use super::extras::Listeners;
-use super::registries::{Managed, Registries, View};
+use super::registries::{Admission, Managed, Registries, View};
+use super::share::Share;
 use super::state::{Phase, State};
 use super::told::Told;
 use super::watch::Notes;
 use crate::driver::{Drive, Driver};
-use crate::evict::Eviction;
+use crate::evict::{self, Eviction};
 use crate::health_hook;
 use crate::monitor::{CloseFrame, Moment, Overrides, Policy, Reason, Stats};
 use crate::sync::{AtomicBool, Mutex, MutexGuard};
@@ -272,6 +274,15 @@ where
         }
     }
 
+    /// Adds the hooks of a layer. False if they are there already.
+    fn attach_listeners(&self, state: &mut State<T>, listeners: &Arc<Listeners>) -> bool {
+        if !listeners.health_hooks.is_empty() {
+            let told = || Box::new(Told::new(self.core.id()));
+            state.told.get_or_insert_with(told);
+        }
+        self.core.attach(listeners)
+    }
+
     fn schedule(self: &Arc<Self>) {
         let Some(driver) = self.core.driver() else {
             return;
@@ -369,7 +380,7 @@ where
 
     fn override_policy(self: Arc<Self>, overrides: &Overrides) {
         let now = self.core.now();
-        self.enter(|state| state.override_policy(now, overrides));
+        self.enter(|state| state.override_policy(now, None, overrides));
     }
 
     fn change_policy(self: Arc<Self>, overrides: &Overrides) -> bool {
@@ -377,7 +388,7 @@ where
         self.enter(|state| {
             let fits = overrides.fits(&state.policy);
             if fits {
-                state.override_policy(now, overrides);
+                state.override_policy(now, None, overrides);
             }
             fits
         })
@@ -386,11 +397,77 @@ where
     fn attach(&self, policy: &Policy, listeners: &Arc<Listeners>) {
         let mut state = self.lock();
         state.attach(policy);
-        if !listeners.health_hooks.is_empty() {
-            let told = || Box::new(Told::new(self.core.id()));
-            state.told.get_or_insert_with(told);
+        self.attach_listeners(&mut state, listeners);
+    }
+
+    fn join(
+        self: Arc<Self>,
+        layer: &Arc<Share>,
+        within: Option<AttachmentId>,
+        admission: Option<Admission>,
+        overrides: Option<&Overrides>,
+    ) -> AttachmentId {
+        let now = self.core.now();
+        let id = AttachmentId::next();
+        // In one step, so that a layer that leaves meanwhile finds its heir or none.
+        let added = self.enter(|state| {
+            let owns_listeners = self.attach_listeners(state, &layer.listeners);
+            let added = admission.map(|admission| self.registries.add(admission));
+            let attached = Attached {
+                id,
+                within,
+                layer: Arc::clone(layer),
+                owns_listeners,
+                owns_place: matches!(added, Some((true, _))),
+                accepted: false,
+            };
+            state.join(now, attached, overrides);
+            added
+        });
+        drop(added);
+        id
+    }
+
+    fn leave(self: Arc<Self>, id: AttachmentId) {
+        let now = self.core.now();
+        let left = self.enter(|state| {
+            let removed = state.leave(now, id);
+            let mut admissions = Vec::new();
+            for Attached {
+                layer,
+                owns_listeners,
+                owns_place,
+                ..
+            } in &removed
+            {
+                let Some(others) = state.attachments() else {
+                    break;
+                };
+                if *owns_listeners && !others.inherit_listeners(layer) {
+                    self.core.detach(&layer.listeners);
+                }
+                if let Some(tracker) = layer.tracker.as_ref().filter(|_| *owns_place) {
+                    if !others.inherit_place(layer) {
+                        admissions.extend(self.registries.remove(tracker, self.core.id()));
+                    }
+                }
+            }
+            if !self.core.has_health_hooks() {
+                state.told = None;
+            }
+            (removed, admissions, state.take_final_attachments())
+        });
+        // Hooks may hang on it.
+        evict::discard(self.core.id(), left);
+    }
+
+    fn accept(&self, id: AttachmentId) {
+        let mut state = self.lock();
+        if let Some(attachments) = state.attachments() {
+            attachments.accept(id);
         }
+        let left = state.take_final_attachments();
         drop(state);
-        self.core.attach(listeners);
+        evict::discard(self.core.id(), left);
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::attachments::{Attached, AttachmentId, Attachments};
 use super::callers::Callers;
 use super::capabilities::Capabilities;
 use super::closing::Closing;
@@ -24,8 +25,7 @@ use crate::wire::Role;
 pub(super) struct State<T: 'static> {
     pub(super) phase: Phase,
     pub(super) policy: Policy,
-    /// What this connection has different, whichever layers come.
-    overrides: Option<Box<Overrides>>,
+    own: Option<Box<Own>>,
     pub(super) monitor: Monitor,
     pub(super) io: Option<T>,
     /// The upgrade was completed once.
@@ -43,6 +43,15 @@ pub(super) struct State<T: 'static> {
     pub(super) writer: Waiting,
     pub(super) link: Option<Link>,
     pub(super) capabilities: &'static Capabilities<T>,
+}
+
+/// What belongs to the policy of this connection alone. Few have anything of it.
+#[derive(Default)]
+struct Own {
+    /// What it has different, whichever layers come.
+    overrides: Overrides,
+    /// Only while the response of an inner layer is outstanding.
+    attachments: Option<Attachments>,
 }
 
 /// Who has the transport.
@@ -106,7 +115,7 @@ impl<T: 'static> State<T> {
             phase: Phase::Opening,
             monitor: Monitor::new(Moment::START, &policy, 0.0, 0),
             policy,
-            overrides: None,
+            own: None,
             io: None,
             opened: false,
             departure: Departure::Opening,
@@ -125,24 +134,85 @@ impl<T: 'static> State<T> {
 
     /// Adds a layer's settings. The later layer of a kind is the inner one, and wins.
     pub(super) fn attach(&mut self, layer: &Policy) {
-        if let Some(heartbeat) = &layer.heartbeat {
-            self.policy.heartbeat = Some(Arc::clone(heartbeat));
-        }
-        if let Some(idle) = &layer.idle {
-            self.policy.idle = Some(Arc::clone(idle));
-        }
-        if let Some(overrides) = &self.overrides {
-            overrides.apply(&mut self.policy);
+        self.policy.add(layer);
+        if let Some(own) = &self.own {
+            own.overrides.apply(&mut self.policy);
         }
     }
 
-    /// Replaces values of the policy, for this connection alone.
-    pub(super) fn override_policy(&mut self, now: Moment, overrides: &Overrides) {
-        let timeout = |policy: &Policy| Some(policy.heartbeat.as_ref()?.timeout);
-        let before = timeout(&self.policy);
-        let known = self.overrides.get_or_insert_default();
-        known.merge(overrides);
-        known.apply(&mut self.policy);
+    /// Adds the settings of an inner layer, which may be taken back, and the overrides that its request
+    /// has brought.
+    pub(super) fn join(&mut self, now: Moment, attached: Attached, overrides: Option<&Overrides>) {
+        let (id, layer) = (attached.id, Arc::clone(&attached.layer));
+        let own = self.own.get_or_insert_default();
+        let policy = &self.policy;
+        let attachments = own
+            .attachments
+            .get_or_insert_with(|| Attachments::new(policy.clone(), own.overrides.clone()));
+        attachments.add(attached);
+        let before = self.heartbeat_timeout();
+        self.attach(&layer.policy);
+        self.policy_changed(now, before);
+        if let Some(overrides) = overrides {
+            self.override_policy(now, Some(id), overrides);
+        }
+    }
+
+    /// Takes an inner layer's settings back, and those of the layers within it. Returns these layers.
+    pub(super) fn leave(&mut self, now: Moment, id: AttachmentId) -> Vec<Attached> {
+        let before = self.heartbeat_timeout();
+        let Some(own) = &mut self.own else {
+            return Vec::new();
+        };
+        let Some(attachments) = &mut own.attachments else {
+            return Vec::new();
+        };
+        let removed = attachments.remove(id);
+        (self.policy, own.overrides) = attachments.policy();
+        self.policy_changed(now, before);
+        removed
+    }
+
+    /// The inner layers, while a response of one of them is outstanding.
+    pub(super) fn attachments(&mut self) -> Option<&mut Attachments> {
+        self.own.as_mut()?.attachments.as_mut()
+    }
+
+    /// Takes what is kept of inner layers when no response is outstanding any more. To be dropped without
+    /// the lock.
+    pub(super) fn take_final_attachments(&mut self) -> Option<Attachments> {
+        let own = self.own.as_mut()?;
+        let attachments = own.attachments.take_if(|all| all.are_final())?;
+        if own.overrides == Overrides::default() {
+            self.own = None;
+        }
+        Some(attachments)
+    }
+
+    /// Replaces values of the policy, for this connection alone. `by` names the inner layer whose
+    /// request brought them, if one did.
+    pub(super) fn override_policy(
+        &mut self,
+        now: Moment,
+        by: Option<AttachmentId>,
+        overrides: &Overrides,
+    ) {
+        let before = self.heartbeat_timeout();
+        let own = self.own.get_or_insert_default();
+        if let Some(attachments) = &mut own.attachments {
+            attachments.add_overrides(by, overrides);
+        }
+        own.overrides.merge(overrides);
+        own.overrides.apply(&mut self.policy);
+        self.policy_changed(now, before);
+    }
+
+    fn heartbeat_timeout(&self) -> Option<Duration> {
+        Some(self.policy.heartbeat.as_ref()?.timeout)
+    }
+
+    /// The policy is another one from now on; the timeout of its pings was `before`.
+    fn policy_changed(&mut self, now: Moment, before: Option<Duration>) {
         if let Some(link) = &mut self.link {
             link.granularity = self.policy.step_millis();
         }

@@ -171,6 +171,13 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
+    /// Adds a layer. The later layer of a kind is the inner one, and wins.
+    pub(crate) fn add(&mut self, layer: &Self) {
+        let Self { heartbeat, idle } = layer;
+        self.heartbeat = heartbeat.clone().or(self.heartbeat.take());
+        self.idle = idle.clone().or(self.idle.take());
+    }
+
     /// Bound on the closing handshake: that of the layer whose verdict it is, or else the
     /// heartbeat's, or else the idle timeout's.
     pub(crate) fn close_timeout(&self, reason: Option<Reason>) -> Duration {

@@ -20,8 +20,11 @@ use super::bridge::Bridge;
 use super::detect::{Handshake, NotUpgradable, accepted, detect};
 use super::either::Either;
 use super::transport::Transport;
-use crate::connection::{Connection, Liveness, LivenessStream, Managed, Refused, Share};
+use crate::connection::{
+    Attachment, AttachmentId, Connection, Liveness, LivenessStream, Managed, Refused, Share,
+};
 use crate::driver::{Driver, NoDriver};
+use crate::monitor::Overrides;
 use crate::overrides::PolicyOverride;
 use crate::wire::Role;
 
@@ -29,17 +32,17 @@ use crate::wire::Role;
 /// opening handshake that the layer's registry has no room for does not come to `inner`, nor does one
 /// where there can be no driver.
 pub(crate) fn call<S, B>(
-    share: &Share,
+    share: &Arc<Share>,
     inner: &mut S,
     mut req: Request<B>,
 ) -> ResponseFuture<S::Future>
 where
     S: Service<Request<B>>,
 {
-    let answer = match Opening::intercept(share, &mut req) {
-        Ok(opening) => Answer::Inner {
+    let answer = match Part::take(share, &mut req) {
+        Ok(part) => Answer::Inner {
             inner: inner.call(req),
-            opening,
+            part,
         },
         Err(refusal) => {
             if let Refusal::ByRegistry(Refused { cause, retry_after }) = refusal {
@@ -58,6 +61,58 @@ enum Refusal {
     NoDriver(NoDriver),
 }
 
+/// A layer's part in an opening handshake that its service has not answered yet. Dropped, it has none.
+enum Part {
+    /// That of the outermost layer, which makes the connection.
+    Outermost(Opening),
+    /// That of a layer further in, which has joined it.
+    Inner(Handshake, Attachment),
+}
+
+/// In the request's extensions, for the layers further in: the innermost layer that has joined so far.
+#[derive(Clone, Copy)]
+struct Within(AttachmentId);
+
+impl Part {
+    /// `None` if there is nothing to be done for this request by this layer.
+    fn take<B>(share: &Arc<Share>, req: &mut Request<B>) -> Result<Option<Self>, Refusal> {
+        let Some(handshake) = detect(req) else {
+            return Ok(None);
+        };
+        // Taken out, so that a layer further in does not put it above what was set since.
+        let overrides = req.extensions_mut().remove::<PolicyOverride>();
+        let overrides = overrides.as_ref().map(PolicyOverride::values);
+        let extensions = req.extensions();
+        let Some(live) = extensions.get::<Liveness>() else {
+            let opening = Opening::intercept(share, handshake, overrides, req)?;
+            return Ok(opening.map(Self::Outermost));
+        };
+        // A layer further out has done all of it: one wrapper, one deadline.
+        let within = extensions.get::<Within>().map(|within| within.0);
+        let attachment = live
+            .join(share, within, overrides)
+            .map_err(Refusal::ByRegistry)?;
+        req.extensions_mut().insert(Within(attachment.id()));
+        Ok(Some(Self::Inner(handshake, attachment)))
+    }
+
+    /// The service has answered.
+    fn answered<B>(self, response: &Response<B>) {
+        // hyper fulfils its own end of any upgrade request some day, with a stream that is long
+        // dead. So whatever is not an accepted handshake ends here.
+        match self {
+            Self::Outermost(opening) if accepted(opening.handshake, response) => opening.arm(),
+            Self::Outermost(opening) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                opening.pass();
+            }
+            Self::Inner(handshake, attachment) if accepted(handshake, response) => {
+                attachment.accept();
+            }
+            Self::Outermost(_) | Self::Inner(..) => {}
+        }
+    }
+}
+
 /// An opening handshake that the handler has not answered yet.
 struct Opening {
     /// The response may be polled outside of it.
@@ -69,21 +124,13 @@ struct Opening {
 }
 
 impl Opening {
-    /// `None` if there is nothing to be done for this request by this layer.
-    fn intercept<B>(share: &Share, req: &mut Request<B>) -> Result<Option<Self>, Refusal> {
-        let Some(handshake) = detect(req) else {
-            return Ok(None);
-        };
-        // Taken out, so that a layer further in does not put it above what was set since.
-        let overrides = req.extensions_mut().remove::<PolicyOverride>();
-        if let Some(live) = req.extensions().get::<Liveness>() {
-            // A layer further out has done all of it: one wrapper, one deadline.
-            live.admit(share).map_err(Refusal::ByRegistry)?;
-            if let Some(overrides) = overrides {
-                live.override_policy(overrides.values());
-            }
-            return Ok(None);
-        }
+    /// `None` if the request cannot be upgraded after all.
+    fn intercept<B>(
+        share: &Share,
+        handshake: Handshake,
+        overrides: Option<&Overrides>,
+        req: &mut Request<B>,
+    ) -> Result<Option<Self>, Refusal> {
         // A request that cannot become a connection needs no driver.
         if req.extensions().get::<OnUpgrade>().is_some() {
             Driver::current().map_err(Refusal::NoDriver)?;
@@ -104,7 +151,7 @@ impl Opening {
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
         live.attach(share, place);
         if let Some(overrides) = overrides {
-            live.override_policy(overrides.values());
+            live.override_policy(overrides);
         }
         req.extensions_mut().insert(on_upgrade);
         req.extensions_mut().insert(live);
@@ -206,7 +253,7 @@ pin_project! {
         Inner {
             #[pin]
             inner: F,
-            opening: Option<Opening>,
+            part: Option<Part>,
         },
         Refused {
             refusal: Refusal,
@@ -222,19 +269,13 @@ where
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let (inner, opening) = match self.project().answer.project() {
-            AnswerProj::Inner { inner, opening } => (inner, opening),
+        let (inner, part) = match self.project().answer.project() {
+            AnswerProj::Inner { inner, part } => (inner, part),
             AnswerProj::Refused { refusal } => return Poll::Ready(Ok(refusal.response())),
         };
         let result = ready!(inner.poll(cx));
-        // hyper fulfils its own end of any upgrade request some day, with a stream that is long
-        // dead. So whatever is not an accepted handshake ends here.
-        if let (Some(opening), Ok(response)) = (opening.take(), &result) {
-            if accepted(opening.handshake, response) {
-                opening.arm();
-            } else if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                opening.pass();
-            }
+        if let (Some(part), Ok(response)) = (part.take(), &result) {
+            part.answered(response);
         }
         Poll::Ready(result)
     }
@@ -264,7 +305,7 @@ impl Refusal {
 impl<F> fmt::Debug for ResponseFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let is_handshake = match &self.answer {
-            Answer::Inner { opening, .. } => opening.is_some(),
+            Answer::Inner { part, .. } => part.is_some(),
             Answer::Refused { .. } => true,
         };
         f.debug_struct("ResponseFuture")
