@@ -6,9 +6,10 @@ mod logs;
 mod script;
 mod support;
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use support::raw::{RawClient, opening};
 use support::scene::{patient, quiet};
 use support::{echo, in_memory, within};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
 use tower_ws_liveness::{
     ConnectionId, Eviction, Evictions, HeartbeatLayer, Liveness, Overrun, Reason, Registry,
 };
@@ -345,4 +347,34 @@ fn nothing_is_lost_without_a_word() {
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids.len(), total);
+}
+
+/// As documented: an end that waits in a stream keeps the seats, and with them whoever waits for them.
+#[tokio::test]
+async fn a_consumer_that_lags_keeps_the_seats_of_an_end() {
+    let registry = Registry::new();
+    let layer = layer(&registry);
+    let map = Arc::new(Mutex::new(HashMap::new()));
+    for drops in [false, true] {
+        let mut evictions = registry.evictions();
+        let (_stream, live, _peer) = connect(&layer);
+        let (sender, mut channel) = mpsc::channel::<()>(1);
+        live.register(&map, "alice", sender).unwrap();
+        live.evict(4000, "bye");
+        live.evicted().await;
+        assert!(channel.recv().now_or_never().is_none(), "let go too early");
+        if drops {
+            drop(evictions);
+        } else {
+            let eviction = evictions.recv().await.unwrap().unwrap();
+            assert_eq!(eviction.seats::<&str, mpsc::Sender<()>>().count(), 1);
+            assert!(channel.recv().now_or_never().is_none());
+            drop(eviction);
+        }
+        assert_eq!(
+            channel.recv().now_or_never(),
+            Some(None),
+            "the channel is closed"
+        );
+    }
 }

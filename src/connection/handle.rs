@@ -313,7 +313,8 @@ impl Liveness {
     ///
     /// The slot is emptied when the connection has ended, all hooks have returned, the handler has
     /// dropped its socket, and nobody awaits [`evicted`](Self::evicted) any more; after that a value
-    /// is dropped at once. So the value may hold this handle without keeping both alive for ever. It
+    /// is dropped at once. An [`Eviction`] that is kept, or waits in a stream of
+    /// [`evictions`](crate::Registry::evictions), keeps its value. So the value may hold this handle without keeping both alive for ever. It
     /// must not be all that the handler waits for, as the only sender of its channel would be.
     pub fn set_session<T>(&self, session: T) -> Option<Arc<T>>
     where
