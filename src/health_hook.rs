@@ -50,7 +50,8 @@ use crate::monitor::{Health, Rtt, Stats};
 /// them are merged into one. After the end nothing is told any more, and what waits is dropped; only
 /// a hook that is being called at the same moment, on another thread, may still be running.
 ///
-/// A hook runs on whatever task noticed the change, outside every lock: it may use the connection's
+/// A hook runs on whatever task or thread noticed the change, in the context of the connection's runtime
+/// as [`OnEvict`](crate::OnEvict)'s do, and outside every lock: it may use the connection's
 /// handle, and end the connection. It must not block: hand slow work to a task or a channel. One that
 /// is slow is logged at WARN, with the time it took, as [`OnEvict`](crate::OnEvict)'s are. If it
 /// panics, the panic is caught and logged at WARN and nothing else comes of it; a program built with

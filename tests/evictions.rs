@@ -3,26 +3,31 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::error::Error;
 use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ws::{Message, WebSocket};
-use support::raw::{Answer, Frame};
+use support::raw::{Answer, Frame, RawClient};
 use support::recorder::Recorder;
 use support::scene::{Scene, patient, quiet};
 use support::wire::{Wire, over_each_wire};
 use support::{Server, echo, echo_route, ms, never_reads, until, watched_route, within};
-use tokio::io::duplex;
+use tokio::io::{AsyncRead, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
+use tokio::runtime::{Builder, Handle, Id};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tower_ws_liveness::{
-    Evicted, Eviction, HeartbeatLayer, HeartbeatLayerBuilder, IdleTimeoutLayerBuilder, Liveness,
-    Reason, Registry,
+    Evicted, Eviction, HealthChange, HeartbeatLayer, HeartbeatLayerBuilder,
+    IdleTimeoutLayerBuilder, Liveness, LivenessStream, OnEvict, OnHealth, Reason, Registry,
 };
 
 over_each_wire! {
@@ -395,4 +400,120 @@ async fn the_router_without_evictions_tells_nobody(wire: Wire) {
     drop(client);
     recorder.nth(1).await;
     until("the registry is empty", || registry.is_empty()).await;
+}
+
+// In which context hooks run.
+
+type Socket = LivenessStream<DuplexStream>;
+
+/// Runs `act` on a thread that has nothing to do with any runtime.
+fn on_a_plain_thread<R: Send + 'static>(act: impl FnOnce() -> R + Send + 'static) -> R {
+    std::thread::spawn(act).join().unwrap()
+}
+
+/// Hooks of a layer that have a task do their work, and tell which runtime ran it.
+fn spawning() -> (HeartbeatLayer, mpsc::UnboundedReceiver<(&'static str, Id)>) {
+    let (tell, told) = mpsc::unbounded_channel();
+    let spawn = move |what: &'static str| {
+        let tell = tell.clone();
+        tokio::spawn(async move { tell.send((what, Handle::current().id())) });
+    };
+    let on_health = spawn.clone();
+    let layer = quiet()
+        .on_evict(move |_: &Eviction| spawn("end"))
+        .on_health(move |_: &HealthChange| on_health("health"))
+        .build();
+    (layer.unwrap(), told)
+}
+
+/// Whichever thread brings the end about, a hook may have a task of the connection's runtime do its work.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hooks_run_in_the_context_of_the_connections_runtime() {
+    let ends: [(&str, fn(Socket, Liveness)); 5] = [
+        ("a kick", |_kept, live| {
+            on_a_plain_thread(move || assert!(live.evict(4000, "by an operator's thread")));
+        }),
+        ("a kick from another runtime", |_kept, live| {
+            on_a_plain_thread(move || {
+                let other = Builder::new_current_thread().build().unwrap();
+                other.block_on(async { assert!(live.evict(4000, "")) });
+            });
+        }),
+        ("a newcomer", |_kept, live| {
+            let layer = HeartbeatLayer::default();
+            let (_stream, newcomer) = layer.wrap_server(duplex(64).0);
+            on_a_plain_thread(move || {
+                let map = Arc::new(Mutex::new(HashMap::new()));
+                live.register(&map, "alice", ()).unwrap();
+                assert!(newcomer.register(&map, "alice", ()).unwrap().is_some());
+            });
+        }),
+        ("a stream that is dropped", |stream, _| {
+            on_a_plain_thread(|| drop(stream))
+        }),
+        ("the end of a thread", |stream, _| {
+            thread_local! {
+                static KEPT: Cell<Option<Socket>> = const { Cell::new(None) };
+            }
+            on_a_plain_thread(move || KEPT.set(Some(stream)));
+        }),
+    ];
+    let runtime = Handle::current().id();
+    for (what, end) in ends {
+        let (layer, mut told) = spawning();
+        let (ours, mut theirs) = duplex(64);
+        let (mut stream, live) = layer.wrap_server(ours);
+        // A frame that is malformed, so that there is something to tell of the connection's health.
+        theirs.write_all(&[0xff, 0xff, 0xff]).await.unwrap();
+        stream = on_a_plain_thread(move || {
+            let mut bytes = [0; 16];
+            let mut buf = ReadBuf::new(&mut bytes);
+            let cx = &mut Context::from_waker(Waker::noop());
+            assert!(Pin::new(&mut stream).poll_read(cx, &mut buf).is_ready());
+            stream
+        });
+        assert_eq!(
+            within(what, told.recv()).await,
+            Some(("health", runtime)),
+            "{what}"
+        );
+        end(stream, live.clone());
+        assert_eq!(
+            within(what, told.recv()).await,
+            Some(("end", runtime)),
+            "{what}"
+        );
+        // A hook that comes after the end as well.
+        let (tell, late) = tokio::sync::oneshot::channel();
+        on_a_plain_thread(move || {
+            live.on_evict(move |_| {
+                tokio::spawn(async move { tell.send(Handle::current().id()) });
+            });
+        });
+        assert_eq!(within(what, late).await, Ok(runtime), "{what}");
+    }
+}
+
+/// Where there is nothing left to run it, what a hook spawns is dropped, and the hook itself is called.
+#[test]
+fn hooks_of_a_runtime_that_is_gone_are_called() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let layer = quiet()
+        .on_evict(move |_: &Eviction| {
+            tokio::spawn(async { unreachable!("nothing runs it") });
+            tell.send(()).unwrap();
+        })
+        .build()
+        .unwrap();
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_time()
+        .build()
+        .unwrap();
+    let (ours, _theirs) = duplex(64);
+    let (stream, live) = runtime.block_on(async { layer.wrap_server(ours) });
+    drop(runtime);
+    live.evict(4000, "bye");
+    drop(stream);
+    assert_eq!(told.try_iter().count(), 1);
 }

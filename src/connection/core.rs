@@ -15,7 +15,7 @@ use crate::driver::Driver;
 use crate::evict::{self, ConnectionId, Eviction, LocalHook, OnEvict};
 use crate::health_hook::OnHealth;
 use crate::monitor::{Moment, Reason};
-use crate::sync::{Mutex, MutexGuard, Notify, OnceLock};
+use crate::sync::{Mutex, MutexGuard, Notify, OnceLock, in_runtime};
 
 /// The part of a connection that does not know its transport.
 pub(crate) struct Core {
@@ -63,6 +63,15 @@ impl Core {
     /// Names the driver. A connection is opened once, so the first one stays.
     pub(super) fn set_driver(&self, driver: Arc<Driver>) {
         let _ = self.driver.set(driver);
+    }
+
+    /// Calls hooks, or what else is the application's, in the context of the driver's runtime: the thread
+    /// that notices an end need not have any. A connection that was never open has no driver.
+    pub(super) fn in_runtime<R>(&self, act: impl FnOnce() -> R) -> R {
+        match self.driver() {
+            Some(driver) => in_runtime(driver.runtime(), act),
+            None => act(),
+        }
     }
 
     /// Adds the hooks of a layer. False if they are there already; a layer without hooks leaves no
@@ -312,7 +321,7 @@ impl Core {
         }
         drop(extras);
         if let Some(eviction) = self.ended() {
-            evict::call_local(hook, &eviction);
+            self.in_runtime(|| evict::call_local(hook, &eviction));
         }
     }
 

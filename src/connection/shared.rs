@@ -146,7 +146,7 @@ where
         drop(state);
         self.log(aftermath.notes);
         if let Some(eviction) = eviction {
-            self.tell_end(eviction);
+            self.core.in_runtime(|| self.tell_end(eviction));
         }
         if let Some(link) = aftermath.link {
             link.driver.remove(link.key);
@@ -172,7 +172,7 @@ where
             self.schedule();
         }
         if aftermath.news {
-            self.tell_health();
+            self.core.in_runtime(|| self.tell_health());
         }
     }
 

@@ -20,6 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 use std::task::Waker;
 
+use tokio::runtime::Handle;
 use tokio::task::unconstrained;
 
 pub(crate) use clock::Clock;
@@ -48,6 +49,7 @@ pub(crate) trait Drive: Send + Sync {
 
 /// The driver of one runtime. Cheap to share; every connection holds one.
 pub(crate) struct Driver {
+    runtime: Handle,
     clock: Clock,
     queue: Mutex<Queue>,
 }
@@ -75,8 +77,9 @@ enum Task {
 }
 
 impl Driver {
-    fn new() -> Self {
+    fn new(runtime: Handle) -> Self {
         Self {
+            runtime,
             clock: Clock::start(),
             queue: Mutex::new(Queue {
                 wheel: Wheel::new(0),
@@ -84,6 +87,11 @@ impl Driver {
                 task: Task::None,
             }),
         }
+    }
+
+    /// The runtime that the driver's task runs on. It may be gone.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
     }
 
     pub(crate) fn clock(&self) -> &Clock {

@@ -78,7 +78,7 @@ impl Driver {
         }
         if has_timer {
             runtimes.retain(|_, known| known.is_in_use());
-            let driver = Arc::new(Self::new());
+            let driver = Arc::new(Self::new(runtime));
             runtimes.insert(id, Known::Driver(Arc::downgrade(&driver)));
             return Ok(driver);
         }

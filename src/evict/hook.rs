@@ -28,8 +28,13 @@ const SLOW: Duration = Duration::from_millis(100);
 /// # }
 /// ```
 ///
-/// A hook runs on whatever task noticed the end, outside every lock and before the Close frame is
-/// sent. It must not block: hand slow work to a task or a channel. One that takes 100 ms or longer is
+/// A hook runs on whatever task or thread noticed the end, outside every lock and before the Close frame
+/// is sent. On every thread it has the context of the runtime in which the connection was opened, so
+/// `tokio::spawn` starts a task there; if that runtime is gone, or being shut down, the task is dropped
+/// without being run. A connection that never was open has no such runtime, and its hooks have the context
+/// of the caller that ended it: none on a plain thread, where `tokio::spawn` panics.
+///
+/// It must not block: hand slow work to a task or a channel. One that takes 100 ms or longer is
 /// logged at WARN, with its duration: as likely as not it has held up the driver, and with it all
 /// connections of the runtime. If it panics, the panic is caught and logged at WARN, the remaining
 /// hooks run, and the eviction goes on; a program built with `panic = "abort"` ends, as with any

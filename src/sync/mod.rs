@@ -10,8 +10,8 @@ pub(crate) mod modelled;
 
 #[cfg(all(test, liveness_loom))]
 pub(crate) use modelled::{
-    AtomicBool, Mutex, MutexGuard, Notify, OnceLock, Sleep, ThreadId, current_thread, sleep_until,
-    spawn,
+    AtomicBool, Mutex, MutexGuard, Notify, OnceLock, Sleep, ThreadId, current_thread, in_runtime,
+    sleep_until, spawn,
 };
 
 #[cfg(not(all(test, liveness_loom)))]
@@ -26,3 +26,51 @@ pub(crate) use tokio::{
     sync::Notify,
     time::{Sleep, sleep_until},
 };
+
+/// Calls `act` in the context of this runtime, whichever thread this is.
+#[cfg(not(all(test, liveness_loom)))]
+pub(crate) fn in_runtime<R>(runtime: &tokio::runtime::Handle, act: impl FnOnce() -> R) -> R {
+    let current = tokio::runtime::Handle::try_current();
+    // A thread that is about to end has no context any more, and to enter one would panic.
+    let can_enter = !current.is_err_and(|error| error.is_thread_local_destroyed());
+    let _entered = can_enter.then(|| runtime.enter());
+    act()
+}
+
+#[cfg(all(test, not(liveness_loom)))]
+mod tests {
+    use std::cell::Cell;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use tokio::runtime::{Builder, Handle};
+
+    use super::in_runtime;
+
+    /// Calls `in_runtime` as it is dropped.
+    struct Last(Handle, mpsc::Sender<()>);
+
+    impl Drop for Last {
+        fn drop(&mut self) {
+            in_runtime(&self.0, || self.1.send(()).unwrap());
+        }
+    }
+
+    /// A thread that ends destroys its thread-local values one by one, tokio's context among them.
+    #[test]
+    fn a_thread_without_a_context_calls_all_the_same() {
+        thread_local! {
+            static KEPT: Cell<Option<Last>> = const { Cell::new(None) };
+        }
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let (tell, told) = mpsc::channel();
+        let last = Last(runtime.handle().clone(), tell);
+        let thread = thread::spawn(move || {
+            KEPT.set(Some(last));
+            // Made last, so it is destroyed first.
+            assert!(Handle::try_current().is_err());
+        });
+        thread.join().unwrap();
+        assert_eq!(told.iter().count(), 1);
+    }
+}

@@ -106,6 +106,11 @@ pub(crate) fn spawned() -> usize {
     world().tasks.lock().unwrap().len()
 }
 
+/// All threads of a model are in the context of one runtime already, and take turns in it.
+pub(crate) fn in_runtime<R>(_: &tokio::runtime::Handle, act: impl FnOnce() -> R) -> R {
+    act()
+}
+
 /// A task, on a thread of its own. It is dropped half done when the runtime is shut down.
 pub(crate) fn spawn(task: impl Future + Send + 'static) {
     let parker = Arc::new(Parker::default());
