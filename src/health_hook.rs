@@ -1,7 +1,9 @@
 //! Who is told that a connection's health has changed, and of what.
 
 use std::fmt;
+use std::sync::Arc;
 
+use crate::evict::sealed::{IntoArc, Shared, SharedDyn, Value};
 use crate::evict::{self, ConnectionId};
 use crate::monitor::{Health, Rtt, Stats};
 
@@ -62,6 +64,24 @@ use crate::monitor::{Health, Rtt, Stats};
 pub trait OnHealth: Send + Sync + 'static {
     /// Called once for each change.
     fn on_health(&self, change: &HealthChange);
+}
+
+impl<T: OnHealth> IntoArc<dyn OnHealth, Value> for T {
+    fn into_arc(self) -> Arc<dyn OnHealth> {
+        Arc::new(self)
+    }
+}
+
+impl<T: OnHealth> IntoArc<dyn OnHealth, Shared> for Arc<T> {
+    fn into_arc(self) -> Arc<dyn OnHealth> {
+        self
+    }
+}
+
+impl IntoArc<dyn OnHealth, SharedDyn> for Arc<dyn OnHealth> {
+    fn into_arc(self) -> Arc<dyn OnHealth> {
+        self
+    }
 }
 
 impl<F> OnHealth for F
@@ -148,7 +168,6 @@ pub(crate) fn call(hook: &dyn OnHealth, change: &HealthChange) {
 mod tests {
     use super::*;
     use std::panic;
-    use std::sync::Arc;
     use std::thread;
     use std::time::Duration;
     use tracing_test::traced_test;

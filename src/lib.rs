@@ -134,7 +134,7 @@ mod wire;
 
 pub use config::ConfigError;
 pub use connection::{Liveness, LivenessStream};
-pub use evict::{ConnectionId, Evicted, Eviction, OnEvict};
+pub use evict::{ConnectionId, Evicted, Eviction, IntoHook, OnEvict};
 #[cfg(feature = "axum")]
 pub use extract::LivenessRejection;
 pub use handshake::HandshakeStream;

@@ -406,6 +406,9 @@ async fn the_router_without_evictions_tells_nobody(wire: Wire) {
 
 type Socket = LivenessStream<DuplexStream>;
 
+/// How a test ends a connection.
+type End = fn(Socket, Liveness);
+
 /// Runs `act` on a thread that has nothing to do with any runtime.
 fn on_a_plain_thread<R: Send + 'static>(act: impl FnOnce() -> R + Send + 'static) -> R {
     std::thread::spawn(act).join().unwrap()
@@ -429,7 +432,7 @@ fn spawning() -> (HeartbeatLayer, mpsc::UnboundedReceiver<(&'static str, Id)>) {
 /// Whichever thread brings the end about, a hook may have a task of the connection's runtime do its work.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hooks_run_in_the_context_of_the_connections_runtime() {
-    let ends: [(&str, fn(Socket, Liveness)); 5] = [
+    let ends: [(&str, End); 5] = [
         ("a kick", |_kept, live| {
             on_a_plain_thread(move || assert!(live.evict(4000, "by an operator's thread")));
         }),
@@ -516,4 +519,68 @@ fn hooks_of_a_runtime_that_is_gone_are_called() {
     live.evict(4000, "bye");
     drop(stream);
     assert_eq!(told.try_iter().count(), 1);
+}
+
+// One hook of several layers.
+
+/// A hook of both kinds, which counts.
+#[derive(Default)]
+struct Counter {
+    ends: AtomicUsize,
+    changes: AtomicUsize,
+}
+
+impl OnEvict for Counter {
+    fn on_evict(&self, _: &Eviction) {
+        self.ends.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl OnHealth for Counter {
+    fn on_health(&self, _: &HealthChange) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// An `Arc` is one hook, however often and in whatever form it is given.
+#[tokio::test(start_paused = true)]
+async fn a_hook_that_several_layers_share_is_called_once() {
+    let counter = Arc::new(Counter::default());
+    let (of_ends, of_health): (Arc<dyn OnEvict>, Arc<dyn OnHealth>) =
+        (counter.clone(), counter.clone());
+    let other = Arc::new(Counter::default());
+    let heartbeat = quiet()
+        .interval(ms(100))
+        .timeout(ms(100))
+        .missed_pings(3)
+        .on_evict(counter.clone())
+        .on_evict(counter.clone())
+        .on_evict(other.clone())
+        .on_health(counter.clone())
+        .on_health(of_health.clone())
+        .build()
+        .unwrap();
+    let idle = patient()
+        .on_evict(of_ends.clone())
+        .on_evict(Arc::new(|_: &Eviction| {}))
+        .on_health(of_health)
+        .build()
+        .unwrap();
+    let app = Router::new()
+        .route("/ws", echo_route())
+        .layer(idle)
+        .layer(heartbeat)
+        .layer(quiet().on_evict(of_ends).build().unwrap());
+    for count in 1..=2 {
+        let io = support::in_memory(app.clone(), 1024);
+        let client = RawClient::handshake(io, "/ws").await;
+        let mut client = client.answering(Answer::Nothing);
+        client.closed().await;
+        let ends = || counter.ends.load(Ordering::SeqCst);
+        until("the end", || ends() == count).await;
+        // Silent for half of the timeout, and at each ping that is missed.
+        assert_eq!(counter.changes.load(Ordering::SeqCst), 3 * count);
+        assert_eq!(other.ends.load(Ordering::SeqCst), count);
+        assert_eq!(ends(), count);
+    }
 }

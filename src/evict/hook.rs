@@ -4,6 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{ConnectionId, Eviction};
@@ -51,6 +52,79 @@ const SLOW: Duration = Duration::from_millis(100);
 pub trait OnEvict: Send + Sync + 'static {
     /// Called once for each connection that ends.
     fn on_evict(&self, eviction: &Eviction);
+}
+
+/// A hook as the builders of the layers take it, where `H` is [`dyn OnEvict`](OnEvict) or
+/// [`dyn OnHealth`](crate::OnHealth): a value that implements the trait, a closure, or an [`Arc`] of such
+/// a value.
+///
+/// A hook is told from others by its `Arc`. One that is given to several layers, or twice to one, is
+/// called once for each connection:
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use tower_ws_liveness::{
+///     ConfigError, Eviction, HeartbeatLayer, IdleTimeoutLayer, OnEvict,
+/// };
+///
+/// struct Audit;
+///
+/// impl OnEvict for Audit {
+///     fn on_evict(&self, ev: &Eviction) {
+///         println!("{} is gone: {}", ev.id(), ev.reason());
+///     }
+/// }
+///
+/// # fn main() -> Result<(), ConfigError> {
+/// let audit = Arc::new(Audit);
+/// let heartbeat = HeartbeatLayer::builder().on_evict(Arc::clone(&audit)).build()?;
+/// let idle = IdleTimeoutLayer::builder().on_evict(audit).build()?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// This trait cannot be implemented outside of this crate. `M` is found by the compiler: it tells a value
+/// from an `Arc`.
+pub trait IntoHook<H: ?Sized, M>: sealed::IntoArc<H, M> {}
+
+impl<T, H: ?Sized, M> IntoHook<H, M> for T where T: sealed::IntoArc<H, M> {}
+
+pub(crate) mod sealed {
+    use std::sync::Arc;
+
+    /// Makes a hook of a value or of an `Arc`. `M` keeps the two apart: to the compiler an `Arc` might be a
+    /// closure one day, and so a value.
+    pub trait IntoArc<H: ?Sized, M> {
+        fn into_arc(self) -> Arc<H>;
+    }
+
+    #[derive(Debug)]
+    pub enum Value {}
+
+    #[derive(Debug)]
+    pub enum Shared {}
+
+    #[derive(Debug)]
+    pub enum SharedDyn {}
+}
+
+impl<T: OnEvict> sealed::IntoArc<dyn OnEvict, sealed::Value> for T {
+    fn into_arc(self) -> Arc<dyn OnEvict> {
+        Arc::new(self)
+    }
+}
+
+impl<T: OnEvict> sealed::IntoArc<dyn OnEvict, sealed::Shared> for Arc<T> {
+    fn into_arc(self) -> Arc<dyn OnEvict> {
+        self
+    }
+}
+
+impl sealed::IntoArc<dyn OnEvict, sealed::SharedDyn> for Arc<dyn OnEvict> {
+    fn into_arc(self) -> Arc<dyn OnEvict> {
+        self
+    }
 }
 
 impl<F> OnEvict for F
@@ -164,7 +238,6 @@ fn message(payload: &(dyn Any + Send)) -> &str {
 mod tests {
     use super::*;
     use crate::evict::Reason;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
     use tracing_test::traced_test;
 

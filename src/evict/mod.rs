@@ -18,8 +18,10 @@ mod id;
 pub(crate) use crate::monitor::Reason;
 pub use evicted::Evicted;
 pub use eviction::Eviction;
-pub use hook::OnEvict;
+pub use hook::{IntoHook, OnEvict};
 pub use id::ConnectionId;
 
 pub(crate) use eviction::Seats;
-pub(crate) use hook::{LocalHook, call, call_local, discard, guard_map, guard_waker, survive};
+pub(crate) use hook::{
+    LocalHook, call, call_local, discard, guard_map, guard_waker, sealed, survive,
+};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::IdleTimeoutLayer;
 use crate::config::{self, ConfigError};
-use crate::evict::OnEvict;
+use crate::evict::{IntoHook, OnEvict};
 use crate::health_hook::OnHealth;
 use crate::monitor::{CloseFrame, IdlePolicy, Traffic};
 use crate::registry::Registry;
@@ -150,11 +150,12 @@ impl IdleTimeoutLayerBuilder {
     ///
     /// May be called several times. Each hook is called once per connection, in the order in which
     /// they were added. The hook is told of every end, not only of those that this layer brings
-    /// about: see [`Reason`](crate::Reason).
+    /// about: see [`Reason`](crate::Reason). An [`Arc`] that is given to several layers is one hook, and
+    /// is called once: see [`IntoHook`].
     ///
     /// Nothing is refused.
-    pub fn on_evict(mut self, hook: impl OnEvict) -> Self {
-        self.hooks.push(Arc::new(hook));
+    pub fn on_evict<M>(mut self, hook: impl IntoHook<dyn OnEvict, M>) -> Self {
+        self.hooks.push(hook.into_arc());
         self
     }
 
@@ -162,11 +163,12 @@ impl IdleTimeoutLayerBuilder {
     /// none.
     ///
     /// May be called several times. Each hook is told of each change once, in the order in which they
-    /// were added. What counts as a change is said at [`OnHealth`].
+    /// were added. What counts as a change is said at [`OnHealth`]. An [`Arc`] that is given to several
+    /// layers is one hook, see [`IntoHook`].
     ///
     /// Nothing is refused.
-    pub fn on_health(mut self, hook: impl OnHealth) -> Self {
-        self.health_hooks.push(Arc::new(hook));
+    pub fn on_health<M>(mut self, hook: impl IntoHook<dyn OnHealth, M>) -> Self {
+        self.health_hooks.push(hook.into_arc());
         self
     }
 
