@@ -29,8 +29,6 @@ pub enum Malformed {
     OversizedControl,
     /// A length of more than 63 bits.
     LengthTopBit,
-    /// The sender's role asks for the contrary.
-    Masking,
 }
 
 /// What a prefix is to our pings.
@@ -44,13 +42,14 @@ pub enum Probe {
     Pong([u8; 8], usize),
 }
 
-impl Scanner {
+impl Default for Scanner {
     /// At the first frame boundary.
-    #[must_use]
-    pub fn new(masked: bool) -> Self {
-        Self(wire::Scanner::new(masked))
+    fn default() -> Self {
+        Self(wire::Scanner::new())
     }
+}
 
+impl Scanner {
     /// Up to the end of the next frame, or of `bytes`.
     pub fn advance(&mut self, bytes: &[u8]) -> (usize, Option<FrameEnd>) {
         let (consumed, end) = self.0.advance(bytes);
@@ -82,15 +81,14 @@ impl Scanner {
             wire::Malformed::FragmentedControl => Malformed::FragmentedControl,
             wire::Malformed::OversizedControl => Malformed::OversizedControl,
             wire::Malformed::LengthTopBit => Malformed::LengthTopBit,
-            wire::Malformed::Masking => Malformed::Masking,
         })
     }
 }
 
 /// Whether `prefix` may be the answer to one of our pings.
 #[must_use]
-pub fn probe_pong(prefix: &[u8], masked: bool) -> Probe {
-    match wire::probe_pong(prefix, masked) {
+pub fn probe_pong(prefix: &[u8]) -> Probe {
+    match wire::probe_pong(prefix) {
         wire::Probe::No => Probe::No,
         wire::Probe::NeedMore => Probe::NeedMore,
         wire::Probe::Pong { payload, frame_len } => Probe::Pong(payload, frame_len),

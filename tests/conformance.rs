@@ -92,11 +92,17 @@ fn the_corpus_own_parser_knows_its_place() {
         assert_eq!(place(&text[..end]), Place::Inside, "{end}");
     }
     assert_eq!(place(&text), Place::Boundary);
+    // Against the rules of section 5.1, and yet it is known where it ends.
+    let bare = Frame::text("abc").unmasked();
+    for end in 1..bare.len() {
+        assert_eq!(place(&bare[..end]), Place::Inside, "{end}");
+    }
+    assert_eq!(place(&bare), Place::Boundary);
     let long = Frame::new(0x2, vec![7; 70_000]).masked();
     assert_eq!(place(&[&text[..], &long].concat()), Place::Boundary);
     let close = Frame::close(1000, "").masked();
     assert_eq!(place(&[&text[..], &close].concat()), Place::Closed);
-    for broken in [&[0x83][..], &[0x0B], &[0x81, 0], &[0x89, 0xFE], &[0x09]] {
+    for broken in [&[0x83][..], &[0x0B], &[0x89, 0xFE], &[0x89, 0x7E], &[0x09]] {
         assert_eq!(place(&[&text[..], broken].concat()), Place::Broken);
     }
     assert_eq!(

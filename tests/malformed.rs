@@ -184,6 +184,180 @@ async fn after_malformed_input_a_write_may_still_be_stalled() {
     assert!(begun.elapsed() <= ms(302), "{:?}", begun.elapsed());
 }
 
+// Frames that are masked against the sender's role (RFC 6455 section 5.1). Their boundaries are known,
+// and the application's codec judges them.
+
+const ROLES: [Role; 2] = [Role::Server, Role::Client];
+
+/// A masking key where the role wants none, and none where it wants one.
+fn wrong(right: Option<[u8; 4]>) -> Option<[u8; 4]> {
+    match right {
+        Some(_) => None,
+        None => Some([5, 6, 7, 8]),
+    }
+}
+
+/// One end of a connection in this role, with a hook.
+fn recorded_as(role: Role, builder: HeartbeatLayerBuilder) -> (Stream, Liveness, Peer, Recorder) {
+    let recorder = Recorder::new();
+    let layer = builder.on_evict(recorder.hook()).build().unwrap();
+    let (io, peer) = script();
+    let (stream, live) = role.wrap(&layer, io);
+    (stream, live, peer, recorder)
+}
+
+async fn reads(stream: &mut Stream, expected: &[u8]) {
+    let mut read = vec![0; expected.len()];
+    stream.read_exact(&mut read).await.unwrap();
+    assert_eq!(read, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_masks_wrongly_is_pinged_and_seen_to_close() {
+    for (role, proof) in ROLES
+        .into_iter()
+        .flat_map(|role| PROOFS.map(|proof| (role, proof)))
+    {
+        let (mut stream, live, peer, recorder) = recorded_as(role, strict(proof));
+        let key = wrong(role.inbound([1, 2, 3, 4]));
+        let message = frame(0x80 | TEXT, key, b"hello");
+        for round in 1..=20 {
+            peer.send(&message);
+            reads(&mut stream, &message).await;
+            sleep(ms(110)).await;
+            assert_eq!(peer.pings().len(), round, "{role:?}, {proof:?}");
+            // Our own frames are masked as our role wants it.
+            let masked = peer
+                .frames()
+                .iter()
+                .all(|frame| frame.masked == (role == Role::Client));
+            assert!(masked, "{role:?}");
+            peer.send(&frame(0x80 | PONG, key, &peer.last_ping()));
+            assert!(poll_read(&mut stream, &Wakes::new(), 64).is_pending());
+            assert_eq!(live.stats().pongs_received(), round as u64);
+        }
+        assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
+        let close = frame(0x80 | CLOSE, key, &1001_u16.to_be_bytes());
+        peer.send(&close);
+        reads(&mut stream, &close).await;
+        let reason = Reason::PeerClosed { code: Some(1001) };
+        assert_eq!(recorder.nth(1).await.reason, reason, "{role:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_peer_that_masked_wrongly_is_found() {
+    for role in ROLES {
+        let (mut stream, _live, peer, recorder) = recorded_as(role, heartbeat());
+        let message = frame(0x80 | TEXT, wrong(role.inbound([1, 2, 3, 4])), b"hello");
+        peer.send(&message);
+        reads(&mut stream, &message).await;
+        let last = Instant::now();
+        let event = recorder.nth(1).await;
+        assert_eq!(event.reason, Reason::HeartbeatTimeout { missed: 1 });
+        assert!(event.at - last <= ms(152), "{:?}", event.at - last);
+    }
+}
+
+/// Reads all there is, in pieces of `size`, and never an end of the stream.
+fn all_of(stream: &mut Stream, size: usize) -> Vec<u8> {
+    let mut read = Vec::new();
+    while let Poll::Ready(bytes) = poll_read(stream, &Wakes::new(), size) {
+        let bytes = bytes.unwrap();
+        assert!(!bytes.is_empty(), "zero bytes are the end of the stream");
+        read.extend(bytes);
+    }
+    read
+}
+
+#[tokio::test(start_paused = true)]
+async fn pongs_masked_either_way_are_cut_out_at_any_split_and_nothing_else_is() {
+    let keys = [None, Some([9, 8, 7, 6])];
+    for (role, pong_key, next_key) in ROLES
+        .into_iter()
+        .flat_map(|role| keys.map(|pong| keys.map(|next| (role, pong, next))))
+        .flatten()
+    {
+        // What follows is shorter than what is missing of a masked pong, or longer, or another pong.
+        let foreign = frame(0x80 | PONG, pong_key, b"not ours");
+        for next in [
+            frame(0x80 | TEXT, next_key, b""),
+            frame(0x80 | TEXT, next_key, b"twenty bytes of text"),
+            frame(0x80 | PONG, next_key, b"8 bytes!"),
+        ] {
+            for (own, kept) in [
+                (true, next.clone()),
+                (false, [&foreign[..], &next].concat()),
+            ] {
+                let len = 14 + next.len();
+                // In two pieces, each cut; in single bytes; in threes.
+                let cuts = (0..=len).map(|cut| vec![cut, len]);
+                for pieces in cuts.chain([(0..=len).collect(), (0..=len).step_by(3).collect()]) {
+                    for size in [1, 3, 64] {
+                        let (mut stream, live, peer, _) = recorded_as(role, heartbeat());
+                        sleep(ms(105)).await;
+                        let pong = frame(0x80 | PONG, pong_key, &peer.last_ping());
+                        let sent = match own {
+                            true => [&pong[..], &next].concat(),
+                            false => [&foreign[..], &next].concat(),
+                        };
+                        let (mut read, mut from) = (Vec::new(), 0);
+                        for to in pieces.iter().chain([&len]).map(|to| sent.len().min(*to)) {
+                            peer.send(&sent[from..to]);
+                            from = to;
+                            read.extend(all_of(&mut stream, size));
+                        }
+                        let case = format!("{role:?}, {sent:x?}, {pieces:?}, reads of {size}");
+                        assert_eq!(read, kept, "{case}");
+                        assert_eq!(live.stats().pongs_received(), u64::from(own), "{case}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pings_go_between_the_frames_of_a_handler_that_masks_wrongly() {
+    for role in ROLES {
+        for chunk in [1, 3, ALL] {
+            let (mut stream, live, peer, recorder) =
+                recorded_as(role, heartbeat().timeout(ms(500)));
+            peer.write_steps(&[chunk]);
+            let key = wrong(role.outbound([1, 2, 3, 4]));
+            let message = frame(0x80 | TEXT, key, b"hello");
+            for round in 1..=5 {
+                stream.write_all(&message[..4]).await.unwrap();
+                // A ping is due, and waits for the end of the frame.
+                sleep(ms(110)).await;
+                assert_eq!(peer.pings().len(), round - 1, "{role:?}, {chunk}");
+                stream.write_all(&message[4..]).await.unwrap();
+                sleep(ms(5)).await;
+                assert_eq!(peer.pings().len(), round, "{role:?}, {chunk}");
+                peer.send(&role.pong(&peer.last_ping()));
+                assert!(poll_read(&mut stream, &Wakes::new(), 64).is_pending());
+            }
+            let frames = peer.frames();
+            let own = frames.iter().filter(|frame| frame.may_be_ours());
+            assert!(
+                own.clone()
+                    .all(|ping| ping.masked == (role == Role::Client))
+            );
+            let others = frames.iter().filter(|frame| !frame.may_be_ours());
+            assert!(others.clone().all(|other| other.raw == message));
+            assert_eq!((own.count(), others.count()), (5, 5));
+            assert_eq!(live.stats().messages_sent(), 5);
+            // Its Close is seen, too.
+            let close = frame(0x80 | CLOSE, key, &1000_u16.to_be_bytes());
+            stream.write_all(&close).await.unwrap();
+            peer.end(Ok(()));
+            assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+            let reason = Reason::ServerClosed { code: Some(1000) };
+            assert_eq!(recorder.nth(1).await.reason, reason, "{role:?}");
+        }
+    }
+}
+
 // A peer that never stops.
 
 /// A transport whose peer repeats the pong to our first ping for ever, as fast as it is read.

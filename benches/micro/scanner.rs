@@ -43,7 +43,7 @@ pub(crate) fn run(criterion: &mut Criterion) {
             bencher.iter(|| header(black_box(&frame)));
         });
 
-        let mut scanner = Scanner::new(true);
+        let mut scanner = Scanner::new();
         assert_eq!(scan(&mut scanner, &frame), 1);
         group.bench_function("whole", |bencher| {
             bencher.iter(|| scan(&mut scanner, black_box(&frame)));

@@ -8,7 +8,6 @@ use tokio::time::{Instant, sleep, timeout};
 use tower_ws_liveness::Reason;
 
 use crate::frames::{CLOSE, Reading};
-use crate::script::Role;
 use crate::stream::Scene;
 use crate::transparent;
 
@@ -33,8 +32,7 @@ impl Scene {
         if self.stream.is_none() || self.peer.is_dropped() || !self.is_open() {
             return;
         }
-        let masked = self.role == Role::Server;
-        let (expected, back) = transparent::inbound(&self.sent, masked, &self.answered);
+        let (expected, back) = transparent::inbound(&self.sent, &self.answered);
         let back = if self.ended { 0 } else { back };
         assert!(
             self.heard.len() >= expected.len() - back,
@@ -84,15 +82,14 @@ impl Scene {
 
     /// The reason is one that there was.
     fn justify(&mut self, reason: Reason, dropped: bool) {
-        let closes = |bytes: &[u8], masked| {
-            let reading = Reading::of(bytes, masked);
+        let closes = |bytes: &[u8]| {
+            let reading = Reading::of(bytes);
             reading.frames.iter().any(|frame| frame.opcode == CLOSE)
         };
-        let server = self.role == Role::Server;
         let justified = match reason {
-            Reason::PeerClosed { .. } => closes(&self.sent, server),
+            Reason::PeerClosed { .. } => closes(&self.sent),
             Reason::ServerClosed { .. } | Reason::CloseTimeout => {
-                self.shut || closes(&self.accepted, !server)
+                self.shut || closes(&self.accepted)
             }
             Reason::HandlerDropped => dropped,
             Reason::PeerVanished => self.ended,

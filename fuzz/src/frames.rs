@@ -49,14 +49,14 @@ impl Frame {
 }
 
 impl Reading {
-    pub fn of(stream: &[u8], masked: bool) -> Self {
+    pub fn of(stream: &[u8]) -> Self {
         let mut reading = Self {
             frames: Vec::new(),
             broken: None,
         };
         let mut start = 0;
         while start < stream.len() {
-            match frame(stream, start, masked) {
+            match frame(stream, start) {
                 Ok(Some(frame)) if frame.end() <= stream.len() as u128 => {
                     start = frame.end() as usize;
                     reading.frames.push(frame);
@@ -86,7 +86,7 @@ impl Reading {
 
 /// The frame at `start`, as far as its header is there; or the rule that it breaks, and how many
 /// of its bytes say so.
-fn frame(stream: &[u8], start: usize, masked: bool) -> Result<Option<Frame>, (usize, Malformed)> {
+fn frame(stream: &[u8], start: usize) -> Result<Option<Frame>, (usize, Malformed)> {
     let byte = |at: usize| stream.get(start + at).copied();
     let number = |from: usize, count: usize| {
         (from..from + count).try_fold(0_u128, |sum, at| Some(sum * 256 + u128::from(byte(at)?)))
@@ -107,10 +107,7 @@ fn frame(stream: &[u8], start: usize, masked: bool) -> Result<Option<Frame>, (us
     let Some(second) = byte(1) else {
         return Ok(None);
     };
-    if (second / 128 == 1) != masked {
-        return Err((2, Malformed::Masking));
-    }
-    let short = second % 128;
+    let (masked, short) = (second / 128 == 1, second % 128);
     if control && short > 125 {
         return Err((2, Malformed::OversizedControl));
     }

@@ -15,38 +15,35 @@ fn told(frame: &Frame, stream: &[u8]) -> FrameEnd {
     }
 }
 
-/// Any bytes, in the directions of both roles, in one piece.
+/// Any bytes, in one piece.
 pub fn whole(stream: &[u8]) {
-    for masked in [false, true] {
-        let reading = Reading::of(stream, masked);
-        feed(stream, &reading, masked, [stream.len()]);
-        for frame in &reading.frames {
-            probe(&stream[frame.start..], Some((frame, stream)), masked);
-        }
-        let rest = reading.frames.last().map_or(0, |last| last.end() as usize);
-        probe(&stream[rest..], None, masked);
+    let reading = Reading::of(stream);
+    feed(stream, &reading, [stream.len()]);
+    for frame in &reading.frames {
+        probe(&stream[frame.start..], Some((frame, stream)));
     }
+    let rest = reading.frames.last().map_or(0, |last| last.end() as usize);
+    probe(&stream[rest..], None);
 }
 
-/// The role, the sizes of pieces, and then bytes that are fed in such pieces and bytewise.
+/// The number of pieces, their sizes, and then bytes that are fed in such pieces and bytewise.
 pub fn split(input: &[u8]) {
     let Some((&head, rest)) = input.split_first() else {
         return;
     };
-    let masked = head >= 128;
     let count = usize::from(head % 32).min(rest.len());
     let (sizes, stream) = rest.split_at(count);
-    let reading = Reading::of(stream, masked);
-    feed(stream, &reading, masked, [stream.len()]);
-    feed(stream, &reading, masked, std::iter::repeat(1));
+    let reading = Reading::of(stream);
+    feed(stream, &reading, [stream.len()]);
+    feed(stream, &reading, std::iter::repeat(1));
     // Pieces of no byte are allowed, and change nothing.
     let sizes = sizes.iter().map(|size| usize::from(*size));
-    feed(stream, &reading, masked, sizes.chain([stream.len()]));
+    feed(stream, &reading, sizes.chain([stream.len()]));
 }
 
 /// Feeds pieces until all of `stream` is through, and compares every step.
-fn feed(stream: &[u8], reading: &Reading, masked: bool, sizes: impl IntoIterator<Item = usize>) {
-    let mut scanner = Scanner::new(masked);
+fn feed(stream: &[u8], reading: &Reading, sizes: impl IntoIterator<Item = usize>) {
+    let mut scanner = Scanner::default();
     let mut frames = reading.frames.iter();
     let mut fed = 0;
     for size in sizes {
@@ -94,7 +91,8 @@ fn feed(stream: &[u8], reading: &Reading, masked: bool, sizes: impl IntoIterator
 
 /// The recognition of pongs, on each prefix of what begins at a boundary with `frame`, or with
 /// nothing that is whole.
-fn probe(bytes: &[u8], frame: Option<(&Frame, &[u8])>, masked: bool) {
+fn probe(bytes: &[u8], frame: Option<(&Frame, &[u8])>) {
+    let masked = bytes.get(1).is_some_and(|second| *second >= 128);
     let size = if masked { 14 } else { 10 };
     let header = [0x80 | PONG, if masked { 0x80 | 8 } else { 8 }];
     for len in 0..=bytes.len().min(size + 2) {
@@ -109,6 +107,6 @@ fn probe(bytes: &[u8], frame: Option<(&Frame, &[u8])>, masked: bool) {
             let data = frame.data(stream);
             Probe::Pong(data.try_into().expect("a payload of eight bytes"), size)
         };
-        assert_eq!(probe_pong(prefix, masked), want, "{prefix:x?}");
+        assert_eq!(probe_pong(prefix), want, "{prefix:x?}");
     }
 }

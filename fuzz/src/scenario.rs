@@ -28,7 +28,8 @@ pub(crate) enum Op {
     /// The peer sends a frame. Its last bytes, so many, come with whatever the peer sends next.
     PeerFrame(Said, u8),
     PeerRaw(Vec<u8>),
-    /// The peer answers one of our pings, counted from the newest.
+    /// The peer answers one of our pings, counted from the newest. If the second number says so, its
+    /// pong is masked against its role.
     PeerPong(u8, u8),
     /// The peer sends what only looks like an answer.
     PeerForges(u8, Forgery),
@@ -76,7 +77,7 @@ pub(crate) enum Forgery {
     Long,
 }
 
-/// A frame, whose bits and sizes are all allowed.
+/// A frame, whose bits and sizes are all allowed, but that one bit masks it against its sender's role.
 #[derive(Arbitrary, Debug)]
 pub(crate) struct Said {
     bits: u8,
@@ -130,6 +131,14 @@ pub(crate) fn millis(millis: u8) -> Duration {
     Duration::from_millis(1 + u64::from(millis))
 }
 
+/// No masking key where one is wanted, and one where none is (RFC 6455 section 5.1).
+pub(crate) fn flipped(key: Option<[u8; 4]>) -> Option<[u8; 4]> {
+    match key {
+        Some(_) => None,
+        None => Some([4, 3, 2, 1]),
+    }
+}
+
 impl Said {
     /// The frame on the wire. `mask` draws the masking key from that of the frame.
     pub(crate) fn frame(
@@ -156,7 +165,13 @@ impl Said {
         let payload: Vec<u8> = (0..len)
             .map(|at| (at as u8).wrapping_mul(self.fill))
             .collect();
-        frame(fin | self.bits & 0x70 | opcode, mask(self.key), &payload)
+        let key = mask(self.key);
+        let key = if self.bits & 1 == 0 {
+            key
+        } else {
+            flipped(key)
+        };
+        frame(fin | self.bits & 0x70 | opcode, key, &payload)
     }
 
     pub(crate) fn is_huge(&self) -> bool {

@@ -6,24 +6,30 @@ use crate::frames::{CLOSE, PING, PONG, Reading};
 
 /// What the handler has to read of what the peer has `sent`: all but the pongs to `pings`. The
 /// second value is how many of the last bytes may be held back, since a pong may come of them.
-pub(crate) fn inbound(sent: &[u8], masked: bool, pings: &[[u8; 8]]) -> (Vec<u8>, usize) {
-    let reading = Reading::of(sent, masked);
-    let header = [0x80 | PONG, if masked { 0x88 } else { 8 }];
+pub(crate) fn inbound(sent: &[u8], pings: &[[u8; 8]]) -> (Vec<u8>, usize) {
+    let reading = Reading::of(sent);
     let mut left = Vec::new();
     let mut end = 0;
     for frame in &reading.frames {
         let raw = frame.raw(sent);
         end += raw.len();
-        let ours =
-            raw.starts_with(&header) && pings.iter().any(|ping| ping[..] == frame.data(sent)[..]);
+        let ours = may_be_pong(raw) && pings.iter().any(|ping| ping[..] == frame.data(sent)[..]);
         if !ours {
             left.extend_from_slice(raw);
         }
     }
     let tail = &sent[end..];
     left.extend_from_slice(tail);
-    let pong = tail.len() < 14 && tail.iter().zip(header).all(|(byte, want)| *byte == want);
-    (left, if pong { tail.len() } else { 0 })
+    // A whole one would be among the frames.
+    (left, if may_be_pong(tail) { tail.len() } else { 0 })
+}
+
+/// Whether `bytes` begin as a pong with the length of ours does, masked or not.
+fn may_be_pong(bytes: &[u8]) -> bool {
+    let headers = [[0x80 | PONG, 8], [0x80 | PONG, 0x88]];
+    headers
+        .iter()
+        .any(|header| bytes.iter().zip(header).all(|(byte, want)| byte == want))
 }
 
 /// What was put between the handler's frames.
@@ -38,7 +44,7 @@ pub(crate) struct Injected {
 /// whole control frames at boundaries, the last of which may still be on its way. `None` if it
 /// cannot be read like that.
 pub(crate) fn outbound(received: &[u8], accepted: &[u8], masked: bool) -> Option<Injected> {
-    let reading = Reading::of(accepted, masked);
+    let reading = Reading::of(accepted);
     // Nothing may be said after a Close frame.
     let close = reading.frames.iter().find(|frame| frame.opcode == CLOSE);
     let close = close.map_or(usize::MAX, |frame| frame.end() as usize);
@@ -94,7 +100,7 @@ fn control(bytes: &[u8], masked: bool) -> Control {
     if !ping && bytes.first() != Some(&(0x80 | CLOSE)) {
         return Control::No;
     }
-    match Reading::of(bytes, masked) {
+    match Reading::of(bytes) {
         reading if reading.frames.is_empty() && reading.broken.is_some() => Control::No,
         reading => match reading.frames.first() {
             None => Control::Part,

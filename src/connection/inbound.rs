@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::held::Held;
 use super::watch::{Direction, Watch};
 use crate::monitor::Moment;
-use crate::wire::{MAX_PING_FRAME, OpCode, Probe, Role, Scanner, probe_pong};
+use crate::wire::{OpCode, Probe, Scanner, probe_pong};
 
 /// How much the driver reads on behalf of a handler that does not.
 pub(super) const READ_AHEAD: usize = 16 * 1024;
@@ -26,7 +26,6 @@ pub(super) const READS: usize = 16;
 #[derive(Debug)]
 pub(super) struct Inbound {
     scanner: Scanner,
-    masked: bool,
     held: Held,
     ahead: Option<Box<Ahead>>,
     /// The transport has nothing more to give.
@@ -60,10 +59,9 @@ pub(super) enum Filled {
 }
 
 impl Inbound {
-    pub(super) fn new(role: Role) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            scanner: Scanner::new(role.inbound_masked()),
-            masked: role.inbound_masked(),
+            scanner: Scanner::new(),
             held: Held::default(),
             ahead: None,
             ended: false,
@@ -245,7 +243,8 @@ impl Inbound {
     }
 
     /// After a read that ended inside a possible pong: completes it in the small buffer, whatever
-    /// the size of the caller's.
+    /// the size of the caller's. One that is not masked is shorter than the buffer, and the first bytes
+    /// behind it pass through the buffer as well.
     fn poll_fill_held<T: AsyncRead + Unpin>(
         &mut self,
         io: &mut T,
@@ -254,12 +253,7 @@ impl Inbound {
     ) -> Poll<io::Result<usize>> {
         let mut bytes = self.held.bytes;
         let already = usize::from(self.held.len);
-        let whole = if self.masked {
-            MAX_PING_FRAME
-        } else {
-            MAX_PING_FRAME - 4
-        };
-        let mut buf = ReadBuf::new(&mut bytes[already..whole]);
+        let mut buf = ReadBuf::new(&mut bytes[already..]);
         ready!(Pin::new(io).poll_read(cx, &mut buf))?;
         let read = buf.filled().len();
         if read == 0 {
@@ -319,7 +313,7 @@ impl Inbound {
         let (mut from, mut kept, mut candidate) = (0, 0, 0);
         while from < bytes.len() {
             if self.scanner.at_boundary() && watch.monitor.expects_pongs() {
-                match probe_pong(&bytes[from..], self.masked) {
+                match probe_pong(&bytes[from..]) {
                     Probe::Pong { payload, frame_len }
                         if watch.pong(now, (unseen, unread), earliest, payload) =>
                     {

@@ -49,7 +49,7 @@ enum Claim {
 impl Outbound {
     pub(super) fn new(role: Role) -> Self {
         Self {
-            scanner: Scanner::new(role.outbound_masked()),
+            scanner: Scanner::new(),
             masked: role.outbound_masked(),
             mid_message: false,
             closed: false,

@@ -119,7 +119,7 @@ impl<T: 'static> State<T> {
             io: None,
             opened: false,
             departure: Departure::Opening,
-            inbound: Inbound::new(role),
+            inbound: Inbound::new(),
             outbound: Outbound::new(role),
             looks: 0,
             notes: Notes::default(),

@@ -1,5 +1,4 @@
-//! The frame header: RFC 6455 section 5.2, with the masking rule of section 5.1 and the limits on
-//! control frames of section 5.5.
+//! The frame header: RFC 6455 section 5.2, with the limits on control frames of section 5.5.
 //!
 //! ```text
 //! byte 0        FIN, RSV1-3, opcode
@@ -38,8 +37,6 @@ pub(crate) enum Malformed {
     OversizedControl,
     /// A 64-bit payload length with its most significant bit set.
     LengthTopBit,
-    /// A frame that is masked where it must not be, or the reverse.
-    Masking,
 }
 
 impl fmt::Display for Malformed {
@@ -49,7 +46,6 @@ impl fmt::Display for Malformed {
             Malformed::FragmentedControl => f.write_str("fragmented control frame"),
             Malformed::OversizedControl => f.write_str("control frame of more than 125 bytes"),
             Malformed::LengthTopBit => f.write_str("payload length of more than 63 bits"),
-            Malformed::Masking => f.write_str("masking does not fit the sender's role"),
         }
     }
 }
@@ -74,10 +70,10 @@ impl Header {
     ///
     /// Rules are checked in the order of the bytes that they look at, and as soon as those are
     /// there. So the verdict on a stream is the same however it was cut into prefixes.
-    pub(super) fn parse(
-        bytes: &[u8],
-        expect_masked: bool,
-    ) -> Result<Option<(Self, usize)>, Malformed> {
+    ///
+    /// The MASK bit is followed whatever the sender's role asks for (section 5.1): it says where the
+    /// frame ends, and the breach is the application's codec's to judge.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, Malformed> {
         let Some((&first, rest)) = bytes.split_first() else {
             return Ok(None);
         };
@@ -92,9 +88,6 @@ impl Header {
         let Some((&second, rest)) = rest.split_first() else {
             return Ok(None);
         };
-        if (second & MASK != 0) != expect_masked {
-            return Err(Malformed::Masking);
-        }
         let short_len = second & !MASK;
         if opcode.is_control() && short_len >= LENGTH_16 {
             return Err(Malformed::OversizedControl);
@@ -117,7 +110,7 @@ impl Header {
             len => (u64::from(len), rest),
         };
 
-        let (mask, rest) = if expect_masked {
+        let (mask, rest) = if second & MASK != 0 {
             match rest.split_first_chunk() {
                 Some((key, rest)) => (Some(*key), rest),
                 None => return Ok(None),
@@ -148,7 +141,7 @@ mod tests {
     #[test]
     fn header_of_every_class() {
         let [a, b, c, d] = KEY;
-        // (bytes, expect masked, FIN, opcode, payload length)
+        // (bytes, masked, FIN, opcode, payload length)
         let table: &[(&[u8], bool, bool, OpCode, u64)] = &[
             (&[0x81, 0], false, true, OpCode::Text, 0),
             (&[0x01, 5], false, false, OpCode::Text, 5),
@@ -214,19 +207,19 @@ mod tests {
             };
             for end in 0..bytes.len() {
                 assert_eq!(
-                    Header::parse(&bytes[..end], masked),
+                    Header::parse(&bytes[..end]),
                     Ok(None),
                     "{bytes:x?}[..{end}]"
                 );
             }
             assert_eq!(
-                Header::parse(bytes, masked),
+                Header::parse(bytes),
                 Ok(Some((header, bytes.len()))),
                 "{bytes:x?}"
             );
             let more = [bytes, &[0xFF; 3]].concat();
             assert_eq!(
-                Header::parse(&more, masked),
+                Header::parse(&more),
                 Ok(Some((header, bytes.len()))),
                 "{bytes:x?}"
             );
@@ -246,7 +239,6 @@ mod tests {
                 Malformed::LengthTopBit,
                 "payload length of more than 63 bits",
             ),
-            (Malformed::Masking, "masking does not fit the sender's role"),
         ];
         for (malformed, text) in table {
             assert_eq!(malformed.to_string(), text);
@@ -257,8 +249,8 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 8 } else { 2048 }))]
 
         #[test]
-        fn header_agrees_with_tungstenite(bytes in any_header_bytes(), masked: bool) {
-            match Header::parse(&bytes, masked) {
+        fn header_agrees_with_tungstenite(bytes in any_header_bytes()) {
+            match Header::parse(&bytes) {
                 Ok(Some((ours, len))) => {
                     let (theirs, payload_len, their_len) =
                         oracle_parse(&bytes).expect("accepted").expect("whole");
@@ -291,8 +283,6 @@ mod tests {
                                 Malformed::OversizedControl => control && padded[1] & 0x7F > 125,
                                 // Section 5.2: the most significant bit MUST be 0.
                                 Malformed::LengthTopBit => payload_len >> 63 == 1,
-                                // Section 5.1: clients mask, servers do not.
-                                Malformed::Masking => header.mask.is_some() != masked,
                             };
                             prop_assert!(broken, "{}", verdict);
                         }

@@ -11,8 +11,9 @@
 //! * [`control`]: our own pings and Close frames, and the recognition of pongs (section 5.5).
 //!
 //! What does not move a frame boundary is not judged here: RSV bits belong to extensions
-//! (permessage-deflate sets RSV1), and the order of fragments, the encoding of text, lengths that
-//! are not minimal and the validity of close codes are the application's codec's business.
+//! (permessage-deflate sets RSV1), and who masks (section 5.1), the order of fragments, the encoding
+//! of text, lengths that are not minimal and the validity of close codes are the application's
+//! codec's business.
 //!
 //! [RFC 6455 section 5]: https://www.rfc-editor.org/rfc/rfc6455#section-5
 
@@ -28,8 +29,8 @@ pub(crate) use scan::Scanner;
 
 /// Our end of the connection.
 ///
-/// A client masks every frame it sends and a server masks none (RFC 6455 section 5.1), so the
-/// role decides what each direction must look like.
+/// A client masks every frame it sends and a server masks none (RFC 6455 section 5.1). The role
+/// decides that for our own frames alone: those of others are read as they come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// We accepted the opening handshake.
@@ -39,11 +40,6 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    /// Whether frames that we read must be masked.
-    pub(crate) const fn inbound_masked(self) -> bool {
-        matches!(self, Role::Server)
-    }
-
     /// Whether frames that we write must be masked.
     pub(crate) const fn outbound_masked(self) -> bool {
         matches!(self, Role::Client)
@@ -85,7 +81,6 @@ impl OpCode {
     pub(crate) const fn is_control(self) -> bool {
         matches!(self, OpCode::Close | OpCode::Ping | OpCode::Pong)
     }
-
     /// Whether this frame carries application data (section 5.6), continuations included.
     pub(crate) const fn is_data(self) -> bool {
         !self.is_control()

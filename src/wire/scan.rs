@@ -24,7 +24,6 @@ pub(crate) struct FrameEnd {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scanner {
     state: State,
-    expect_masked: bool,
 }
 
 // Every connection carries two for as long as it lives.
@@ -43,10 +42,9 @@ enum State {
 
 impl Scanner {
     /// A scanner at the first frame boundary, right behind the opening handshake.
-    pub(crate) const fn new(expect_masked: bool) -> Self {
+    pub(crate) const fn new() -> Self {
         Scanner {
             state: State::Header(PartialHeader::EMPTY),
-            expect_masked,
         }
     }
 
@@ -71,7 +69,7 @@ impl Scanner {
     /// does not depend on the size of the payload.
     pub(crate) fn advance(&mut self, bytes: &[u8]) -> (usize, Option<FrameEnd>) {
         if self.at_boundary() {
-            if let Some((len, end)) = whole_frame(bytes, self.expect_masked) {
+            if let Some((len, end)) = whole_frame(bytes) {
                 return (len, Some(end));
             }
         }
@@ -82,7 +80,7 @@ impl Scanner {
     fn advance_in_part(&mut self, bytes: &[u8]) -> (usize, Option<FrameEnd>) {
         let mut header_len = 0;
         if let State::Header(partial) = &mut self.state {
-            match partial.complete(bytes, self.expect_masked) {
+            match partial.complete(bytes) {
                 Ok(Some((header, used))) => {
                     self.state = State::Payload {
                         frame: OpenFrame::new(&header),
@@ -127,8 +125,8 @@ impl Scanner {
 
 /// The usual case: `bytes` begin with a whole frame, of which nothing but its end is to be told. Passing
 /// it leaves the scanner as it was.
-fn whole_frame(bytes: &[u8], expect_masked: bool) -> Option<(usize, FrameEnd)> {
-    let (header, header_len) = Header::parse(bytes, expect_masked).ok()??;
+fn whole_frame(bytes: &[u8]) -> Option<(usize, FrameEnd)> {
+    let (header, header_len) = Header::parse(bytes).ok()??;
     let payload_len = usize::try_from(header.payload_len).ok()?;
     let whole = payload_len <= bytes.len() - header_len && header.opcode != OpCode::Close;
     whole.then_some((
@@ -157,29 +155,21 @@ impl PartialHeader {
 
     /// Continues with `more`: the header, and how many bytes of `more` it took; or `None` when all
     /// of `more` was kept and the header is still not whole.
-    fn complete(
-        &mut self,
-        more: &[u8],
-        expect_masked: bool,
-    ) -> Result<Option<(Header, usize)>, Malformed> {
+    fn complete(&mut self, more: &[u8]) -> Result<Option<(Header, usize)>, Malformed> {
         let held = usize::from(self.len);
         if held == 0 {
             // The header came in one piece and is not copied.
-            let parsed = Header::parse(more, expect_masked)?;
+            let parsed = Header::parse(more)?;
             if parsed.is_some() {
                 return Ok(parsed);
             }
         }
-        self.hold(more, expect_masked)
+        self.hold(more)
     }
 
     /// The unusual case of [`complete`](Self::complete): a header in several pieces.
     #[cold]
-    fn hold(
-        &mut self,
-        more: &[u8],
-        expect_masked: bool,
-    ) -> Result<Option<(Header, usize)>, Malformed> {
+    fn hold(&mut self, more: &[u8]) -> Result<Option<(Header, usize)>, Malformed> {
         let held = usize::from(self.len);
         for (slot, byte) in self.bytes.iter_mut().skip(held).zip(more) {
             *slot = *byte;
@@ -187,7 +177,7 @@ impl PartialHeader {
         }
         let known = self.bytes.get(..usize::from(self.len)).unwrap_or_default();
         // What was held did not make a header, so a whole one ends inside `more`.
-        Ok(Header::parse(known, expect_masked)?.map(|(header, len)| (header, len - held)))
+        Ok(Header::parse(known)?.map(|(header, len)| (header, len - held)))
     }
 }
 

@@ -34,8 +34,8 @@ struct Walk {
 
 /// Feeds `bytes` in pieces of the sizes that `chunks` yields, checking on the way what must hold
 /// at every step.
-fn walk(bytes: &[u8], expect_masked: bool, chunks: impl IntoIterator<Item = usize>) -> Walk {
-    let mut scanner = Scanner::new(expect_masked);
+fn walk(bytes: &[u8], chunks: impl IntoIterator<Item = usize>) -> Walk {
+    let mut scanner = Scanner::new();
     let mut ends = Vec::new();
     let mut pos = 0;
     for size in chunks {
@@ -68,12 +68,12 @@ fn walk(bytes: &[u8], expect_masked: bool, chunks: impl IntoIterator<Item = usiz
     }
 }
 
-fn walk_whole(bytes: &[u8], expect_masked: bool) -> Walk {
-    walk(bytes, expect_masked, [bytes.len()])
+fn walk_whole(bytes: &[u8]) -> Walk {
+    walk(bytes, [bytes.len()])
 }
 
-fn walk_bytewise(bytes: &[u8], expect_masked: bool) -> Walk {
-    walk(bytes, expect_masked, std::iter::repeat(1))
+fn walk_bytewise(bytes: &[u8]) -> Walk {
+    walk(bytes, std::iter::repeat(1))
 }
 
 pub(super) fn oracle_opcode(opcode: OpCode) -> OracleOpCode {
@@ -131,55 +131,53 @@ fn opcodes_and_roles() {
         assert_eq!(opcode.is_control(), opcode as u8 & 0x8 != 0);
         assert_eq!(opcode.is_data(), !opcode.is_control());
     }
-    assert!(Role::Server.inbound_masked() && !Role::Server.outbound_masked());
-    assert!(!Role::Client.inbound_masked() && Role::Client.outbound_masked());
+    assert!(!Role::Server.outbound_masked() && Role::Client.outbound_masked());
 }
 
 #[test]
 fn malformed_of_every_class() {
     use Malformed::*;
-    let mut table: Vec<(Vec<u8>, bool, Malformed)> = vec![
-        (vec![0x08], false, FragmentedControl),
-        (vec![0x09], true, FragmentedControl),
-        (vec![0x7A], false, FragmentedControl),
-        (vec![0x88, 126], false, OversizedControl),
-        (vec![0x89, 127], false, OversizedControl),
-        (vec![0x8A, 0xFE], true, OversizedControl),
-        (vec![0x81, 5], true, Masking),
-        (vec![0x81, 0x85], false, Masking),
-        (vec![0x82, 127, 0x80], false, LengthTopBit),
-        (vec![0x82, 0xFF, 0xFF], true, LengthTopBit),
+    let mut table: Vec<(Vec<u8>, Malformed)> = vec![
+        (vec![0x08], FragmentedControl),
+        (vec![0x09], FragmentedControl),
+        (vec![0x7A], FragmentedControl),
+        (vec![0x88, 126], OversizedControl),
+        (vec![0x89, 127], OversizedControl),
+        (vec![0x8A, 0xFE], OversizedControl),
+        (vec![0x82, 127, 0x80], LengthTopBit),
+        (vec![0x82, 0xFF, 0xFF], LengthTopBit),
     ];
     for opcode in (0x3..=0x7).chain(0xB..=0xF) {
         for flags in (0..16).map(|flags| flags << 4) {
-            table.push((vec![flags | opcode], false, ReservedOpcode(opcode)));
+            table.push((vec![flags | opcode], ReservedOpcode(opcode)));
         }
     }
-    let good = [0x81, 2, b'h', b'i'];
-    let good_masked = [0x81, 0x82, 1, 2, 3, 4, b'h', b'i'];
-    for (bytes, masked, verdict) in table {
+    let plain = [0x81, 2, b'h', b'i'];
+    let masked = [0x81, 0x82, 1, 2, 3, 4, b'h', b'i'];
+    for (bytes, verdict) in table {
         // Each is given with the byte that breaks the rule as its last one.
         let (_, before) = bytes.split_last().expect("rows are not empty");
-        assert_eq!(Header::parse(before, masked), Ok(None), "{bytes:x?}");
-        assert_eq!(Header::parse(&bytes, masked), Err(verdict), "{bytes:x?}");
+        assert_eq!(Header::parse(before), Ok(None), "{bytes:x?}");
+        assert_eq!(Header::parse(&bytes), Err(verdict), "{bytes:x?}");
 
         // Behind a good frame, and followed by one: the first is reported and nothing after it.
-        let good = if masked { &good_masked[..] } else { &good[..] };
-        let stream = [good, &bytes, good, good].concat();
-        for walk in [walk_whole(&stream, masked), walk_bytewise(&stream, masked)] {
-            assert_eq!(
-                walk.ends,
-                [(good.len(), expected_end(true, OpCode::Text, b"hi"))]
-            );
-            assert_eq!(walk.malformed, Some(verdict), "{bytes:x?}");
-            assert!(!walk.at_boundary);
+        for good in [&plain[..], &masked[..]] {
+            let stream = [good, &bytes, good, good].concat();
+            for walk in [walk_whole(&stream), walk_bytewise(&stream)] {
+                assert_eq!(
+                    walk.ends,
+                    [(good.len(), expected_end(true, OpCode::Text, b"hi"))]
+                );
+                assert_eq!(walk.malformed, Some(verdict), "{bytes:x?}");
+                assert!(!walk.at_boundary);
+            }
         }
     }
 }
 
 #[test]
 fn no_bytes_change_nothing() {
-    let mut scanner = Scanner::new(false);
+    let mut scanner = Scanner::new();
     assert_eq!(scanner.advance(&[]), (0, None));
     assert_eq!(scanner.boundary_within(&[]), None);
     assert!(scanner.at_boundary());
@@ -196,15 +194,15 @@ fn close_code_survives_any_cut() {
             let bytes = oracle_frame(true, 0, OpCode::Close, mask, data);
             let want = [(bytes.len(), expected_end(true, OpCode::Close, data))];
             for cut in 0..=bytes.len() {
-                let walk = walk(&bytes, mask.is_some(), [cut, bytes.len() - cut]);
+                let walk = walk(&bytes, [cut, bytes.len() - cut]);
                 assert_eq!(walk.ends, want, "{data:?} cut at {cut}");
             }
-            assert_eq!(walk_bytewise(&bytes, mask.is_some()).ends, want);
+            assert_eq!(walk_bytewise(&bytes).ends, want);
         }
     }
     // What looks like a code in any other frame is none.
     let bytes = oracle_frame(true, 0, OpCode::Ping, None, b"\x03\xE8");
-    assert_eq!(walk_whole(&bytes, false).ends[0].1.close_code, None);
+    assert_eq!(walk_whole(&bytes).ends[0].1.close_code, None);
 }
 
 #[test]
@@ -214,14 +212,14 @@ fn a_long_payload_ends_with_its_last_byte_at_any_read_size() {
     let bytes = oracle_frame(true, 0, OpCode::Binary, Some(KEY), &data);
     let want = [(bytes.len(), expected_end(true, OpCode::Binary, &data))];
     for size in [7, 4096, 65_535, 65_536, 65_537, 131_072, 200_000] {
-        let walk = walk(&bytes, true, std::iter::repeat(size));
+        let walk = walk(&bytes, std::iter::repeat(size));
         assert_eq!(walk.ends, want, "in reads of {size}");
     }
 }
 
 #[test]
 fn the_longest_payload_is_counted_down_and_not_read() {
-    let mut scanner = Scanner::new(false);
+    let mut scanner = Scanner::new();
     let header = [0x82, 127, 0x7F, 255, 255, 255, 255, 255, 255, 255];
     assert_eq!(scanner.advance(&header), (10, None));
     let chunk = [0xFF; 4096];
@@ -237,7 +235,8 @@ struct AnyFrame {
     fin: bool,
     rsv: u8,
     opcode: OpCode,
-    key: [u8; 4],
+    /// Each frame is masked or not, for both occur in one stream.
+    mask: Option<[u8; 4]>,
     data: Vec<u8>,
 }
 
@@ -262,10 +261,10 @@ fn any_frame() -> impl Strategy<Value = AnyFrame> {
         any::<bool>(),
         0u8..8,
         opcode,
-        any::<[u8; 4]>(),
+        any::<Option<[u8; 4]>>(),
         any_payload(),
     )
-        .prop_map(|(fin, rsv, opcode, key, mut data)| {
+        .prop_map(|(fin, rsv, opcode, mask, mut data)| {
             if opcode.is_control() {
                 data.truncate(125);
             }
@@ -273,7 +272,7 @@ fn any_frame() -> impl Strategy<Value = AnyFrame> {
                 fin: fin || opcode.is_control(),
                 rsv,
                 opcode,
-                key,
+                mask,
                 data,
             }
         })
@@ -292,25 +291,23 @@ proptest! {
     #[cfg_attr(miri, ignore = "minutes for each case")]
     fn scanner_reports_exactly_the_frames(
         frames in prop::collection::vec(any_frame(), 0..6),
-        masked: bool,
         chunks in any_chunks(),
         cut in any::<prop::sample::Index>(),
     ) {
         let mut bytes = Vec::new();
         let mut ends = Vec::new();
         for f in &frames {
-            let mask = masked.then_some(f.key);
-            bytes.extend(oracle_frame(f.fin, f.rsv, f.opcode, mask, &f.data));
+            bytes.extend(oracle_frame(f.fin, f.rsv, f.opcode, f.mask, &f.data));
             ends.push((bytes.len(), expected_end(f.fin, f.opcode, &f.data)));
         }
         let want = Walk { ends, at_boundary: true, malformed: None };
-        prop_assert_eq!(&walk_whole(&bytes, masked), &want);
-        prop_assert_eq!(&walk_bytewise(&bytes, masked), &want);
-        prop_assert_eq!(&walk(&bytes, masked, chunks.iter().copied().cycle()), &want);
+        prop_assert_eq!(&walk_whole(&bytes), &want);
+        prop_assert_eq!(&walk_bytewise(&bytes), &want);
+        prop_assert_eq!(&walk(&bytes, chunks.iter().copied().cycle()), &want);
 
         // Cut off anywhere, exactly the whole frames before the cut are reported.
         let cut = cut.index(bytes.len() + 1);
-        let got = walk(&bytes[..cut], masked, chunks.iter().copied().cycle());
+        let got = walk(&bytes[..cut], chunks.iter().copied().cycle());
         let whole: Vec<_> = want.ends.iter().copied().filter(|(end, _)| *end <= cut).collect();
         let last = whole.last().map_or(0, |(end, _)| *end);
         prop_assert_eq!(got, Walk { ends: whole, at_boundary: last == cut, malformed: None });
@@ -335,13 +332,12 @@ proptest! {
     #[test]
     fn any_stream_gives_one_verdict_at_any_chunking(
         pieces in prop::collection::vec(any_header_bytes(), 1..8),
-        masked: bool,
         chunks in any_chunks(),
     ) {
         let bytes = pieces.concat();
-        let whole = walk_whole(&bytes, masked);
-        prop_assert_eq!(&walk_bytewise(&bytes, masked), &whole);
-        prop_assert_eq!(&walk(&bytes, masked, chunks.iter().copied().cycle()), &whole);
+        let whole = walk_whole(&bytes);
+        prop_assert_eq!(&walk_bytewise(&bytes), &whole);
+        prop_assert_eq!(&walk(&bytes, chunks.iter().copied().cycle()), &whole);
 
         // The frames before the verdict lie where tungstenite's headers put them.
         let mut pos = 0;
@@ -355,7 +351,7 @@ proptest! {
         }
         // What is left is a broken header, or less than a frame.
         let rest = &bytes[pos..];
-        match Header::parse(rest, masked) {
+        match Header::parse(rest) {
             Err(verdict) => prop_assert_eq!(whole.malformed, Some(verdict)),
             Ok(Some((header, len))) => {
                 prop_assert_eq!(whole.malformed, None);

@@ -124,9 +124,11 @@ pub(crate) fn place(mut bytes: &[u8]) -> Place {
         let [second, rest @ ..] = rest else {
             return Place::Inside;
         };
-        if second & 0x80 == 0 || (is_control && second & 0x7f > 125) {
+        if is_control && second & 0x7f > 125 {
             return Place::Broken;
         }
+        // What is not masked must not come from a client, and ends where it says all the same.
+        let key = if second & 0x80 == 0 { 0 } else { 4 };
         let digits = match second & 0x7f {
             126 => 2,
             127 => 8,
@@ -144,7 +146,7 @@ pub(crate) fn place(mut bytes: &[u8]) -> Place {
                 .iter()
                 .fold(0, |n, digit| n << 8 | usize::from(*digit)),
         };
-        match rest.get(digits + 4 + length..) {
+        match rest.get(digits + key + length..) {
             None => return Place::Inside,
             Some(_) if first & 0xf == 0x8 => return Place::Closed,
             Some(rest) => bytes = rest,
