@@ -45,7 +45,7 @@
 //!
 //! - [`HeartbeatLayer`] evicts peers that are dead: nothing came, although they were pinged. It also
 //!   bounds writes that the peer does not drain, and, if asked to, handlers that do not read.
-//! - [`IdleTimeoutLayer`] evicts connections that carry no data messages, however alive the peer is.
+//! - [`IdleTimeoutLayer`] evicts connections that carry no data, however alive the peer is.
 //! - [`Liveness`] is the handle of one connection: an extractor, and in the request's extensions. It
 //!   pings on demand, and changes the times of its connection; [`PolicyOverride`] does that for one
 //!   request from the beginning.

@@ -109,6 +109,16 @@ impl PolicyOverrideBuilder {
     }
 
     /// Instead of
+    /// [`IdleTimeoutLayerBuilder::message_timeout`](crate::IdleTimeoutLayerBuilder::message_timeout).
+    /// `None` turns the check off for this connection.
+    ///
+    /// Refused: zero, less than 1 ms, more than 365 days.
+    pub fn message_timeout(mut self, message_timeout: impl Into<Option<Duration>>) -> Self {
+        self.values.message_timeout = Some(message_timeout.into());
+        self
+    }
+
+    /// Instead of
     /// [`IdleTimeoutLayerBuilder::max_lifetime`](crate::IdleTimeoutLayerBuilder::max_lifetime).
     /// `None` turns the check off for this connection.
     ///
@@ -139,6 +149,8 @@ impl PolicyOverrideBuilder {
         }
         let first_message = values.first_message.flatten();
         config::optional_duration("PolicyOverride::first_message", first_message)?;
+        let message_timeout = values.message_timeout.flatten();
+        config::optional_duration("PolicyOverride::message_timeout", message_timeout)?;
         let max_lifetime = values.max_lifetime.flatten();
         config::optional_duration("PolicyOverride::max_lifetime", max_lifetime)?;
         Ok(PolicyOverride {
@@ -164,6 +176,7 @@ mod tests {
             .missed_pings(3)
             .idle_timeout(seconds(4))
             .first_message(seconds(5))
+            .message_timeout(seconds(6))
             .max_lifetime(None)
             .build()
             .unwrap();
@@ -173,6 +186,7 @@ mod tests {
             missed_pings: Some(3),
             idle_timeout: Some(seconds(4)),
             first_message: Some(Some(seconds(5))),
+            message_timeout: Some(Some(seconds(6))),
             max_lifetime: Some(None),
         };
         assert_eq!(all.values(), &expected);
@@ -195,6 +209,7 @@ mod tests {
             ),
             (builder().idle_timeout(zero), "idle_timeout", must),
             (builder().first_message(zero), "first_message", optional),
+            (builder().message_timeout(zero), "message_timeout", optional),
             (builder().max_lifetime(zero), "max_lifetime", optional),
         ];
         for (builder, setter, rule) in refused {

@@ -48,6 +48,8 @@ fn bad_durations_are_refused() {
         names(built, "close_timeout", shown);
         names(idle().timeout(value).build(), "timeout", shown);
         names(idle().first_message(value).build(), "first_message", shown);
+        let built = idle().message_timeout(value).build();
+        names(built, "message_timeout", shown);
         names(idle().max_lifetime(value).build(), "max_lifetime", shown);
         names(idle().close_timeout(value).build(), "close_timeout", shown);
     }
@@ -113,6 +115,7 @@ fn good_values_are_accepted_to_their_limits() {
         let built = idle()
             .timeout(value)
             .first_message(value)
+            .message_timeout(value)
             .max_lifetime(value)
             .close_timeout(value)
             .build();
@@ -122,8 +125,8 @@ fn good_values_are_accepted_to_their_limits() {
     for off in [None, Some(least)] {
         let built = heartbeat().write_timeout(off).handler_stall_timeout(off);
         built.build().unwrap();
-        let built = idle().first_message(off).max_lifetime(off);
-        built.build().unwrap();
+        let built = idle().first_message(off).message_timeout(off);
+        built.max_lifetime(off).build().unwrap();
     }
     for code in [1000, 1001, 1003, 1007, 1011, 1014, 3000, 4000, 4999] {
         let reason = "x".repeat(123);

@@ -378,7 +378,7 @@ async fn idle_is_half_the_idle_timeout_without_a_message() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_messages_in_the_watched_direction_keep_a_connection_from_being_idle() {
+async fn only_data_in_the_watched_direction_keeps_a_connection_from_being_idle() {
     for (watch, health) in [
         (Traffic::Inbound, Health::Live),
         (Traffic::Outbound, Health::Idle),
@@ -397,16 +397,15 @@ async fn only_messages_in_the_watched_direction_keep_a_connection_from_being_idl
         assert_eq!(live.health(), Health::Idle);
         client.send(&Frame::new(PING, "no message")).await.unwrap();
         assert_eq!(client.expect_frame().await.opcode, PONG);
+        assert_eq!(live.health(), Health::Idle, "{watch:?}: no data so far");
         let half = Frame::text("unfinished").unfinished();
         client.send(&half).await.unwrap();
         sleep(ms(10)).await;
-        assert_eq!(
-            live.health(),
-            Health::Idle,
-            "{watch:?}: neither of them counts"
-        );
+        assert_eq!(live.health(), health, "{watch:?}: data of a message");
+        assert!((live.idle_for() <= ms(12)) == (health == Health::Live));
+        sleep(ms(1_200)).await;
         client.send(&Frame::new(CONTINUATION, ".")).await.unwrap();
         sleep(ms(10)).await;
-        assert_eq!(live.health(), health, "{watch:?}");
+        assert_eq!(live.health(), health, "{watch:?}: its end");
     }
 }

@@ -10,12 +10,21 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
+use axum::Router;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::routing::any;
 use script::*;
+use support::raw::{self, RawClient};
 use support::recorder::Recorder;
+use support::{bytes_route, in_memory, told_of};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, advance, sleep};
-use tower_ws_liveness::{HeartbeatLayerBuilder, Liveness, ProofOfLife, Reason};
+use tower_ws_liveness::{
+    HeartbeatLayerBuilder, IdleTimeoutLayer, IdleTimeoutLayerBuilder, Liveness, ProofOfLife,
+    Reason, Traffic,
+};
 
 const PROOFS: [ProofOfLife; 2] = [ProofOfLife::AnyBytes, ProofOfLife::MatchingPong];
 
@@ -355,6 +364,160 @@ async fn pings_go_between_the_frames_of_a_handler_that_masks_wrongly() {
             let reason = Reason::ServerClosed { code: Some(1000) };
             assert_eq!(recorder.nth(1).await.reason, reason, "{role:?}");
         }
+    }
+}
+
+/// The verdicts within 60 s on a client that says something each 100 ms, to an axum handler that lets
+/// frames in that are not masked and has nothing to say.
+async fn chats(idle: IdleTimeoutLayerBuilder, masks: bool) -> Vec<Reason> {
+    let recorder = Recorder::new();
+    let route = any(move |ws: WebSocketUpgrade| async move {
+        ws.accept_unmasked_frames(true)
+            .on_upgrade(|mut socket: WebSocket| async move {
+                while let Some(Ok(Message::Text(_))) = socket.recv().await {}
+            })
+    });
+    let idle = idle.on_evict(recorder.hook()).build().unwrap();
+    let app = Router::new().route("/ws", route).layer(idle);
+    let mut client = RawClient::handshake(in_memory(app, 4_096), "/ws").await;
+    for _ in 0..600 {
+        let message = raw::Frame::text("21.5 degrees");
+        let bytes = match masks {
+            true => message.masked(),
+            false => message.unmasked(),
+        };
+        if client.send_bytes(&bytes).await.is_err() {
+            break;
+        }
+        sleep(ms(100)).await;
+    }
+    recorder.all().iter().map(|event| event.reason).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_mask_is_not_idle() {
+    let idle = || IdleTimeoutLayer::builder().timeout(ms(5_000));
+    for masks in [true, false] {
+        for watch in [Traffic::Inbound, Traffic::Either] {
+            assert_eq!(chats(idle().watch(watch), masks).await, [], "{watch:?}");
+        }
+        let patient = IdleTimeoutLayer::builder().first_message(ms(2_000));
+        assert_eq!(chats(patient, masks).await, []);
+        // The messages are known to be complete, and that nothing goes the other way.
+        let bounded = idle().watch(Traffic::Inbound).message_timeout(ms(1_000));
+        assert_eq!(chats(bounded, masks).await, []);
+        let outbound = idle().watch(Traffic::Outbound);
+        assert_eq!(chats(outbound, masks).await, [Reason::IdleTimeout]);
+    }
+}
+
+// Lost boundaries: what passes may be anything, so every byte counts for the idle layer.
+
+/// Broken in each way that loses the boundaries.
+fn lost() -> [Vec<u8>; 5] {
+    [
+        vec![0x83, 0],
+        vec![0x8B, 0x80],
+        vec![0x09, 0],
+        vec![0x89, 126, 0, 126],
+        vec![0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0],
+    ]
+}
+
+/// Who says what cannot be understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Says {
+    Peer,
+    Handler,
+}
+
+/// One end says `broken` and then a byte each second, for 60 s or to the end. Returns the end, and how
+/// long after the first byte it came; and the longest time for which the connection was idle.
+async fn unframed(
+    says: Says,
+    broken: &[u8],
+    idle: IdleTimeoutLayerBuilder,
+) -> (Option<(Duration, Reason)>, Duration) {
+    let recorder = Recorder::new();
+    let bytes = broken.to_vec();
+    let (route, mut lives) = told_of(bytes_route(move |io| {
+        let bytes = bytes.clone();
+        async move {
+            let (mut reader, mut writer) = tokio::io::split(io);
+            tokio::spawn(async move { while let Ok(1..) = reader.read(&mut [0; 64]).await {} });
+            if says == Says::Peer {
+                return std::future::pending().await;
+            }
+            let mut next = bytes;
+            while writer.write_all(&next).await.is_ok() && writer.flush().await.is_ok() {
+                sleep(ms(1_000)).await;
+                next = b"?".to_vec();
+            }
+        }
+    }));
+    let idle = idle.on_evict(recorder.hook()).build().unwrap();
+    let app = Router::new().route("/ws", route).layer(idle);
+    let mut client = RawClient::handshake(in_memory(app, 4_096), "/ws").await;
+    let live = lives.recv().await.unwrap();
+    let begun = Instant::now();
+    let mut longest = Duration::ZERO;
+    let mut next = broken.to_vec();
+    while begun.elapsed() < ms(60_000) && recorder.total() == 0 {
+        if says == Says::Peer {
+            // Fails when it is over.
+            let _ = client.send_bytes(&next).await;
+            next = b"?".to_vec();
+        }
+        sleep(ms(1_000)).await;
+        longest = longest.max(live.idle_for());
+    }
+    let end = recorder
+        .all()
+        .first()
+        .map(|event| (event.at - begun, event.reason));
+    (end, longest)
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_frame_boundaries_every_byte_keeps_a_connection_from_being_idle() {
+    for (says, watched) in [
+        (Says::Peer, Traffic::Inbound),
+        (Says::Handler, Traffic::Outbound),
+    ] {
+        for broken in lost() {
+            for watch in [Traffic::Inbound, Traffic::Outbound, Traffic::Either] {
+                let idle = IdleTimeoutLayer::builder().timeout(ms(3_000)).watch(watch);
+                // No byte may be of a message that goes on.
+                let idle = idle.message_timeout(ms(5_000));
+                let (end, longest) = unframed(says, &broken, idle).await;
+                let case = format!("{says:?}, {broken:x?}, {watch:?}");
+                if watch == watched || watch == Traffic::Either {
+                    assert_eq!(end, None, "{case}");
+                    assert!(longest <= ms(1_000), "{case}: {longest:?}");
+                } else {
+                    let (after, reason) = end.expect(&case);
+                    assert_eq!(reason, Reason::IdleTimeout, "{case}");
+                    assert!(
+                        (ms(3_000)..=ms(3_064)).contains(&after),
+                        "{case}: {after:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_frame_boundaries_any_byte_is_the_peers_first_message() {
+    for broken in lost() {
+        let idle = || IdleTimeoutLayer::builder().first_message(ms(4_000));
+        let (end, _) = unframed(Says::Peer, &broken, idle()).await;
+        assert_eq!(end, None, "{broken:x?}");
+        // What the handler says is no message of the peer's, and hides none.
+        let (end, _) = unframed(Says::Handler, &broken, idle()).await;
+        let (after, reason) = end.expect("an end");
+        assert_eq!(reason, Reason::FirstMessageTimeout);
+        assert!((ms(4_000)..=ms(4_128)).contains(&after), "{after:?}");
     }
 }
 

@@ -266,6 +266,38 @@ async fn every_value_can_be_overridden() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_bound_on_messages_can_be_overridden_and_turned_off() {
+    let all = |router: Router, own| {
+        let idle = IdleTimeoutLayer::builder()
+            .timeout(ms(3_000))
+            .message_timeout(ms(1_000))
+            .build()
+            .unwrap();
+        overriding(router.layer(idle).layer(beat()), own)
+    };
+    let own = PolicyOverride::builder;
+    for (own, millis, expected) in [
+        (own(), 1_000, Reason::MessageTimeout),
+        (
+            own().message_timeout(ms(2_000)),
+            2_000,
+            Reason::MessageTimeout,
+        ),
+        (own().message_timeout(None), 3_000, Reason::IdleTimeout),
+    ] {
+        let (mut client, live) = connect(|router| all(router, own)).await;
+        let begins = Frame::text("once").unfinished();
+        client.send(&begins).await.unwrap();
+        let (after, reason) = end(client, &live).await;
+        assert_eq!(reason, expected);
+        assert!(
+            (ms(millis)..=ms(millis + millis / 20)).contains(&after),
+            "{reason}: {after:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn values_for_a_layer_that_is_not_there_are_ignored() {
     let own = PolicyOverride::builder()
         .interval(ms(10))

@@ -144,8 +144,9 @@ impl Liveness {
         self.connection.view().last_seen
     }
 
-    /// Time since the last complete *data* message in the watched directions (see
-    /// [`Traffic`](crate::Traffic)), or since the upgrade. Control frames do not count.
+    /// Time since the last byte of a *data* message in the watched directions (see
+    /// [`Traffic`](crate::Traffic)), or since the upgrade. Control frames do not count. Bytes from the
+    /// peer count when they are seen, which may be late while the handler does not read.
     #[must_use]
     pub fn idle_for(&self) -> Duration {
         self.connection.view().idle_for
@@ -191,7 +192,7 @@ impl Liveness {
     }
 
     /// Changes the idle timeout of this connection, whichever the layer's is. It counts at once,
-    /// from the last data message on.
+    /// from the last byte of data on.
     ///
     /// # Errors
     ///

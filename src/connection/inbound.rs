@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::held::Held;
-use super::watch::{Direction, Watch};
+use super::watch::{Direction, Watch, data_of};
 use crate::monitor::Moment;
 use crate::wire::{OpCode, Probe, Scanner, probe_pong};
 
@@ -341,8 +341,11 @@ impl Inbound {
                 Some(frame) if frame.opcode.is_control() => {
                     watch.monitor.control_in(now, earliest, watch.policy);
                 }
-                Some(frame) if frame.fin => watch.monitor.message_in(now),
-                _ => {}
+                end => {
+                    if let Some(data) = data_of(&self.scanner, end) {
+                        watch.monitor.data_in(now, data, watch.policy);
+                    }
+                }
             }
         }
         bytes.copy_within(from..from + candidate, kept);

@@ -9,7 +9,7 @@ use tokio::io::AsyncWrite;
 
 use super::capabilities::Capabilities;
 use super::control::Control;
-use super::watch::{Direction, Watch};
+use super::watch::{Direction, Watch, data_of};
 use crate::wire::{OpCode, Role, Scanner, encode_close, encode_ping};
 
 /// The outbound half of a connection.
@@ -352,6 +352,7 @@ impl Outbound {
 
     /// Scans bytes of the handler that the transport accepted.
     fn passed(&mut self, mut bytes: &[u8], watch: &mut Watch<'_>) {
+        let mut now = None;
         while !bytes.is_empty() {
             let (passed, frame) = self.scanner.advance(bytes);
             bytes = &bytes[passed..];
@@ -360,13 +361,16 @@ impl Outbound {
                     self.closed = true;
                     watch.monitor.server_closed(watch.now(), frame.close_code);
                 }
-                Some(frame) if frame.opcode.is_data() => {
-                    self.mid_message = !frame.fin;
-                    if frame.fin {
-                        watch.monitor.message_out(watch.now());
+                end => {
+                    if let Some(frame) = end.filter(|frame| !frame.opcode.is_control()) {
+                        self.mid_message = !frame.fin;
+                    }
+                    if let Some(data) = data_of(&self.scanner, end) {
+                        // The clock is read once, and for data alone.
+                        let now = *now.get_or_insert_with(|| watch.now());
+                        watch.monitor.data_out(now, data, watch.policy);
                     }
                 }
-                _ => {}
             }
         }
         if let (Some(rule), false) = (self.scanner.malformed(), self.passive) {

@@ -6,8 +6,8 @@ use tokio::task::coop::has_budget_remaining;
 
 use super::callers::Callers;
 use crate::driver::Clock;
-use crate::monitor::{Moment, Monitor, Policy};
-use crate::wire::Malformed;
+use crate::monitor::{Data, Moment, Monitor, Policy};
+use crate::wire::{FrameEnd, Malformed, Scanner};
 
 /// What the two directions need besides the transport: who is told what passed, and the time.
 pub(super) struct Watch<'a> {
@@ -110,6 +110,21 @@ impl Watch<'_> {
             let now = self.now();
             self.monitor.flushed(now, self.policy);
         }
+    }
+}
+
+/// What the bytes that `scanner` has just consumed are to the idle layer's clocks; `end` is the frame
+/// that ended with them. `None`: a control frame's.
+pub(super) fn data_of(scanner: &Scanner, end: Option<FrameEnd>) -> Option<Data> {
+    let opcode = match end {
+        Some(end) => Some(end.opcode),
+        None => scanner.open_frame(),
+    };
+    match opcode {
+        None => Some(Data::Unframed),
+        Some(opcode) if opcode.is_control() => None,
+        Some(_) if end.is_some_and(|end| end.fin) => Some(Data::End),
+        Some(_) => Some(Data::Part),
     }
 }
 

@@ -89,10 +89,10 @@ impl Eviction {
         self.last_seen
     }
 
-    /// How long, at the end, no data message had been completed in the watched direction.
+    /// How long, at the end, no byte of a data message had passed in the watched direction.
     ///
     /// Pings, pongs and Close frames do not count. See [`Traffic`](crate::Traffic) for the
-    /// directions. If there never was such a message, this is counted from the upgrade.
+    /// directions. If there never was such a byte, this is counted from the upgrade.
     #[must_use]
     pub fn idle_for(&self) -> Duration {
         self.idle_for

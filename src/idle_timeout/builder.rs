@@ -39,11 +39,17 @@ pub struct IdleTimeoutLayerBuilder {
 }
 
 impl IdleTimeoutLayerBuilder {
-    /// How long a connection may go without a complete data message. Default: 5 min.
+    /// How long a connection may go without a byte of a data message. Default: 5 min.
     ///
-    /// Ends the connection with [`Reason::IdleTimeout`]. Pings and pongs do not count, whoever
-    /// sends them, so a heartbeat does not keep an unused connection open. Which direction counts
-    /// is up to [`watch`](Self::watch).
+    /// Ends the connection with [`Reason::IdleTimeout`]. Each byte of a text or binary message counts,
+    /// so a transfer that takes longer than this time is not idle while it goes on. A message that
+    /// dribbles for ever is not idle either: [`message_timeout`](Self::message_timeout) bounds it.
+    /// Pings and pongs do not count, whoever sends them, so a heartbeat does not keep an unused
+    /// connection open. Which direction counts is up to [`watch`](Self::watch).
+    ///
+    /// Bytes from the peer count when they are seen. With a handler that does not read that is at the
+    /// latest when the time is up, and the layer looks by itself: up to 16 KiB are then read ahead, and
+    /// the time runs from there. What waits behind a full read-ahead does not count.
     ///
     /// The time for which the server's process stood still counts too: what has come meanwhile is seen
     /// first, and then the connection may be idle at once.
@@ -56,7 +62,8 @@ impl IdleTimeoutLayerBuilder {
         self
     }
 
-    /// Messages in which direction keep a connection from being idle. Default: [`Traffic::Either`].
+    /// Data in which direction keeps a connection from being idle, and messages in which direction
+    /// [`message_timeout`](Self::message_timeout) bounds. Default: [`Traffic::Either`].
     ///
     /// Nothing is refused.
     pub fn watch(mut self, traffic: Traffic) -> Self {
@@ -69,13 +76,41 @@ impl IdleTimeoutLayerBuilder {
     ///
     /// Ends the connection with [`Reason::FirstMessageTimeout`]. For protocols in which the client
     /// speaks first: it cuts sockets that are opened and never used. Only the peer's messages
-    /// count, whatever [`watch`](Self::watch) says.
+    /// count, whatever [`watch`](Self::watch) says. There is no verdict while the end of the message
+    /// may be unseen: while as much waits for the handler as is read ahead, 16 KiB, and where frame
+    /// boundaries are lost in malformed input.
     ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     ///
     /// [`Reason::FirstMessageTimeout`]: crate::Reason::FirstMessageTimeout
     pub fn first_message(mut self, first_message: impl Into<Option<Duration>>) -> Self {
         self.policy.first_message = first_message.into();
+        self
+    }
+
+    /// How long one data message may take from its first byte to its last. `None` turns the check off.
+    /// Default: off.
+    ///
+    /// Ends the connection with [`Reason::MessageTimeout`]. For messages that dribble, of which each
+    /// byte keeps the connection from being idle. The time runs for a message as a whole, over all its
+    /// fragments (RFC 6455 section 5.4): a control frame in between neither ends nor restarts it. It
+    /// runs in the directions that [`watch`](Self::watch) names. To the peer it runs from and to what the
+    /// transport accepts, whether the handler or the peer is slow. From the peer it runs from and to what
+    /// is seen: the handler's reads, or the layer's own while the handler does not read. These come
+    /// when a deadline is due, at the latest when the connection would be idle.
+    ///
+    /// The peer is not to blame for a handler that does not read. While as much waits for the handler
+    /// as is read ahead, 16 KiB, the end of the message may be behind that, and there is no verdict; the
+    /// time begins anew when the handler goes on reading. Over a transport that holds less than 16 KiB
+    /// a slow handler may use up the peer's time.
+    ///
+    /// Where frame boundaries are lost in malformed input there are no messages, and no such verdict.
+    ///
+    /// Refused: zero, less than 1 ms, more than 365 days.
+    ///
+    /// [`Reason::MessageTimeout`]: crate::Reason::MessageTimeout
+    pub fn message_timeout(mut self, message_timeout: impl Into<Option<Duration>>) -> Self {
+        self.policy.message_timeout = message_timeout.into();
         self
     }
 
@@ -111,6 +146,7 @@ impl IdleTimeoutLayerBuilder {
     /// |---|---|---|---|
     /// | [`IdleTimeout`] | 1001 | "idle timeout" | RFC 6455 section 7.4.1: Going Away. Nothing failed |
     /// | [`FirstMessageTimeout`] | 3008 | "no first message in time" | IANA: Timeout. A slow start may succeed next time |
+    /// | [`MessageTimeout`] | 3008 | "message not complete in time" | the same |
     /// | [`MaxLifetime`] | 1012 | "maximum lifetime reached" | IANA: Service Restart. The client comes back, after a random delay |
     ///
     /// Stock clients that reconnect come back after all of these; the README has a table of them.
@@ -126,6 +162,7 @@ impl IdleTimeoutLayerBuilder {
     ///
     /// [`IdleTimeout`]: crate::Reason::IdleTimeout
     /// [`FirstMessageTimeout`]: crate::Reason::FirstMessageTimeout
+    /// [`MessageTimeout`]: crate::Reason::MessageTimeout
     /// [`MaxLifetime`]: crate::Reason::MaxLifetime
     pub fn close_frame(mut self, code: u16, reason: impl Into<String>) -> Self {
         self.policy.close_frame = Some(CloseFrame {
@@ -191,6 +228,7 @@ impl IdleTimeoutLayerBuilder {
 fn validate(policy: &IdlePolicy) -> Result<(), ConfigError> {
     config::duration("IdleTimeoutLayer::timeout", policy.timeout)?;
     config::optional_duration("IdleTimeoutLayer::first_message", policy.first_message)?;
+    config::optional_duration("IdleTimeoutLayer::message_timeout", policy.message_timeout)?;
     config::optional_duration("IdleTimeoutLayer::max_lifetime", policy.max_lifetime)?;
     config::duration("IdleTimeoutLayer::close_timeout", policy.close_timeout)?;
     match &policy.close_frame {
@@ -230,6 +268,7 @@ mod tests {
             .timeout(seconds(1))
             .watch(Traffic::Outbound)
             .first_message(seconds(2))
+            .message_timeout(seconds(5))
             .max_lifetime(Some(seconds(3)))
             .close_timeout(seconds(4))
             .close_frame(4001, "bye")
@@ -240,6 +279,7 @@ mod tests {
             timeout: seconds(1),
             watch: Traffic::Outbound,
             first_message: Some(seconds(2)),
+            message_timeout: Some(seconds(5)),
             max_lifetime: Some(seconds(3)),
             close_timeout: seconds(4),
             close_frame: Some(CloseFrame {
@@ -252,8 +292,10 @@ mod tests {
         assert_eq!(builder.hooks.len(), 2);
         assert!(builder.clone().build().is_ok());
 
-        let off = builder.first_message(None).max_lifetime(None);
+        let off = builder.first_message(None).message_timeout(None);
+        let off = off.max_lifetime(None);
         assert_eq!(off.policy.first_message, None);
+        assert_eq!(off.policy.message_timeout, None);
         assert_eq!(off.policy.max_lifetime, None);
         assert!(off.build().is_ok());
     }
@@ -263,9 +305,10 @@ mod tests {
         type Setter = fn(IdleTimeoutLayerBuilder, Duration) -> IdleTimeoutLayerBuilder;
         let must = "must be greater than zero";
         let optional = "must be greater than zero (None turns it off)";
-        let setters: [(&str, &str, Setter); 4] = [
+        let setters: [(&str, &str, Setter); 5] = [
             ("timeout", must, |b, d| b.timeout(d)),
             ("first_message", optional, |b, d| b.first_message(d)),
+            ("message_timeout", optional, |b, d| b.message_timeout(d)),
             ("max_lifetime", optional, |b, d| b.max_lifetime(d)),
             ("close_timeout", must, |b, d| b.close_timeout(d)),
         ];
@@ -331,6 +374,7 @@ mod tests {
         fn build_never_panics(
             (timeout, close_timeout) in (durations(), durations()),
             first_message in proptest::option::of(durations()),
+            message_timeout in proptest::option::of(durations()),
             max_lifetime in proptest::option::of(durations()),
             code in prop_oneof![1000_u16..1016, any::<u16>()],
             reason in ".{0,60}",
@@ -338,6 +382,7 @@ mod tests {
             let builder = builder()
                 .timeout(timeout)
                 .first_message(first_message)
+                .message_timeout(message_timeout)
                 .max_lifetime(max_lifetime)
                 .close_timeout(close_timeout)
                 .close_frame(code, reason.as_str());
@@ -346,6 +391,7 @@ mod tests {
                     let least = timeout.min(close_timeout);
                     prop_assert!(least >= config::MIN_DURATION);
                     prop_assert_ne!(first_message, Some(ZERO));
+                    prop_assert_ne!(message_timeout, Some(ZERO));
                     prop_assert_ne!(max_lifetime, Some(ZERO));
                     prop_assert!(reason.len() <= config::MAX_CLOSE_REASON);
                 }

@@ -17,7 +17,7 @@ pub enum Health {
     Opening,
     /// The peer was heard within the interval, or nothing speaks against it.
     Live,
-    /// Alive, but no data message was completed in the watched direction for half of the idle
+    /// Alive, but no byte of a data message passed in the watched direction for half of the idle
     /// timeout or longer. Never without an [`IdleTimeoutLayer`](crate::IdleTimeoutLayer).
     Idle,
     /// Nothing is wrong now, but there were errors lately:

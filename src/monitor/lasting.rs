@@ -101,7 +101,7 @@ impl Monitor {
     /// From when on the connection is idle, though not for long enough to be evicted.
     fn idle_from(&self, policy: &Policy) -> Option<Moment> {
         let idle = policy.idle.as_ref()?;
-        Some(self.idle_since(idle)? + idle.timeout / 2)
+        Some(self.active(idle.watch) + idle.timeout / 2)
     }
 }
 

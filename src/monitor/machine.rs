@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::data::{Data, DataClock};
 use super::flood::ControlRate;
 use super::history::{History, Thresholds};
 use super::moment::Moment;
@@ -75,8 +76,8 @@ pub(crate) struct Monitor {
     /// The latest moment at which the peer is known to have been alive. Not later than the byte or
     /// the pong that proves it, however late that was looked at.
     pub(super) last_proof: Moment,
-    pub(super) data_in: Moment,
-    pub(super) data_out: Moment,
+    pub(super) inbound: DataClock,
+    pub(super) outbound: DataClock,
     pub(super) blocked: Option<Blocked>,
     /// Since when bytes from the peer wait that the handler does not read.
     pub(super) backlog: Option<Moment>,
@@ -86,6 +87,8 @@ pub(crate) struct Monitor {
     pub(super) pings: Pings,
     pub(super) rtt: RttEstimate,
     pub(super) stats: Stats,
+    /// The peer's first message is complete, or cannot be seen for lack of frame boundaries.
+    pub(super) first_message: bool,
     /// The read-ahead buffer was full when this was last polled, and the handler has not
     /// read since: what is suspended meanwhile has no deadline either.
     pub(super) blind: bool,
@@ -111,8 +114,8 @@ impl Monitor {
             opened: now,
             last_inbound: now,
             last_proof: now,
-            data_in: now,
-            data_out: now,
+            inbound: DataClock::new(now),
+            outbound: DataClock::new(now),
             blocked: None,
             backlog: None,
             ending: Ending::Open,
@@ -120,6 +123,7 @@ impl Monitor {
             pings: Pings::new(tag),
             rtt: RttEstimate::default(),
             stats: Stats::default(),
+            first_message: false,
             blind: false,
             passive: false,
             control_rate: ControlRate::new(now),
@@ -196,16 +200,19 @@ impl Monitor {
         self.pings.sign_of_life();
     }
 
-    /// A data message from the peer is complete.
-    pub(crate) fn message_in(&mut self, now: Moment) {
-        self.data_in = now;
-        self.stats.messages_received += 1;
+    /// Data came from the peer.
+    pub(crate) fn data_in(&mut self, now: Moment, data: Data, policy: &Policy) {
+        let begins = self.inbound.pass(now, data);
+        self.moved |= begins && policy.limits_messages();
+        self.first_message |= data != Data::Part;
+        self.stats.messages_received += u64::from(data == Data::End);
     }
 
-    /// A data message to the peer was accepted whole by the transport.
-    pub(crate) fn message_out(&mut self, now: Moment) {
-        self.data_out = now;
-        self.stats.messages_sent += 1;
+    /// The transport accepted data of the handler's.
+    pub(crate) fn data_out(&mut self, now: Moment, data: Data, policy: &Policy) {
+        let begins = self.outbound.pass(now, data);
+        self.moved |= begins && policy.limits_messages();
+        self.stats.messages_sent += u64::from(data == Data::End);
     }
 
     /// The transport accepted `bytes`.
@@ -347,6 +354,8 @@ impl Monitor {
         self.backlog = rest.then_some(now);
         if self.blind {
             self.blind = false;
+            // The peer may have been held up for as long as the buffer was full.
+            self.inbound.restart_message(now);
             self.moved = true;
         }
     }

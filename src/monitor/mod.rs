@@ -4,6 +4,7 @@
 //! [`lasting`] tells only what has lasted, [`verdict`] decides; the other files hold what they are made
 //! of.
 
+mod data;
 mod flood;
 mod health;
 mod history;
@@ -21,6 +22,7 @@ mod tests;
 mod verdict;
 mod view;
 
+pub(crate) use data::Data;
 pub use health::Health;
 pub(crate) use machine::Monitor;
 pub(crate) use moment::Moment;

@@ -15,6 +15,7 @@ pub(crate) struct Overrides {
     pub(crate) idle_timeout: Option<Duration>,
     /// The inner option is the value: a bound can be turned off for one connection.
     pub(crate) first_message: Option<Option<Duration>>,
+    pub(crate) message_timeout: Option<Option<Duration>>,
     pub(crate) max_lifetime: Option<Option<Duration>>,
 }
 
@@ -31,6 +32,7 @@ impl Overrides {
             let idle = Arc::make_mut(idle);
             replace(&mut idle.timeout, self.idle_timeout);
             replace(&mut idle.first_message, self.first_message);
+            replace(&mut idle.message_timeout, self.message_timeout);
             replace(&mut idle.max_lifetime, self.max_lifetime);
         }
     }
@@ -49,6 +51,7 @@ impl Overrides {
             missed_pings,
             idle_timeout,
             first_message,
+            message_timeout,
             max_lifetime,
         } = later;
         self.interval = interval.or(self.interval);
@@ -56,6 +59,7 @@ impl Overrides {
         self.missed_pings = missed_pings.or(self.missed_pings);
         self.idle_timeout = idle_timeout.or(self.idle_timeout);
         self.first_message = first_message.or(self.first_message);
+        self.message_timeout = message_timeout.or(self.message_timeout);
         self.max_lifetime = max_lifetime.or(self.max_lifetime);
     }
 
@@ -67,10 +71,12 @@ impl Overrides {
         let Self {
             idle_timeout,
             first_message,
+            message_timeout,
             max_lifetime,
             ..
         } = self;
-        idle_timeout.is_some() || first_message.is_some() || max_lifetime.is_some()
+        let bounds = [first_message, message_timeout, max_lifetime];
+        idle_timeout.is_some() || bounds.iter().any(|bound| bound.is_some())
     }
 }
 
@@ -151,6 +157,7 @@ mod tests {
             missed_pings: Some(2),
             idle_timeout: Some(SECOND),
             first_message: Some(None),
+            message_timeout: Some(None),
             max_lifetime: Some(None),
         };
         all.apply(&mut none);
@@ -175,6 +182,7 @@ mod tests {
             missed_pings: Some(3),
             idle_timeout: Some(SECOND),
             first_message: Some(None),
+            message_timeout: Some(None),
             max_lifetime: Some(None),
             ..Overrides::default()
         });
@@ -184,6 +192,7 @@ mod tests {
             missed_pings: Some(3),
             idle_timeout: Some(SECOND),
             first_message: Some(None),
+            message_timeout: Some(None),
             max_lifetime: Some(None),
         };
         assert_eq!(first, expected);

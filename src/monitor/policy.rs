@@ -28,15 +28,20 @@ pub enum ProofOfLife {
     MatchingPong,
 }
 
-/// Which direction of *data* messages keeps a connection from being idle.
+/// The data of which direction keeps a connection from being idle.
+///
+/// Data is every byte of a text or binary message (RFC 6455 section 5.6), the headers of its frames
+/// included: a message counts while it is on its way, not only when it is complete. Pings, pongs and
+/// Close frames do not count. Where frame boundaries are lost in malformed input, every byte counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Traffic {
-    /// Complete data messages from the peer.
+    /// Data from the peer, when it is read from the transport.
     Inbound,
-    /// Complete data messages to the peer.
+    /// Data to the peer, when the transport accepts it. What the transport holds in buffers of its
+    /// own after that is out of sight.
     Outbound,
-    /// Complete data messages in either direction (the default).
+    /// Data in either direction (the default).
     #[default]
     Either,
 }
@@ -73,6 +78,7 @@ impl CloseFrame {
             // sending while it slept.
             Reason::WriteStalled => (TIMEOUT, "write stalled"),
             Reason::FirstMessageTimeout => (TIMEOUT, "no first message in time"),
+            Reason::MessageTimeout => (TIMEOUT, "message not complete in time"),
             Reason::HeartbeatTimeout { .. }
             // The layers send no frame of their own for these.
             | Reason::PeerClosed { .. }
@@ -124,6 +130,7 @@ pub(crate) struct IdlePolicy {
     pub(crate) timeout: Duration,
     pub(crate) watch: Traffic,
     pub(crate) first_message: Option<Duration>,
+    pub(crate) message_timeout: Option<Duration>,
     pub(crate) max_lifetime: Option<Duration>,
     pub(crate) close_timeout: Duration,
     /// For every verdict of this layer. With `None` each has its own: [`CloseFrame::by_default`].
@@ -156,6 +163,7 @@ impl Default for IdlePolicy {
             timeout: Duration::from_secs(300),
             watch: Traffic::Either,
             first_message: None,
+            message_timeout: None,
             max_lifetime: None,
             close_timeout: Duration::from_secs(5),
             close_frame: None,
@@ -208,8 +216,17 @@ impl Policy {
     fn is_idle_layers(reason: Reason) -> bool {
         matches!(
             reason,
-            Reason::IdleTimeout | Reason::FirstMessageTimeout | Reason::MaxLifetime
+            Reason::IdleTimeout
+                | Reason::FirstMessageTimeout
+                | Reason::MessageTimeout
+                | Reason::MaxLifetime
         )
+    }
+
+    /// Whether a message that begins has a deadline.
+    pub(super) fn limits_messages(&self) -> bool {
+        let idle = self.idle.as_ref();
+        idle.is_some_and(|idle| idle.message_timeout.is_some())
     }
 
     /// How coarsely this connection's deadlines may be rounded up, so that neighbours share a
@@ -231,7 +248,8 @@ impl Policy {
         let idle = self.idle.iter().flat_map(|policy| {
             [Some(policy.timeout), Some(policy.close_timeout)]
                 .into_iter()
-                .chain([policy.first_message, policy.max_lifetime])
+                .chain([policy.first_message, policy.message_timeout])
+                .chain([policy.max_lifetime])
         });
         let shortest = heartbeat
             .chain(idle)

@@ -42,11 +42,13 @@ pub enum Reason {
         /// How many pings in a row went unanswered.
         missed: u32,
     },
-    /// No data message passed in the watched direction for the idle timeout. Pings and pongs do not
-    /// count (RFC 6455 section 5.5.2 allows them at any time, and they say nothing about use).
+    /// No byte of a data message passed in the watched direction for the idle timeout. Pings and pongs
+    /// do not count (RFC 6455 section 5.5.2 allows them at any time, and they say nothing about use).
     IdleTimeout,
-    /// The peer did not send its first data message in time.
+    /// The peer did not complete its first data message in time.
     FirstMessageTimeout,
+    /// A data message in the watched direction was not complete in time after its first byte.
+    MessageTimeout,
     /// The connection reached its maximum lifetime.
     MaxLifetime,
     /// Bytes wait to be sent, and the peer's side accepts none of them. The peer may be alive.
@@ -87,6 +89,7 @@ impl Reason {
             Self::HeartbeatTimeout { .. } => "heartbeat_timeout",
             Self::IdleTimeout => "idle_timeout",
             Self::FirstMessageTimeout => "first_message_timeout",
+            Self::MessageTimeout => "message_timeout",
             Self::MaxLifetime => "max_lifetime",
             Self::WriteStalled => "write_stalled",
             Self::HandlerStalled => "handler_stalled",
@@ -117,7 +120,10 @@ impl Reason {
             | Self::WriteStalled
             | Self::HandlerStalled
             | Self::CloseTimeout => Tier::Regular,
-            Self::IdleTimeout | Self::FirstMessageTimeout | Self::MaxLifetime => Tier::Long,
+            Self::IdleTimeout
+            | Self::FirstMessageTimeout
+            | Self::MessageTimeout
+            | Self::MaxLifetime => Tier::Long,
         }
     }
 
@@ -127,6 +133,7 @@ impl Reason {
             Self::HeartbeatTimeout { .. }
             | Self::IdleTimeout
             | Self::FirstMessageTimeout
+            | Self::MessageTimeout
             | Self::MaxLifetime
             | Self::WriteStalled
             | Self::HandlerStalled
@@ -167,6 +174,7 @@ impl fmt::Display for Reason {
             }
             Self::IdleTimeout => f.write_str("idle timeout"),
             Self::FirstMessageTimeout => f.write_str("no first message in time"),
+            Self::MessageTimeout => f.write_str("message not complete in time"),
             Self::MaxLifetime => f.write_str("maximum lifetime reached"),
             Self::WriteStalled => f.write_str("write stalled"),
             Self::HandlerStalled => f.write_str("handler stalled"),
@@ -192,7 +200,7 @@ pub enum Tier {
     /// By the heartbeat: after its `interval`, `timeout`, `write_timeout`, `handler_stall_timeout` or
     /// `close_timeout`.
     Regular,
-    /// By the idle layer: after its `timeout`, `first_message` or `max_lifetime`.
+    /// By the idle layer: after its `timeout`, `first_message`, `message_timeout` or `max_lifetime`.
     Long,
 }
 
@@ -290,6 +298,12 @@ mod tests {
                 ErrorKind::TimedOut,
             ),
             (
+                Reason::MessageTimeout,
+                "message_timeout",
+                "message not complete in time",
+                ErrorKind::TimedOut,
+            ),
+            (
                 Reason::MaxLifetime,
                 "max_lifetime",
                 "maximum lifetime reached",
@@ -375,6 +389,7 @@ mod tests {
         let long = [
             Reason::IdleTimeout,
             Reason::FirstMessageTimeout,
+            Reason::MessageTimeout,
             Reason::MaxLifetime,
         ];
         let table: [(&[Reason], Tier, &str); 3] = [

@@ -45,8 +45,8 @@ impl Monitor {
     /// What has to be done at `now`. The caller has looked for bytes from the peer first.
     ///
     /// When several verdicts are due at once, the first of these is given: `MaxLifetime`,
-    /// `FirstMessageTimeout`, `IdleTimeout`, `ControlFlood`, `HandlerStalled`, `WriteStalled`,
-    /// `HeartbeatTimeout`.
+    /// `FirstMessageTimeout`, `MessageTimeout`, `IdleTimeout`, `ControlFlood`, `HandlerStalled`,
+    /// `WriteStalled`, `HeartbeatTimeout`.
     /// So what was configured for a healthy connection comes before what went wrong with it, and
     /// the peer is blamed last. In the closing handshake only `CloseTimeout` is left.
     pub(crate) fn poll(&mut self, now: Moment, policy: &Policy, outlook: Outlook) -> Action {
@@ -77,7 +77,10 @@ impl Monitor {
         if due(self.first_message_deadline(idle), now).is_some() {
             return self.evict(now, Reason::FirstMessageTimeout);
         }
-        if due(self.idle_deadline(idle), now).is_some() {
+        if due(self.message_deadline(idle), now).is_some() {
+            return self.evict(now, Reason::MessageTimeout);
+        }
+        if due(Some(self.idle_deadline(idle)), now).is_some() {
             return self.evict(now, Reason::IdleTimeout);
         }
         Action::Wait
@@ -222,7 +225,8 @@ impl Monitor {
         if let Some(idle) = &policy.idle {
             consider(self.lifetime_deadline(idle));
             consider(self.first_message_deadline(idle));
-            consider(self.idle_deadline(idle));
+            consider(self.message_deadline(idle));
+            consider(Some(self.idle_deadline(idle)));
         }
         if self.pings.is_asked() && !self.passive {
             return Moment::START;
@@ -248,21 +252,29 @@ impl Monitor {
         idle.max_lifetime.map(|lifetime| self.opened + lifetime)
     }
 
-    /// With the read-ahead buffer full, messages may wait that nobody could count.
+    /// With the read-ahead buffer full, the end of the message may wait unseen behind a handler that
+    /// does not read.
     fn first_message_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
         let within = idle.first_message?;
-        (self.stats.messages_received == 0 && !self.blind).then(|| self.opened + within)
+        (!self.first_message && !self.blind).then(|| self.opened + within)
     }
 
-    fn idle_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
-        Some(self.idle_since(idle)? + idle.timeout)
+    /// The same holds for the end of any message from the peer.
+    fn message_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
+        let within = idle.message_timeout?;
+        let inbound = self.inbound.message.filter(|_| !self.blind);
+        let outbound = self.outbound.message;
+        let begun = match idle.watch {
+            Traffic::Inbound => inbound,
+            Traffic::Outbound => outbound,
+            Traffic::Either => inbound.into_iter().chain(outbound).min(),
+        };
+        Some(begun? + within)
     }
 
-    /// Since when the connection is idle. For what cannot be seen the same holds here, unless only
-    /// messages to the peer count.
-    pub(super) fn idle_since(&self, idle: &IdlePolicy) -> Option<Moment> {
-        let unseen = self.blind && idle.watch != Traffic::Outbound;
-        (!unseen).then(|| self.active(idle.watch))
+    /// A full read-ahead buffer does not put this off: the last byte that was seen filled it.
+    fn idle_deadline(&self, idle: &IdlePolicy) -> Moment {
+        self.active(idle.watch) + idle.timeout
     }
 
     /// The handler does not read what waits for it, or has left a frame half-written (though the

@@ -11,9 +11,9 @@ use super::stats::Stats;
 impl Monitor {
     pub(super) fn active(&self, watch: Traffic) -> Moment {
         match watch {
-            Traffic::Inbound => self.data_in,
-            Traffic::Outbound => self.data_out,
-            Traffic::Either => self.data_in.max(self.data_out),
+            Traffic::Inbound => self.inbound.last,
+            Traffic::Outbound => self.outbound.last,
+            Traffic::Either => self.inbound.last.max(self.outbound.last),
         }
     }
 
@@ -84,7 +84,7 @@ impl Monitor {
         self.last_inbound
     }
 
-    /// The last complete data message in the directions that the idle timeout watches.
+    /// The last byte of data in the directions that the idle timeout watches.
     pub(crate) fn last_active(&self, policy: &Policy) -> Moment {
         self.active(
             policy

@@ -52,7 +52,7 @@ impl ConnectionSnapshot {
         self.view.rtt
     }
 
-    /// Time since the last complete data message in the watched directions (see
+    /// Time since the last byte of a data message in the watched directions (see
     /// [`Traffic`](crate::Traffic)), or since the upgrade.
     #[must_use]
     pub fn idle_for(&self) -> Duration {

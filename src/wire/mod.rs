@@ -25,7 +25,7 @@ mod tests;
 
 pub(crate) use control::{MAX_PING_FRAME, Probe, encode_close, encode_ping, probe_pong};
 pub(crate) use header::Malformed;
-pub(crate) use scan::Scanner;
+pub(crate) use scan::{FrameEnd, Scanner};
 
 /// Our end of the connection.
 ///
@@ -77,12 +77,9 @@ impl OpCode {
         }
     }
 
-    /// Whether this is a control frame (section 5.5), which may stand between two fragments.
+    /// Whether this is a control frame (section 5.5), which may stand between two fragments. All others
+    /// carry application data (section 5.6).
     pub(crate) const fn is_control(self) -> bool {
         matches!(self, OpCode::Close | OpCode::Ping | OpCode::Pong)
-    }
-    /// Whether this frame carries application data (section 5.6), continuations included.
-    pub(crate) const fn is_data(self) -> bool {
-        !self.is_control()
     }
 }

@@ -54,6 +54,17 @@ impl Scanner {
         matches!(self.state, State::Header(PartialHeader { len: 0, .. }))
     }
 
+    /// The opcode of the frame that has begun and not ended. `None` at a boundary, and where
+    /// boundaries are lost.
+    #[inline]
+    pub(crate) fn open_frame(&self) -> Option<OpCode> {
+        match &self.state {
+            State::Header(PartialHeader { len: 0, .. }) | State::Malformed(_) => None,
+            State::Header(partial) => OpCode::of(partial.bytes[0]),
+            State::Payload { frame, .. } => Some(frame.opcode),
+        }
+    }
+
     /// The rule that the stream broke. Once set it stays, and nothing is reported any more.
     #[inline]
     pub(crate) const fn malformed(&self) -> Option<Malformed> {

@@ -37,7 +37,7 @@ struct Walk {
 fn walk(bytes: &[u8], chunks: impl IntoIterator<Item = usize>) -> Walk {
     let mut scanner = Scanner::new();
     let mut ends = Vec::new();
-    let mut pos = 0;
+    let (mut pos, mut begun) = (0, None);
     for size in chunks {
         let mut chunk = &bytes[pos..bytes.len().min(pos + size)];
         while !chunk.is_empty() {
@@ -45,11 +45,18 @@ fn walk(bytes: &[u8], chunks: impl IntoIterator<Item = usize>) -> Walk {
             let (consumed, end) = scanner.advance(chunk);
             assert!((1..=chunk.len()).contains(&consumed));
             assert_eq!(ahead, end.map(|_| consumed));
+            begun = begun.or(OpCode::of(chunk[0]));
             match end {
-                Some(_) => assert!(scanner.at_boundary()),
+                Some(end) => {
+                    assert!(scanner.at_boundary());
+                    assert_eq!(scanner.open_frame(), None);
+                    assert_eq!(begun.take(), Some(end.opcode));
+                }
                 None => {
                     assert_eq!(consumed, chunk.len());
                     assert!(!scanner.at_boundary());
+                    let known = begun.filter(|_| scanner.malformed().is_none());
+                    assert_eq!(scanner.open_frame(), known);
                 }
             }
             pos += consumed;
@@ -129,7 +136,6 @@ fn opcodes_and_roles() {
     }
     for opcode in OPCODES {
         assert_eq!(opcode.is_control(), opcode as u8 & 0x8 != 0);
-        assert_eq!(opcode.is_data(), !opcode.is_control());
     }
     assert!(!Role::Server.outbound_masked() && Role::Client.outbound_masked());
 }

@@ -7,29 +7,45 @@ use super::*;
 
 // ---- the idle timeout ----------------------------------------------------------------------------
 
+/// Has data pass in one direction.
+type Passes = fn(&mut Line, Data);
+
+const INBOUND: Passes = |line, data| {
+    line.data_in(data);
+};
+const OUTBOUND: Passes = |line, data| {
+    line.data_out(data);
+};
+
 #[test]
-fn only_data_messages_in_the_watched_direction_count() {
-    let kinds: [fn(&mut Line); 4] = [
-        |line| line.monitor.message_in(line.now),
-        |line| line.monitor.message_out(line.now),
-        |line| {
-            line.hears_part_of_a_frame();
-        },
-        |line| line.monitor.accepted(line.now, true, &line.policy),
+fn only_data_in_the_watched_direction_counts() {
+    let watched = [Traffic::Inbound, Traffic::Outbound, Traffic::Either];
+    let passes: [(Passes, [bool; 3]); 4] = [
+        (INBOUND, [true, false, true]),
+        (OUTBOUND, [false, true, true]),
+        // Bytes that are no data.
+        (
+            |line, _| {
+                line.hears_part_of_a_frame();
+            },
+            [false; 3],
+        ),
+        (
+            |line, _| line.monitor.accepted(line.now, true, &line.policy),
+            [false; 3],
+        ),
     ];
-    for (watch, counts) in [
-        (Traffic::Inbound, [true, false, false, false]),
-        (Traffic::Outbound, [false, true, false, false]),
-        (Traffic::Either, [true, true, false, false]),
-    ] {
-        for (kind, counts) in kinds.iter().zip(counts) {
-            let mut line = Line::new(idle(|policy| policy.watch = watch));
-            line.run(59_999);
-            kind(&mut line);
-            let last = if counts { 59_999 } else { 0 };
-            assert_eq!(line.monitor.last_active(&line.policy), at(last));
-            line.run(last + 60_000)
-                .did(&[(last + 60_000, End(Reason::IdleTimeout))]);
+    for data in [Data::Part, Data::End, Data::Unframed] {
+        for (passes, counts) in passes {
+            for (watch, counts) in watched.into_iter().zip(counts) {
+                let mut line = Line::new(idle(|policy| policy.watch = watch));
+                line.run(59_999);
+                passes(&mut line, data);
+                let last = if counts { 59_999 } else { 0 };
+                assert_eq!(line.monitor.last_active(&line.policy), at(last));
+                line.run(last + 60_000)
+                    .did(&[(last + 60_000, End(Reason::IdleTimeout))]);
+            }
         }
     }
 }
@@ -56,14 +72,116 @@ fn the_first_message_has_to_come_in_time_and_only_from_the_peer() {
         let mut line = Line::new(idle(|policy| policy.first_message = Some(ms(20_000))));
         if let Some(when) = server {
             line.run(when);
-            line.monitor.message_out(line.now);
+            line.data_out(Data::End);
         }
         if let Some(when) = peer {
             line.run(when);
-            line.monitor.message_in(line.now);
+            line.data_in(Data::End);
         }
         line.run(end.0).did(&[(end.0, End(end.1))]);
     }
+}
+
+#[test]
+fn without_frame_boundaries_any_byte_is_the_first_message() {
+    let mut line = Line::new(idle(|policy| policy.first_message = Some(ms(20_000))));
+    line.run(19_999).data_in(Data::Part).data_in(Data::Unframed);
+    line.run(79_999).did(&[(79_999, End(Reason::IdleTimeout))]);
+}
+
+// ---- the bound on one message --------------------------------------------------------------------
+
+/// 20 s for a message, 60 s for a connection that is idle.
+fn bounded(watch: Traffic) -> Policy {
+    idle(|policy| {
+        policy.message_timeout = Some(ms(20_000));
+        policy.watch = watch;
+    })
+}
+
+#[test]
+fn a_message_that_dribbles_ends_at_its_bound_in_the_watched_directions() {
+    for (passes, watches) in [
+        (INBOUND, [Traffic::Inbound, Traffic::Either]),
+        (OUTBOUND, [Traffic::Outbound, Traffic::Either]),
+    ] {
+        for watch in [Traffic::Inbound, Traffic::Outbound, Traffic::Either] {
+            let mut line = Line::new(bounded(watch));
+            line.run(5_000);
+            line.monitor.take_moved();
+            passes(&mut line, Data::Part);
+            assert!(line.monitor.take_moved(), "there is a new deadline");
+            for second in 6..60 {
+                // What else passes, pongs and the like, changes nothing.
+                line.run(second * 1_000).hears();
+                passes(&mut line, Data::Part);
+                assert!(!line.monitor.take_moved() || line.monitor.is_over());
+            }
+            if watches.contains(&watch) {
+                line.did(&[(25_000, End(Reason::MessageTimeout)), (28_000, Cut)]);
+            } else {
+                line.did(&[]);
+                line.run(60_000).did(&[(60_000, End(Reason::IdleTimeout))]);
+            }
+        }
+    }
+}
+
+#[test]
+fn each_message_has_its_own_time() {
+    for passes in [INBOUND, OUTBOUND] {
+        let mut line = Line::new(bounded(Traffic::Either));
+        for turn in 0..10 {
+            line.run(turn * 20_000);
+            passes(&mut line, Data::Part);
+            line.run(turn * 20_000 + 19_999);
+            passes(&mut line, Data::End);
+        }
+        line.did(&[]);
+        // A whole message is none that goes on.
+        line.run(259_998).did(&[]);
+        line.run(259_999)
+            .did(&[(259_999, End(Reason::IdleTimeout))]);
+    }
+}
+
+#[test]
+fn the_older_of_two_messages_decides() {
+    for (first, second) in [(INBOUND, OUTBOUND), (OUTBOUND, INBOUND)] {
+        let mut line = Line::new(bounded(Traffic::Either));
+        line.run(1_000);
+        first(&mut line, Data::Part);
+        line.run(2_000);
+        second(&mut line, Data::Part);
+        line.run(3_000);
+        first(&mut line, Data::End);
+        line.run(22_000)
+            .did(&[(22_000, End(Reason::MessageTimeout))]);
+    }
+}
+
+#[test]
+fn without_frame_boundaries_there_is_no_message_that_goes_on() {
+    for passes in [INBOUND, OUTBOUND] {
+        let mut line = Line::new(bounded(Traffic::Either));
+        passes(&mut line, Data::Part);
+        line.run(10_000);
+        for data in [Data::Unframed, Data::Unframed] {
+            passes(&mut line, data);
+        }
+        line.run(70_000).did(&[(70_000, End(Reason::IdleTimeout))]);
+    }
+}
+
+#[test]
+fn without_the_bound_a_message_has_all_the_time() {
+    let mut line = Line::new(idle(|_| {}));
+    for second in 0..1_000 {
+        line.run(second * 1_000);
+        line.data_in(Data::Part).data_out(Data::Part);
+        assert!(!line.monitor.take_moved(), "nothing follows from it");
+    }
+    line.did(&[]);
 }
 
 #[test]
@@ -74,8 +192,8 @@ fn nothing_prolongs_a_lifetime() {
     ));
     for second in 1..=100 {
         line.run(second * 1_000).hears();
-        line.monitor.message_in(line.now);
-        line.monitor.message_out(line.now);
+        line.data_in(Data::End);
+        line.data_out(Data::End);
     }
     line.did(&[(100_000, End(Reason::MaxLifetime))]);
 }
@@ -88,6 +206,7 @@ fn of_several_verdicts_the_peer_is_blamed_last() {
     let order = [
         Reason::MaxLifetime,
         Reason::FirstMessageTimeout,
+        Reason::MessageTimeout,
         Reason::IdleTimeout,
         Reason::HandlerStalled,
         Reason::WriteStalled,
@@ -99,15 +218,17 @@ fn of_several_verdicts_the_peer_is_blamed_last() {
         let has = |index| first <= index;
         let mut line = Line::new(both(
             heartbeat(|policy| {
-                policy.handler_stall_timeout = has(3).then_some(due);
-                policy.write_timeout = has(4).then_some(ms(4_000));
+                policy.handler_stall_timeout = has(4).then_some(due);
+                policy.write_timeout = has(5).then_some(ms(4_000));
             }),
             idle(|policy| {
                 policy.max_lifetime = has(0).then_some(due);
                 policy.first_message = has(1).then_some(due);
-                policy.timeout = if has(2) { due } else { ms(1_000_000) };
+                policy.message_timeout = has(2).then_some(due);
+                policy.timeout = if has(3) { due } else { ms(1_000_000) };
             }),
         ));
+        line.data_in(Data::Part);
         line.outlook.can_inject = false;
         line.monitor.bytes_wait(line.now);
         line.run(10_000);
@@ -197,6 +318,7 @@ fn a_cut_comes_after_the_close_timeout_of_the_layer_whose_verdict_it_was() {
     for (reason, cut) in [
         (Reason::IdleTimeout, 3_000),
         (Reason::FirstMessageTimeout, 3_000),
+        (Reason::MessageTimeout, 3_000),
         (Reason::MaxLifetime, 3_000),
         (Reason::WriteStalled, 1_000),
         (Reason::Replaced, 1_000),
@@ -244,9 +366,9 @@ fn counts_what_passed() {
     line.run(10_000);
     assert!(line.pongs(0));
     line.monitor.sent(300);
-    line.monitor.message_in(line.now);
-    line.monitor.message_out(line.now);
-    line.monitor.message_out(line.now);
+    line.data_in(Data::End);
+    line.data_out(Data::End);
+    line.data_out(Data::End);
     let stats = line.monitor.stats();
     assert_eq!((stats.bytes_received(), stats.bytes_sent()), (10, 310));
     assert_eq!((stats.messages_received(), stats.messages_sent()), (1, 2));

@@ -211,15 +211,15 @@ fn idle_is_half_the_idle_timeout_in_the_watched_direction() {
         (Traffic::Outbound, false, true),
         (Traffic::Either, true, true),
     ] {
-        for (counts, message) in [
-            (counts_in, Monitor::message_in as fn(&mut Monitor, Moment)),
-            (counts_out, Monitor::message_out as fn(&mut Monitor, Moment)),
+        for (counts, passes) in [
+            (counts_in, Line::data_in as fn(&mut Line, Data) -> &mut Line),
+            (counts_out, Line::data_out),
         ] {
             let mut line = Line::new(idle(|policy| policy.watch = watch));
             line.turns(at(30_000), Health::Live, Health::Idle);
             assert_eq!(line.health(), Health::Idle);
             line.now = at(40_000);
-            message(&mut line.monitor, line.now);
+            passes(&mut line, Data::Part);
             if counts {
                 assert_eq!(
                     (line.health(), line.lasting()),
@@ -240,21 +240,13 @@ fn idle_is_half_the_idle_timeout_in_the_watched_direction() {
 }
 
 #[test]
-fn messages_that_nobody_could_see_keep_a_connection_from_being_idle() {
-    for (watch, health) in [
-        (Traffic::Inbound, Health::Live),
-        (Traffic::Outbound, Health::Idle),
-        (Traffic::Either, Health::Live),
-    ] {
+fn what_waits_behind_a_full_read_ahead_does_not_keep_a_connection_from_being_idle() {
+    for watch in [Traffic::Inbound, Traffic::Outbound, Traffic::Either] {
         let mut line = Line::new(idle(|policy| policy.watch = watch));
         line.outlook.blind = true;
-        line.now = at(40_000);
         line.act();
-        assert_eq!(
-            (line.health(), line.lasting()),
-            (health, health),
-            "{watch:?}"
-        );
+        line.turns(at(30_000), Health::Live, Health::Idle);
+        assert_eq!(line.health(), Health::Idle, "{watch:?}");
     }
 }
 

@@ -81,7 +81,7 @@ fn the_servers_own_bytes_neither_suppress_nor_answer_a_ping() {
     for second in 1..=14 {
         line.run(second * 1_000);
         line.monitor.accepted(line.now, false, &line.policy);
-        line.monitor.message_out(line.now);
+        line.data_out(Data::End);
     }
     line.did(&[(10_000, Ping), (14_000, DEAD)]);
 }

@@ -212,6 +212,16 @@ impl Line {
         self
     }
 
+    fn data_in(&mut self, data: Data) -> &mut Self {
+        self.monitor.data_in(self.now, data, &self.policy);
+        self
+    }
+
+    fn data_out(&mut self, data: Data) -> &mut Self {
+        self.monitor.data_out(self.now, data, &self.policy);
+        self
+    }
+
     /// The pong for the ping with this index comes. Returns whether it was taken for ours.
     fn pongs(&mut self, index: usize) -> bool {
         let ours = self

@@ -4,9 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 
-const IDLE_REASONS: [Reason; 3] = [
+const IDLE_REASONS: [Reason; 4] = [
     Reason::IdleTimeout,
     Reason::FirstMessageTimeout,
+    Reason::MessageTimeout,
     Reason::MaxLifetime,
 ];
 const OTHER_REASONS: [Reason; 6] = [
@@ -63,6 +64,7 @@ fn every_verdict_has_a_default_frame_of_its_own() {
         (Reason::HandlerStalled, 1013, "handler stalled"),
         (Reason::ControlFlood, 1008, "too many control frames"),
         (Reason::IdleTimeout, 1001, "idle timeout"),
+        (Reason::MessageTimeout, 3008, "message not complete in time"),
         (
             Reason::FirstMessageTimeout,
             3008,
@@ -122,10 +124,11 @@ fn a_step_follows_the_shortest_duration() {
             |policy, value| policy.write_timeout = Some(value),
             |policy, value| policy.handler_stall_timeout = Some(value),
         ];
-        let still: [fn(&mut IdlePolicy, Duration); 4] = [
+        let still: [fn(&mut IdlePolicy, Duration); 5] = [
             |policy, value| policy.timeout = value,
             |policy, value| policy.close_timeout = value,
             |policy, value| policy.first_message = Some(value),
+            |policy, value| policy.message_timeout = Some(value),
             |policy, value| policy.max_lifetime = Some(value),
         ];
         for (index, set) in heart.iter().enumerate() {

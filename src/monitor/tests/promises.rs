@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
-use super::random::{Event, gap, heartbeats, idles};
+use super::random::{Event, data, gap, heartbeats, idles};
 use super::*;
 
 // ---- the verdict ---------------------------------------------------------------------------------
@@ -18,6 +18,9 @@ struct Pencil<'a> {
     life: Moment,
     data_in: Moment,
     data_out: Moment,
+    /// Since when a message goes on.
+    message_in: Option<Moment>,
+    message_out: Option<Moment>,
     spoken: bool,
     backlog: Option<Moment>,
     closing: Option<Moment>,
@@ -30,12 +33,17 @@ impl Pencil<'_> {
         }
         let missed = self.heartbeat.missed_pings;
         let bound = self.heartbeat.interval + self.heartbeat.timeout * missed;
-        let data = match self.idle.watch {
-            Traffic::Inbound => self.data_in,
-            Traffic::Outbound => self.data_out,
-            Traffic::Either => self.data_in.max(self.data_out),
-        };
         let never = Duration::MAX;
+        let within = self.idle.message_timeout.unwrap_or(never);
+        let ends = |message: Option<Moment>| message.map_or(Moment::NEVER, |since| since + within);
+        let (data, message) = match self.idle.watch {
+            Traffic::Inbound => (self.data_in, ends(self.message_in)),
+            Traffic::Outbound => (self.data_out, ends(self.message_out)),
+            Traffic::Either => (
+                self.data_in.max(self.data_out),
+                ends(self.message_in).min(ends(self.message_out)),
+            ),
+        };
         let first = if self.spoken {
             None
         } else {
@@ -52,6 +60,7 @@ impl Pencil<'_> {
                 Moment::START + first.unwrap_or(never),
                 Reason::FirstMessageTimeout,
             ),
+            (message, Reason::MessageTimeout),
             (data + self.idle.timeout, Reason::IdleTimeout),
             (
                 self.backlog.map_or(Moment::NEVER, |since| since + stall),
@@ -68,8 +77,17 @@ impl Pencil<'_> {
     fn meets(&mut self, now: Moment, event: Event) -> Option<Reason> {
         match event {
             Event::Bytes { .. } => self.life = now,
-            Event::MessageIn => (self.data_in, self.spoken) = (now, true),
-            Event::MessageOut => self.data_out = now,
+            Event::DataIn(data) => {
+                self.data_in = now;
+                self.spoken |= data != Data::Part;
+                let goes_on = data == Data::Part;
+                self.message_in = self.message_in.or(Some(now)).filter(|_| goes_on);
+            }
+            Event::DataOut(data) => {
+                self.data_out = now;
+                let goes_on = data == Data::Part;
+                self.message_out = self.message_out.or(Some(now)).filter(|_| goes_on);
+            }
             Event::BytesWait => self.backlog = self.backlog.or(Some(now)),
             Event::HandlerRead { rest } => {
                 self.backlog = self.backlog.and(rest.then_some(now));
@@ -96,8 +114,8 @@ fn something() -> impl Strategy<Value = Event> {
     ];
     prop_oneof![
         12 => any::<bool>().prop_map(|mid_frame| Event::Bytes { mid_frame }),
-        8 => Just(Event::MessageIn),
-        8 => Just(Event::MessageOut),
+        8 => data().prop_map(Event::DataIn),
+        8 => data().prop_map(Event::DataOut),
         8 => Just(Event::Accepted { rest: true }),
         2 => Just(Event::BytesWait),
         4 => any::<bool>().prop_map(|rest| Event::HandlerRead { rest }),
@@ -124,6 +142,8 @@ proptest! {
             life: Moment::START,
             data_in: Moment::START,
             data_out: Moment::START,
+            message_in: None,
+            message_out: None,
             spoken: false,
             backlog: None,
             closing: None,

@@ -10,8 +10,8 @@ pub(super) enum Event {
     Bytes {
         mid_frame: bool,
     },
-    MessageIn,
-    MessageOut,
+    DataIn(Data),
+    DataOut(Data),
     Accepted {
         rest: bool,
     },
@@ -78,17 +78,30 @@ pub(super) fn idles() -> impl Strategy<Value = IdlePolicy> {
         Just(Traffic::Outbound),
         Just(Traffic::Either)
     ];
-    (seconds(), watch, perhaps(), perhaps(), seconds()).prop_map(
-        |(timeout, watch, first_message, max_lifetime, close_timeout)| IdlePolicy {
-            // Longer than the others, or nothing else would ever be seen.
-            timeout: timeout * 4,
-            watch,
-            first_message: first_message.map(|within| within * 4),
-            max_lifetime: max_lifetime.map(|lifetime| lifetime * 16),
-            close_timeout,
-            ..IdlePolicy::default()
+    let bounds = (perhaps(), perhaps(), perhaps());
+    (seconds(), watch, bounds, seconds()).prop_map(
+        |(timeout, watch, (first_message, message_timeout, max_lifetime), close_timeout)| {
+            IdlePolicy {
+                // Longer than the others, or nothing else would ever be seen.
+                timeout: timeout * 4,
+                watch,
+                first_message: first_message.map(|within| within * 4),
+                message_timeout: message_timeout.map(|within| within * 4),
+                max_lifetime: max_lifetime.map(|lifetime| lifetime * 16),
+                close_timeout,
+                ..IdlePolicy::default()
+            }
         },
     )
+}
+
+/// Rarely bytes that are no frames.
+pub(super) fn data() -> impl Strategy<Value = Data> {
+    prop_oneof![
+        8 => Just(Data::Part),
+        8 => Just(Data::End),
+        1 => Just(Data::Unframed),
+    ]
 }
 
 pub(super) fn policies() -> impl Strategy<Value = Policy> {
@@ -107,8 +120,8 @@ pub(super) fn policies() -> impl Strategy<Value = Policy> {
 pub(super) fn anything() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => any::<bool>().prop_map(|mid_frame| Event::Bytes { mid_frame }),
-        2 => Just(Event::MessageIn),
-        1 => Just(Event::MessageOut),
+        2 => data().prop_map(Event::DataIn),
+        1 => data().prop_map(Event::DataOut),
         2 => any::<bool>().prop_map(|rest| Event::Accepted { rest }),
         2 => Just(Event::Refused),
         1 => any::<bool>().prop_map(Event::Refuses),
@@ -143,8 +156,8 @@ impl Line {
             Event::Bytes { mid_frame } => {
                 monitor.received(now, Duration::ZERO, 1, mid_frame, &self.policy)
             }
-            Event::MessageIn => monitor.message_in(now),
-            Event::MessageOut => monitor.message_out(now),
+            Event::DataIn(data) => monitor.data_in(now, data, &self.policy),
+            Event::DataOut(data) => monitor.data_out(now, data, &self.policy),
             Event::Accepted { rest } => monitor.accepted(now, rest, &self.policy),
             Event::Refuses(refuses) => self.refuses = refuses,
             Event::Refused => monitor.refused(now),

@@ -268,15 +268,18 @@ fn after_a_pause_of_the_runtime_the_handler_gets_another_chance() {
 fn what_cannot_be_looked_at_is_not_held_against_the_peer() {
     let policies = [
         heartbeat(|_| {}),
-        idle(|policy| policy.watch = Traffic::Inbound),
-        idle(|policy| policy.watch = Traffic::Either),
         idle(|policy| {
             policy.timeout = ms(10_000_000);
             policy.first_message = Some(ms(10_000));
         }),
+        idle(|policy| {
+            policy.timeout = ms(10_000_000);
+            policy.message_timeout = Some(ms(10_000));
+        }),
     ];
     for policy in policies {
         let mut line = Line::new(policy);
+        line.data_in(Data::Part);
         line.outlook.blind = true;
         line.monitor.bytes_wait(line.now);
         // Asks for progress at every deadline, too.
@@ -296,34 +299,48 @@ fn what_cannot_be_looked_at_is_not_held_against_the_peer() {
 
 #[test]
 fn blindness_that_begins_at_the_deadline_keeps_nobody_busy() {
-    let mut line = Line::new(idle(|policy| policy.first_message = Some(ms(50_000))));
+    let mut line = Line::new(idle(|policy| {
+        policy.timeout = ms(10_000_000);
+        policy.first_message = Some(ms(50_000));
+    }));
     line.monitor.bytes_wait(line.now);
     line.run(49_999);
     line.outlook.blind = true;
     line.run(1_000_000).did(&[]);
-    assert_eq!(line.deadline(), Moment::NEVER);
+    assert_eq!(
+        line.deadline(),
+        at(10_000_000),
+        "that of an idle connection"
+    );
     line.monitor.handler_read(line.now, true);
     assert!(line.deadline() <= line.now, "to look at once");
     line.act();
     line.did(&[]);
-    assert_eq!(line.deadline(), Moment::NEVER, "still full");
+    assert_eq!(line.deadline(), at(10_000_000), "still full");
     line.monitor.handler_read(line.now, false);
-    line.monitor.message_in(line.now);
+    line.data_in(Data::End);
     line.outlook.blind = false;
-    line.run(1_060_000)
-        .did(&[(1_060_000, End(Reason::IdleTimeout))]);
+    line.run(11_000_000)
+        .did(&[(11_000_000, End(Reason::IdleTimeout))]);
 }
 
 #[test]
 fn blindness_hides_nothing_else() {
-    let outbound = idle(|policy| policy.watch = Traffic::Outbound);
+    let watching = |watch| idle(|policy| policy.watch = watch);
     let lifetime = idle(|policy| {
         policy.watch = Traffic::Inbound;
         policy.max_lifetime = Some(ms(60_000));
     });
+    let dribbling = idle(|policy| {
+        policy.timeout = ms(10_000_000);
+        policy.message_timeout = Some(ms(60_000));
+    });
     let write = writing(|policy| policy.write_timeout = Some(ms(60_000)));
     for (policy, reason) in [
-        (outbound, Reason::IdleTimeout),
+        (watching(Traffic::Inbound), Reason::IdleTimeout),
+        (watching(Traffic::Outbound), Reason::IdleTimeout),
+        (watching(Traffic::Either), Reason::IdleTimeout),
+        (dribbling, Reason::MessageTimeout),
         (lifetime, Reason::MaxLifetime),
         (write, Reason::WriteStalled),
         (
@@ -341,8 +358,32 @@ fn blindness_hides_nothing_else() {
         line.refuses = true;
         line.monitor.bytes_wait(line.now);
         line.monitor.refused(line.now);
+        line.data_out(Data::Part);
         line.run(60_000);
         assert_eq!(line.log.last(), Some(&(60_000, End(reason))));
+    }
+}
+
+#[test]
+fn a_message_has_its_time_anew_when_the_handler_has_made_room() {
+    for rest in [false, true] {
+        let mut line = Line::new(idle(|policy| {
+            policy.timeout = ms(10_000_000);
+            policy.message_timeout = Some(ms(20_000));
+        }));
+        line.data_in(Data::Part);
+        line.monitor.bytes_wait(line.now);
+        line.outlook.blind = true;
+        line.act();
+        line.run(50_000).did(&[]);
+        line.outlook.blind = false;
+        line.monitor.handler_read(line.now, rest);
+        // Reads that do not make room where there was none give no time.
+        line.run(60_000);
+        line.monitor.handler_read(line.now, false);
+        line.data_in(Data::Part);
+        line.run(70_000)
+            .did(&[(70_000, End(Reason::MessageTimeout))]);
     }
 }
 
