@@ -137,9 +137,60 @@ async fn a_kick_in_the_handshake_takes_effect_at_its_end() {
     let error = within("the handshake", accepting).await.unwrap();
     let evicted = Evicted::from_error(&error.unwrap_err()).expect("an eviction");
     assert_eq!(evicted.reason(), Reason::Kicked { code: 4001 });
+    let close = client.expect_frame().await;
+    assert_eq!((close.opcode, close.close_code()), (CLOSE, Some(4001)));
+    client.send(&close).await.unwrap();
     assert_eq!(client.closed().await, None);
     within("an idle registry", layer.registry().wait_idle()).await;
     assert_eq!(recorder.total(), 1);
+}
+
+/// The other end: the frame is masked, and nothing else follows the request.
+#[tokio::test]
+async fn a_client_that_is_kicked_in_its_handshake_closes_at_its_end() {
+    let (layer, recorder) = heartbeat();
+    let (near, mut far) = duplex(4096);
+    let (mut io, live) = layer.wrap_client_handshake(near);
+    io.write_all(opening("/").as_bytes()).await.unwrap();
+    assert!(live.evict(4001, "not you"));
+    let mut head = vec![0; opening("/").len()];
+    far.read_exact(&mut head).await.unwrap();
+    far.write_all(SWITCHING.as_bytes()).await.unwrap();
+    let mut head = vec![0; SWITCHING.len()];
+    within("the answer", io.read_exact(&mut head))
+        .await
+        .unwrap();
+    let read = within("the end", io.read_u8()).await;
+    let evicted = Evicted::from_error(&read.unwrap_err()).expect("an eviction");
+    assert_eq!(evicted.reason(), Reason::Kicked { code: 4001 });
+    let mut server = RawClient::over(far);
+    let close = server.expect_frame().await;
+    assert_eq!(close, Frame::close(4001, "not you"));
+    server.send_bytes(&close.unmasked()).await.unwrap();
+    assert_eq!(server.closed().await, None);
+    within("an idle registry", layer.registry().wait_idle()).await;
+    assert_eq!(recorder.total(), 1);
+}
+
+#[tokio::test]
+async fn a_kick_in_a_handshake_that_fails_leaves_nothing() {
+    for answer in ["HTTP/1.1 400 No\r\n\r\n", ""] {
+        let (layer, recorder) = heartbeat();
+        let (near, far) = duplex(4096);
+        let (mut io, live) = layer.wrap_server_handshake(near);
+        let mut client = RawClient::over(far);
+        client.send_bytes(opening("/").as_bytes()).await.unwrap();
+        let mut head = vec![0; opening("/").len()];
+        io.read_exact(&mut head).await.unwrap();
+        assert!(live.evict(4001, "not you"));
+        io.write_all(answer.as_bytes()).await.unwrap();
+        drop(io);
+        let mut received = Vec::new();
+        client.io().read_to_end(&mut received).await.unwrap();
+        assert_eq!(received, answer.as_bytes(), "no frame");
+        within("an idle registry", layer.registry().wait_idle()).await;
+        assert_eq!(recorder.total(), 1);
+    }
 }
 
 #[tokio::test]

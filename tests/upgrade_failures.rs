@@ -7,12 +7,15 @@ mod support;
 #[path = "support/unwritable.rs"]
 mod unwritable;
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 
@@ -25,50 +28,59 @@ use hyper::ext::ReasonPhrase;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use logs::Logs;
-use support::raw::{RawClient, opening};
+use support::raw::{Frame, RawClient, opening};
 use support::recorder::Recorder;
 use support::scene::{patient, quiet};
-use support::{echo, in_memory, ms, serve_io, switching_protocols, until, within};
+use support::wire::{Client, Wire, over_each_wire};
+use support::{
+    Server, echo, echo_route, in_memory, ms, serve_io, switching_protocols, until, within,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_ws_liveness::{Liveness, Reason, Registry};
+use tower_ws_liveness::{HighWater, Liveness, Reason, Registry, Seat};
 use unwritable::Unwritable;
 
 #[tokio::test]
 async fn the_upgrade_fails_while_the_101_is_written() {
-    let mut failing = FailingUpgrade::new();
-    let (mut client, server) = tokio::io::duplex(4096);
-    let served = serve_io(failing.app.clone(), Unwritable(server));
-    client.write_all(opening("/ws").as_bytes()).await.unwrap();
-    failing.verify().await;
-    let served = within("the connection's end", served).await.unwrap();
-    assert!(served.is_err(), "{served:?}");
-    failing.recorder.stays_at(1).await;
+    for kicked in [false, true] {
+        let mut failing = FailingUpgrade::new(kicked);
+        let (mut client, server) = tokio::io::duplex(4096);
+        let served = serve_io(failing.app.clone(), Unwritable(server));
+        client.write_all(opening("/ws").as_bytes()).await.unwrap();
+        failing.verify().await;
+        let served = within("the connection's end", served).await.unwrap();
+        assert!(served.is_err(), "{served:?}");
+        failing.recorder.stays_at(1).await;
+    }
 }
 
 #[tokio::test]
 async fn the_upgrade_fails_since_the_server_does_not_support_it() {
-    let mut failing = FailingUpgrade::new();
-    let (mut client, server) = tokio::io::duplex(4096);
-    // Without `with_upgrades()`.
-    let service = TowerToHyperService::new(failing.app.clone());
-    let served =
-        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service);
-    let served = tokio::spawn(served);
-    client.write_all(opening("/ws").as_bytes()).await.unwrap();
-    failing.verify().await;
-    within("the connection's end", served)
-        .await
-        .unwrap()
-        .unwrap();
-    failing.recorder.stays_at(1).await;
+    for kicked in [false, true] {
+        let mut failing = FailingUpgrade::new(kicked);
+        let (mut client, server) = tokio::io::duplex(4096);
+        // Without `with_upgrades()`.
+        let service = TowerToHyperService::new(failing.app.clone());
+        let served = hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(server), service);
+        let served = tokio::spawn(served);
+        client.write_all(opening("/ws").as_bytes()).await.unwrap();
+        failing.verify().await;
+        within("the connection's end", served)
+            .await
+            .unwrap()
+            .unwrap();
+        failing.recorder.stays_at(1).await;
+    }
 }
 
 /// An application whose upgrade is going to fail.
 struct FailingUpgrade {
     app: Router,
+    /// Why its connection ends: it may be kicked before the upgrade fails.
+    reason: Reason,
     recorder: Recorder,
     registry: tower_ws_liveness::Registry,
     lives: mpsc::UnboundedReceiver<Liveness>,
@@ -76,13 +88,18 @@ struct FailingUpgrade {
 }
 
 impl FailingUpgrade {
-    fn new() -> Self {
+    fn new(kicked: bool) -> Self {
+        let reason = match kicked {
+            true => Reason::Kicked { code: 4003 },
+            false => Reason::UpgradeFailed,
+        };
         let recorder = Recorder::new();
         let heartbeat = quiet().on_evict(recorder.hook()).build().unwrap();
         let registry = heartbeat.registry();
         let (tell, lives) = mpsc::unbounded_channel();
         let (fail, failures) = mpsc::unbounded_channel();
         let route = any(move |ws: WebSocketUpgrade, live: Liveness| async move {
+            assert!(!kicked || live.evict(4003, "never mind"));
             tell.send(live).unwrap();
             ws.on_failed_upgrade(move |error| fail.send(error).unwrap())
                 .on_upgrade(|_| async { panic!("upgraded") })
@@ -93,6 +110,7 @@ impl FailingUpgrade {
             .layer(heartbeat);
         Self {
             app,
+            reason,
             recorder,
             registry,
             lives,
@@ -103,14 +121,14 @@ impl FailingUpgrade {
     async fn verify(&mut self) {
         let live = within("the handler", self.lives.recv()).await.unwrap();
         let event = self.recorder.nth(1).await;
-        assert_eq!((event.id, event.reason), (live.id(), Reason::UpgradeFailed));
+        assert_eq!((event.id, event.reason), (live.id(), self.reason));
         let eviction = within("evicted()", live.evicted()).await;
-        assert_eq!(eviction.reason(), Reason::UpgradeFailed);
+        assert_eq!(eviction.reason(), self.reason);
         // The application's own callback is told as without the layers.
         within("on_failed_upgrade", self.failures.recv())
             .await
             .unwrap();
-        until("the registry is empty", || self.registry.is_empty()).await;
+        within("an idle registry", self.registry.wait_idle()).await;
     }
 }
 
@@ -133,25 +151,41 @@ async fn nobody_takes_the_upgraded_connection() {
     recorder.stays_at(1).await;
 }
 
-#[tokio::test]
-async fn the_application_kicks_the_peer_before_the_upgrade_is_done() {
+// Connections that are evicted before they open. The upgrade fails for the handler alone: the driver
+// sends the Close frame as soon as the stream is there.
+
+over_each_wire! {
+    #[tokio::test]
+    a_peer_that_is_kicked_before_the_upgrade_is_done_gets_the_code,
+    a_peer_that_an_alarm_kicks_as_it_opens_gets_the_code;
+}
+
+/// Reads the Close frame, and answers it.
+async fn is_closed_with(client: &mut Client, code: u16) {
+    let close = client.expect_frame().await;
+    assert_eq!(close.close_code(), Some(code), "{close:?}");
+    client.send(&close).await.unwrap();
+    assert_eq!(client.closed().await, None);
+}
+
+async fn a_peer_that_is_kicked_before_the_upgrade_is_done_gets_the_code(wire: Wire) {
     let recorder = Recorder::new();
-    let heartbeat = quiet()
-        .close_timeout(ms(200))
-        .on_evict(recorder.hook())
-        .build()
-        .unwrap();
+    let heartbeat = quiet().on_evict(recorder.hook()).build().unwrap();
     let registry = heartbeat.registry();
-    let route = any(|ws: WebSocketUpgrade, live: Liveness| async move {
-        live.evict(4003, "never mind");
-        ws.on_upgrade(echo)
+    let (fail, mut failures) = mpsc::unbounded_channel();
+    let route = any(move |ws: WebSocketUpgrade, live: Liveness| async move {
+        assert!(live.evict(4003, "never mind"));
+        ws.on_failed_upgrade(move |error| fail.send(error).unwrap())
+            .on_upgrade(|_| async { panic!("upgraded") })
     });
     let app = Router::new().route("/ws", route).layer(heartbeat);
-    let mut client = RawClient::handshake(in_memory(app, 4096), "/ws").await;
-    client.closed().await;
+    let server = Server::start(app).await;
+    let mut client = server.client(wire, "/ws").await;
+    is_closed_with(&mut client, 4003).await;
     let event = recorder.nth(1).await;
     assert_eq!(event.reason, Reason::Kicked { code: 4003 });
-    until("the registry is empty", || registry.is_empty()).await;
+    within("on_failed_upgrade", failures.recv()).await.unwrap();
+    within("an idle registry", registry.wait_idle()).await;
     recorder.stays_at(1).await;
 }
 
@@ -329,4 +363,57 @@ fn a_stream_that_cannot_be_wrapped_counts_for_nothing() {
 fn panic_of(act: impl FnOnce()) -> String {
     let payload = catch_unwind(AssertUnwindSafe(act)).expect_err("no panic");
     *payload.downcast::<String>().expect("a formatted message")
+}
+
+/// The hook runs between the two halves of an opening: the connection is entered, and is not open.
+async fn a_peer_that_an_alarm_kicks_as_it_opens_gets_the_code(wire: Wire) {
+    let registry = Registry::new();
+    registry.on_high_water(1, |registry: &Registry, _: &HighWater| {
+        let newest = registry.snapshot().last().unwrap().id();
+        registry.get(newest).unwrap().evict(1013, "try again later");
+    });
+    let layer = quiet().registry(registry.clone()).build().unwrap();
+    let app = Router::new().route("/ws", echo_route()).layer(layer);
+    let server = Server::start(app).await;
+    let mut first = server.client(wire, "/ws").await;
+    let mut second = server.client(wire, "/ws").await;
+    is_closed_with(&mut second, 1013).await;
+    first.send(&Frame::text("still here")).await.unwrap();
+    assert_eq!(first.expect_frame().await, Frame::text("still here"));
+    assert_eq!(registry.len(), 1);
+}
+
+/// Two devices of one user that come at the same moment: the one that loses knows why, or it would
+/// come back at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_peers_that_want_one_seat_at_once_one_gets_4000() {
+    type Map = Mutex<HashMap<usize, Seat<()>>>;
+    let (map, round) = (Arc::new(Map::default()), Arc::new(AtomicUsize::new(0)));
+    let route = any({
+        let round = Arc::clone(&round);
+        move |ws: WebSocketUpgrade, live: Liveness| async move {
+            let replaced = live.register(&map, round.load(Ordering::SeqCst), ());
+            // The older one is evicted by now, wherever it is in its handshake.
+            replaced.map(|_| ws.on_upgrade(echo)).map_err(|_| "ended")
+        }
+    });
+    let app = Router::new()
+        .route("/ws", route)
+        .layer(quiet().build().unwrap());
+    let server = Server::start(app).await;
+    for _ in 0..200 {
+        round.fetch_add(1, Ordering::SeqCst);
+        let addr = server.addr;
+        let [one, other] =
+            [(); 2].map(|()| tokio::spawn(async move { RawClient::connect(addr, "/ws").await }));
+        let (mut one, mut other) = (one.await.unwrap(), other.await.unwrap());
+        let end = async {
+            tokio::select! {
+                end = one.next() => end,
+                end = other.next() => end,
+            }
+        };
+        let close = within("an end", end).await.unwrap();
+        assert_eq!(close.and_then(|close| close.close_code()), Some(4000));
+    }
 }

@@ -30,7 +30,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         match self.phase {
             Phase::Open { .. } => self.drive_open(now, waker, scratch, expired),
             Phase::Evicting { .. } => self.drive_closing(now, waker, scratch),
-            Phase::Opening | Phase::Closed { .. } => {}
+            Phase::Opening { .. } | Phase::Closed { .. } => {}
         }
         self.rearm(Moves::BothWays);
         // That was the deadline as it is now.
@@ -207,7 +207,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
     }
 
     fn drive_closing(&mut self, now: Moment, waker: &Waker, scratch: &mut [u8]) {
-        let Phase::Evicting { reason, closing } = &mut self.phase else {
+        let Phase::Evicting { closing } = &mut self.phase else {
             return;
         };
         let (Some(io), Some(link)) = (&mut self.io, &self.link) else {
@@ -235,7 +235,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                 clean: closed == Poll::Ready(true),
             };
             self.phase = Phase::Closed {
-                reason: Some(*reason),
+                reason: Some(closing.reason()),
                 readable: false,
             };
         }

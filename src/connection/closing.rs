@@ -14,10 +14,13 @@ use crate::monitor::{CloseFrame, Reason};
 /// bounds it in time.
 #[derive(Debug)]
 pub(super) struct Closing {
+    reason: Reason,
     /// The frame to send, until it was handed to the outbound half.
     frame: Option<CloseFrame>,
     /// Nobody is there to answer: try to send the frame, and do not wait for anything.
     dead: bool,
+    /// The driver does not know of it yet.
+    begun: bool,
     step: Step,
 }
 
@@ -35,13 +38,25 @@ enum Step {
 impl Closing {
     pub(super) fn new(reason: Reason, frame: CloseFrame) -> Self {
         Self {
+            reason,
             frame: Some(frame),
             dead: matches!(
                 reason,
                 Reason::HeartbeatTimeout { .. } | Reason::WriteStalled | Reason::CloseTimeout
             ),
+            begun: true,
             step: Step::Send,
         }
+    }
+
+    /// Why the connection was evicted.
+    pub(super) fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// Whether it has begun since this was last asked, so that the driver has to be scheduled.
+    pub(super) fn take_begun(&mut self) -> bool {
+        std::mem::take(&mut self.begun)
     }
 
     /// Nobody waits any longer: what cannot be said at once is left unsaid.

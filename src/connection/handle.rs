@@ -221,9 +221,9 @@ impl Liveness {
     }
 
     /// Ends the connection with [`Reason::Kicked`], and tells the peer `code` and `reason` in a
-    /// Close frame (RFC 6455 section 5.5.1), unless the handler is in the middle of a frame, or the
-    /// upgrade is not complete yet. In the latter case the upgrade fails, as far as the handler can
-    /// see, and all hooks are told, whatever the response turns out to be.
+    /// Close frame (RFC 6455 section 5.5.1), unless the handler is in the middle of a frame. If the
+    /// upgrade is not complete yet, it fails for the handler, and the Close frame is sent as soon as it
+    /// is complete for the peer; all hooks are called at once, whatever the response turns out to be.
     ///
     /// Returns without waiting for the network. When it returns true, the connection's seats are out of
     /// their maps, all hooks have been called, and the handler's pending reads and writes fail; the

@@ -48,6 +48,12 @@ impl<T: 'static> State<T> {
                 closing.hurry();
                 true
             }
+            Phase::Opening {
+                closing: Some(closing),
+            } => {
+                closing.hurry();
+                false
+            }
             Phase::Open { .. } if self.monitor.is_over() => {
                 self.phase = Phase::Closed {
                     reason: self.monitor.reason(),
@@ -55,7 +61,7 @@ impl<T: 'static> State<T> {
                 };
                 false
             }
-            Phase::Opening | Phase::Open { .. } | Phase::Closed { .. } => false,
+            Phase::Opening { closing: None } | Phase::Open { .. } | Phase::Closed { .. } => false,
         }
     }
 }
@@ -65,8 +71,10 @@ mod tests {
     use std::pin::pin;
     use std::sync::Arc;
     use std::task::{Context, Poll, Waker};
+    use std::time::Duration;
 
-    use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::time::{Instant, sleep};
 
     use super::super::{Capabilities, Connection, Liveness, LivenessStream, Managed};
     use crate::wire::Role;
@@ -101,15 +109,46 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_transport_that_comes_after_the_end_is_gone_first() {
+    #[tokio::test(start_paused = true)]
+    async fn a_transport_that_comes_after_the_eviction_is_closed_with_its_frame() {
+        let close = [0x88, 5, 0x03, 0xe8, b'b', b'y', b'e'];
+        for answered in [true, false] {
+            let (connection, live) = opening();
+            assert!(live.evict(1000, "bye"));
+            assert!(!live.evict(1001, "no"));
+            // Longer than `close_timeout`, which is counted from the opening.
+            sleep(Duration::from_secs(60)).await;
+            assert!(!live.is_closed());
+            let (ours, mut theirs) = duplex(64);
+            let opened = Instant::now();
+            assert!(LivenessStream::open(connection, ours).is_none());
+            let mut frame = [0; 7];
+            theirs.read_exact(&mut frame).await.unwrap();
+            assert_eq!(frame, close);
+            if answered {
+                let answer = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8];
+                theirs.write_all(&answer).await.unwrap();
+            }
+            assert_eq!(theirs.read(&mut frame).await.unwrap(), 0);
+            assert_eq!(live.closed().await, answered);
+            let took = opened.elapsed().as_secs();
+            assert_eq!(took, if answered { 0 } else { 5 });
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cut_before_the_transport_comes_leaves_it_no_time() {
         let (connection, live) = opening();
         assert!(live.evict(1000, "bye"));
-        assert!(!live.is_closed());
+        live.cut();
         let (ours, mut theirs) = duplex(64);
+        let opened = Instant::now();
         assert!(LivenessStream::open(connection, ours).is_none());
+        let mut received = Vec::new();
+        theirs.read_to_end(&mut received).await.unwrap();
+        assert_eq!(received, [0x88, 5, 0x03, 0xe8, b'b', b'y', b'e']);
+        assert_eq!(opened.elapsed(), Duration::ZERO);
         assert_told(&live, false);
-        assert_eq!(theirs.read(&mut [0; 8]).await.unwrap(), 0);
     }
 
     #[tokio::test]

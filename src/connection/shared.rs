@@ -16,7 +16,7 @@ use super::departure::let_go;
 use super::extras::Listeners;
 use super::registries::{Admission, Managed, Registries, View};
 use super::share::Share;
-use super::state::{Phase, State};
+use super::state::State;
 use super::told::Told;
 use super::watch::Notes;
 use crate::driver::{Drive, Driver};
@@ -73,7 +73,8 @@ where
     }
 
     /// The upgrade is complete: `io` speaks frames from now on. The connection is counted, and
-    /// driven. False if it was evicted before it came so far; `io` is then gone.
+    /// driven. False if it was evicted before it came so far; the driver then does its closing
+    /// handshake over `io`.
     pub(crate) fn open(self: &Arc<Self>, io: T) -> bool {
         let driver = Driver::expect_current();
         self.core.set_driver(Arc::clone(&driver));
@@ -140,7 +141,6 @@ where
         let eviction = aftermath
             .verdict
             .map(|reason| self.describe(reason, self.view_of(&state)));
-        let evicting = eviction.is_some() && matches!(state.phase, Phase::Evicting { .. });
         let unwatched = aftermath.notes.uncertain || aftermath.notes.pinged && state.is_unwatched();
         let shuts_down = state.is_to_shut_down();
         drop(state);
@@ -166,7 +166,7 @@ where
         for waker in aftermath.wakers.into_iter().flatten() {
             waker.wake();
         }
-        if evicting {
+        if aftermath.closes {
             self.schedule_closing();
         } else if unwatched {
             self.schedule();

@@ -57,17 +57,17 @@ struct Own {
 /// Who has the transport.
 pub(super) enum Phase {
     /// Nobody: the upgrade is not complete.
-    Opening,
+    Opening {
+        /// The connection was evicted, so its closing handshake begins as soon as the stream opens.
+        closing: Option<Box<Closing>>,
+    },
     /// The handler, with the driver's help.
     Open {
         /// The connection ends for this reason as soon as the handler is between two frames.
         parting: Option<Box<Parting>>,
     },
-    /// The driver, which says goodbye to the peer.
-    Evicting {
-        reason: Reason,
-        closing: Box<Closing>,
-    },
+    /// The driver, which closes it.
+    Evicting { closing: Box<Closing> },
     /// Nobody any more. No reason: it was the handler who dropped it.
     Closed {
         reason: Option<Reason>,
@@ -101,6 +101,8 @@ pub(super) struct Aftermath<T> {
     /// There will be no transport any more; see [`Departure::Untold`].
     pub(super) departed: Option<bool>,
     pub(super) callers: Option<Callers>,
+    /// A closing handshake has begun, which the driver has to go on with.
+    pub(super) closes: bool,
     pub(super) wakers: [Option<Waker>; 2],
     /// Wakers that nobody will need again: they keep their tasks' memory.
     pub(super) spent: [Option<Waker>; 2],
@@ -112,7 +114,7 @@ impl<T: 'static> State<T> {
     pub(super) fn new(role: Role, capabilities: &'static Capabilities<T>) -> Self {
         let policy = Policy::default();
         Self {
-            phase: Phase::Opening,
+            phase: Phase::Opening { closing: None },
             monitor: Monitor::new(Moment::START, &policy, 0.0, 0),
             policy,
             own: None,
@@ -228,27 +230,23 @@ impl<T: 'static> State<T> {
         }
     }
 
-    /// Puts the transport in. False if the connection was ended before, or ends here since the runtime
-    /// is being shut down; the transport then goes the way of every ended connection's.
+    /// Puts the transport in. False if it is not the handler's: the connection was evicted before, and
+    /// its closing handshake begins, or the runtime is being shut down, and the transport is dropped.
     pub(super) fn open(&mut self, io: T, connection: Arc<dyn Drive>, driver: Arc<Driver>) -> bool {
         let takes_any_bytes = (self.capabilities.takes_any_bytes)(&io)
             || (self.policy.heartbeat.as_ref()).is_some_and(|heartbeat| heartbeat.takes_any_bytes);
         self.outbound.repeats_writes(!takes_any_bytes);
         self.io = Some(io);
         self.departure = Departure::Untold { clean: false };
-        if !matches!(self.phase, Phase::Opening) {
+        let Phase::Opening { closing } = &mut self.phase else {
             return false;
-        }
-        self.tune();
-        let now = driver.clock().now();
-        self.monitor = Monitor::new(now, &self.policy, fastrand::f32(), fastrand::u64(..));
-        if let Some(callers) = &mut self.callers {
-            callers.begin(self.monitor.ask_ping(), now);
+        };
+        let (closing, now) = (closing.take(), driver.clock().now());
+        match closing {
+            None => self.begin(now),
+            Some(_) => self.monitor.close_from(now),
         }
         let granularity = self.policy.step_millis();
-        if let Some(told) = &mut self.told {
-            told.look(now);
-        }
         let armed = tick(self.deadline(), granularity);
         let Some(key) = driver.insert(connection, armed) else {
             self.monitor.dropped(now);
@@ -258,25 +256,41 @@ impl<T: 'static> State<T> {
             };
             return false;
         };
-        self.phase = Phase::Open { parting: None };
-        self.opened = true;
         self.link = Some(Link {
             driver,
             key,
             armed,
             granularity,
         });
-        true
+        self.opened = closing.is_none();
+        self.phase = match closing {
+            Some(closing) => Phase::Evicting { closing },
+            None => Phase::Open { parting: None },
+        };
+        self.opened
+    }
+
+    /// The connection is open from now on.
+    fn begin(&mut self, now: Moment) {
+        self.tune();
+        self.monitor = Monitor::new(now, &self.policy, fastrand::f32(), fastrand::u64(..));
+        if let Some(callers) = &mut self.callers {
+            callers.begin(self.monitor.ask_ping(), now);
+        }
+        if let Some(told) = &mut self.told {
+            told.look(now);
+        }
     }
 
     pub(super) fn give_up_opening(&mut self, now: Moment) {
         if let Departure::Opening = self.departure {
             self.departure = Departure::Untold { clean: false };
         }
-        if matches!(self.phase, Phase::Opening) {
+        if matches!(self.phase, Phase::Opening { .. }) {
+            // An eviction that came before is the reason, and there is no peer to send its frame to.
             self.monitor.end(now, Reason::UpgradeFailed);
             self.phase = Phase::Closed {
-                reason: Some(Reason::UpgradeFailed),
+                reason: self.monitor.reason(),
                 readable: false,
             };
         }
@@ -288,9 +302,9 @@ impl<T: 'static> State<T> {
 
     pub(super) fn health(&self, now: Moment) -> Health {
         match self.phase {
-            Phase::Opening => Health::Opening,
+            Phase::Opening { closing: None } => Health::Opening,
             Phase::Open { .. } => self.monitor.health(now, &self.policy),
-            Phase::Evicting { .. } | Phase::Closed { .. } => Health::Ended,
+            Phase::Opening { .. } | Phase::Evicting { .. } | Phase::Closed { .. } => Health::Ended,
         }
     }
 
@@ -331,12 +345,16 @@ impl<T: 'static> State<T> {
             self.writer.due |= self.writer.pending;
         }
         let callers = self.take_callers();
+        let closes = match &mut self.phase {
+            Phase::Evicting { closing } => closing.take_begun(),
+            Phase::Opening { .. } | Phase::Open { .. } | Phase::Closed { .. } => false,
+        };
         let departed = if closed { self.departure.tell() } else { None };
         let leftovers = callers.is_some()
             || departed.is_some()
             || closed && (self.io.is_some() || self.link.is_some());
         let woken = self.reader.due || self.writer.due;
-        if verdict.is_none() && !leftovers && !woken && !news && self.notes.is_empty() {
+        if verdict.is_none() && !leftovers && !woken && !closes && !news && self.notes.is_empty() {
             return None;
         }
         let wakers = [self.reader.take_due(), self.writer.take_due()];
@@ -352,6 +370,7 @@ impl<T: 'static> State<T> {
             link: if closed { self.link.take() } else { None },
             departed,
             callers,
+            closes,
             wakers,
             spent,
             news,
@@ -375,13 +394,10 @@ impl<T: 'static> State<T> {
     }
 
     pub(super) fn evict(&mut self, now: Moment, reason: Reason, frame: CloseFrame) -> bool {
-        match self.phase {
+        match &mut self.phase {
             _ if self.monitor.is_over() => return false,
-            Phase::Opening => {
-                self.phase = Phase::Closed {
-                    reason: Some(reason),
-                    readable: false,
-                }
+            Phase::Opening { closing } => {
+                *closing = Some(Box::new(Closing::new(reason, frame)));
             }
             Phase::Open { .. } => {
                 self.begin_closing(reason, frame);
@@ -396,16 +412,15 @@ impl<T: 'static> State<T> {
     pub(super) fn begin_closing(&mut self, reason: Reason, frame: CloseFrame) {
         self.inbound.forget_ahead();
         self.phase = Phase::Evicting {
-            reason,
             closing: Box::new(Closing::new(reason, frame)),
         };
     }
 
     /// There is no driver to say goodbye.
     pub(super) fn close_now(&mut self) {
-        if let Phase::Evicting { reason, .. } = &self.phase {
+        if let Phase::Evicting { closing } = &self.phase {
             self.phase = Phase::Closed {
-                reason: Some(*reason),
+                reason: Some(closing.reason()),
                 readable: false,
             };
         }
@@ -453,9 +468,11 @@ impl<T: 'static> State<T> {
                 };
                 Ok((io, &mut self.inbound, &mut self.outbound, watch))
             }
+            (Phase::Evicting { closing }, ..) => {
+                Err(Evicted::new(closing.reason()).into_io_error())
+            }
             (
-                Phase::Evicting { reason, .. }
-                | Phase::Closed {
+                Phase::Closed {
                     reason: Some(reason),
                     ..
                 },

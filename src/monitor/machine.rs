@@ -402,6 +402,13 @@ impl Monitor {
         }
     }
 
+    /// The transport of a connection that is over comes only now: its `close_timeout` runs from here.
+    pub(crate) fn close_from(&mut self, now: Moment) {
+        if let Ending::Over { since, .. } = &mut self.ending {
+            *since = now;
+        }
+    }
+
     /// After the server's Close frame, however the transport ends, it was the server that closed.
     fn end_unless_closing(&mut self, now: Moment, reason: Reason) {
         let reason = match self.ending {
