@@ -191,6 +191,24 @@ async fn a_handler_lets_go_as_it_does_without_the_layers() {
     assert_eq!(ended, (closed, CLEAN.to_vec()), "its own, and no other");
 }
 
+/// The pong to our ping would meet a closed socket, so the end is another one than without the layers.
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_lets_go_before_the_pong_leaves_a_transport_that_is_shut_down_once() {
+    for shuts_down in [false, true] {
+        let patient = heartbeat().timeout(ms(60_000));
+        let mut scene = Scene::begin(patient, Shutdown::Done);
+        sleep(ms(105)).await;
+        let reason = match shuts_down {
+            true => {
+                scene.stream.shutdown().await.unwrap();
+                Reason::ServerClosed { code: None }
+            }
+            false => Reason::HandlerDropped,
+        };
+        assert_eq!(scene.ends_by_drop().await, (reason, CLEAN.to_vec()));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_end_that_tls_did_not_announce_is_one_without_a_close() {
     for end in [Ok(()), Err(ErrorKind::UnexpectedEof)] {

@@ -159,11 +159,10 @@ async fn a_shutdown_without_a_close_frame_is_bounded_too() {
 async fn a_handler_that_drops_its_stream_is_gone_at_once_wherever_it_was() {
     type Before = (&'static str, &'static [usize], u64, usize, usize);
     // What the transport takes, when the handler writes, how much, and what of it is out.
-    let places: [Before; 5] = [
+    let places: [Before; 4] = [
         ("at a boundary", &[], 0, 7, 7),
         ("in the middle of its frame", &[], 0, 3, 3),
         ("in the middle, and held up", &[3, WAIT], 0, 7, 3),
-        ("while a ping of ours is half out", &[3, WAIT], 105, 0, 3),
         ("while a ping waits for its frame", &[], 50, 3, 3),
     ];
     for (what, steps, at, writes, out) in places {
@@ -194,6 +193,140 @@ async fn a_handler_that_drops_its_stream_is_gone_at_once_wherever_it_was() {
         assert_eq!(peer.wire().written.len(), out, "{what}: nothing follows");
         assert_eq!(recorder.total(), 1, "{what}");
     }
+}
+
+// The handler drops its stream while a pong may come: the transport lingers.
+
+/// A connection whose handler has dropped its stream, with the first ping unanswered.
+async fn dropped_after_a_ping() -> (Peer, Recorder, Instant) {
+    let (mut stream, _live, peer, recorder) = recorded_with(heartbeat().timeout(ms(60_000)));
+    sleep(ms(105)).await;
+    assert_eq!(peer.pings().len(), 1);
+    stream.write_all(&hello()).await.unwrap();
+    let dropped = Instant::now();
+    drop(stream);
+    let (after, reason) = only(&recorder, dropped);
+    assert_eq!((after, reason), (Duration::ZERO, Reason::HandlerDropped));
+    sleep(ms(1)).await;
+    assert!(peer.wire().shutdown, "the peer sees the end");
+    assert!(!peer.is_dropped(), "its pong may be under way");
+    (peer, recorder, dropped)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transport_that_a_pong_may_come_to_is_kept_until_the_peers_end() {
+    for end in [Ok(()), Err(io::ErrorKind::ConnectionReset)] {
+        let (peer, recorder, dropped) = dropped_after_a_ping().await;
+        sleep(ms(49)).await;
+        peer.send(&Role::Server.pong(&peer.last_ping()));
+        peer.send(&frame(0x80 | TEXT, KEY, b"and another thing"));
+        sleep(ms(50)).await;
+        assert!(!peer.is_dropped());
+        assert!(peer.wire().incoming.is_empty(), "it is read");
+        peer.end(end);
+        sleep(ms(100)).await;
+        assert_eq!(let_go(&peer, dropped), ms(100), "{end:?}");
+        assert!(peer.wire().written.ends_with(&hello()));
+        assert_eq!(recorder.total(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transport_that_lingers_is_bounded_by_the_close_timeout() {
+    for sends in [false, true] {
+        let (peer, recorder, dropped) = dropped_after_a_ping().await;
+        while !peer.is_dropped() {
+            if sends {
+                // More than one visit of the driver reads.
+                peer.send(&[0x82; 300_000]);
+            }
+            sleep(ms(20)).await;
+            assert!(dropped.elapsed() < ms(1_000), "sends: {sends}");
+        }
+        let after = let_go(&peer, dropped);
+        let in_time = after >= CLOSE_TIMEOUT && after <= CLOSE_TIMEOUT + TICK;
+        assert!(in_time, "sends: {sends}, {after:?}");
+        assert_eq!(recorder.total(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_has_answered_or_ended_needs_no_lingering() {
+    for ends in [false, true] {
+        let (mut stream, _live, peer, _) = recorded_with(heartbeat().timeout(ms(60_000)));
+        sleep(ms(105)).await;
+        if ends {
+            peer.end(Ok(()));
+            assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+        } else {
+            peer.send(&Role::Server.pong(&peer.last_ping()));
+            sleep(ms(1)).await;
+        }
+        let dropped = Instant::now();
+        drop(stream);
+        assert_eq!(let_go(&peer, dropped), Duration::ZERO, "ends: {ends}");
+        assert!(!peer.wire().shutdown, "it is dropped as it is");
+    }
+}
+
+/// A peer answers a ping also after its own Close frame, if it has not seen ours (RFC 6455 section 5.5.2).
+#[tokio::test(start_paused = true)]
+async fn a_pong_may_come_after_the_peers_close_and_lingering_counts_from_that() {
+    let (mut stream, _live, peer, recorder) = recorded_with(heartbeat().timeout(ms(60_000)));
+    sleep(ms(105)).await;
+    let closed = Instant::now();
+    peer.send(&peer_close());
+    let mut read = vec![0; peer_close().len()];
+    stream.read_exact(&mut read).await.unwrap();
+    stream.write_all(&server_close()).await.unwrap();
+    sleep(ms(150)).await;
+    drop(stream);
+    sleep(ms(1)).await;
+    assert!(peer.wire().shutdown && !peer.is_dropped());
+    sleep(ms(1_000)).await;
+    assert!(let_go(&peer, closed) <= CLOSE_TIMEOUT + TICK);
+    let (_, reason) = only(&recorder, closed);
+    assert_eq!(reason, Reason::PeerClosed { code: Some(1_000) });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_half_written_ping_is_finished_or_nothing_follows_it() {
+    for drains in [true, false] {
+        let (stream, _live, peer, recorder) = recorded_with(heartbeat());
+        peer.write_steps(&[3, WAIT]);
+        sleep(ms(105)).await;
+        let dropped = Instant::now();
+        drop(stream);
+        let (after, reason) = only(&recorder, dropped);
+        assert_eq!((after, reason), (Duration::ZERO, Reason::HandlerDropped));
+        sleep(ms(50)).await;
+        assert!(!peer.is_dropped() && !peer.wire().shutdown);
+        if drains {
+            peer.drain();
+            sleep(ms(50)).await;
+            assert_eq!(peer.pings().len(), 1, "whole");
+            assert!(peer.wire().shutdown);
+            peer.end(Ok(()));
+        }
+        sleep(ms(1_000)).await;
+        let after = let_go(&peer, dropped);
+        let expected = if drains { ms(100) } else { CLOSE_TIMEOUT };
+        assert!(after >= expected && after <= expected + TICK, "{after:?}");
+        let written = if drains { 10 } else { 3 };
+        assert_eq!(peer.wire().written.len(), written);
+    }
+}
+
+#[test]
+fn a_transport_that_lingers_goes_with_its_runtime() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let (peer, ..) = runtime.block_on(dropped_after_a_ping());
+    drop(runtime);
+    assert!(peer.is_dropped());
 }
 
 // The peer closes.
@@ -334,6 +467,67 @@ async fn in_the_middle_of_a_frame_nothing_is_said_and_the_transport_goes_in_time
         Reason::HeartbeatTimeout { missed: 1 },
     ] {
         ends_mid_frame("takes nothing more", why, &[3, WAIT]).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_the_middle_of_a_frame_the_transport_lingers_until_the_peers_end() {
+    let (mut stream, live, peer, recorder) = recorded();
+    stream.write_all(&hello()[..3]).await.unwrap();
+    let kicked = Instant::now();
+    assert!(live.evict(4_000, "out"));
+    for _ in 0..10 {
+        peer.send(&[0x82; 10_000]);
+        sleep(ms(5)).await;
+        assert!(peer.wire().shutdown && !peer.is_dropped());
+        assert!(peer.wire().incoming.is_empty(), "it is read");
+    }
+    peer.end(Ok(()));
+    sleep(ms(50)).await;
+    assert_eq!(let_go(&peer, kicked), ms(50));
+    assert_eq!(recorder.total(), 1);
+}
+
+/// The peer waits for room to send before it reads on, so it is read while our Close frame waits.
+#[tokio::test(start_paused = true)]
+async fn a_peer_is_read_while_our_close_frame_waits_for_room() {
+    let (mut stream, live, peer, _) = recorded();
+    stream.write_all(&hello()).await.unwrap();
+    peer.write_steps(&[WAIT]);
+    let kicked = Instant::now();
+    assert!(live.evict(4_000, "out"));
+    for _ in 0..10 {
+        peer.send(&[0x82; 10_000]);
+        sleep(ms(5)).await;
+        assert!(peer.wire().incoming.is_empty(), "it is read");
+    }
+    peer.drain();
+    sleep(ms(5)).await;
+    let close = peer.frames().pop().expect("a frame");
+    assert_eq!(close.opcode(), CLOSE);
+    assert!(!peer.wire().shutdown, "its answer is awaited");
+    peer.end(Ok(()));
+    sleep(ms(100)).await;
+    assert_eq!(let_go(&peer, kicked), ms(55));
+}
+
+/// With nothing of ours unanswered, there is nothing that could still come.
+#[tokio::test(start_paused = true)]
+async fn after_both_close_frames_only_a_pong_is_waited_for() {
+    for pinged in [false, true] {
+        let (stream, live, peer, _) = recorded_with(heartbeat().timeout(ms(60_000)));
+        sleep(ms(if pinged { 105 } else { 5 })).await;
+        let kicked = Instant::now();
+        assert!(live.evict(4_000, "out"));
+        peer.send(&peer_close());
+        sleep(ms(50)).await;
+        assert!(peer.wire().shutdown);
+        assert_eq!(peer.is_dropped(), !pinged);
+        peer.end(Ok(()));
+        sleep(ms(1_000)).await;
+        let expected = if pinged { ms(50) } else { Duration::ZERO };
+        assert_eq!(let_go(&peer, kicked), expected);
+        drop(stream);
     }
 }
 

@@ -230,14 +230,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         let cx = &mut Context::from_waker(waker);
         let halves = (&mut self.inbound, &mut self.outbound);
         let closed = closing.poll(io, halves, cx, scratch, &mut watch);
-        if closed.is_ready() || late {
-            self.departure = Departure::Untold {
-                clean: closed == Poll::Ready(true),
-            };
-            self.phase = Phase::Closed {
-                reason: Some(closing.reason()),
-                readable: false,
-            };
-        }
+        let clean = match closed {
+            Poll::Ready(clean) => clean,
+            Poll::Pending if late => closing.is_answered(),
+            Poll::Pending => return,
+        };
+        self.departure = Departure::Untold { clean };
+        self.phase = Phase::Closed {
+            reason: Some(closing.reason()),
+            readable: false,
+        };
     }
 }

@@ -1,38 +1,43 @@
-//! Saying goodbye to a peer: bounded, and only as long as there is somebody to say it to.
+//! The closing handshake after an eviction, and the lingering close of a transport.
 
 use std::io;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::inbound::{Filled, Inbound, READS};
+use super::inbound::{Inbound, READS};
 use super::inject::Outbound;
 use super::watch::Watch;
 use crate::monitor::{CloseFrame, Reason};
 
-/// The closing handshake of an eviction (RFC 6455 section 7.1.2), step by step. Whoever drives it
-/// bounds it in time.
+/// What the driver does with a transport before it drops it, step by step. The caller bounds it in time.
+///
+/// The peer's bytes are read and discarded in every step. A peer that waits for room to send may not
+/// read what we send, and bytes that reach a socket which is closed, or lie unread in one that is being
+/// closed, make the kernel reset the connection and throw away what is still to be sent.
 #[derive(Debug)]
 pub(super) struct Closing {
     reason: Reason,
     /// The frame to send, until it was handed to the outbound half.
     frame: Option<CloseFrame>,
-    /// Nobody is there to answer: try to send the frame, and do not wait for anything.
+    /// The peer is dead, or out of time: what the transport does not take at once is not waited for.
     dead: bool,
     /// The driver does not know of it yet.
     begun: bool,
     step: Step,
 }
 
+/// `answered` if both sides have sent a Close frame (RFC 6455 section 7.1.4).
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// Our Close frame goes out, after what is half-written of a ping.
     Send,
     /// The peer's Close frame, or its end of the transport, is awaited.
     Await,
-    /// All is said that can be: the transport is shut down. `answered` if the peer's Close frame
-    /// has come.
+    /// The outbound direction is shut down.
     Shutdown { answered: bool },
+    /// The peer's end of the transport is awaited, if something may yet come from it.
+    Linger { answered: bool },
 }
 
 impl Closing {
@@ -49,7 +54,18 @@ impl Closing {
         }
     }
 
-    /// Why the connection was evicted.
+    /// For a transport that the handler has dropped, which ends without a Close frame of ours.
+    pub(super) fn lingering(reason: Reason) -> Self {
+        Self {
+            reason,
+            frame: None,
+            dead: false,
+            begun: true,
+            step: Step::Shutdown { answered: false },
+        }
+    }
+
+    /// Why the connection has ended.
     pub(super) fn reason(&self) -> Reason {
         self.reason
     }
@@ -59,13 +75,18 @@ impl Closing {
         std::mem::take(&mut self.begun)
     }
 
-    /// Nobody waits any longer: what cannot be said at once is left unsaid.
+    /// From now on, what the transport does not take at once is not waited for.
     pub(super) fn hurry(&mut self) {
         self.dead = true;
     }
 
+    /// Whether the closing handshake is complete, and the transport is shut down.
+    pub(super) fn is_answered(&self) -> bool {
+        matches!(self.step, Step::Linger { answered: true })
+    }
+
     /// Goes as far as the transport allows. `Ready` when the transport can be dropped, with whether
-    /// both sides have said goodbye.
+    /// the closing handshake was completed.
     pub(super) fn poll<T: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         io: &mut T,
@@ -74,22 +95,26 @@ impl Closing {
         scratch: &mut [u8],
         watch: &mut Watch<'_>,
     ) -> Poll<bool> {
-        let closed = self.poll_steps(io, inbound, outbound, cx, scratch, watch);
-        match closed {
-            Poll::Pending if !self.dead => Poll::Pending,
+        let more = !self.dead && discard(io, inbound, cx, scratch, watch);
+        match self.poll_steps(io, inbound, outbound, cx, watch) {
+            Poll::Pending if !self.dead => {
+                if more {
+                    cx.waker().wake_by_ref();
+                }
+                Poll::Pending
+            }
             Poll::Ready(Ok(answered)) => Poll::Ready(answered),
             // An error says that the transport is closed already.
             Poll::Pending | Poll::Ready(Err(_)) => Poll::Ready(false),
         }
     }
 
-    fn poll_steps<T: AsyncRead + AsyncWrite + Unpin>(
+    fn poll_steps<T: AsyncWrite + Unpin>(
         &mut self,
         io: &mut T,
-        inbound: &mut Inbound,
+        inbound: &Inbound,
         outbound: &mut Outbound,
         cx: &mut Context<'_>,
-        scratch: &mut [u8],
         watch: &mut Watch<'_>,
     ) -> Poll<io::Result<bool>> {
         loop {
@@ -101,8 +126,8 @@ impl Closing {
                     if let Some(frame) = self.frame.take() {
                         let taken = outbound.close(frame.code, &frame.reason);
                         if !taken && !outbound.is_closed() {
-                            // In the middle of the handler's frame nothing can be said that the
-                            // peer would take for a Close frame: the transport's end has to do.
+                            // In the middle of the handler's frame nothing can be sent that the peer
+                            // would take for a Close frame: the transport's end has to do.
                             self.step = Step::Shutdown { answered: false };
                             continue;
                         }
@@ -110,42 +135,53 @@ impl Closing {
                     ready!(outbound.poll_control(io, cx, watch))?;
                     self.step = Step::Await;
                 }
-                Step::Await if self.dead => return Poll::Ready(Ok(false)),
-                Step::Await => {
-                    ready!(poll_goodbye(io, inbound, cx, scratch, watch))?;
+                Step::Await if inbound.is_closed() || inbound.has_ended() => {
                     self.step = Step::Shutdown {
                         answered: inbound.is_closed(),
                     };
                 }
+                Step::Await if self.dead => return Poll::Ready(Ok(false)),
+                Step::Await => return Poll::Pending,
                 Step::Shutdown { answered } => {
-                    ready!(outbound.poll_shutdown(io, cx, watch))?;
-                    return Poll::Ready(Ok(answered));
+                    if outbound.can_shut_down() {
+                        ready!(outbound.poll_shutdown(io, cx, watch))?;
+                    }
+                    self.step = Step::Linger { answered };
+                }
+                Step::Linger { answered } => {
+                    // After its Close frame a peer sends nothing but the pongs that it owes us
+                    // (RFC 6455 sections 5.5.1 and 5.5.2).
+                    let silent = answered && !watch.monitor.has_unanswered_ping();
+                    return if silent || self.dead || inbound.has_ended() {
+                        Poll::Ready(Ok(answered))
+                    } else {
+                        Poll::Pending
+                    };
                 }
             }
         }
     }
 }
 
-/// Reads, and throws away, until the peer has closed its direction one way or the other.
-///
-/// A socket that is closed with bytes unread resets the connection, and the reset may overtake our
-/// Close frame.
-fn poll_goodbye<T: AsyncRead + Unpin>(
+/// Reads, and throws away, what has come. Returns whether there may be more.
+fn discard<T: AsyncRead + Unpin>(
     io: &mut T,
     inbound: &mut Inbound,
     cx: &mut Context<'_>,
     scratch: &mut [u8],
     watch: &mut Watch<'_>,
-) -> Poll<io::Result<()>> {
+) -> bool {
     for _ in 0..READS {
-        if inbound.is_closed() {
-            return Poll::Ready(Ok(()));
+        if inbound.has_ended() {
+            return false;
         }
-        let mut buf = ReadBuf::new(scratch);
-        if ready!(inbound.poll_fill(io, cx, &mut buf, watch))? == Filled::Eof {
-            return Poll::Ready(Ok(()));
+        // The inbound half remembers an end of any kind, and nothing else is asked for.
+        if inbound
+            .poll_fill(io, cx, &mut ReadBuf::new(scratch), watch)
+            .is_pending()
+        {
+            return false;
         }
     }
-    cx.waker().wake_by_ref();
-    Poll::Pending
+    true
 }

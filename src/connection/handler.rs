@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::closing::Closing;
 use super::departure::Departure;
 use super::inbound::{Filled, READS};
 use super::inject::Outbound;
@@ -147,16 +148,30 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
 
     /// The handler dropped its stream. An eviction goes on without it. Returns false if there was no
     /// transport in it, so far.
+    ///
+    /// The transport is dropped with it, unless a pong of the peer's may be on its way: in a socket
+    /// that is closed already it would cost the peer what the handler sent last.
     pub(super) fn dropped(&mut self) -> bool {
         self.inbound.forget_ahead();
         if let (Phase::Open { .. }, Some(link)) = (&self.phase, &self.link) {
             self.monitor.dropped(link.driver.clock().now());
-            self.phase = Phase::Closed {
-                reason: None,
-                readable: false,
+            self.phase = match self.monitor.reason().filter(|_| self.expects_pong()) {
+                Some(reason) => Phase::Evicting {
+                    closing: Box::new(Closing::lingering(reason)),
+                },
+                None => Phase::Closed {
+                    reason: None,
+                    readable: false,
+                },
             };
         }
         !matches!(self.departure, Departure::Opening)
+    }
+
+    /// A ping of ours has reached the transport, at least in part, and its pong may still come.
+    fn expects_pong(&self) -> bool {
+        let pinged = self.monitor.has_unanswered_ping() || self.outbound.has_ping_out();
+        pinged && !self.inbound.has_ended()
     }
 
     /// Whether the transport is to be shut down as it is dropped. Not if the handler drops it, or the

@@ -141,6 +141,11 @@ impl Inbound {
         self.failure = Some(error);
     }
 
+    /// The transport is in no state to be polled.
+    pub(super) fn give_up(&mut self) {
+        self.ended = true;
+    }
+
     /// The driver is to watch for bytes: those that somebody waits for, or the rest of what may be a
     /// pong of ours.
     pub(super) fn is_watched(&self, watch: &Watch<'_>) -> bool {

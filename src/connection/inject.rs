@@ -119,6 +119,11 @@ impl Outbound {
         matches!(self.control, Control::FlushPing | Control::FlushClose)
     }
 
+    /// Some bytes of a ping are with the transport, and it is not known to have sent all of them.
+    pub(super) fn has_ping_out(&self) -> bool {
+        self.has_begun() || matches!(self.control, Control::FlushPing)
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.closed
     }

@@ -13,7 +13,7 @@
 //! | [`attend`] | the driver's visits |
 //! | [`link`] | when it comes by, and which moves of that it is told |
 //! | [`callers`] | who waits for the pong of a ping on demand |
-//! | [`closing`] | the closing handshake of an eviction |
+//! | [`closing`] | the closing handshake of an eviction, and the lingering close of a transport |
 //! | [`parting`] | an end that waits for the handler's frame, or for nobody any more |
 //! | [`core`] | who is told of the end, and that it is once |
 //! | [`extras`] | what is kept for that |

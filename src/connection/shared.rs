@@ -209,6 +209,7 @@ where
         self.state.lock().unwrap_or_else(|poisoned| {
             // Whoever panicked in there was a transport, and `drive` has ended its connection.
             let mut state = poisoned.into_inner();
+            state.inbound.give_up();
             state.outbound.give_up();
             state
         })

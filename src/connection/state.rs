@@ -340,7 +340,8 @@ impl<T: 'static> State<T> {
         }
         let verdict = self.monitor.take_verdict();
         let closed = matches!(self.phase, Phase::Closed { .. });
-        if closed || matches!(self.phase, Phase::Evicting { .. }) {
+        let taken = closed || matches!(self.phase, Phase::Evicting { .. });
+        if taken {
             self.reader.due |= self.reader.pending;
             self.writer.due |= self.writer.pending;
         }
@@ -358,7 +359,7 @@ impl<T: 'static> State<T> {
             return None;
         }
         let wakers = [self.reader.take_due(), self.writer.take_due()];
-        let spent = if closed {
+        let spent = if taken {
             [self.reader.waker.take(), self.writer.waker.take()]
         } else {
             [None, None]

@@ -24,11 +24,17 @@ use crate::wire::Role;
 /// as it is, with whole control frames in between. A ping goes between two fragments of a message
 /// (RFC 6455 section 5.4) only after it has waited a heartbeat's `timeout` for the message's end.
 ///
-/// When the connection is evicted (by a timeout, through its handle, or because the runtime in which it was
-/// opened is shut down) every operation but `poll_shutdown` fails with an [`io::Error`] that holds
-/// [`Evicted`](crate::Evicted). When it was the peer who ended it, reads and writes go on as the transport lets them, for `close_timeout`.
-/// Dropping the stream ends the connection, and drops the transport as it is. One that the layer has
-/// ended is shut down before, as far as that goes without waiting.
+/// When the connection is evicted (by a timeout, through its handle, or because the runtime in which it
+/// was opened is shut down) every operation but `poll_shutdown` fails with an [`io::Error`] that holds
+/// [`Evicted`](crate::Evicted). When it was the peer who ended it, reads and writes go on as the
+/// transport lets them, for `close_timeout`.
+///
+/// Dropping the stream ends the connection, and drops the transport as it is, unless a ping of the
+/// layer's is unanswered: its pong would meet a closed socket, and the kernel would reset the connection
+/// and throw away what was written last. Then the driver shuts the transport down and discards what
+/// comes, until the peer ends its direction or `close_timeout` is over. It does the same after an
+/// eviction, unless the peer is dead. Where there is no driver, since the runtime is shut down, the
+/// transport is dropped at once.
 ///
 /// It may be split (`tokio::io::split`, or the library's own halves): one task may read while another
 /// writes. Cancel safety is that of the transport: a read or a write that was dropped before it was

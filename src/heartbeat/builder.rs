@@ -182,6 +182,9 @@ impl HeartbeatLayerBuilder {
     /// How long the closing handshake, and the close of the transport after it, may take. Default:
     /// 5 s.
     ///
+    /// What was sent before needs this time to reach a slow peer: the transport is kept until the peer
+    /// ends its direction, but no longer.
+    ///
     /// RFC 6455 section 7.1.1 leaves the bound to the endpoint.
     ///
     /// Refused: zero, less than 1 ms, more than 365 days.

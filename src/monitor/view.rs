@@ -38,6 +38,11 @@ impl Monitor {
         self.pings.held_until().is_some()
     }
 
+    /// A ping is with the transport, and its pong is still to come.
+    pub(crate) fn has_unanswered_ping(&self) -> bool {
+        self.pings.unanswered().is_some()
+    }
+
     /// A pong from the peer may be ours.
     pub(crate) fn expects_pongs(&self) -> bool {
         self.pings.any()

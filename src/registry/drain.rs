@@ -145,8 +145,8 @@ impl Registry {
     ///
     /// When this returns, the registry is empty, the transports of all connections that were in it
     /// are gone, and the hooks of those that the drain has ended have returned. After the deadline
-    /// two things may be left: the closing handshake of a connection that had ended before the drain
-    /// came, or ended as it opened, within its `close_timeout`; and a handshake that was let in before
+    /// two things may be left: the transport of a connection that had ended before the drain came, or
+    /// ended as it opened, within its `close_timeout`; and a handshake that was let in before
     /// and is not answered yet. If it is later, the connection ends as it opens, and its peer is told
     /// `code` as well.
     ///

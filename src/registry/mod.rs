@@ -234,8 +234,8 @@ impl Registry {
     }
 
     /// Waits until nothing is left of any connection: no handshake under way, no live connection,
-    /// none that has ended but whose transport is not closed yet (it is in its closing handshake, or
-    /// still in the handler's hands) or whose hooks have not all returned. Returns at once if there
+    /// none that has ended but whose transport is not closed yet (it is in its closing handshake, waits
+    /// for the peer's end, or is still in the handler's hands) or whose hooks have not all returned. Returns at once if there
     /// is nothing.
     ///
     /// New connections are not kept away; for that see [`begin_drain`](Self::begin_drain). Without

@@ -104,7 +104,15 @@ pub(crate) struct Readings {
     pub(crate) read: usize,
     /// How much had been read when nothing more was there.
     pub(crate) waits_at: usize,
+    pub(crate) shut_down: bool,
     pub(crate) dropped: bool,
+}
+
+impl Readings {
+    /// The end is on its way to the client.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.shut_down || self.dropped
+    }
 }
 
 impl Meter {
@@ -165,7 +173,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Metered<T> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.io().poll_shutdown(cx)
+        ready!(self.io().poll_shutdown(cx))?;
+        self.meter.readings().shut_down = true;
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -161,7 +161,9 @@ impl AsyncWrite for Wire {
         Poll::Ready(Ok(()))
     }
 
+    /// The peer ends its direction when it sees the end of ours.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Peer(Arc::clone(&self.0)).end();
         Poll::Ready(Ok(()))
     }
 }

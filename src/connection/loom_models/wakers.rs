@@ -64,6 +64,19 @@ fn assert_whole(written: &[u8]) {
 }
 
 #[test]
+fn loom_a_transport_that_lingers_goes_with_the_peers_end() {
+    check("the handler drops its stream while a ping goes", 3, || {
+        let (stream, peer) = open(pinging(), PING);
+        thread(move || drop(stream));
+        advance(TIME);
+        all_done();
+        assert!(peer.has_lost_the_transport());
+        let written = peer.written();
+        assert!(written.is_empty() || is_ping(&written), "{written:?}");
+    });
+}
+
+#[test]
 fn loom_bytes_beside_a_ping_are_read() {
     check("bytes come while a ping goes", 3, || {
         let (mut stream, peer) = open(pinging(), PING);
