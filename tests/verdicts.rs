@@ -5,6 +5,7 @@
 mod script;
 mod support;
 
+use std::future::pending;
 use std::io::ErrorKind;
 use std::time::Duration;
 
@@ -216,6 +217,49 @@ async fn a_runtime_that_is_late_every_time_does_not_evict_a_peer_that_answers() 
     }
     assert!(answered >= 20, "{answered}");
     assert_eq!(recorder.total(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runtime_that_is_late_every_time_still_finds_stalls() {
+    for stall in ["a write", "a read", "half a frame"] {
+        let builder = heartbeat().timeout(ms(600_000));
+        let builder = match stall {
+            "a write" => builder.write_timeout(ms(1_000)),
+            _ => builder.handler_stall_timeout(ms(1_000)),
+        };
+        let (mut stream, _live, peer, recorder) = recorded(builder);
+        let handler = tokio::spawn({
+            let peer = peer.clone();
+            async move {
+                match stall {
+                    "a write" => {
+                        peer.write_steps(&[3, WAIT]);
+                        let _ = stream.write_all(&hello()).await;
+                    }
+                    "a read" => peer.send(&said(b"who is there?")),
+                    _ => stream.write_all(&hello()[..3]).await.unwrap(),
+                }
+                pending::<()>().await;
+                drop(stream);
+            }
+        });
+        // The first ping has become due by then.
+        sleep(ms(200)).await;
+        let mut reasons = Vec::new();
+        for _ in 0..3 {
+            advance(ms(2_000)).await;
+            sleep(ms(1)).await;
+            reasons.push(recorder.all().first().map(|event| event.reason));
+        }
+        let reason = match stall {
+            "a write" => Reason::WriteStalled,
+            _ => Reason::HandlerStalled,
+        };
+        // As late as that, it may be the runtime that was away, and whoever is stalled gets another
+        // chance; once.
+        assert_eq!(reasons, [None, Some(reason), Some(reason)], "{stall}");
+        handler.abort();
+    }
 }
 
 // Writers.

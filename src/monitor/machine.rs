@@ -59,6 +59,11 @@ impl Blocked {
         }
     }
 
+    /// Whether the time was begun anew.
+    pub(super) fn is_anew(&self) -> bool {
+        self.since != self.refused
+    }
+
     /// The time begins anew. That does not change since when nothing was accepted.
     pub(super) fn anew(self, now: Moment) -> Self {
         Self {
@@ -81,6 +86,9 @@ pub(crate) struct Monitor {
     pub(super) blocked: Option<Blocked>,
     /// Since when bytes from the peer wait that the handler does not read.
     pub(super) backlog: Option<Moment>,
+    /// When a late verdict on the handler was last put off. A stall that counts from then has had
+    /// its reprieve.
+    pub(super) reprieved: Option<Moment>,
     pub(super) ending: Ending,
     /// Part of the first interval that is left out, in 0..=1 (jitter).
     pub(super) head_start: f32,
@@ -118,6 +126,7 @@ impl Monitor {
             outbound: DataClock::new(now),
             blocked: None,
             backlog: None,
+            reprieved: None,
             ending: Ending::Open,
             head_start: jitter as f32 * random,
             pings: Pings::new(tag),

@@ -94,10 +94,12 @@ impl Monitor {
             return self.evict(now, Reason::ControlFlood);
         }
         if let Some(late) = due(self.handler_deadline(heartbeat), now) {
-            if !was_paused(late, heartbeat.handler_stall_timeout) {
+            let once = self.handler_stalled_since() != self.reprieved;
+            if !once || !was_paused(late, heartbeat.handler_stall_timeout) {
                 return self.evict(now, Reason::HandlerStalled);
             }
             // The handler was away as long as the runtime was.
+            self.reprieved = Some(now);
             self.backlog = self.backlog.map(|_| now);
             self.pings.wish_again(now);
         }
@@ -122,8 +124,10 @@ impl Monitor {
             return Action::Wait;
         };
         match blocked.asked {
-            // So was whoever would have offered the bytes again.
-            None if was_paused(late, heartbeat.write_timeout) => *blocked = blocked.anew(now),
+            // So was the task that would have offered the bytes again. Once in a stall.
+            None if !blocked.is_anew() && was_paused(late, heartbeat.write_timeout) => {
+                *blocked = blocked.anew(now);
+            }
             None => {
                 // The handler may have given up a write that the transport would take by now, so
                 // nothing is said before it has refused once more.
@@ -277,15 +281,18 @@ impl Monitor {
         self.active(idle.watch) + idle.timeout
     }
 
-    /// The handler does not read what waits for it, or has left a frame half-written (though the
-    /// transport would take the rest) into which no ping can be put.
     fn handler_deadline(&self, heartbeat: &HeartbeatPolicy) -> Option<Moment> {
         let timeout = heartbeat.handler_stall_timeout?;
-        let since = match (self.backlog, self.half_written()) {
-            (Some(backlog), Some(half_written)) => backlog.min(half_written),
-            (since, None) | (None, since) => since?,
-        };
-        Some(since + timeout)
+        Some(self.handler_stalled_since()? + timeout)
+    }
+
+    /// The handler does not read what waits for it, or has left a frame half-written (though the
+    /// transport would take the rest) into which no ping can be put.
+    fn handler_stalled_since(&self) -> Option<Moment> {
+        match (self.backlog, self.half_written()) {
+            (Some(backlog), Some(half_written)) => Some(backlog.min(half_written)),
+            (since, None) | (None, since) => since,
+        }
     }
 
     /// Since when a ping waits for the end of a frame whose rest the transport would take. Not while it

@@ -159,6 +159,26 @@ fn after_a_pause_of_the_runtime_a_write_gets_another_chance() {
     }
 }
 
+#[test]
+fn a_pause_puts_the_verdict_on_a_write_off_only_once_in_a_stall() {
+    let mut line = Line::new(writing(|policy| policy.interval = ms(10_000_000)));
+    line.outlook.can_inject = false;
+    line.refuses = true;
+    line.monitor.refused(line.now);
+    line.sleep(8_000).sleep(16_000);
+    line.did(&[(16_000, Retry), (16_000, End(Reason::WriteStalled))]);
+    // What the transport accepts ends the stall.
+    let mut line = Line::new(writing(|policy| policy.interval = ms(10_000_000)));
+    line.outlook.can_inject = false;
+    line.refuses = true;
+    line.monitor.refused(line.now);
+    line.sleep(8_000);
+    line.monitor.accepted(line.now, true, &line.policy);
+    line.sleep(16_000).did(&[]);
+    line.sleep(24_000)
+        .did(&[(24_000, Retry), (24_000, End(Reason::WriteStalled))]);
+}
+
 // ---- the handler ---------------------------------------------------------------------------------
 
 #[test]
@@ -261,6 +281,49 @@ fn after_a_pause_of_the_runtime_the_handler_gets_another_chance() {
         line.sleep(back);
         let end = if paused { back + 7_000 } else { back };
         line.run(end).did(&[(end, End(Reason::HandlerStalled))]);
+    }
+}
+
+#[test]
+fn a_pause_puts_the_verdict_on_the_handler_off_only_once_in_a_stall() {
+    type Goes = fn(&mut Line);
+    let goes_on: [(bool, bool, Option<Goes>); 6] = [
+        // whether bytes wait, whether a frame is half-written, and what ends the stall
+        (true, false, None),
+        (false, true, None),
+        (true, true, None),
+        (true, false, Some(reads)),
+        (false, true, Some(writes)),
+        // The frame that it does not finish is still the same.
+        (true, true, Some(reads)),
+    ];
+    for (waits, half_written, goes_on) in goes_on {
+        let mut line = Line::new(stalling(|policy| policy.interval = ms(1_000)));
+        line.flushes = false;
+        line.monitor.passive = !half_written;
+        if waits {
+            line.monitor.bytes_wait(line.now);
+        }
+        line.run(1_000).sleep(12_000);
+        assert!(!line.monitor.is_over());
+        line.run(13_000);
+        let ends = goes_on.is_some() && waits != half_written;
+        if let Some(goes_on) = goes_on {
+            goes_on(&mut line);
+        }
+        line.sleep(24_000);
+        assert_eq!(line.monitor.is_over(), !ends, "{waits} {half_written}");
+        line.run(25_000).sleep(36_000);
+        let mut acts = line.log.iter().map(|(_, act)| *act);
+        assert!(acts.any(|act| act == End(Reason::HandlerStalled)));
+    }
+
+    fn reads(line: &mut Line) {
+        line.monitor.handler_read(line.now, true);
+    }
+
+    fn writes(line: &mut Line) {
+        line.monitor.accepted(line.now, true, &line.policy);
     }
 }
 
