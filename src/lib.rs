@@ -115,6 +115,7 @@ mod driver;
 mod evict;
 #[cfg(feature = "axum")]
 mod extract;
+mod foreign;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -2,17 +2,21 @@
 
 #[path = "support/script.rs"]
 mod script;
+mod support;
 
+use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
 use script::*;
+use support::recorder::Recorder;
 use tokio::io::AsyncReadExt;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 use tower_ws_liveness::{Evicted, Eviction, Health, HeartbeatLayer, Liveness, Reason};
+use tracing::{Event, Metadata, Subscriber, span};
 
 const DEAD: Reason = Reason::HeartbeatTimeout { missed: 1 };
 
@@ -412,6 +416,95 @@ async fn a_transport_that_panics_ends_only_its_own_connection() {
         sleep(ms(105)).await;
         assert_eq!(other_live.health(), Health::PeerSilent { missed: 0 });
         assert_eq!(other_live.stats().pings_sent(), 2, "the driver goes on");
+    }
+}
+
+/// Panics at every line that is logged.
+struct Panics;
+
+impl Subscriber for Panics {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        if event.metadata().target().starts_with("tower_ws_liveness") {
+            panic!("at {event:?}");
+        }
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscriber_that_panics_keeps_nothing_from_being_done() {
+    type End = fn(&Liveness, &Peer);
+    let ends: [(End, Reason); 6] = [
+        (|_, _| {}, DEAD),
+        (
+            |live, _| assert!(live.evict(4000, "")),
+            Reason::Kicked { code: 4000 },
+        ),
+        (|_, peer| peer.end(Ok(())), Reason::PeerVanished),
+        (
+            |_, peer| peer.send(&frame(0x80 | CLOSE, Some([0; 4]), &[])),
+            Reason::PeerClosed { code: None },
+        ),
+        (
+            |_, peer| {
+                peer.wire().panics = true;
+                peer.wake();
+            },
+            Reason::Transport(ErrorKind::Other),
+        ),
+        (
+            |live, peer| {
+                // Not masked as it should be: logged as malformed, or not.
+                peer.send(&hello());
+                assert!(live.evict(4000, ""));
+            },
+            Reason::Kicked { code: 4000 },
+        ),
+    ];
+    let _guard = tracing::subscriber::set_default(Panics);
+    let builder = heartbeat().timeout(ms(600_000));
+    let (_other, other_live, other_peer) = wrap_with(builder);
+    for (end, reason) in ends {
+        let recorder = Recorder::new();
+        let builder = heartbeat().on_evict(|_: &Eviction| panic!("a hook that panics"));
+        let layer = builder.on_evict(recorder.hook()).build().unwrap();
+        let (io, peer) = script();
+        let (mut stream, live) = layer.wrap_server(io);
+        let map = Arc::new(Mutex::new(HashMap::new()));
+        live.register(&map, 7, ()).unwrap();
+        let wakes = Wakes::new();
+        assert!(poll_read(&mut stream, &wakes, 8).is_pending());
+        sleep(ms(1)).await;
+        end(&live, &peer);
+        let eviction = timeout(ms(1_000), live.evicted()).await;
+        assert_eq!(eviction.expect("told").reason(), reason);
+        assert_eq!(recorder.total(), 1, "{reason}");
+        assert!(map.lock().unwrap().is_empty(), "{reason}");
+        assert!(layer.registry().is_empty(), "{reason}");
+        sleep(ms(1_000)).await;
+        assert!(peer.is_dropped() && wakes.count() > 0, "{reason}");
+        drop(stream);
+        timeout(ms(1), layer.registry().wait_idle()).await.unwrap();
+        // The driver goes on.
+        let pings = other_live.stats().pings_sent();
+        other_peer.send(&Role::Server.pong(&other_peer.last_ping()));
+        sleep(ms(105)).await;
+        assert_eq!(other_live.stats().pings_sent(), pings + 1, "{reason}");
     }
 }
 

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use crate::evict::ConnectionId;
+use crate::foreign;
 use crate::monitor::{Answer, Moment};
 
 /// The calls of [`Liveness::ping`](super::Liveness::ping) that are not answered yet. A connection
@@ -93,10 +95,15 @@ impl Callers {
 
     /// Wakes those who were answered. The others, if they are still here, wait in vain, and learn
     /// that by being dropped.
-    pub(super) fn tell(self) {
+    pub(super) fn tell(self, id: ConnectionId) {
         for (caller, rtt) in self.answered {
-            // Whoever gave up needs no answer.
-            let _ = caller.send(rtt);
+            // A caller that gave up needs no answer.
+            foreign::wake(id, || {
+                let _ = caller.send(rtt);
+            });
+        }
+        for caller in self.waiting {
+            foreign::wake(id, || drop(caller));
         }
     }
 }

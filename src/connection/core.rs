@@ -13,6 +13,7 @@ use super::extras::{Extras, Listeners, notify};
 use super::places::{Place, PlaceId, vacate};
 use crate::driver::Driver;
 use crate::evict::{self, ConnectionId, Eviction, LocalHook, OnEvict};
+use crate::foreign;
 use crate::health_hook::OnHealth;
 use crate::monitor::{Moment, Reason};
 use crate::sync::{Mutex, MutexGuard, Notify, OnceLock, in_runtime};
@@ -156,14 +157,16 @@ impl Core {
             Reason::HeartbeatTimeout { missed } => Some(missed),
             _ => None,
         };
-        tracing::debug!(
-            conn_id = %self.id,
-            reason = eviction.reason().as_str(),
-            missed,
-            idle_ms = millis(eviction.idle_for()),
-            rtt_ms = eviction.rtt().map(|rtt| millis(rtt.smoothed())),
-            "connection ended"
-        );
+        foreign::log(|| {
+            tracing::debug!(
+                conn_id = %self.id,
+                reason = eviction.reason().as_str(),
+                missed,
+                idle_ms = millis(eviction.idle_for()),
+                rtt_ms = eviction.rtt().map(|rtt| millis(rtt.smoothed())),
+                "connection ended"
+            );
+        });
         true
     }
 
@@ -250,7 +253,7 @@ impl Core {
             extras.departed = Some(clean);
             extras.changed()
         };
-        notify(changed);
+        foreign::wake(self.id, || notify(changed));
     }
 
     /// Whether the transport is gone, and how: see [`departed`](Self::departed).

@@ -1,11 +1,11 @@
 //! The end of the transport, and the news that it is gone.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Waker};
-use std::thread;
 
 use tokio::io::AsyncWrite;
+
+use crate::foreign;
 
 /// What is known of the transport's end, which is told once.
 #[derive(Clone, Copy, Debug)]
@@ -37,14 +37,14 @@ impl Departure {
 /// section 6.1), and to the peer that is an end which somebody else may have forced;
 /// RFC 6455 section 7.1.1 asks for a clean one.
 ///
-/// An error if the transport panicked. It is gone all the same.
-pub(super) fn let_go<T: AsyncWrite + Unpin>(mut io: T, shuts_down: bool) -> thread::Result<()> {
-    let told = catch_unwind(AssertUnwindSafe(|| {
+/// False if the transport panicked. It is gone all the same.
+pub(super) fn let_go<T: AsyncWrite + Unpin>(mut io: T, shuts_down: bool) -> bool {
+    let told = foreign::catch(|| {
         if shuts_down {
             let cx = &mut Context::from_waker(Waker::noop());
             let _ = Pin::new(&mut io).poll_shutdown(cx);
         }
-    }));
-    let dropped = catch_unwind(AssertUnwindSafe(|| drop(io)));
-    told.and(dropped)
+    });
+    let dropped = foreign::catch(|| drop(io));
+    told.and(dropped).is_some()
 }

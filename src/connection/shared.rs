@@ -1,6 +1,5 @@
 //! The one place that the handler's stream, the driver and the handles share.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Wake, Waker};
@@ -21,6 +20,7 @@ use super::told::Told;
 use super::watch::Notes;
 use crate::driver::{Drive, Driver};
 use crate::evict::{self, Eviction};
+use crate::foreign;
 use crate::health_hook;
 use crate::monitor::{CloseFrame, Moment, Overrides, Policy, Reason, Stats};
 use crate::sync::{AtomicBool, Mutex, MutexGuard};
@@ -85,7 +85,7 @@ where
         let opened = self.enter(|state| state.open(io, connection, Arc::clone(&driver)));
         driver.start();
         if opened {
-            tracing::debug!(conn_id = %self.core.id(), "connection opened");
+            foreign::log(|| tracing::debug!(conn_id = %self.core.id(), "connection opened"));
         }
         opened
     }
@@ -151,20 +151,24 @@ where
         if let Some(link) = aftermath.link {
             link.driver.remove(link.key);
         }
+        let id = self.core.id();
         let gone = aftermath.io.map(|io| let_go(io, shuts_down));
-        if let Some(Err(_)) = gone {
-            tracing::warn!(conn_id = %self.core.id(), "a transport panicked while it was dropped");
+        if gone == Some(false) {
+            let message = "a transport panicked while it was dropped";
+            foreign::log(|| tracing::warn!(conn_id = %id, "{message}"));
         }
         if let Some(clean) = aftermath.departed {
             self.core.depart(clean);
             self.registries.gone();
         }
-        drop(aftermath.spent);
+        for waker in aftermath.spent.into_iter().flatten() {
+            foreign::wake(id, || drop(waker));
+        }
         if let Some(callers) = aftermath.callers {
-            callers.tell();
+            callers.tell(id);
         }
         for waker in aftermath.wakers.into_iter().flatten() {
-            waker.wake();
+            foreign::wake(id, || waker.wake());
         }
         if aftermath.closes {
             self.schedule_closing();
@@ -258,20 +262,18 @@ where
     }
 
     fn log(&self, notes: Notes) {
+        let id = self.core.id();
         if notes.pinged {
-            tracing::trace!(conn_id = %self.core.id(), "ping sent");
+            foreign::log(|| tracing::trace!(conn_id = %id, "ping sent"));
         }
         if let Some(kind) = notes.untuned {
             let error = std::io::Error::from(kind);
-            tracing::debug!(conn_id = %self.core.id(), %error, "transport's options not set");
+            foreign::log(|| tracing::debug!(conn_id = %id, %error, "transport's options not set"));
         }
         if let Some((direction, rule)) = notes.malformed {
-            tracing::debug!(
-                conn_id = %self.core.id(),
-                direction = direction.as_str(),
-                %rule,
-                "malformed frame, passing bytes on unseen"
-            );
+            let direction = direction.as_str();
+            let message = "malformed frame, passing bytes on unseen";
+            foreign::log(|| tracing::debug!(conn_id = %id, direction, %rule, "{message}"));
         }
     }
 
@@ -312,11 +314,10 @@ where
         // Acquires what the waker's caller did before: it may be what is looked at now.
         self.scheduled.swap(false, Ordering::AcqRel);
         let waker = self.waker();
-        let driven = catch_unwind(AssertUnwindSafe(|| {
-            self.enter(|state| state.drive(now, &waker, scratch));
-        }));
-        if driven.is_err() {
-            tracing::warn!(conn_id = %self.core.id(), "a transport panicked while it was driven");
+        let driven = foreign::catch(|| self.enter(|state| state.drive(now, &waker, scratch)));
+        if driven.is_none() {
+            let (id, message) = (self.core.id(), "a transport panicked while it was driven");
+            foreign::log(|| tracing::warn!(conn_id = %id, "{message}"));
             self.enter(State::transport_panicked);
         }
     }

@@ -12,6 +12,7 @@ use tokio::runtime::{Handle, Id};
 use tokio::time::sleep;
 
 use super::Driver;
+use crate::foreign;
 
 /// Why there can be no driver where it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +63,7 @@ impl Driver {
         let Ok(runtime) = Handle::try_current() else {
             let missing = NoDriver::NoRuntime;
             if !LOGGED.swap(true, Ordering::Relaxed) {
-                tracing::error!("{missing}");
+                foreign::log(|| tracing::error!("{missing}"));
             }
             return Err(missing);
         };
@@ -90,7 +91,7 @@ impl Driver {
             pending::<()>().await;
         });
         let missing = NoDriver::NoTimer;
-        tracing::error!("{missing}");
+        foreign::log(|| tracing::error!("{missing}"));
         Err(missing)
     }
 

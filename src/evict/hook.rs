@@ -2,12 +2,12 @@
 
 use std::any::Any;
 use std::fmt;
-use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{ConnectionId, Eviction};
+use crate::foreign::{self, dispose};
 
 /// What takes longer than this, and runs where other connections wait for their turn, is worth a
 /// warning.
@@ -168,9 +168,9 @@ pub(crate) fn guard_waker(eviction: &Eviction, wake: impl FnOnce()) {
 
 /// Drops what is the application's and survives its panic.
 pub(crate) fn discard<T>(id: ConnectionId, value: T) {
-    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(value))) {
-        tracing::warn!(conn_id = %id, "a session value panicked while it was dropped");
-        dispose(payload);
+    if foreign::catch(|| drop(value)).is_none() {
+        let message = "a session value panicked while it was dropped";
+        foreign::log(|| tracing::warn!(conn_id = %id, "{message}"));
     }
 }
 
@@ -197,7 +197,7 @@ fn guarded(what: &'static str, eviction: &Eviction, foreign: impl FnOnce()) {
 }
 
 /// Calls what is foreign, and survives its panic. `slow` is told how many milliseconds it took, if
-/// that is long, and `panicked` with which text it panicked, if it did.
+/// that is long, and `panicked` with which text it panicked, if it did: both for the log.
 pub(crate) fn survive(foreign: impl FnOnce(), slow: impl FnOnce(u64), panicked: impl FnOnce(&str)) {
     // Not tokio's clock: a thread that is held up is held up in real time, also where a test has
     // paused the other.
@@ -207,20 +207,13 @@ pub(crate) fn survive(foreign: impl FnOnce(), slow: impl FnOnce(u64), panicked: 
     let outcome = panic::catch_unwind(AssertUnwindSafe(foreign));
     let took = begun.elapsed();
     if took >= SLOW {
-        slow(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+        foreign::log(|| slow(u64::try_from(took.as_millis()).unwrap_or(u64::MAX)));
     }
     let Err(payload) = outcome else {
         return;
     };
-    panicked(message(payload.as_ref()));
+    foreign::log(|| panicked(message(payload.as_ref())));
     dispose(payload);
-}
-
-/// A payload may panic when it is dropped, with a payload that may do so again: leak that one.
-fn dispose(payload: Box<dyn Any + Send>) {
-    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        mem::forget(payload);
-    }
 }
 
 /// The text that `panic!` was given, in either of the types it may arrive in.
@@ -238,6 +231,7 @@ fn message(payload: &(dyn Any + Send)) -> &str {
 mod tests {
     use super::*;
     use crate::evict::Reason;
+    use std::mem;
     use std::sync::atomic::{AtomicU32, Ordering};
     use tracing_test::traced_test;
 

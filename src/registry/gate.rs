@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::connection::Refused;
+use crate::foreign;
 
 /// Stands for no limit. No machine has so many sockets.
 const UNLIMITED: usize = usize::MAX;
@@ -94,7 +95,10 @@ impl Gate {
 
     pub(super) fn left(&self) {
         if self.present.fetch_sub(1, SeqCst) == 1 {
-            self.idle.notify_waiters();
+            // Called at a connection's end, of which there is more to come.
+            if foreign::catch(|| self.idle.notify_waiters()).is_none() {
+                foreign::log(|| tracing::warn!("a waker panicked"));
+            }
         }
     }
 

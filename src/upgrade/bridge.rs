@@ -35,6 +35,7 @@ use hyper::service::Service;
 use hyper::upgrade::OnUpgrade;
 
 use self::io::BridgeIo;
+use crate::foreign;
 
 mod io;
 
@@ -73,7 +74,8 @@ where
         match (parked, on_upgrade) {
             (Poll::Pending, Some(on_upgrade)) => Some((bridge, on_upgrade)),
             (result, _) => {
-                tracing::warn!(?result, "hyper did not offer an upgrade to the bridge");
+                let message = "hyper did not offer an upgrade to the bridge";
+                foreign::log(|| tracing::warn!(?result, "{message}"));
                 None
             }
         }
@@ -88,7 +90,8 @@ where
         let result = self.poll_conn();
         // hyper gives up its connection when it has fulfilled the upgrade, and only then.
         if self.conn.into_parts().is_some() {
-            tracing::warn!(?result, "hyper did not complete the bridge's upgrade");
+            let message = "hyper did not complete the bridge's upgrade";
+            foreign::log(|| tracing::warn!(?result, "{message}"));
         }
     }
 

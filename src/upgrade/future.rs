@@ -24,6 +24,7 @@ use crate::connection::{
     Attachment, AttachmentId, Connection, Liveness, LivenessStream, Managed, Refused, Share,
 };
 use crate::driver::{Driver, NoDriver};
+use crate::foreign;
 use crate::monitor::Overrides;
 use crate::overrides::PolicyOverride;
 use crate::wire::Role;
@@ -46,7 +47,7 @@ where
         },
         Err(refusal) => {
             if let Refusal::ByRegistry(Refused { cause, retry_after }) = refusal {
-                tracing::debug!(cause, retry_after, "upgrade refused");
+                foreign::log(|| tracing::debug!(cause, retry_after, "upgrade refused"));
             }
             Answer::Refused { refusal }
         }
@@ -183,7 +184,9 @@ impl Opening {
                     }
                 }
                 // Dropping the bridge tells the handler, dropping the promise tells everybody else.
-                Err(error) => tracing::debug!(%error, "upgrade failed after the handshake"),
+                Err(error) => {
+                    foreign::log(|| tracing::debug!(%error, "upgrade failed after the handshake"))
+                }
             }
         });
     }

@@ -1,0 +1,63 @@
+//! Calls of code that is not ours and may panic: subscribers of tracing, wakers.
+
+use std::any::Any;
+use std::fmt::Display;
+use std::mem;
+use std::panic::{self, AssertUnwindSafe};
+
+/// Calls foreign code. `None` if it panicked.
+pub(crate) fn catch<R>(foreign: impl FnOnce() -> R) -> Option<R> {
+    // Unwind safety: the callers share nothing with it that a panic leaves half done.
+    match panic::catch_unwind(AssertUnwindSafe(foreign)) {
+        Ok(result) => Some(result),
+        Err(payload) => {
+            dispose(payload);
+            None
+        }
+    }
+}
+
+/// Writes a line to the log: all lines go through here. A subscriber that panics must not keep a
+/// connection's end from its hooks, or end the driver's task.
+pub(crate) fn log(line: impl FnOnce()) {
+    catch(line);
+}
+
+/// Wakes tasks, or drops their wakers. A waker that panics must not keep the others from being woken.
+pub(crate) fn wake(conn_id: impl Display, wake: impl FnOnce()) {
+    if catch(wake).is_none() {
+        log(|| tracing::warn!(%conn_id, "a waker panicked"));
+    }
+}
+
+/// A payload may panic when it is dropped, with a payload that may do so again: leak that one.
+pub(crate) fn dispose(payload: Box<dyn Any + Send>) {
+    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        mem::forget(payload);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_that_panics_when_dropped_is_caught() {
+        struct Bomb(u32);
+
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                if let Some(fuse) = self.0.checked_sub(1) {
+                    panic::panic_any(Bomb(fuse));
+                }
+            }
+        }
+
+        let escaped = panic::catch_unwind(|| {
+            log(|| panic::panic_any(Bomb(3)));
+            wake("it", || panic::panic_any(Bomb(3)));
+        });
+        // Forgotten first, or it would go off in the test harness, which then hangs.
+        assert!(escaped.map_err(mem::forget).is_ok());
+    }
+}
