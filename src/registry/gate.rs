@@ -95,10 +95,7 @@ impl Gate {
 
     pub(super) fn left(&self) {
         if self.present.fetch_sub(1, SeqCst) == 1 {
-            // Called at a connection's end, of which there is more to come.
-            if foreign::catch(|| self.idle.notify_waiters()).is_none() {
-                foreign::log(|| tracing::warn!("a waker panicked"));
-            }
+            wake_all(&self.idle);
         }
     }
 
@@ -114,7 +111,7 @@ impl Gate {
 
     pub(super) fn begin_drain(&self) {
         if !self.draining.swap(true, SeqCst) {
-            self.begun.notify_waiters();
+            wake_all(&self.begun);
         }
     }
 
@@ -154,6 +151,13 @@ impl Gate {
             cause,
             retry_after: self.retry_after.load(Relaxed),
         }
+    }
+}
+
+/// A waker that panics must not stop a connection's end, or a drain.
+fn wake_all(waiting: &Notify) {
+    if foreign::catch(|| waiting.notify_waiters()).is_none() {
+        foreign::log(|| tracing::warn!("a waker panicked"));
     }
 }
 
