@@ -6,16 +6,20 @@ mod support;
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
-use std::sync::{Arc, Mutex};
-use std::task::Poll;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use script::*;
 use support::recorder::Recorder;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
-use tower_ws_liveness::{Evicted, Eviction, Health, HeartbeatLayer, Liveness, Reason};
+use tower_ws_liveness::{
+    Evicted, Eviction, Health, HeartbeatLayer, Liveness, LivenessStream, Reason,
+};
 use tracing::{Event, Metadata, Subscriber, span};
 
 const DEAD: Reason = Reason::HeartbeatTimeout { missed: 1 };
@@ -417,6 +421,117 @@ async fn a_transport_that_panics_ends_only_its_own_connection() {
         assert_eq!(other_live.health(), Health::PeerSilent { missed: 0 });
         assert_eq!(other_live.stats().pings_sent(), 2, "the driver goes on");
     }
+}
+
+/// A transport that uses its own connection's handle each time it is polled.
+struct Curious {
+    io: Script,
+    live: Arc<OnceLock<Liveness>>,
+    asks: fn(&Liveness),
+}
+
+impl Curious {
+    fn ask(&self) {
+        if let Some(live) = self.live.get() {
+            (self.asks)(live);
+        }
+    }
+}
+
+impl AsyncRead for Curious {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.ask();
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Curious {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.ask();
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.ask();
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// A handler's end of a [`Curious`] transport, which asks from now on.
+fn curious(asks: fn(&Liveness)) -> (LivenessStream<Curious>, Liveness, Peer) {
+    let (io, peer) = script();
+    let shared = Arc::new(OnceLock::new());
+    let io = Curious {
+        io,
+        live: Arc::clone(&shared),
+        asks,
+    };
+    let (stream, live) = heartbeat().build().unwrap().wrap_server(io);
+    assert!(shared.set(live.clone()).is_ok());
+    (stream, live, peer)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transport_that_uses_its_own_handle_panics_and_does_not_hang() {
+    let questions: [fn(&Liveness); 7] = [
+        |live| assert_eq!(live.health(), Health::Live),
+        |live| assert!(live.rtt().is_none()),
+        |live| assert_eq!(live.stats().pings_sent(), 0),
+        |live| assert!(live.idle_for().is_zero()),
+        |live| assert!(live.evict(4000, "")),
+        |live| live.set_timeout(ms(1_000)).unwrap(),
+        |live| {
+            let ping = pin!(live.ping()).poll(&mut Context::from_waker(Waker::noop()));
+            assert!(ping.is_pending());
+        },
+    ];
+    for asks in questions {
+        // The handler's polls.
+        let (mut stream, live, peer) = curious(asks);
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            poll_read(&mut stream, &Wakes::new(), 8).is_pending()
+        }));
+        let payload = polled.unwrap_err();
+        let message = payload.downcast_ref::<String>().map(String::as_str);
+        let message = message.or(payload.downcast_ref::<&str>().copied());
+        assert!(message.is_some_and(|message| message.contains("see `LivenessStream`")));
+        drop(stream);
+        let eviction = timeout(ms(1_000), live.evicted()).await.unwrap();
+        assert_eq!(eviction.reason(), Reason::HandlerDropped);
+        assert!(peer.is_dropped());
+        // The driver's.
+        let (stream, live, peer) = curious(asks);
+        let eviction = timeout(ms(1_000), live.evicted()).await.unwrap();
+        assert_eq!(eviction.reason(), Reason::Transport(ErrorKind::Other));
+        assert!(peer.is_dropped());
+        drop(stream);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transport_may_show_its_own_handle_and_use_its_slot() {
+    let (mut stream, live, peer) = curious(|live| {
+        let shown = format!("{live:?}");
+        assert_eq!(shown, format!("Liveness {{ id: {:?}, .. }}", live.id()));
+        live.set_session(7_u8);
+        assert_eq!(live.session(), Some(Arc::new(7_u8)));
+    });
+    assert!(poll_read(&mut stream, &Wakes::new(), 8).is_pending());
+    sleep(ms(105)).await;
+    assert_eq!(peer.pings().len(), 1);
+    assert!(format!("{live:?}").contains("health"));
 }
 
 /// Panics at every line that is logged.

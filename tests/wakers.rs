@@ -3,12 +3,14 @@
 #[path = "support/script.rs"]
 mod script;
 
-use std::task::Poll;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 
 use script::*;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, split};
 use tokio::time::{advance, sleep, timeout};
-use tower_ws_liveness::{Health, HeartbeatLayer, ProofOfLife, Reason};
+use tower_ws_liveness::{Health, HeartbeatLayer, Liveness, ProofOfLife, Reason};
 
 /// A frame of the handler's, at a server.
 fn hello() -> Vec<u8> {
@@ -18,6 +20,54 @@ fn hello() -> Vec<u8> {
 /// A frame of the peer's, to a server.
 fn said(payload: &[u8]) -> Vec<u8> {
     frame(0x80 | BINARY, Some([1, 2, 3, 4]), payload)
+}
+
+// A waker is foreign code.
+
+/// A task whose memory goes with its last waker, and that ends the connection as it goes.
+struct Task(Liveness);
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.evict(4000, "");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waker_that_is_replaced_may_end_the_connection_as_it_is_dropped() {
+    type Polls = fn(&mut Stream, &Waker) -> bool;
+    let polls: [Polls; 3] = [
+        |stream, waker| {
+            let cx = &mut Context::from_waker(waker);
+            let mut room = [0; 8];
+            let mut buf = ReadBuf::new(&mut room);
+            Pin::new(stream).poll_read(cx, &mut buf).is_pending()
+        },
+        |stream, waker| {
+            let cx = &mut Context::from_waker(waker);
+            Pin::new(stream).poll_write(cx, &hello()).is_pending()
+        },
+        |stream, waker| {
+            let cx = &mut Context::from_waker(waker);
+            Pin::new(stream).poll_flush(cx).is_pending()
+        },
+    ];
+    for poll in polls {
+        let (mut stream, live, peer) = wrapped();
+        peer.write_steps(&[WAIT]);
+        peer.wire().flush_waits = true;
+        let task = Waker::from(Arc::new(Task(live.clone())));
+        assert!(poll(&mut stream, &task));
+        drop(task);
+        assert_ne!(live.health(), Health::Ended);
+        assert!(poll(&mut stream, &Waker::from(Wakes::new())));
+        let reason = live.evicted().await.reason();
+        assert_eq!(reason, Reason::Kicked { code: 4000 });
+    }
 }
 
 // The reader.

@@ -25,6 +25,11 @@ use crate::monitor::{CloseFrame, Health, Overrides, Reason, Rtt, Stats};
 ///
 /// The handle exists from the moment the request passes the layers, before the upgrade is complete,
 /// so a handler can use it before it answers.
+///
+/// # Panics
+///
+/// What looks at the connection or changes it panics when the connection's own transport calls it while
+/// it is polled: see [`LivenessStream`](crate::LivenessStream).
 #[derive(Clone)]
 pub struct Liveness {
     connection: Arc<dyn Managed>,
@@ -385,11 +390,13 @@ impl Drop for Attachment {
 
 impl fmt::Debug for Liveness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let view = self.connection.view();
-        f.debug_struct("Liveness")
-            .field("id", &self.id())
-            .field("health", &view.health)
-            .field("rtt", &view.rtt)
-            .finish_non_exhaustive()
+        let mut debug = f.debug_struct("Liveness");
+        debug.field("id", &self.id());
+        // A transport that logs its polls may show its handle.
+        if !self.connection.is_polled() {
+            let view = self.connection.view();
+            debug.field("health", &view.health).field("rtt", &view.rtt);
+        }
+        debug.finish_non_exhaustive()
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Each is given the handler's context and `driver`, which makes a waker that has the driver look
 //! after the connection: the transport keeps one waker per direction, and this is where it is
-//! decided whose.
+//! decided whose. A waker that is not needed any more is left in `spent`, to be dropped without the lock:
+//! it may be the last of its task, and what that holds may use the connection.
 
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll, Waker};
@@ -29,6 +30,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         cx: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
         driver: impl Fn() -> Waker,
+        spent: &mut Option<Waker>,
     ) -> Poll<io::Result<()>> {
         if let Phase::Closed { readable: true, .. } = self.phase {
             if self.inbound.take_left(out) {
@@ -61,7 +63,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                     return Poll::Ready(Err(error));
                 }
                 Poll::Pending => {
-                    self.reader.park(cx.waker(), by_driver);
+                    *spent = self.reader.park(cx.waker(), by_driver);
                     return Poll::Pending;
                 }
             }
@@ -69,7 +71,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             return Poll::Ready(Ok(()));
         }
         // A peer that repeats our pongs for ever shall not keep the connection's lock for ever.
-        self.reader.park(cx.waker(), false);
+        *spent = self.reader.park(cx.waker(), false);
         self.reader.due = true;
         Poll::Pending
     }
@@ -79,8 +81,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         cx: &mut Context<'_>,
         driver: impl Fn() -> Waker,
         bytes: Outgoing<'_>,
+        spent: &mut Option<Waker>,
     ) -> Poll<io::Result<usize>> {
-        self.poll_out(cx, driver, |io, outbound, cx, watch| match bytes {
+        self.poll_out(cx, driver, spent, |io, outbound, cx, watch| match bytes {
             Outgoing::Slice(bytes) => outbound.poll_write(io, cx, bytes, watch),
             Outgoing::Slices(slices) => outbound.poll_write_vectored(io, cx, slices, watch),
         })
@@ -90,8 +93,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         &mut self,
         cx: &mut Context<'_>,
         driver: impl Fn() -> Waker,
+        spent: &mut Option<Waker>,
     ) -> Poll<io::Result<()>> {
-        self.poll_out(cx, driver, |io, outbound, cx, watch| {
+        self.poll_out(cx, driver, spent, |io, outbound, cx, watch| {
             outbound.poll_flush(io, cx, watch)
         })
     }
@@ -100,12 +104,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         &mut self,
         cx: &mut Context<'_>,
         driver: impl Fn() -> Waker,
+        spent: &mut Option<Waker>,
     ) -> Poll<io::Result<()>> {
         if !matches!(self.phase, Phase::Open { .. }) {
             // The driver shuts an evicted connection down; there is nothing left to fail.
             return Poll::Ready(Ok(()));
         }
-        self.poll_out(cx, driver, |io, outbound, cx, watch| {
+        self.poll_out(cx, driver, spent, |io, outbound, cx, watch| {
             watch.monitor.server_closed(watch.clock.now(), None);
             outbound.poll_shutdown(io, cx, watch)
         })
@@ -116,6 +121,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         &mut self,
         cx: &mut Context<'_>,
         driver: impl Fn() -> Waker,
+        spent: &mut Option<Waker>,
         operation: impl FnOnce(
             &mut T,
             &mut Outbound,
@@ -134,7 +140,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             operation(io, outbound, cx, &mut watch)
         };
         match &result {
-            Poll::Pending => self.writer.park(cx.waker(), by_driver),
+            Poll::Pending => *spent = self.writer.park(cx.waker(), by_driver),
             Poll::Ready(done) => {
                 self.writer.pending = false;
                 if let Err(error) = done {

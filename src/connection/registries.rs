@@ -24,6 +24,9 @@ pub(crate) trait Managed: Send + Sync {
     fn core(&self) -> &Core;
     fn registries(&self) -> &Registries;
     fn view(&self) -> View;
+    /// Whether the caller is the connection's own transport, or a waker, while that is polled. Most of
+    /// what is below, and [`view`](Self::view), then panics.
+    fn is_polled(&self) -> bool;
     /// Ends the connection with this Close frame. False if it has ended before.
     fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool;
     /// The same, but after the frame that the handler is in the middle of: a message is not torn.

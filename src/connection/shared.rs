@@ -23,7 +23,7 @@ use crate::evict::{self, Eviction};
 use crate::foreign;
 use crate::health_hook;
 use crate::monitor::{CloseFrame, Moment, Overrides, Policy, Reason, Stats};
-use crate::sync::{AtomicBool, Mutex, MutexGuard};
+use crate::sync::{AtomicBool, Lock, Locked};
 use crate::wire::Role;
 
 /// One upgraded connection, from the request that asks for it to its end.
@@ -31,7 +31,8 @@ use crate::wire::Role;
 /// Lock order: `state`, then the core's extras, the registries', or the driver's queue. What is
 /// foreign runs under none of them: hooks are called, wakers woken, log lines written and transports
 /// dropped after all were given back. (A transport is *polled* under `state`, which is what that lock
-/// is for, a waker may be cloned or dropped, and the driver's own task is woken. The application's map
+/// is for, a waker may be cloned, and the driver's own task is woken. A transport or a waker that comes
+/// back to `state` from in there panics. The application's map
 /// is called under a lock that belongs to one registration alone, see
 /// [`register`](crate::Liveness::register). Inside of that map the extras are looked at, so whoever holds
 /// them waits for nobody.)
@@ -40,7 +41,7 @@ pub(crate) struct Connection<T: 'static> {
     registries: Registries,
     /// Already in the driver's queue of connections with something to do.
     scheduled: AtomicBool,
-    state: Mutex<State<T>>,
+    state: Lock<State<T>>,
 }
 
 // What every connection takes, besides its transport. Whoever makes it more says why. Asked of our own
@@ -63,7 +64,7 @@ where
             core: Core::new(),
             registries: Registries::default(),
             scheduled: AtomicBool::new(false),
-            state: Mutex::new(State::new(role, capabilities)),
+            state: Lock::new(State::new(role, capabilities)),
         })
     }
 
@@ -134,7 +135,7 @@ where
 
     /// The rare part of [`enter`](Self::enter), kept out of the way of the usual one.
     #[inline(never)]
-    fn follow_up(self: &Arc<Self>, mut state: MutexGuard<'_, State<T>>) {
+    fn follow_up(self: &Arc<Self>, mut state: Locked<'_, State<T>>) {
         let Some(aftermath) = state.settle() else {
             return;
         };
@@ -209,13 +210,14 @@ where
         }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(|poisoned| {
-            // Whoever panicked in there was a transport, and `drive` has ended its connection.
-            let mut state = poisoned.into_inner();
+    /// # Panics
+    ///
+    /// From within a poll of this connection's transport.
+    pub(super) fn lock(&self) -> Locked<'_, State<T>> {
+        // What panicked in there was a transport, and `drive` has ended its connection.
+        self.state.lock(|state| {
             state.inbound.give_up();
             state.outbound.give_up();
-            state
         })
     }
 
@@ -354,6 +356,10 @@ where
 
     fn view(&self) -> View {
         self.view_of(&self.lock())
+    }
+
+    fn is_polled(&self) -> bool {
+        self.state.is_held()
     }
 
     fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool {

@@ -485,13 +485,15 @@ impl<T: 'static> State<T> {
 }
 
 impl Waiting {
-    pub(super) fn park(&mut self, waker: &Waker, by_driver: bool) {
-        match &mut self.waker {
-            Some(known) => known.clone_from(waker),
-            None => self.waker = Some(waker.clone()),
-        }
+    /// The handler waits, and is reached by this waker. Returns the one that it replaces.
+    pub(super) fn park(&mut self, waker: &Waker, by_driver: bool) -> Option<Waker> {
         self.pending = true;
         self.by_driver = by_driver;
+        let known = self.waker.as_ref();
+        if known.is_some_and(|known| known.will_wake(waker)) {
+            return None;
+        }
+        self.waker.replace(waker.clone())
     }
 
     fn take_due(&mut self) -> Option<Waker> {

@@ -44,6 +44,15 @@ use crate::wire::Role;
 /// what is written is buffered, so a transport that is full holds the writer up, for `write_timeout` at
 /// most.
 ///
+/// # Panics
+///
+/// The transport is polled under the connection's lock. While it is, it must not use this stream, nor the
+/// connection's own handle for anything but [`Liveness::id`], its session slot and its `Debug`; nor
+/// [`Registry::snapshot`](crate::Registry::snapshot), which looks at all connections. That would be a
+/// deadlock, and panics instead, with a message that says so; the connection then ends as with any panic
+/// of its transport. The same holds for wakers that call back as they are *cloned*; they may as they are
+/// woken or dropped.
+///
 /// Made by [`HeartbeatLayer::wrap_server`](crate::HeartbeatLayer::wrap_server) and
 /// [`wrap_client`](crate::HeartbeatLayer::wrap_client). Behind the layers, it is what hyper's
 /// `Upgraded` holds.
@@ -123,7 +132,8 @@ where
             return Poll::Ready(Ok(()));
         }
         let connection = &self.connection;
-        connection.enter(|state| state.poll_read(cx, buf, || connection.waker()))
+        let mut spent = None;
+        connection.enter(|state| state.poll_read(cx, buf, || connection.waker(), &mut spent))
     }
 }
 
@@ -136,8 +146,9 @@ where
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let connection = &self.connection;
-        connection.enter(|state| state.poll_write(cx, || connection.waker(), Outgoing::Slice(buf)))
+        let (connection, bytes) = (&self.connection, Outgoing::Slice(buf));
+        let mut spent = None;
+        connection.enter(|state| state.poll_write(cx, || connection.waker(), bytes, &mut spent))
     }
 
     fn poll_write_vectored(
@@ -145,9 +156,9 @@ where
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let connection = &self.connection;
-        connection
-            .enter(|state| state.poll_write(cx, || connection.waker(), Outgoing::Slices(bufs)))
+        let (connection, bytes) = (&self.connection, Outgoing::Slices(bufs));
+        let mut spent = None;
+        connection.enter(|state| state.poll_write(cx, || connection.waker(), bytes, &mut spent))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -156,12 +167,14 @@ where
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let connection = &self.connection;
-        connection.enter(|state| state.poll_flush(cx, || connection.waker()))
+        let mut spent = None;
+        connection.enter(|state| state.poll_flush(cx, || connection.waker(), &mut spent))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let connection = &self.connection;
-        connection.enter(|state| state.poll_shutdown(cx, || connection.waker()))
+        let mut spent = None;
+        connection.enter(|state| state.poll_shutdown(cx, || connection.waker(), &mut spent))
     }
 }
 

@@ -5,8 +5,11 @@
 //! next to the code) run the real code through all orders of events. `Arc` stays std's everywhere:
 //! loom's cannot be made an `Arc<dyn Trait>`, and what it would find is not what the models ask.
 
+mod lock;
 #[cfg(all(test, liveness_loom))]
 pub(crate) mod modelled;
+
+pub(crate) use lock::{Lock, Locked};
 
 #[cfg(all(test, liveness_loom))]
 pub(crate) use modelled::{

@@ -1,0 +1,201 @@
+//! A mutex that panics where its thread holds it already, instead of waiting for itself for ever.
+
+use std::cell::{Cell, RefCell};
+use std::ops::{Deref, DerefMut};
+use std::ptr;
+
+use super::{Mutex, MutexGuard};
+
+/// All threads of a loom model are one thread of the operating system.
+const MODELLED: bool = cfg!(all(test, liveness_loom));
+
+thread_local! {
+    /// The address of the lock that this thread took last and still holds; 0 for none.
+    static INNERMOST: Cell<usize> = const { Cell::new(0) };
+    /// The others that it holds, which is rare.
+    static OUTER: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A mutex under which foreign code is called, which may come back.
+///
+/// What a thread holds is kept in the thread itself: to note it costs three instructions, and it is
+/// looked at only where the mutex is not free.
+pub(crate) struct Lock<T>(Mutex<T>);
+
+/// What is locked. Unlocked when dropped.
+pub(crate) struct Locked<'a, T> {
+    value: MutexGuard<'a, T>,
+    _mark: Mark,
+}
+
+impl<T> Lock<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(Mutex::new(value))
+    }
+
+    /// Waits for the lock. `mend` is called on a value that a panic has left as it was.
+    ///
+    /// # Panics
+    ///
+    /// If this thread holds it.
+    #[track_caller]
+    pub(crate) fn lock(&self, mend: impl FnOnce(&mut T)) -> Locked<'_, T> {
+        use std::sync::TryLockError::{Poisoned, WouldBlock};
+
+        let locked = if MODELLED {
+            self.0.lock()
+        } else {
+            match self.0.try_lock() {
+                Ok(value) => Ok(value),
+                Err(Poisoned(poisoned)) => Err(poisoned),
+                Err(WouldBlock) => self.wait(),
+            }
+        };
+        let value = locked.unwrap_or_else(|poisoned| {
+            let mut value = poisoned.into_inner();
+            mend(&mut value);
+            value
+        });
+        Locked {
+            value,
+            _mark: Mark::set(self.address()),
+        }
+    }
+
+    /// Whether this thread holds it.
+    pub(crate) fn is_held(&self) -> bool {
+        let address = self.address();
+        INNERMOST.get() == address
+            || OUTER
+                .try_with(|outer| outer.borrow().contains(&address))
+                .unwrap_or(false)
+    }
+
+    #[cold]
+    #[track_caller]
+    fn wait(&self) -> std::sync::LockResult<MutexGuard<'_, T>> {
+        assert!(
+            !self.is_held(),
+            "a connection's handle was used by its own transport, or by a waker, while that was \
+             polled: see `LivenessStream`"
+        );
+        self.0.lock()
+    }
+
+    fn address(&self) -> usize {
+        ptr::from_ref(self).addr()
+    }
+}
+
+impl<T> Deref for Locked<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> DerefMut for Locked<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+}
+
+/// Has the thread know that it holds a lock, until this is dropped.
+struct Mark {
+    outer: usize,
+}
+
+impl Mark {
+    fn set(lock: usize) -> Self {
+        if MODELLED {
+            return Self { outer: 0 };
+        }
+        let outer = INNERMOST.replace(lock);
+        if outer != 0 {
+            keep(outer);
+        }
+        Self { outer }
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        if MODELLED {
+            return;
+        }
+        INNERMOST.set(self.outer);
+        if self.outer != 0 {
+            forget();
+        }
+    }
+}
+
+/// A thread that ends has no such list any more: it is only looked at where a thread would wait.
+#[cold]
+fn keep(outer: usize) {
+    let _ = OUTER.try_with(|others| others.borrow_mut().push(outer));
+}
+
+#[cold]
+fn forget() {
+    let _ = OUTER.try_with(|others| others.borrow_mut().pop());
+}
+
+#[cfg(all(test, not(liveness_loom)))]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::mpsc;
+    use std::thread;
+
+    fn taken<T>(lock: &Lock<T>) -> bool {
+        catch_unwind(AssertUnwindSafe(|| drop(lock.lock(|_| {})))).is_err()
+    }
+
+    #[test]
+    fn a_thread_that_holds_it_panics_and_another_one_waits() {
+        let lock = Lock::new(0);
+        let (tell, told) = mpsc::channel();
+        thread::scope(|scope| {
+            let mut value = lock.lock(|_| {});
+            assert!(lock.is_held() && taken(&lock));
+            scope.spawn(|| {
+                assert!(!lock.is_held());
+                tell.send(()).unwrap();
+                assert_eq!(*lock.lock(|_| {}), 1);
+            });
+            told.recv().unwrap();
+            *value = 1;
+        });
+        assert!(!lock.is_held() && !taken(&lock));
+    }
+
+    #[test]
+    fn those_further_out_are_held_too() {
+        let locks = [Lock::new(0), Lock::new(1), Lock::new(2)];
+        let held = || locks.each_ref().map(Lock::is_held);
+        let outer = locks[0].lock(|_| {});
+        let inner = locks[1].lock(|_| {});
+        let innermost = locks[2].lock(|_| {});
+        assert!(locks.iter().all(taken));
+        assert_eq!(held(), [true, true, true]);
+        drop(innermost);
+        assert_eq!(held(), [true, true, false]);
+        drop(inner);
+        assert_eq!(held(), [true, false, false]);
+        drop(outer);
+        assert_eq!(held(), [false, false, false]);
+    }
+
+    #[test]
+    fn a_panic_gives_it_back_to_be_mended() {
+        let lock = Lock::new(1);
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let _value = lock.lock(|_| {});
+            panic!("under the lock");
+        }));
+        assert!(panicked.is_err() && !lock.is_held());
+        assert_eq!(*lock.lock(|value| *value += 1), 2);
+    }
+}
