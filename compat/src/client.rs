@@ -71,7 +71,7 @@ impl Client {
 pub(crate) async fn connect(addr: SocketAddr, protocol: Protocol) -> Box<dyn Io> {
     let io = TcpStream::connect(addr).await.expect("a server listens");
     io.set_nodelay(true).expect("a TCP socket");
-    if !protocol.tls {
+    if protocol.tls.is_none() {
         return Box::new(io);
     }
     let connector = tls::connector(protocol.http);

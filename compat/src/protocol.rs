@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::tls::Tls;
+
 /// The HTTP that carries the opening handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Http {
@@ -15,7 +17,8 @@ pub(crate) enum Http {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Protocol {
     pub(crate) http: Http,
-    pub(crate) tls: bool,
+    /// The server's; `None` for clear text.
+    pub(crate) tls: Option<Tls>,
 }
 
 impl Http {
@@ -24,19 +27,19 @@ impl Http {
 
 impl Protocol {
     pub(crate) const ALL: [Self; 4] = [
-        Self::new(Http::One, false),
-        Self::new(Http::One, true),
-        Self::new(Http::Two, false),
-        Self::new(Http::Two, true),
+        Self::new(Http::One, None),
+        Self::new(Http::One, Some(Tls::Rustls)),
+        Self::new(Http::Two, None),
+        Self::new(Http::Two, Some(Tls::Rustls)),
     ];
 
-    const fn new(http: Http, tls: bool) -> Self {
+    const fn new(http: Http, tls: Option<Tls>) -> Self {
         Self { http, tls }
     }
 
     /// The scheme of a request's URI.
     pub(crate) fn scheme(self) -> &'static str {
-        if self.tls { "https" } else { "http" }
+        if self.tls.is_some() { "https" } else { "http" }
     }
 }
 
@@ -51,7 +54,7 @@ impl fmt::Display for Http {
 
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tls = if self.tls { " + TLS" } else { "" };
+        let tls = if self.tls.is_some() { " + TLS" } else { "" };
         write!(f, "{}{tls}", self.http)
     }
 }

@@ -16,7 +16,7 @@ use crate::stack::Stack;
 use crate::support::recorder::Recorder;
 use crate::support::{ms, until, within};
 use crate::talk::Talk;
-use crate::tls;
+use crate::tls::Tls;
 
 #[derive(Debug)]
 pub(crate) struct Rig {
@@ -77,7 +77,7 @@ impl Rig {
         let pongs = Pongs::default();
         let site = Site {
             listener,
-            tls: protocol.tls.then(tls::acceptor),
+            tls: protocol.tls.map(Tls::acceptor),
             http: protocol.http,
             layers,
             pongs: pongs.clone(),

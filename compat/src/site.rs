@@ -14,17 +14,16 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tower::{BoxError, Service, ServiceBuilder};
 use tower_ws_liveness::{HeartbeatLayer, IdleTimeoutLayer};
 
 use crate::protocol::Http;
+use crate::tls::{Acceptor, TlsStream};
 
 /// All that a stack is given.
 pub(crate) struct Site {
     pub(crate) listener: TcpListener,
-    pub(crate) tls: Option<TlsAcceptor>,
+    pub(crate) tls: Option<Acceptor>,
     /// What the clients speak, for a server that knows one HTTP only.
     pub(crate) http: Http,
     /// `None` for a look at the library alone.
@@ -143,7 +142,7 @@ pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
 /// Speaks TLS with everybody who connects, one after the other.
-struct TlsListener(TcpListener, TlsAcceptor);
+struct TlsListener(TcpListener, Acceptor);
 
 impl Listener for TlsListener {
     type Io = TlsStream<TcpStream>;

@@ -74,7 +74,10 @@ fn alike(stack: &Stack, outcomes: &[Outcome]) -> Vec<(Vec<Cell>, Vec<Protocol>)>
 
 /// An HTTP, if it is among `protocols`, and whether it is so with TLS and without.
 fn over(http: Http, protocols: &[Protocol]) -> Option<String> {
-    let has = |tls| protocols.contains(&Protocol { http, tls });
+    let has = |tls: bool| {
+        let mut protocols = protocols.iter();
+        protocols.any(|protocol| (protocol.http, protocol.tls.is_some()) == (http, tls))
+    };
     match (has(false), has(true)) {
         (true, true) => Some(http.to_string()),
         (true, false) => Some(format!("{http} without TLS")),

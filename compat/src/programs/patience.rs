@@ -10,7 +10,7 @@ use crate::support::ms;
 
 pub(super) const HTTP1: Protocol = Protocol {
     http: Http::One,
-    tls: false,
+    tls: None,
 };
 
 /// Pongs, more than any library would send by chance.

@@ -1,14 +1,13 @@
-//! axum's own extractor, on axum-server, with its rustls where there is TLS.
+//! axum's own extractor, on axum-server, with its rustls or its OpenSSL where there is TLS.
 
-use std::sync::Arc;
-
+use axum_server::tls_openssl::{OpenSSLAcceptor, OpenSSLConfig};
 use axum_server::tls_rustls::RustlsConfig;
 use futures_util::FutureExt;
 
 use super::axum::routes;
 use crate::site::Site;
 use crate::stack::{Dialect, Limit, Stack};
-use crate::tls;
+use crate::tls::Acceptor;
 
 pub(crate) const STACK: Stack = Stack {
     name: "axum on axum-server",
@@ -25,16 +24,27 @@ async fn serve(site: Site) {
     let listener = site.listener.into_std().expect("a listener of tokio's");
     // RFC 8441 section 3: unlike `axum::serve`, axum-server leaves it to the application whether
     // clients may ask for a WebSocket over HTTP/2.
-    let served = if site.tls.is_some() {
-        let config = RustlsConfig::from_config(Arc::new(tls::server_config()));
-        let server = axum_server::from_tcp_rustls(listener, config);
-        let mut server = server.expect("a runtime");
-        server.http_builder().http2().enable_connect_protocol();
-        server.serve(service).await
-    } else {
-        let mut server = axum_server::from_tcp(listener).expect("a runtime");
-        server.http_builder().http2().enable_connect_protocol();
-        server.serve(service).await
+    let served = match site.tls {
+        None => {
+            let mut server = axum_server::from_tcp(listener).expect("a runtime");
+            server.http_builder().http2().enable_connect_protocol();
+            server.serve(service).await
+        }
+        Some(Acceptor::Rustls(config)) => {
+            let config = RustlsConfig::from_config(config);
+            let server = axum_server::from_tcp_rustls(listener, config);
+            let mut server = server.expect("a runtime");
+            server.http_builder().http2().enable_connect_protocol();
+            server.serve(service).await
+        }
+        Some(Acceptor::OpenSsl(acceptor)) => {
+            let config = OpenSSLConfig::from_acceptor(acceptor);
+            let server = axum_server::from_tcp(listener).expect("a runtime");
+            let mut server = server.acceptor(OpenSSLAcceptor::new(config));
+            server.http_builder().http2().enable_connect_protocol();
+            server.serve(service).await
+        }
+        Some(Acceptor::Native(_)) => panic!("axum-server has no native-tls"),
     };
     served.expect("axum-server does not return");
 }

@@ -9,21 +9,21 @@ use futures_util::FutureExt;
 use tower_ws_liveness::Reason;
 
 use super::client::{End, end, open};
-use super::{PROTOCOL, Scene};
+use super::{Scene, Server};
 use crate::rig::{Rig, patient, quiet};
 use crate::site::Site;
 use crate::stack::{Dialect, Stack};
 use crate::support::raw::Frame;
 
 pub(super) const SCENES: &[Scene] = &[
-    ("a handler returns", || {
-        lets_go("return", Reason::HandlerDropped).boxed()
+    Scene::on_axum("a handler returns", |server| {
+        lets_go(server, "return", Reason::HandlerDropped).boxed()
     }),
-    ("a handler panics", || {
-        lets_go("panic", Reason::HandlerDropped).boxed()
+    Scene::on_axum("a handler panics", |server| {
+        lets_go(server, "panic", Reason::HandlerDropped).boxed()
     }),
-    ("a handler says goodbye", || {
-        lets_go("close", Reason::ServerClosed { code: Some(4001) }).boxed()
+    Scene::on_axum("a handler says goodbye", |server| {
+        lets_go(server, "close", Reason::ServerClosed { code: Some(4001) }).boxed()
     }),
 ];
 
@@ -37,10 +37,11 @@ const OBEY: Stack = Stack {
     limits: &[],
 };
 
-async fn lets_go(how: &str, reason: Reason) {
-    let alone = Rig::bare(OBEY, PROTOCOL).await;
+async fn lets_go(server: Server, how: &str, reason: Reason) {
+    let server = server.serving(OBEY);
+    let alone = Rig::bare(server.stack, server.protocol()).await;
     let alone = end_of(&alone, how).await;
-    let rig = Rig::start(OBEY, PROTOCOL, quiet(), patient()).await;
+    let rig = server.start(quiet(), patient()).await;
     assert_eq!(end_of(&rig, how).await, alone);
     assert_eq!(rig.ended().await, reason);
 }

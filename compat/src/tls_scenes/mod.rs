@@ -1,5 +1,5 @@
-//! What is special to TLS, on rustls: how a connection ends for a client that looks below the
-//! WebSocket, how the client may end it, and what a TLS stream does to the frames in it.
+//! What is special to TLS, on rustls, OpenSSL and native-tls: how a connection ends for a client that
+//! looks below the WebSocket, how the client may end it, and what a TLS stream does to the frames in it.
 
 mod client;
 mod ends;
@@ -9,27 +9,126 @@ mod socket;
 mod traffic;
 mod vanishing;
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use futures_util::future::BoxFuture;
 use libtest_mimic::{Arguments, Trial};
 use tokio::runtime::Runtime;
+use tower_ws_liveness::{HeartbeatLayerBuilder, IdleTimeoutLayerBuilder, Reason};
 
 use crate::protocol::{Http, Protocol};
+use crate::rig::Rig;
 use crate::stack::Stack;
 use crate::stacks;
+use crate::tls::Tls;
 
-/// What all of it is played over: one TLS connection for each WebSocket.
-const PROTOCOL: Protocol = Protocol {
-    http: Http::One,
-    tls: true,
-};
+/// A server: its TLS, and what is served below it.
+#[derive(Clone, Copy, Debug)]
+struct Server {
+    name: &'static str,
+    tls: Tls,
+    stack: Stack,
+}
 
-/// The acceptors: tokio-rustls below `axum::serve`, and axum-server's.
-const STACKS: [Stack; 2] = [stacks::axum::STACK, stacks::axum_server::STACK];
+/// tokio's wrappers of each TLS, below `axum::serve`.
+const ON_AXUM: &[Server] = &[
+    Server::new("tokio-rustls", Tls::Rustls, stacks::axum::STACK),
+    Server::new("tokio-openssl", Tls::OpenSsl, stacks::axum::STACK),
+    Server::new("tokio-native-tls", Tls::Native, stacks::axum::STACK),
+];
 
-/// A name, and what is played under it.
-type Scene = (&'static str, fn() -> BoxFuture<'static, ()>);
+/// axum-server's acceptors.
+const ON_AXUM_SERVER: &[Server] = &[
+    Server::new(
+        "axum-server, tls-rustls",
+        Tls::Rustls,
+        stacks::axum_server::STACK,
+    ),
+    Server::new(
+        "axum-server, tls-openssl",
+        Tls::OpenSsl,
+        stacks::axum_server::STACK,
+    ),
+];
+
+/// A name, and what is played under it on each of the servers.
+struct Scene {
+    name: &'static str,
+    servers: &'static [&'static [Server]],
+    play: fn(Server) -> BoxFuture<'static, ()>,
+}
+
+impl Server {
+    const fn new(name: &'static str, tls: Tls, stack: Stack) -> Self {
+        Self { name, tls, stack }
+    }
+
+    /// The same TLS, and something else below it.
+    fn serving(self, stack: Stack) -> Self {
+        Self { stack, ..self }
+    }
+
+    /// How an end is told that TLS itself has brought about: OpenSSL's errors have no kind.
+    fn tls_failed(self) -> Reason {
+        Reason::Transport(match self.tls {
+            Tls::Rustls => ErrorKind::InvalidData,
+            Tls::OpenSsl | Tls::Native => ErrorKind::Other,
+        })
+    }
+
+    /// One TLS connection for each WebSocket.
+    fn protocol(self) -> Protocol {
+        Protocol {
+            http: Http::One,
+            tls: Some(self.tls),
+        }
+    }
+
+    async fn start(self, heartbeat: HeartbeatLayerBuilder, idle: IdleTimeoutLayerBuilder) -> Rig {
+        Rig::start(self.stack, self.protocol(), heartbeat, idle).await
+    }
+}
+
+impl Scene {
+    /// On all servers.
+    const fn everywhere(name: &'static str, play: fn(Server) -> BoxFuture<'static, ()>) -> Self {
+        Self {
+            name,
+            servers: &[ON_AXUM, ON_AXUM_SERVER],
+            play,
+        }
+    }
+
+    /// With a handler of its own, so that one server for each TLS does.
+    const fn on_axum(name: &'static str, play: fn(Server) -> BoxFuture<'static, ()>) -> Self {
+        Self {
+            servers: &[ON_AXUM],
+            ..Self::everywhere(name, play)
+        }
+    }
+
+    const fn on_axum_server(
+        name: &'static str,
+        play: fn(Server) -> BoxFuture<'static, ()>,
+    ) -> Self {
+        Self {
+            servers: &[ON_AXUM_SERVER],
+            ..Self::everywhere(name, play)
+        }
+    }
+
+    fn trials(&'static self) -> impl Iterator<Item = Trial> {
+        let servers = self.servers.iter().copied().flatten();
+        servers.map(move |&server| {
+            Trial::test(format!("{} ({})", self.name, server.name), move || {
+                // A runtime of its own: when it is dropped, nothing of the scene is left.
+                Runtime::new()?.block_on((self.play)(server));
+                Ok(())
+            })
+        })
+    }
+}
 
 /// Plays all, or those that are asked for on the command line.
 pub fn run() -> ExitCode {
@@ -42,12 +141,6 @@ pub fn run() -> ExitCode {
         vanishing::SCENES,
     ];
     let scenes = scenes.into_iter().flatten();
-    let trials = scenes.map(|&(name, play)| {
-        Trial::test(name, move || {
-            // A runtime of its own: when it is dropped, nothing of the scene is left.
-            Runtime::new()?.block_on(play());
-            Ok(())
-        })
-    });
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+    let trials = scenes.flat_map(Scene::trials).collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

@@ -2,66 +2,79 @@
 //! they close everything.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::routing::any;
 use axum_server::Handle;
+use axum_server::tls_openssl::{OpenSSLAcceptor, OpenSSLConfig};
 use axum_server::tls_rustls::RustlsConfig;
 use futures_util::FutureExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tower_ws_liveness::{Drain, HeartbeatLayer, Registry};
 
-use super::Scene;
 use super::client::{End, end, open};
+use super::{Scene, Server};
 use crate::client::Client;
 use crate::protocol::{Http, Protocol};
 use crate::rig::quiet;
 use crate::support::raw::Frame;
 use crate::support::{never, until, within};
-use crate::tls;
+use crate::tls::Acceptor;
 
 pub(super) const SCENES: &[Scene] = &[
-    ("a graceful shutdown and a drain over HTTP/1.1", || {
-        http1().boxed()
+    Scene::on_axum_server("a graceful shutdown and a drain over HTTP/1.1", |server| {
+        http1(server).boxed()
     }),
-    ("a graceful shutdown and a drain over HTTP/2", || {
-        http2().boxed()
+    Scene::on_axum_server("a graceful shutdown and a drain over HTTP/2", |server| {
+        http2(server).boxed()
     }),
 ];
 
 /// How long axum-server would wait for what does not end.
 const GRACE: Duration = Duration::from_secs(600);
 
-struct Server {
+struct Serving {
     addr: SocketAddr,
     handle: Handle<SocketAddr>,
     registry: Registry,
     serving: JoinHandle<std::io::Result<()>>,
 }
 
-impl Server {
-    async fn start() -> Self {
+impl Serving {
+    async fn start(server: Server) -> Self {
         let heartbeat = quiet().build().expect("settings of a scene");
         let registry = heartbeat.registry();
         let bound = TcpListener::bind(("127.0.0.1", 0)).await;
         let listener = bound.expect("a free port");
         let addr = listener.local_addr().expect("a bound listener");
         let handle = Handle::new();
-        let config = RustlsConfig::from_config(Arc::new(tls::server_config()));
         let listener = listener.into_std().expect("a listener of tokio's");
-        let server = axum_server::from_tcp_rustls(listener, config);
-        let mut server = server.expect("a runtime").handle(handle.clone());
-        server.http_builder().http2().enable_connect_protocol();
         let service = router(heartbeat).into_make_service();
+        let serving = match server.tls.acceptor() {
+            Acceptor::Rustls(config) => {
+                let config = RustlsConfig::from_config(config);
+                let server = axum_server::from_tcp_rustls(listener, config);
+                let mut server = server.expect("a runtime").handle(handle.clone());
+                server.http_builder().http2().enable_connect_protocol();
+                tokio::spawn(server.serve(service))
+            }
+            Acceptor::OpenSsl(acceptor) => {
+                let acceptor = OpenSSLAcceptor::new(OpenSSLConfig::from_acceptor(acceptor));
+                let server = axum_server::from_tcp(listener).expect("a runtime");
+                let mut server = server.acceptor(acceptor).handle(handle.clone());
+                server.http_builder().http2().enable_connect_protocol();
+                tokio::spawn(server.serve(service))
+            }
+            Acceptor::Native(_) => panic!("axum-server has no native-tls"),
+        };
         Self {
             addr,
             handle,
             registry,
-            serving: tokio::spawn(server.serve(service)),
+            serving,
         }
     }
 
@@ -73,8 +86,8 @@ impl Server {
 }
 
 /// axum-server's part is over at once, and the WebSocket lives on (axum-server#40).
-async fn http1() {
-    let mut server = Server::start().await;
+async fn http1(server: Server) {
+    let mut server = Serving::start(server).await;
     let mut client = open(server.addr).await;
     until("the connection", || !server.registry.is_empty()).await;
     server.handle.graceful_shutdown(Some(GRACE));
@@ -93,12 +106,12 @@ async fn http1() {
 
 /// Here the WebSocket is a stream of a connection that axum-server waits for, and would for all of
 /// the grace period.
-async fn http2() {
-    let mut server = Server::start().await;
+async fn http2(server: Server) {
     let protocol = Protocol {
         http: Http::Two,
-        tls: true,
+        tls: Some(server.tls),
     };
+    let mut server = Serving::start(server).await;
     let opened = Client::open(server.addr, protocol, "/ws", None).await;
     let mut client = opened.expect("an upgrade");
     until("the connection", || !server.registry.is_empty()).await;

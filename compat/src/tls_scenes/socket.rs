@@ -4,37 +4,39 @@ use std::future::{Ready, ready};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::routing::any;
 use axum::serve::Listener;
 use axum_server::accept::Accept;
+use axum_server::tls_openssl::{OpenSSLAcceptor, OpenSSLConfig};
 use axum_server::tls_rustls::RustlsConfig;
 use futures_util::FutureExt;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tower_ws_liveness::{HeartbeatLayer, TcpOptions};
 
-use super::Scene;
 use super::client::{End, end, open};
+use super::{Scene, Server};
 use crate::rig::quiet;
 use crate::support::{ms, within};
-use crate::tls;
+use crate::tls::{Acceptor, TlsStream};
 
 pub(super) const SCENES: &[Scene] = &[
-    ("TcpOptions with tokio-rustls", || tokio_rustls().boxed()),
-    ("TcpOptions with axum-server", || axum_server().boxed()),
+    Scene::on_axum("TcpOptions below a TLS of tokio's", |server| {
+        axum(server).boxed()
+    }),
+    Scene::on_axum_server("TcpOptions below axum-server's TLS", |server| {
+        axum_server(server).boxed()
+    }),
 ];
 
 /// For `axum::serve`.
 struct TlsListener {
     listener: TcpListener,
-    tls: TlsAcceptor,
+    tls: Acceptor,
     options: TcpOptions,
     witness: Witness,
 }
@@ -59,7 +61,7 @@ impl Listener for TlsListener {
             let Ok(io) = self.tls.accept(io).await else {
                 continue;
             };
-            let (socket, _) = io.get_ref();
+            let socket = io.get_ref();
             // A socket that refuses them serves as it is.
             let _ = self.options.apply(socket);
             show(socket, &self.witness);
@@ -84,13 +86,13 @@ impl<S> Accept<TcpStream, S> for Tuned {
     }
 }
 
-async fn tokio_rustls() {
+async fn axum(server: Server) {
     let (heartbeat, listener) = begin().await;
     let addr = listener.local_addr().expect("a bound listener");
     let (witness, sockets) = unbounded_channel();
     let listener = TlsListener {
         listener,
-        tls: tls::acceptor(),
+        tls: server.tls.acceptor(),
         options: heartbeat.tcp_options(),
         witness,
     };
@@ -100,7 +102,7 @@ async fn tokio_rustls() {
     server.abort();
 }
 
-async fn axum_server() {
+async fn axum_server(server: Server) {
     let (heartbeat, listener) = begin().await;
     let addr = listener.local_addr().expect("a bound listener");
     let (witness, sockets) = unbounded_channel();
@@ -109,11 +111,22 @@ async fn axum_server() {
         witness,
     };
     let listener = listener.into_std().expect("a listener of tokio's");
-    let config = RustlsConfig::from_config(Arc::new(tls::server_config()));
-    let server = axum_server::from_tcp_rustls(listener, config);
-    let server = server.expect("a runtime").map(|tls| tls.acceptor(tuned));
     let service = router(heartbeat.clone()).into_make_service();
-    let server = tokio::spawn(server.serve(service));
+    let server = match server.tls.acceptor() {
+        Acceptor::Rustls(config) => {
+            let config = RustlsConfig::from_config(config);
+            let server = axum_server::from_tcp_rustls(listener, config);
+            let server = server.expect("a runtime").map(|tls| tls.acceptor(tuned));
+            tokio::spawn(server.serve(service))
+        }
+        Acceptor::OpenSsl(acceptor) => {
+            let acceptor = OpenSSLAcceptor::new(OpenSSLConfig::from_acceptor(acceptor));
+            let server = axum_server::from_tcp(listener).expect("a runtime");
+            let server = server.acceptor(acceptor.acceptor(tuned));
+            tokio::spawn(server.serve(service))
+        }
+        Acceptor::Native(_) => panic!("axum-server has no native-tls"),
+    };
     watch(addr, &heartbeat, sockets).await;
     server.abort();
 }

@@ -11,21 +11,22 @@ use tokio::time::sleep;
 use tower_ws_liveness::Liveness;
 
 use super::client::{Client, open, open_in_segments};
-use super::{PROTOCOL, STACKS, Scene};
-use crate::rig::{Rig, patient, quiet};
+use super::{Scene, Server};
+use crate::rig::{patient, quiet};
 use crate::site::Site;
 use crate::stack::{Dialect, Stack};
-use crate::stacks;
 use crate::support::raw::{BINARY, Frame};
 use crate::support::{ms, within};
 
 pub(super) const SCENES: &[Scene] = &[
-    ("pongs behind a record that nobody has read", || {
-        unread_record().boxed()
+    Scene::on_axum("pongs behind a record that nobody has read", |server| {
+        unread_record(server).boxed()
     }),
-    ("records that come byte by byte", || byte_by_byte().boxed()),
-    ("megabytes both ways, with pings between", || {
-        megabytes().boxed()
+    Scene::on_axum("records that come byte by byte", |server| {
+        byte_by_byte(server).boxed()
+    }),
+    Scene::everywhere("megabytes both ways, with pings between", |server| {
+        megabytes(server).boxed()
     }),
 ];
 
@@ -42,11 +43,11 @@ const BUSY: Stack = Stack {
 /// How busy it is.
 const WHILE: Duration = Duration::from_secs(2);
 
-/// The handler has read one of the frames in a record. The others wait inside of rustls, and all
+/// The handler has read one of the frames in a record. The others wait inside of TLS, and all
 /// pongs come after them.
-async fn unread_record() {
+async fn unread_record(server: Server) {
     let heartbeat = quiet().interval(ms(20));
-    let rig = Rig::start(BUSY, PROTOCOL, heartbeat, patient()).await;
+    let rig = server.serving(BUSY).start(heartbeat, patient()).await;
     let mut client = open(rig.addr).await;
     let live = rig.live().await;
     let texts = (0..100).map(|number| Frame::text(&format!("{number:0>100}")));
@@ -63,12 +64,12 @@ async fn unread_record() {
     }
 }
 
-async fn byte_by_byte() {
+async fn byte_by_byte(server: Server) {
     const WHOLE: usize = usize::MAX;
     // Of a record in a segment, and of a frame in a record.
     for (segment, record) in [(1, WHOLE), (WHOLE, 1), (1, 3)] {
         let heartbeat = quiet().interval(ms(5));
-        let rig = Rig::start(stacks::axum::STACK, PROTOCOL, heartbeat, patient()).await;
+        let rig = server.start(heartbeat, patient()).await;
         let client = open_in_segments(rig.addr, segment).await;
         let mut client = client.in_chunks_of(record);
         let live = rig.live().await;
@@ -83,25 +84,23 @@ async fn byte_by_byte() {
     }
 }
 
-async fn megabytes() {
-    for stack in STACKS {
-        let heartbeat = quiet().interval(ms(1));
-        let rig = Rig::start(stack, PROTOCOL, heartbeat, patient()).await;
-        let mut client = open(rig.addr).await;
-        let live = rig.live().await;
-        for (count, size) in [(64, 64 * 1024), (1, 4 * 1024 * 1024)] {
-            let messages = (0..count).map(|number| Frame::new(BINARY, vec![number; size]));
-            let messages: Vec<_> = messages.collect();
-            let bytes: Vec<_> = messages.iter().flat_map(Frame::masked).collect();
-            let echoed = echo(&mut client, &bytes, messages.len());
-            let echoed = within("all of it", echoed).await;
-            assert!(echoed == messages, "it is not what was sent");
-        }
-        pinged(&mut client, &live, 3).await;
-        assert_eq!(live.stats().bytes_received() >> 20, 8);
-        assert_eq!(rig.pongs.count(), 0, "pongs that the handler saw");
-        assert_eq!(rig.recorder.total(), 0);
+async fn megabytes(server: Server) {
+    let heartbeat = quiet().interval(ms(1));
+    let rig = server.start(heartbeat, patient()).await;
+    let mut client = open(rig.addr).await;
+    let live = rig.live().await;
+    for (count, size) in [(64, 64 * 1024), (1, 4 * 1024 * 1024)] {
+        let messages = (0..count).map(|number| Frame::new(BINARY, vec![number; size]));
+        let messages: Vec<_> = messages.collect();
+        let bytes: Vec<_> = messages.iter().flat_map(Frame::masked).collect();
+        let echoed = echo(&mut client, &bytes, messages.len());
+        let echoed = within("all of it", echoed).await;
+        assert!(echoed == messages, "it is not what was sent");
     }
+    pinged(&mut client, &live, 3).await;
+    assert_eq!(live.stats().bytes_received() >> 20, 8);
+    assert_eq!(rig.pongs.count(), 0, "pongs that the handler saw");
+    assert_eq!(rig.recorder.total(), 0);
 }
 
 /// Sends `bytes`, and takes in what comes meanwhile, until there are `count` frames.
@@ -133,7 +132,7 @@ async fn pinged(client: &mut Client, live: &Liveness, pongs: u64) {
 
 async fn serve(site: Site) {
     let route = any(async |ws: WebSocketUpgrade| {
-        // What is not read at once stays in rustls.
+        // What is not read at once stays in TLS.
         ws.read_buffer_size(128).on_upgrade(busy)
     });
     site.serve_router(Router::new().route("/ws", route)).await;

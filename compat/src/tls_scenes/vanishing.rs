@@ -9,28 +9,30 @@ use tokio::net::{TcpListener, TcpStream};
 use tower_ws_liveness::Reason;
 
 use super::client::{Client, End, end, open, send_close_notify};
-use super::{PROTOCOL, STACKS, Scene};
+use super::{Scene, Server};
+use crate::protocol::Http;
 use crate::rig::{Rig, patient, quiet};
-use crate::stacks;
 use crate::support::raw::{BINARY, Frame};
 use crate::support::{ms, within};
 use crate::tls;
 
 pub(super) const SCENES: &[Scene] = &[
-    ("a client is cut off: FIN without close_notify", || {
-        cut_off().boxed()
+    Scene::everywhere("a client is cut off: FIN without close_notify", |server| {
+        cut_off(server).boxed()
     }),
-    ("a client ends TLS without a Close frame", || {
-        ends_tls().boxed()
+    Scene::everywhere("a client ends TLS without a Close frame", |server| {
+        ends_tls(server).boxed()
     }),
-    ("a client is reset", || reset().boxed()),
-    ("a client sends an alert", || alert().boxed()),
-    ("a client sends what is not TLS", || garbage().boxed()),
-    ("a client ends one direction and listens on", || {
-        listens_on().boxed()
+    Scene::everywhere("a client is reset", |server| reset(server).boxed()),
+    Scene::everywhere("a client sends an alert", |server| alert(server).boxed()),
+    Scene::everywhere("a client sends what is not TLS", |server| {
+        garbage(server).boxed()
     }),
-    ("a handshake that never ends is no connection", || {
-        no_handshake().boxed()
+    Scene::on_axum("a client ends one direction and listens on", |server| {
+        listens_on(server).boxed()
+    }),
+    Scene::on_axum_server("a handshake that never ends is no connection", |server| {
+        no_handshake(server).boxed()
     }),
 ];
 
@@ -44,85 +46,73 @@ async fn begin(rig: &Rig) -> Client {
 }
 
 /// As when its process is killed.
-async fn cut_off() {
-    for stack in STACKS {
-        let rig = Rig::start(stack, PROTOCOL, quiet(), patient()).await;
+async fn cut_off(server: Server) {
+    let rig = server.start(quiet(), patient()).await;
+    let mut client = begin(&rig).await;
+    let wire = client.io().get_mut().0;
+    wire.shutdown().await.expect("a FIN");
+    assert_eq!(rig.ended().await, Reason::PeerVanished);
+    assert_eq!(end(&mut client).await, End::LET_GO);
+}
+
+/// RFC 6455 section 7.1.5 would have it a 1006: TLS ended as it should, the WebSocket did not.
+async fn ends_tls(server: Server) {
+    for with_fin in [false, true] {
+        let rig = server.start(quiet(), patient()).await;
         let mut client = begin(&rig).await;
-        let wire = client.io().get_mut().0;
-        wire.shutdown().await.expect("a FIN");
+        if with_fin {
+            client.shutdown().await.expect("room for an alert");
+        } else {
+            send_close_notify(&mut client).await;
+        }
         assert_eq!(rig.ended().await, Reason::PeerVanished);
         assert_eq!(end(&mut client).await, End::LET_GO);
     }
 }
 
-/// RFC 6455 section 7.1.5 would have it a 1006: TLS ended as it should, the WebSocket did not.
-async fn ends_tls() {
-    for stack in STACKS {
-        for with_fin in [false, true] {
-            let rig = Rig::start(stack, PROTOCOL, quiet(), patient()).await;
-            let mut client = begin(&rig).await;
-            if with_fin {
-                client.shutdown().await.expect("room for an alert");
-            } else {
-                send_close_notify(&mut client).await;
-            }
-            assert_eq!(rig.ended().await, Reason::PeerVanished);
-            assert_eq!(end(&mut client).await, End::LET_GO);
-        }
-    }
-}
-
-async fn reset() {
-    for stack in STACKS {
-        let rig = Rig::start(stack, PROTOCOL, quiet(), patient()).await;
-        let mut client = begin(&rig).await;
-        let socket = &client.io().get_mut().0.socket;
-        socket.set_zero_linger().expect("a TCP socket");
-        drop(client);
-        let reset = Reason::Transport(ErrorKind::ConnectionReset);
-        assert_eq!(rig.ended().await, reset);
-    }
+async fn reset(server: Server) {
+    let rig = server.start(quiet(), patient()).await;
+    let mut client = begin(&rig).await;
+    let socket = &client.io().get_mut().0.socket;
+    socket.set_zero_linger().expect("a TCP socket");
+    drop(client);
+    let reset = Reason::Transport(ErrorKind::ConnectionReset);
+    assert_eq!(rig.ended().await, reset);
 }
 
 /// Its TLS finds that a record was changed on its way, and says so (RFC 8446 section 6.2).
-async fn alert() {
-    for stack in STACKS {
-        let heartbeat = quiet().interval(ms(50));
-        let rig = Rig::start(stack, PROTOCOL, heartbeat, patient()).await;
-        let mut client = begin(&rig).await;
-        client.io().get_mut().0.spoils = true;
-        let error = within("a spoilt ping", client.next()).await;
-        assert_eq!(
-            error.map_err(|error| error.kind()),
-            Err(ErrorKind::InvalidData)
-        );
-        let failed = Reason::Transport(ErrorKind::InvalidData);
-        assert_eq!(rig.ended().await, failed);
-    }
+async fn alert(server: Server) {
+    let heartbeat = quiet().interval(ms(50));
+    let rig = server.start(heartbeat, patient()).await;
+    let mut client = begin(&rig).await;
+    client.io().get_mut().0.spoils = true;
+    let error = within("a spoilt ping", client.next()).await;
+    assert_eq!(
+        error.map_err(|error| error.kind()),
+        Err(ErrorKind::InvalidData)
+    );
+    assert_eq!(rig.ended().await, server.tls_failed());
 }
 
-async fn garbage() {
-    for stack in STACKS {
-        let rig = Rig::start(stack, PROTOCOL, quiet(), patient()).await;
-        let mut client = begin(&rig).await;
-        let wire = client.io().get_mut().0;
-        let sent = wire.write_all(b"GET / HTTP/1.1\r\n\r\n").await;
-        sent.expect("a socket");
-        let failed = Reason::Transport(ErrorKind::InvalidData);
-        assert_eq!(rig.ended().await, failed);
-    }
+async fn garbage(server: Server) {
+    let rig = server.start(quiet(), patient()).await;
+    let mut client = begin(&rig).await;
+    let wire = client.io().get_mut().0;
+    let sent = wire.write_all(b"GET / HTTP/1.1\r\n\r\n").await;
+    sent.expect("a socket");
+    assert_eq!(rig.ended().await, server.tls_failed());
 }
 
 /// TLS 1.3 lets the other direction go on (RFC 8446 section 6.1), and so do we, for
 /// `close_timeout`.
-async fn listens_on() {
+async fn listens_on(server: Server) {
     let bound = TcpListener::bind(("127.0.0.1", 0)).await;
     let listener = bound.expect("a free port");
     let addr = listener.local_addr().expect("a bound listener");
     let heartbeat = quiet().build().expect("settings of a scene");
     let serving = tokio::spawn(async move {
         let (io, _) = listener.accept().await.expect("a client");
-        let io = tls::acceptor().accept(io).await.expect("TLS");
+        let io = server.tls.acceptor().accept(io).await.expect("TLS");
         let (mut stream, live) = heartbeat.wrap_server(io);
         let mut question = Vec::new();
         let read = stream.read_to_end(&mut question).await;
@@ -134,7 +124,7 @@ async fn listens_on() {
         evicted
     });
     let wire = TcpStream::connect(addr).await.expect("a server listens");
-    let connector = tls::connector(PROTOCOL.http);
+    let connector = tls::connector(Http::One);
     let mut client = connector.connect(tls::name(), wire).await.expect("TLS");
     let question = Frame::text("and?").masked();
     client.write_all(&question).await.expect("it listens");
@@ -151,9 +141,8 @@ async fn listens_on() {
 }
 
 /// It keeps nobody out, and nobody is told of it.
-async fn no_handshake() {
-    let stack = stacks::axum_server::STACK;
-    let rig = Rig::start(stack, PROTOCOL, quiet(), patient()).await;
+async fn no_handshake(server: Server) {
+    let rig = server.start(quiet(), patient()).await;
     let mut silent = TcpStream::connect(rig.addr).await.expect("it listens");
     let mut begun = TcpStream::connect(rig.addr).await.expect("it listens");
     // The head of a record with a ClientHello, of which no more comes.
