@@ -1,9 +1,11 @@
 //! What is special to TLS, on rustls, OpenSSL and native-tls: how a connection ends for a client that
-//! looks below the WebSocket, how the client may end it, and what a TLS stream does to the frames in it.
+//! looks below the WebSocket, how the client may end it, what a TLS stream does to the frames in it, and
+//! what it demands of those who write.
 
 mod client;
 mod ends;
 mod letting_go;
+mod pending_writes;
 mod shutdown;
 mod socket;
 mod traffic;
@@ -14,7 +16,7 @@ use std::process::ExitCode;
 
 use futures_util::future::BoxFuture;
 use libtest_mimic::{Arguments, Trial};
-use tokio::runtime::Runtime;
+use tokio::runtime::Builder;
 use tower_ws_liveness::{HeartbeatLayerBuilder, IdleTimeoutLayerBuilder, Reason};
 
 use crate::protocol::{Http, Protocol};
@@ -56,6 +58,8 @@ const ON_AXUM_SERVER: &[Server] = &[
 struct Scene {
     name: &'static str,
     servers: &'static [&'static [Server]],
+    /// Without a socket, on a clock that moves when everything waits.
+    in_memory: bool,
     play: fn(Server) -> BoxFuture<'static, ()>,
 }
 
@@ -96,6 +100,7 @@ impl Scene {
         Self {
             name,
             servers: &[ON_AXUM, ON_AXUM_SERVER],
+            in_memory: false,
             play,
         }
     }
@@ -118,12 +123,25 @@ impl Scene {
         }
     }
 
+    const fn in_memory(name: &'static str, play: fn(Server) -> BoxFuture<'static, ()>) -> Self {
+        Self {
+            in_memory: true,
+            ..Self::on_axum(name, play)
+        }
+    }
+
     fn trials(&'static self) -> impl Iterator<Item = Trial> {
         let servers = self.servers.iter().copied().flatten();
         servers.map(move |&server| {
             Trial::test(format!("{} ({})", self.name, server.name), move || {
                 // A runtime of its own: when it is dropped, nothing of the scene is left.
-                Runtime::new()?.block_on((self.play)(server));
+                let mut runtime = if self.in_memory {
+                    Builder::new_current_thread()
+                } else {
+                    Builder::new_multi_thread()
+                };
+                let runtime = runtime.enable_all().start_paused(self.in_memory).build()?;
+                runtime.block_on((self.play)(server));
                 Ok(())
             })
         })
@@ -135,6 +153,7 @@ pub fn run() -> ExitCode {
     let scenes = [
         ends::SCENES,
         letting_go::SCENES,
+        pending_writes::SCENES,
         shutdown::SCENES,
         socket::SCENES,
         traffic::SCENES,
