@@ -187,7 +187,7 @@ impl Inbound {
         } else {
             self.poll_fill_held(io, cx, watch)
         };
-        self.drained = read.is_pending() && watch.is_certain();
+        self.drained = read.is_pending() && watch.found_nothing();
         match ready!(read) {
             Ok(0) => {
                 self.ended = true;

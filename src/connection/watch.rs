@@ -81,24 +81,35 @@ impl Watch<'_> {
 
     /// The transport refused bytes.
     pub(super) fn refused(&mut self) {
-        match (self.now(), self.is_certain()) {
-            (now, true) => self.monitor.refused(now),
-            (now, false) => self.monitor.maybe_held_up(now, false),
+        let now = self.now();
+        match has_budget_remaining() {
+            true => self.monitor.refused(now),
+            false => self.maybe_held_up(now, false),
         }
     }
 
     /// The transport holds bytes that it has accepted.
     pub(super) fn unflushed(&mut self) {
-        match (self.now(), self.is_certain()) {
-            (now, true) => self.monitor.unflushed(now),
-            (now, false) => self.monitor.maybe_held_up(now, true),
+        let now = self.now();
+        match has_budget_remaining() {
+            true => self.monitor.unflushed(now),
+            false => self.maybe_held_up(now, true),
         }
     }
 
-    /// Whether a `Pending` that was just met is the transport's. To a task that has used up its budget
-    /// tokio's transports say it whatever their state, and the task is woken at once; others mean it,
-    /// and do not wake the task. So the driver, whose task has no budget, is asked for a second opinion.
-    pub(super) fn is_certain(&mut self) -> bool {
+    /// The driver is asked once for each refusal: it wakes the handler, and one whose task spends its
+    /// budget in every poll would have it asked without end.
+    fn maybe_held_up(&mut self, now: Moment, in_flush: bool) {
+        self.notes.uncertain |= !self.monitor.is_uncertain();
+        self.monitor.maybe_held_up(now, in_flush);
+    }
+
+    /// The transport had nothing to read. Returns whether that is certain.
+    ///
+    /// To a task that has used up its budget tokio's transports answer `Pending` whatever their state,
+    /// and wake the task at once; others mean it, and do not wake the task. So the driver, whose task
+    /// has no budget, is asked for a second opinion, here as for writes.
+    pub(super) fn found_nothing(&mut self) -> bool {
         let certain = has_budget_remaining();
         self.notes.uncertain |= !certain;
         certain
