@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::io::Empty;
 
 use super::{RegisterError, ReplacePolicy, Seat, SessionMap};
-use crate::connection::{Connection, Liveness, Managed};
+use crate::connection::{Capabilities, Connection, Liveness, Managed};
 use crate::evict::ConnectionId;
 use crate::monitor::Health;
 use crate::sync::Mutex;
@@ -49,7 +49,7 @@ const KEY: u8 = 7;
 
 /// A connection whose end needs no driver: it is not open yet.
 fn connection() -> Liveness {
-    Liveness::new(Connection::<Empty>::new(Role::Server, None) as Arc<dyn Managed>)
+    Liveness::new(Connection::<Empty>::new(Role::Server, Capabilities::FOREIGN) as Arc<dyn Managed>)
 }
 
 /// How many seats the hooks of a connection were told of, per call.
