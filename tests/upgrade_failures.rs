@@ -32,9 +32,7 @@ use support::raw::{Frame, RawClient, opening};
 use support::recorder::Recorder;
 use support::scene::{patient, quiet};
 use support::wire::{Client, Wire, over_each_wire};
-use support::{
-    Server, echo, echo_route, in_memory, ms, serve_io, switching_protocols, until, within,
-};
+use support::{Server, echo, echo_route, in_memory, serve_io, switching_protocols, until, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
