@@ -277,8 +277,8 @@ async fn fails_with_the_reason_of_the_end() {
 #[tokio::test(start_paused = true)]
 async fn waits_for_the_end_where_nobody_can_be_pinged() {
     let (mut stream, live, peer) = wrap_with(heartbeat());
-    // An unmasked frame from a client: boundaries are lost (RFC 6455 section 5.1).
-    peer.send(&frame(0x80 | TEXT, None, b"hello"));
+    // A reserved opcode: boundaries are lost (RFC 6455 section 5.2).
+    peer.send(&frame(0x80 | 0x3, None, b"hello"));
     stream.read_exact(&mut [0; 7]).await.unwrap();
     let call = call(&live).await;
     sleep(ms(10_000)).await;
