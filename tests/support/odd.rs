@@ -52,10 +52,14 @@ impl SessionMap<Key, Value> for OwnMap {
         admit: &mut dyn FnMut(&Seat<Value>) -> bool,
     ) -> Result<Option<Seat<Value>>, Seat<Value>> {
         let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match map.get(&key) {
+        let outcome = match map.get_mut(&key) {
             Some(occupant) if !admit(occupant) => Err(occupant.clone()),
-            _ => Ok(map.insert(key, seat)),
-        }
+            Some(occupant) => Ok(Some(std::mem::replace(occupant, seat))),
+            None => return Ok(map.insert(key, seat)),
+        };
+        // Or the outcome would be leaked if the key panics.
+        drop(key);
+        outcome
     }
 
     fn remove_if(&self, key: &Key, id: ConnectionId) -> Option<Seat<Value>> {

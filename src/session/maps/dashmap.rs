@@ -20,8 +20,16 @@ where
         admit: &mut dyn FnMut(&Seat<V>) -> bool,
     ) -> Result<Option<Seat<V>>, Seat<V>> {
         match self.entry(key) {
-            Entry::Occupied(entry) if !admit(entry.get()) => Err(entry.get().clone()),
-            Entry::Occupied(mut entry) => Ok(Some(entry.insert(seat))),
+            Entry::Occupied(mut entry) => {
+                let outcome = match admit(entry.get()) {
+                    true => Ok(Some(entry.insert(seat))),
+                    false => Err(entry.get().clone()),
+                };
+                // By hand: what a function is about to return is leaked if a drop at its end panics
+                // (rust-lang/rust#47949), and the key in here may.
+                drop(entry);
+                outcome
+            }
             Entry::Vacant(entry) => {
                 entry.insert(seat);
                 Ok(None)

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash};
+use std::mem;
 use std::ops::DerefMut;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Mutex, PoisonError, RwLock};
@@ -61,9 +62,16 @@ fn insert_if<K: Eq + Hash, V, S: BuildHasher>(
     seat: Seat<V>,
     admit: &mut dyn FnMut(&Seat<V>) -> bool,
 ) -> Result<Option<Seat<V>>, Seat<V>> {
-    let outcome = guarded(&mut map, |map| match map.get(&key) {
-        Some(occupant) if !admit(occupant) => Err(occupant.clone()),
-        _ => Ok(map.insert(key, seat)),
+    let outcome = guarded(&mut map, |map| {
+        let outcome = match map.get_mut(&key) {
+            Some(occupant) if !admit(occupant) => Err(occupant.clone()),
+            Some(occupant) => Ok(Some(mem::replace(occupant, seat))),
+            None => return Ok(map.insert(key, seat)),
+        };
+        // By hand: what a function is about to return is leaked if a drop at its end panics
+        // (rust-lang/rust#47949), as in `HashMap::insert`.
+        drop(key);
+        outcome
     });
     drop(map);
     outcome.unwrap_or_else(|panicked| resume_unwind(panicked))

@@ -20,6 +20,17 @@ where
         seat: Seat<V>,
         admit: &mut dyn FnMut(&Seat<V>) -> bool,
     ) -> Result<Option<Seat<V>>, Seat<V>> {
+        // `entry_sync` drops the key of an occupied entry while it holds the bucket's lock, and if that
+        // panics the lock is never given back. So it is asked for vacant ones only, but for a race.
+        if let Some(mut entry) = self.get_sync(&key) {
+            let outcome = match admit(entry.get()) {
+                true => Ok(Some(entry.insert(seat))),
+                false => Err(entry.get().clone()),
+            };
+            drop(entry);
+            drop(key);
+            return outcome;
+        }
         match self.entry_sync(key) {
             Entry::Occupied(entry) if !admit(entry.get()) => Err(entry.get().clone()),
             Entry::Occupied(mut entry) => Ok(Some(entry.insert(seat))),
