@@ -33,10 +33,13 @@ pub(crate) use tokio::{
 /// Calls `act` in the context of this runtime, whichever thread this is.
 #[cfg(not(all(test, liveness_loom)))]
 pub(crate) fn in_runtime<R>(runtime: &tokio::runtime::Handle, act: impl FnOnce() -> R) -> R {
-    let current = tokio::runtime::Handle::try_current();
-    // A thread that is about to end has no context any more, and to enter one would panic.
-    let can_enter = !current.is_err_and(|error| error.is_thread_local_destroyed());
-    let _entered = can_enter.then(|| runtime.enter());
+    let _entered = match tokio::runtime::Handle::try_current() {
+        Ok(current) if current.id() == runtime.id() => None,
+        // A thread that is about to end has no context any more.
+        Err(error) if error.is_thread_local_destroyed() => None,
+        // It cannot be entered while `tokio::spawn` drops a task, since its runtime is shut down.
+        _ => crate::foreign::catch(|| runtime.enter()),
+    };
     act()
 }
 
@@ -56,6 +59,28 @@ mod tests {
     impl Drop for Last {
         fn drop(&mut self) {
             in_runtime(&self.0, || self.1.send(()).unwrap());
+        }
+    }
+
+    /// `tokio::spawn` holds the thread's context while it drops the task of a runtime that has gone.
+    #[test]
+    fn a_task_that_is_dropped_as_it_is_spawned_calls_all_the_same() {
+        let new = || Builder::new_current_thread().build().unwrap();
+        let (gone, other) = (new(), new());
+        let gone = {
+            let handle = gone.handle().clone();
+            drop(gone);
+            handle
+        };
+        for runtime in [&gone, other.handle()] {
+            let (tell, told) = mpsc::channel();
+            let last = Last(runtime.clone(), tell);
+            let _entered = gone.enter();
+            tokio::spawn(async move {
+                let _last = last;
+                std::future::pending::<()>().await;
+            });
+            assert_eq!(told.try_recv(), Ok(()));
         }
     }
 
