@@ -40,6 +40,8 @@ pub(super) struct Blocked {
     pub(super) asked: Option<Moment>,
     /// The transport refused again after that.
     pub(super) again: bool,
+    /// The same, or the scheduler did: then the transport has until the second try is over.
+    pub(super) maybe_again: bool,
     /// It took the bytes, and does not get them out: what it does not flush, it holds in a buffer
     /// of its own (TLS, HTTP/2).
     pub(super) in_flush: bool,
@@ -54,6 +56,7 @@ impl Blocked {
             since,
             asked: None,
             again: false,
+            maybe_again: false,
             in_flush: false,
             uncertain: false,
         }
@@ -301,7 +304,8 @@ impl Monitor {
             Some(blocked) => {
                 blocked.in_flush &= in_flush;
                 blocked.uncertain &= !certain;
-                if blocked.asked.is_none() || !certain {
+                blocked.maybe_again = blocked.asked.is_some();
+                if !blocked.maybe_again || !certain {
                     return;
                 }
                 blocked.again = true;

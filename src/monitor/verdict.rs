@@ -140,10 +140,10 @@ impl Monitor {
                     Action::Retry
                 };
             }
-            Some(_) if blocked.again && heartbeat.write_timeout.is_none() => {
+            Some(_) if blocked.maybe_again && heartbeat.write_timeout.is_none() => {
                 *blocked = blocked.anew(now);
             }
-            Some(_) if blocked.again => return self.evict(now, Reason::WriteStalled),
+            Some(_) if blocked.maybe_again => return self.evict(now, Reason::WriteStalled),
             // The handler has given its write up, and nothing else can be written. A ping cannot either.
             Some(_) if outlook.claimed => {
                 let reason = match heartbeat.write_timeout {

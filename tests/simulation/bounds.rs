@@ -5,6 +5,7 @@ use tower_ws_liveness::Reason;
 
 use super::facts::{Facts, Verdict};
 use super::log::{By, Entry, Event, Told, ours};
+use super::plan::{Config, Spends};
 use super::script::CLOSE;
 use super::times::Times;
 
@@ -32,12 +33,19 @@ struct Walk<'a> {
     /// Since when no ping can be put in, and when that was last so.
     inside: Option<u64>,
     full: Option<u64>,
+    /// Since when nothing but one certain write may go on.
+    claimed: Option<u64>,
     flushing: Option<u64>,
     excused: u64,
     too_much: Option<u64>,
     writer_waits: Option<u64>,
     /// A write was given up once.
     given_up: bool,
+    /// Frame boundaries are lost.
+    malformed: bool,
+    /// A message of the handler's is half sent, and when one last was.
+    half: bool,
+    half_until: u64,
     jumped: u64,
     ended: Option<u64>,
     /// Where the peer's Close ends, in all that it sent.
@@ -51,19 +59,27 @@ struct Walk<'a> {
     dropped: bool,
 }
 
+/// How late something may be: one tick, or 1 ms for each step, and the millisecond in which it
+/// happens.
+pub(crate) fn slack(config: &Config) -> u64 {
+    let heartbeat = [config.interval, config.timeout];
+    let heartbeat = heartbeat.into_iter().filter(|_| config.heartbeat);
+    let optional = [config.write_timeout, config.stall_timeout];
+    let idle = config.idle.map(|idle| {
+        let optional = [idle.first_message, idle.message_timeout, idle.max_lifetime];
+        optional.into_iter().flatten().chain([idle.timeout])
+    });
+    let all = heartbeat.chain(optional.into_iter().flatten());
+    let all = all.chain(idle.into_iter().flatten());
+    let shortest = all.fold(config.close_timeout, u64::min);
+    (shortest / 32).max(config.missed + 1) + 1
+}
+
 /// (b) and (e).
 pub(crate) fn check(facts: &Facts<'_>) -> Verdict {
-    let config = &facts.slow;
-    let given = [config.interval, config.timeout, config.close_timeout];
-    let optional = [config.write_timeout, config.stall_timeout];
-    let shortest = given
-        .into_iter()
-        .chain(optional.into_iter().flatten())
-        .min();
     let mut walk = Walk {
         facts,
-        // One tick, or 1 ms for each step, and the millisecond in which it happens.
-        slack: (shortest.unwrap_or(0) / 32).max(config.missed + 1) + 1,
+        slack: slack(&facts.slow),
         now: 0,
         arrived: 0,
         read: 0,
@@ -75,11 +91,15 @@ pub(crate) fn check(facts: &Facts<'_>) -> Verdict {
         unread: None,
         inside: None,
         full: None,
+        claimed: None,
         flushing: None,
         excused: 0,
         too_much: None,
         writer_waits: None,
         given_up: false,
+        malformed: false,
+        half: false,
+        half_until: 0,
         jumped: 0,
         ended: None,
         closes_at: facts
@@ -137,21 +157,30 @@ impl Walk<'_> {
         } else {
             0
         };
+        // A ping waits for the end of a message for so long.
+        let again = match self.half || self.half_until >= from {
+            true => again + config.timeout,
+            false => again,
+        };
         let mut due = Vec::new();
         let excused = self
             .inside
             .or(self.full)
+            .or(self.claimed)
             .or(self.flushing)
             .or(self.too_much);
-        if excused.is_none() {
+        if excused.is_none() && !self.malformed && config.heartbeat {
             let by = from.max(self.excused) + silence + again + slack;
             due.push((by, "(b) the eviction of a dead peer"));
         }
-        if let (Some(write_timeout), Some(full)) = (config.write_timeout, self.full) {
+        if let (Some(write_timeout), Some(claimed)) = (config.write_timeout, self.claimed) {
+            let by = claimed.max(self.jumped) + write_timeout + SECOND_TRY + slack;
+            due.push((by, "(b) the eviction for a claimed write"));
+        } else if let (Some(write_timeout), Some(full)) = (config.write_timeout, self.full) {
             let wanted = match self.writer_waits {
                 Some(since) => Some(full.max(since)),
                 // The layer's own next ping, which what was held up before may put off.
-                None if self.inside.is_none() => {
+                None if self.inside.is_none() && !self.malformed => {
                     let wanted = full.max(from.max(self.excused) + silence + again);
                     // Who sees nothing asks again every timeout, and that may have been just now.
                     Some(
@@ -162,21 +191,27 @@ impl Walk<'_> {
                 None => None,
             };
             if let Some(wanted) = wanted {
-                let by = wanted.max(self.jumped) + write_timeout + slack;
+                // A second try without budget says nothing before its time is over.
+                let again = match self.facts.world.plan.handler.spends {
+                    Spends::Often => SECOND_TRY,
+                    Spends::Never | Spends::Once => 0,
+                };
+                let by = wanted.max(self.jumped) + write_timeout + again + slack;
                 due.push((by, "(b) the eviction for a write stall"));
             }
         }
         if let Some(stall_timeout) = config.stall_timeout {
             // Nobody looks while a ping waits behind a frame or for room: the others decide.
-            let held_up = self.inside.or(self.full).or(self.flushing);
-            if let (Some(unread), None) = (self.unread, held_up) {
+            let stuck = self.full.or(self.claimed).or(self.flushing);
+            if let (Some(unread), None) = (self.unread, self.inside.or(stuck)) {
                 let by = unread.max(self.jumped).max(self.excused)
                     + config.interval
                     + stall_timeout
                     + slack;
                 due.push((by, "(b) the eviction of a handler that does not read"));
             }
-            if let (Some(inside), None) = (self.inside, self.full.or(self.flushing)) {
+            let inside = self.inside.filter(|_| !self.malformed);
+            if let (Some(inside), None) = (inside, stuck) {
                 // What was held up before may have gone out, and been waited for, since then.
                 let wanted = inside.max(from.max(self.excused) + silence + again);
                 // What was given up has to be asked for again before anybody knows.
@@ -188,7 +223,8 @@ impl Walk<'_> {
                 due.push((by, "(b) the eviction of a stuck writer"));
             }
         }
-        if let (Some(ended), None) = (self.ended, self.too_much) {
+        let unseen = self.ended.filter(|_| config.heartbeat);
+        if let (Some(ended), None) = (unseen, self.too_much) {
             let by = ended.max(self.jumped).max(self.excused) + config.interval + slack;
             due.push((by, "(b) the discovery of the peer's end"));
         }
@@ -206,6 +242,7 @@ impl Walk<'_> {
                 self.arrived += count;
                 self.heard = entry.at;
                 self.waited_at_arrival = self.reader_waits;
+                self.malformed |= self.facts.malformed.is_some_and(|from| from < self.arrived);
                 if self.ended.is_none() && self.closes_at.is_some_and(|to| to <= self.arrived) {
                     self.ended = Some(entry.at);
                 }
@@ -251,12 +288,20 @@ impl Walk<'_> {
                 if boundary && self.facts.world.wrote[*from] & 0xF == CLOSE {
                     self.closing = Some(entry.at);
                 }
+                if std::mem::replace(&mut self.half, self.facts.is_half_sent(self.wrote)) {
+                    self.half_until = entry.at;
+                }
                 self.excuse(self.inside, entry.at);
                 self.inside = if boundary { None } else { Some(entry.at) };
             }
             Event::WriteFails(why) => {
                 self.writer_waits = None;
                 self.same_reason(entry, why)?;
+            }
+            Event::Claimed(_) => self.claimed = Some(entry.at),
+            Event::Accepted(..) => {
+                self.excuse(self.claimed, entry.at);
+                self.claimed = None;
             }
             Event::Full => self.full = Some(entry.at),
             Event::Room => {

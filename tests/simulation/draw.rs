@@ -2,9 +2,15 @@
 
 use std::io::ErrorKind;
 
-use super::asks;
-use super::plan::{ALL, Act, Answers, Config, Fault, Handler, Link, Net, Peer, Plan, Step};
+use tower_ws_liveness::Traffic;
+
+use super::asks::{self, Ask};
+use super::plan::{
+    ALL, Act, Answers, Config, Fault, Handler, Idle, Link, Malformed, Masks, Net, Peer, Plan,
+    Spends, Step,
+};
 use super::rng::Rng;
+use super::script::{CLOSE, PING, PONG};
 
 impl Plan {
     pub(crate) fn draw(seed: u64) -> Self {
@@ -38,8 +44,72 @@ impl Plan {
         if Rng::new(seed.rotate_left(32)).percent(4) {
             plan.narrow(&mut Rng::new(seed ^ 0x5A5A));
         }
+        let rng = &mut Rng::new(seed ^ 0x1D1E_1D1E);
+        if rng.percent(25) {
+            plan.watch_idleness(rng);
+        }
+        plan.peer.hangs_up = Rng::new(seed ^ 0xF1F1_F1F1).percent(70);
+        plan.estrange(&mut Rng::new(seed ^ 0x0DD5_0DD5));
         plan.spare();
         plan
+    }
+
+    /// An idle timeout beside the heartbeat or in its place, and what becomes of it: messages that
+    /// dribble, and more than is read ahead.
+    fn watch_idleness(&mut self, rng: &mut Rng) {
+        let config = &mut self.config;
+        let idle = Idle::draw(rng, config.patience());
+        config.idle = Some(idle);
+        if rng.percent(20) {
+            config.heartbeat = false;
+            (config.write_timeout, config.stall_timeout) = (None, None);
+            config.control_limit = None;
+            let pings = |(_, ask): &(u64, Ask)| matches!(ask, Ask::Ping { .. } | Ask::Often { .. });
+            self.asks.retain(pings);
+        }
+        let mut say = |at, len, parts, pace| {
+            let control = false;
+            let message = Act::Message {
+                len,
+                parts,
+                control,
+                pace,
+            };
+            self.peer.acts.push((at, message));
+        };
+        if idle.message_timeout.is_some() && rng.percent(60) {
+            let len = rng.range(126, 2_000) as usize;
+            say(rng.below(self.until / 2), len, rng.pick(&[1, 3]), 1);
+        }
+        if rng.percent(20) {
+            say(rng.below(50), rng.range(10_000, 20_000) as usize, 2, ALL);
+        }
+        self.peer.acts.sort_by_key(|(at, _)| *at);
+    }
+
+    /// A share of the transports, peers and handlers are of the less usual kinds.
+    fn estrange(&mut self, rng: &mut Rng) {
+        if rng.percent(12) {
+            (self.net.claims, self.net.vectored, self.net.buffered) = (true, false, None);
+        }
+        if rng.percent(25) {
+            self.net.cooperative = rng.percent(50);
+            self.handler.spends = match self.net.cooperative {
+                true => Spends::Once,
+                false => rng.pick(&[Spends::Once, Spends::Often]),
+            };
+        }
+        if rng.percent(12) {
+            self.peer.masks = rng.pick(&[Masks::Some, Masks::None]);
+        }
+        if rng.percent(8) {
+            for _ in 0..rng.pick(&[1, 1, 3]) {
+                let malformed = Malformed::draw(rng);
+                let act = (rng.below(self.until), Act::Malformed(malformed));
+                self.peer.acts.push(act);
+            }
+            self.peer.acts.sort_by_key(|(at, _)| *at);
+        }
     }
 
     /// A link on which a ping waits behind what was written before it, for longer than its timeout.
@@ -122,6 +192,8 @@ impl Config {
             close_timeout: rng.pick(&[10, 50, 200]),
             jitter: rng.pick(&[0.0, 0.0, 0.5, 1.0]),
             control_limit: rng.pick(&[None, None, None, None, Some(4), Some(20)]),
+            heartbeat: true,
+            idle: None,
         }
     }
 
@@ -139,6 +211,24 @@ impl Config {
     }
 }
 
+impl Idle {
+    /// Times around the `patience` of a heartbeat: a silence is found by either, or by both at once.
+    fn draw(rng: &mut Rng, patience: u64) -> Self {
+        let time = |rng: &mut Rng| {
+            rng.pick(&[patience / 4, patience / 2, patience, patience * 2]) + 4 + rng.below(7)
+        };
+        Self {
+            timeout: time(rng) * rng.pick(&[1, 2, 4]),
+            watch: rng.pick(&[Traffic::Either, Traffic::Inbound, Traffic::Outbound]),
+            first_message: rng.percent(25).then(|| time(rng)),
+            message_timeout: (rng.percent(60))
+                .then(|| rng.pick(&[10, 30, 60, patience]) + rng.below(7)),
+            max_lifetime: rng.percent(25).then(|| time(rng) * 2),
+            outside: rng.percent(50),
+        }
+    }
+}
+
 impl Net {
     fn draw(rng: &mut Rng, config: &Config, until: u64, calm: bool) -> Self {
         let count = if calm { 0 } else { rng.pick(&[0, 1, 1, 1, 2]) };
@@ -152,6 +242,8 @@ impl Net {
             vectored: rng.percent(50),
             buffered: rng.percent(25).then(|| rng.pick(&[0, 0, 1, 5])),
             shutdown_waits: rng.percent(15),
+            claims: false,
+            cooperative: false,
             faults,
         }
     }
@@ -228,6 +320,8 @@ impl Peer {
             },
             reaction: rng.pick(&[0, 0, 1, config.timeout / 4]),
             closes_back: rng.percent(75),
+            hangs_up: false,
+            masks: Masks::All,
             acts,
         }
     }
@@ -256,6 +350,18 @@ impl Act {
             },
             88..96 => Self::Freeze(Some(1 + rng.below(config.patience() * 2))),
             _ => Self::Freeze(None),
+        }
+    }
+}
+
+impl Malformed {
+    fn draw(rng: &mut Rng) -> Self {
+        let control = rng.pick(&[CLOSE, PING, PONG]);
+        match rng.below(4) {
+            0 => Self::ReservedOpcode(rng.pick(&[0x3, 0x7, 0xB, 0xF])),
+            1 => Self::OversizedControl(control),
+            2 => Self::FragmentedControl(control),
+            _ => Self::LengthTopBit,
         }
     }
 }
@@ -307,6 +413,7 @@ impl Handler {
         Self {
             tasks,
             lingers: rng.pick(&[0, 0, 0, 30, 1_000]),
+            spends: Spends::Never,
         }
     }
 }

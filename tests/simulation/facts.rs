@@ -3,16 +3,19 @@
 use std::collections::HashMap;
 
 use super::log::{Event, Told, ours};
-use super::peer::whole;
+use super::peer::{MALFORMED, whole};
 use super::plan::Config;
-use super::script::{CLOSE, PING, PONG, parse};
+use super::script::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, parse};
 use super::times::Times;
 use super::world::World;
 
 pub(crate) type Verdict<T = ()> = Result<T, String>;
 
-/// The length of a pong to one of the layer's pings, masked.
-const OWN_PONG: usize = 14;
+/// The length of the payload of one of the layer's pings.
+const OWN_PAYLOAD: usize = 8;
+
+/// So many bytes tell that a frame is malformed.
+pub(crate) const TELLING: usize = 3;
 
 pub(crate) struct Facts<'a> {
     pub(crate) world: &'a World,
@@ -32,10 +35,18 @@ pub(crate) struct Facts<'a> {
     pub(crate) fates: Vec<Fate>,
     /// The places of those that are for the handler.
     kept: Vec<usize>,
+    /// All that the peer sent, and all of the handler's that the transport accepted, frame by frame.
+    pub(crate) said: Vec<Span>,
+    pub(crate) sent: Vec<Span>,
+    /// Where, in all that the peer sent, the first malformed frame begins. Behind that there are no
+    /// frames, and all bytes are for the handler.
+    pub(crate) malformed: Option<usize>,
 }
 
 pub(crate) struct OwnPing {
     pub(crate) payload: Vec<u8>,
+    /// Whether it stands between two fragments of a message.
+    pub(crate) inside: bool,
     /// The entry with which its first byte was accepted, and when its last one was.
     pub(crate) begun: usize,
     pub(crate) at: u64,
@@ -54,23 +65,41 @@ pub(crate) struct OwnPing {
 pub(crate) struct Fate {
     pub(crate) from: usize,
     pub(crate) to: usize,
+    /// [`MALFORMED`] from the first malformed frame on.
     pub(crate) opcode: u8,
+    /// Whether it may be a pong of the layer's, by its length.
+    pub(crate) held: bool,
+    /// Whether it is the first pong to a ping of the layer's.
+    pub(crate) answers: bool,
     /// Where it starts for the handler. `None`: it is cut out.
     pub(crate) read_from: Option<usize>,
 }
 
-impl Fate {
-    /// Whether it may be a pong of the layer's, by its length.
-    pub(crate) fn is_held(&self) -> bool {
-        self.opcode == PONG && self.to - self.from == OWN_PONG
-    }
+/// A frame, or as much of it as there was.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+    /// [`MALFORMED`] from the first malformed frame on.
+    pub(crate) opcode: u8,
+    pub(crate) fin: bool,
+    /// Whether all of it is there.
+    pub(crate) whole: bool,
+}
 
+impl Span {
+    pub(crate) fn is_data(&self) -> bool {
+        matches!(self.opcode, CONTINUATION | TEXT | BINARY)
+    }
+}
+
+impl Fate {
     /// How many of the peer's bytes have to be here for the byte at `part` of this frame to be read.
     /// What may become a pong of the layer's is held back until that is known; by its length, if
     /// that is not a ping's.
     pub(crate) fn needs(&self, part: usize) -> usize {
         let known = match self.opcode {
-            PONG if self.is_held() => self.to,
+            PONG if self.held => self.to,
             PONG => self.from + 2,
             _ => self.from,
         };
@@ -122,6 +151,9 @@ impl<'a> Facts<'a> {
             boundaries: Vec::new(),
             fates: Vec::new(),
             kept: Vec::new(),
+            said: Vec::new(),
+            sent: Vec::new(),
+            malformed: None,
         };
         facts.outbound()?;
         facts.inbound()?;
@@ -152,6 +184,13 @@ impl<'a> Facts<'a> {
                     ));
                 }
                 closed = finished && wrote[0] & 0xF == CLOSE;
+                self.sent.push(Span {
+                    from: offset,
+                    to: offset + common,
+                    opcode: wrote[0] & 0xF,
+                    fin: wrote[0] & 0x80 != 0,
+                    whole: finished,
+                });
                 sent = &sent[common..];
                 wrote = &wrote[common..];
                 if finished {
@@ -177,8 +216,10 @@ impl<'a> Facts<'a> {
                     }
                     let payload = ping.payload.clone();
                     let handed = self.handed(index);
+                    let data = self.sent.iter().rev().find(|frame| frame.is_data());
                     self.pings.push(OwnPing {
                         payload,
+                        inside: data.is_some_and(|frame| !frame.fin),
                         begun,
                         at,
                         handed,
@@ -243,11 +284,19 @@ impl<'a> Facts<'a> {
             let from = to;
             to += said.raw.len();
             let arrived = arrivals.reached(to);
-            let pong = said.opcode == PONG;
+            if said.opcode == MALFORMED {
+                self.malformed = self.malformed.or(Some(from));
+            }
+            let opcode = match self.malformed {
+                Some(_) => MALFORMED,
+                None => said.opcode,
+            };
+            let pong = opcode == PONG;
             let place = by_payload.get(&said.payload).filter(|_| pong);
             let ours = place.map(|place| &mut self.pings[*place]);
             // The first answer to a ping is a pong to it; what an answer to an answered ping is, or
             // one after the end, nobody says.
+            let answers = ours.as_ref().is_some_and(|ping| ping.answered.is_none());
             let (must_cut, may_cut) = match ours {
                 Some(ping) => {
                     let first = ping.answered.is_none();
@@ -263,7 +312,7 @@ impl<'a> Facts<'a> {
                 }
                 None => (false, false),
             };
-            closed |= said.opcode == CLOSE;
+            closed |= opcode == CLOSE;
             let common = said.raw.len().min(read.len());
             let same = said.raw[..common] == read[..common];
             // The handler's last bytes may be the beginning of any pong. Of one that had to be cut
@@ -277,17 +326,25 @@ impl<'a> Facts<'a> {
                 ));
             }
             if !kept && !may_cut {
-                let opcode = said.opcode;
                 return Err(format!(
                     "(d) the handler read something else than the frame {opcode:#x} at {from}, \
                      {arrived:?}, its own byte {offset}"
                 ));
             }
             let read_from = kept.then_some(offset);
+            self.said.push(Span {
+                from,
+                to,
+                opcode,
+                fin: said.raw[0] & 0x80 != 0,
+                whole: true,
+            });
             self.fates.push(Fate {
                 from,
                 to,
-                opcode: said.opcode,
+                opcode,
+                answers,
+                held: pong && said.payload.len() == OWN_PAYLOAD,
                 read_from,
             });
             if kept {
@@ -360,6 +417,25 @@ impl<'a> Facts<'a> {
         arrivals
             .reached(fate.needs(offset - read_from))
             .map(|(_, at)| at)
+    }
+
+    /// Whether the first `count` bytes that the handler wrote end within a message.
+    pub(crate) fn is_half_sent(&self, count: usize) -> bool {
+        let place = self.boundaries.partition_point(|end| *end <= count);
+        let begun = self.boundaries[..place]
+            .last()
+            .is_none_or(|end| *end < count);
+        let whole = self.sent[..place.min(self.sent.len())].iter().rev();
+        begun && count > 0
+            || whole
+                .clone()
+                .find(|frame| frame.is_data())
+                .is_some_and(|frame| !frame.fin)
+    }
+
+    /// Whether the peer's first `count` bytes show that it is malformed.
+    pub(crate) fn shows_malformed(&self, count: usize) -> bool {
+        self.malformed.is_some_and(|from| count >= from + TELLING)
     }
 
     /// When a process looked that could have looked at `at`: not while it stood still.

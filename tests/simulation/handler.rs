@@ -2,35 +2,55 @@
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, split};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
-use tower_ws_liveness::{Evicted, Liveness, LivenessStream};
+use tokio::task::coop::{consume_budget, has_budget_remaining};
+use tokio::time::{Instant, sleep, timeout};
+use tower_ws_liveness::{Evicted, Liveness};
 
 use super::log::{By, Event};
-use super::plan::Step;
+use super::opening::Stream;
+use super::plan::{Spends, Step};
 use super::rng::Rng;
 use super::script::{BINARY, CLOSE, CONTINUATION, TEXT, frame};
-use super::transport::Transport;
 use super::world::{Shared, lock};
 
 /// Logs whatever the handler asks the stream for, and what it gets.
 pub(crate) struct Observed {
-    pub(crate) stream: LivenessStream<Transport>,
+    pub(crate) stream: Box<dyn Stream>,
     pub(crate) world: Shared,
     pub(crate) reads: bool,
     pub(crate) writes: bool,
+    pub(crate) flushes: bool,
     pub(crate) shut: bool,
+    pub(crate) spends: Spends,
+    pub(crate) spent: Option<Instant>,
 }
 
 impl Observed {
+    /// Uses up the task's budget before an operation, which `waits` already or begins.
+    fn spend(&mut self, cx: &mut Context<'_>, waits: bool) {
+        let now = Instant::now();
+        let spends = match self.spends {
+            Spends::Never => false,
+            Spends::Once => !waits,
+            Spends::Often => self.spent != Some(now),
+        };
+        if spends {
+            self.spent = Some(now);
+            while has_budget_remaining() {
+                let _ = pin!(consume_budget()).poll(cx);
+            }
+        }
+    }
+
     fn poll<T>(
         &mut self,
-        poll: impl FnOnce(Pin<&mut LivenessStream<Transport>>) -> Poll<io::Result<T>>,
+        poll: impl FnOnce(Pin<&mut Box<dyn Stream>>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         lock(&self.world).by = By::Handler;
         let polled = poll(Pin::new(&mut self.stream));
@@ -65,6 +85,8 @@ impl AsyncRead for Observed {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
+        let waits = self.reads;
+        self.spend(cx, waits);
         let read = self.poll(|stream| stream.poll_read(cx, buf));
         let waited = std::mem::replace(&mut self.reads, read.is_pending());
         let mut world = lock(&self.world);
@@ -91,6 +113,8 @@ impl AsyncWrite for Observed {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        let waits = self.writes;
+        self.spend(cx, waits);
         let wrote = self.poll(|stream| stream.poll_write(cx, bytes));
         self.wrote(&[IoSlice::new(bytes)], &wrote);
         wrote
@@ -101,6 +125,8 @@ impl AsyncWrite for Observed {
         cx: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let waits = self.writes;
+        self.spend(cx, waits);
         let wrote = self.poll(|stream| stream.poll_write_vectored(cx, bytes));
         self.wrote(bytes, &wrote);
         wrote
@@ -111,7 +137,11 @@ impl AsyncWrite for Observed {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll(|stream| stream.poll_flush(cx))
+        let waits = self.flushes;
+        self.spend(cx, waits);
+        let flushed = self.poll(|stream| stream.poll_flush(cx));
+        self.flushes = flushed.is_pending();
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -140,6 +170,7 @@ enum Left {
 pub(crate) async fn run(socket: Observed, live: Liveness) {
     let world = socket.world.clone();
     let plan = lock(&world).plan.handler.clone();
+    let claims = lock(&world).plan.net.claims;
     let mut tasks = JoinSet::new();
     let task = |n: usize| Task {
         world: world.clone(),
@@ -148,6 +179,8 @@ pub(crate) async fn run(socket: Observed, live: Liveness) {
         lingers: plan.lingers,
         owed: Vec::new(),
         paid: 0,
+        claims,
+        offered: 0,
         rng: Rng::new(lock(&world).plan.seed ^ n as u64),
     };
     if plan.tasks.len() == 1 {
@@ -185,6 +218,9 @@ struct Task {
     owed: Vec<u8>,
     /// How much of it was accepted.
     paid: usize,
+    /// Whether what was offered and not accepted has to be offered again, and how much that is.
+    claims: bool,
+    offered: usize,
     rng: Rng,
 }
 
@@ -327,8 +363,9 @@ impl Task {
 
     /// Writes so much of what is owed. What was accepted is remembered, even if this is given up.
     async fn pay<S: AsyncWrite + Unpin>(&mut self, socket: &mut S, count: usize) -> io::Result<()> {
-        let mut left = count;
+        let mut left = count.max(self.offered);
         while left > 0 {
+            self.offered = if self.claims { left } else { 0 };
             let owed = &self.owed[self.paid..self.paid + left];
             let (front, back) = owed.split_at(left / 2);
             let slices = [IoSlice::new(front), IoSlice::new(back)];
@@ -341,6 +378,7 @@ impl Task {
             }
             self.paid += wrote;
             left -= wrote;
+            self.offered = 0;
             if self.paid == self.owed.len() {
                 self.owed.clear();
                 self.paid = 0;

@@ -40,6 +40,8 @@ pub(crate) enum Event {
     TookEnd(By),
     Accepted(usize, By),
     Refused(By),
+    /// Was refused, and has taken so many bytes for the next write all the same.
+    Claimed(usize),
     /// Accepts nothing from now on.
     Full,
     /// Accepts something again.
@@ -50,6 +52,9 @@ pub(crate) enum Event {
     FlushTold,
     Shutdown,
     Dropped,
+    /// The transport is gone, and bytes of the peer's have found it so: what was accepted and not yet
+    /// delivered, so much, is thrown away.
+    ThrownAway(usize),
 
     // The peer.
     PeerSends(&'static str, usize),
@@ -109,6 +114,10 @@ pub(crate) fn ours(told: Told) -> bool {
             | Reason::CloseTimeout
             | Reason::ControlFlood
             | Reason::Kicked { .. }
+            | Reason::IdleTimeout
+            | Reason::FirstMessageTimeout
+            | Reason::MessageTimeout
+            | Reason::MaxLifetime
     )
 }
 

@@ -17,9 +17,13 @@ mod calls;
 mod draw;
 mod facts;
 mod figures;
+mod fragments;
 mod handler;
+mod idleness;
+mod leavings;
 mod log;
 mod network;
+mod opening;
 mod peer;
 mod plan;
 mod rng;
@@ -83,10 +87,14 @@ fn the_schedules_reach_every_reason() {
     }
     for reason in [
         "control_flood",
+        "first_message_timeout",
         "handler_dropped",
         "handler_stalled",
         "heartbeat_timeout",
+        "idle_timeout",
         "kicked",
+        "max_lifetime",
+        "message_timeout",
         "peer_closed",
         "peer_vanished",
         "server_closed",

@@ -5,7 +5,7 @@ use std::mem::take;
 
 use super::log::Event;
 use super::plan::Fault;
-use super::world::{Timer, World};
+use super::world::{Outbound, Timer, World};
 
 impl World {
     pub(super) fn fault(&mut self, fault: Fault) {
@@ -83,12 +83,52 @@ impl World {
         }
         self.log(Event::Arrived(bytes.len()));
         self.inbound.ready.extend(bytes);
+        if self.outbound.dropped {
+            return self.throw_away();
+        }
         self.wake_reader();
+    }
+
+    /// The transport is dropped: closed without a FIN of its own if bytes wait in it.
+    pub(super) fn dropped(&mut self) {
+        self.log(Event::Dropped);
+        self.outbound.dropped = true;
+        match self.inbound.ready.is_empty() {
+            true => self.finished(),
+            false => self.throw_away(),
+        }
+    }
+
+    /// The kernel says RST in place of what it still had to send.
+    fn throw_away(&mut self) {
+        self.log(Event::ThrownAway(self.outbound.used));
+        self.outbound.flight.segments.clear();
+        self.outbound.staged.clear();
+        self.inbound.flight.segments.clear();
+        self.inbound.fin = None;
+        self.inbound.end = Some(Err(io::ErrorKind::ConnectionReset));
+    }
+
+    /// The peer reads our end of the stream behind all else, once that has come.
+    pub(super) fn finished(&mut self) {
+        let Outbound {
+            shutdown,
+            dropped,
+            flight,
+            ..
+        } = &self.outbound;
+        if (*shutdown || *dropped) && flight.segments.is_empty() {
+            let at = self.clock + self.plan.net.outbound.latency + self.plan.peer.reaction;
+            if self.plan.peer.hangs_up {
+                self.set(at, Timer::HangUp);
+            }
+        }
     }
 
     /// Room for the process to write into.
     pub(super) fn room(&self) -> usize {
-        self.plan.net.outbound.capacity - self.outbound.used
+        // A claim goes out whole, be there room for all of it or not.
+        (self.plan.net.outbound.capacity).saturating_sub(self.outbound.used)
     }
 
     pub(super) fn accept(&mut self, bytes: &[u8]) {
@@ -143,7 +183,8 @@ impl World {
         };
         self.outbound.used -= bytes.len();
         self.log(Event::Delivered(bytes.len()));
-        if take(&mut self.outbound.full) {
+        if self.outbound.full && self.room() > 0 {
+            self.outbound.full = false;
             self.log(Event::Room);
         }
         self.wake_writer();
@@ -154,6 +195,7 @@ impl World {
             peer.hear(self, &bytes);
             self.peer = Some(peer);
         }
+        self.finished();
     }
 }
 

@@ -3,11 +3,14 @@
 use std::mem::take;
 
 use super::log::Event;
-use super::plan::{self, ALL, Act, Answers, Plan};
+use super::plan::{self, ALL, Act, Answers, Malformed, Masks, Plan};
 use super::script::{BINARY, CLOSE, CONTINUATION, PING, PONG, Parsed, TEXT, frame, parse};
 use super::world::{Timer, World};
 
-/// A frame that the peer sent.
+/// The opcode of what is no frame.
+pub(crate) const MALFORMED: u8 = u8::MAX;
+
+/// A frame that the peer sent, or what it sent in place of one.
 #[derive(Clone, Debug)]
 pub(crate) struct Said {
     pub(crate) opcode: u8,
@@ -74,6 +77,7 @@ impl Peer {
                 self.closed = true;
                 world.hang_up();
             }
+            Timer::HangUp => world.hang_up(),
             Timer::Thaw | Timer::Fault(_) | Timer::Flushed | Timer::Reset => {}
         }
     }
@@ -130,6 +134,7 @@ impl Peer {
                     world.hang_up();
                 }
             }
+            Act::Malformed(malformed) => self.babble(world, malformed),
             Act::Freeze(span) => {
                 world.log(Event::PeerStops);
                 self.frozen = Some(Vec::new());
@@ -206,8 +211,7 @@ impl Peer {
             return;
         }
         let opcode = first & 0xF;
-        let key = world.rng.key();
-        let raw = frame(first, Some(key), payload);
+        let raw = frame(first, self.key(world), payload);
         let name = match opcode {
             CONTINUATION => "a continuation",
             TEXT => "a text",
@@ -216,13 +220,63 @@ impl Peer {
             PING => "a ping",
             _ => "a pong",
         };
-        world.log(Event::PeerSends(name, raw.len()));
-        world.post(&raw, pace);
-        world.said.push(Said {
-            opcode,
-            payload: payload.to_vec(),
-            raw,
-        });
+        let payload = payload.to_vec();
+        self.send(
+            world,
+            name,
+            Said {
+                opcode,
+                payload,
+                raw,
+            },
+            pace,
+        );
+    }
+
+    /// Something behind which no frame boundary can be known.
+    fn babble(&mut self, world: &mut World, malformed: Malformed) {
+        if self.closed || world.hung_up() {
+            return;
+        }
+        let (first, len) = match malformed {
+            Malformed::ReservedOpcode(opcode) => (0x80 | opcode, world.rng.range(0, 20)),
+            Malformed::OversizedControl(opcode) => (0x80 | opcode, world.rng.range(126, 300)),
+            Malformed::FragmentedControl(opcode) => (opcode, world.rng.range(0, 20)),
+            Malformed::LengthTopBit => (0x82, world.rng.range(300, 600)),
+        };
+        let payload = world.rng.bytes(len as usize);
+        let mut raw = frame(first, self.key(world), &payload);
+        if malformed == Malformed::LengthTopBit {
+            raw[1] |= 127;
+            raw[2] |= 0x80;
+        }
+        let opcode = MALFORMED;
+        self.send(
+            world,
+            "nonsense",
+            Said {
+                opcode,
+                payload,
+                raw,
+            },
+            ALL,
+        );
+    }
+
+    fn key(&self, world: &mut World) -> Option<[u8; 4]> {
+        let key = world.rng.key();
+        let masks = match self.plan.masks {
+            Masks::All => true,
+            Masks::Some => key[0] < 0x80,
+            Masks::None => false,
+        };
+        masks.then_some(key)
+    }
+
+    fn send(&mut self, world: &mut World, name: &'static str, said: Said, pace: usize) {
+        world.log(Event::PeerSends(name, said.raw.len()));
+        world.post(&said.raw, pace);
+        world.said.push(said);
     }
 }
 

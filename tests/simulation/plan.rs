@@ -2,6 +2,8 @@
 
 use std::io::ErrorKind;
 
+use tower_ws_liveness::Traffic;
+
 use super::asks::Ask;
 
 pub(crate) const ALL: usize = usize::MAX;
@@ -32,6 +34,21 @@ pub(crate) struct Config {
     pub(crate) jitter: f64,
     /// Control frames per second.
     pub(crate) control_limit: Option<u64>,
+    /// Without it, what is above does not hold, but for `close_timeout`. Then there is `idle`.
+    pub(crate) heartbeat: bool,
+    pub(crate) idle: Option<Idle>,
+}
+
+/// The settings of an `IdleTimeoutLayer`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Idle {
+    pub(crate) timeout: u64,
+    pub(crate) watch: Traffic,
+    pub(crate) first_message: Option<u64>,
+    pub(crate) message_timeout: Option<u64>,
+    pub(crate) max_lifetime: Option<u64>,
+    /// It is the outer one of two layers.
+    pub(crate) outside: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -42,6 +59,11 @@ pub(crate) struct Net {
     /// Sends nothing before it is flushed, which takes so long.
     pub(crate) buffered: Option<u64>,
     pub(crate) shutdown_waits: bool,
+    /// A write that is answered `Pending` has taken the bytes, as OpenSSL's has: the next write has to
+    /// begin with them.
+    pub(crate) claims: bool,
+    /// Takes part in tokio's cooperative scheduling: without budget it is `Pending` in any state.
+    pub(crate) cooperative: bool,
     pub(crate) faults: Vec<(u64, Fault)>,
 }
 
@@ -76,6 +98,9 @@ pub(crate) struct Peer {
     pub(crate) answers: Answers,
     pub(crate) reaction: u64,
     pub(crate) closes_back: bool,
+    /// Ends its direction when ours has ended.
+    pub(crate) hangs_up: bool,
+    pub(crate) masks: Masks,
     pub(crate) acts: Vec<(u64, Act)>,
 }
 
@@ -91,6 +116,23 @@ pub(crate) enum Answers {
     BehindData,
     Forged,
     Never,
+}
+
+/// Which of its frames the peer masks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Masks {
+    All,
+    Some,
+    None,
+}
+
+/// What makes a frame one behind which no boundary can be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Malformed {
+    ReservedOpcode(u8),
+    OversizedControl(u8),
+    FragmentedControl(u8),
+    LengthTopBit,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +157,7 @@ pub(crate) enum Act {
         fin: bool,
     },
     Freeze(Option<u64>),
+    Malformed(Malformed),
 }
 
 #[derive(Clone, Debug)]
@@ -123,6 +166,18 @@ pub(crate) struct Handler {
     pub(crate) tasks: Vec<Vec<Step>>,
     /// Keeps the socket for so long after an error.
     pub(crate) lingers: u64,
+    pub(crate) spends: Spends,
+}
+
+/// When a task of the handler has used up its cooperative budget before it touches its socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spends {
+    Never,
+    /// Before an operation is polled for the first time.
+    Once,
+    /// Whenever it is polled, but not if that is again within a millisecond: then it has nothing left
+    /// to do beside.
+    Often,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -10,16 +10,15 @@ use std::time::Duration;
 
 use tokio::runtime::Builder;
 use tokio::time::{advance, sleep, sleep_until};
-use tower_ws_liveness::{Eviction, HeartbeatLayer, ProofOfLife};
 
 use super::facts::Facts;
 use super::handler::{self, Observed};
-use super::log::{Event, Told};
-use super::plan::{Config, Plan};
+use super::log::Event;
+use super::plan::Plan;
 use super::rng::Rng;
-use super::transport::{Transport, pump};
+use super::transport::pump;
 use super::world::{Shared, World, lock};
-use super::{asks, bounds, calls, figures, verdicts};
+use super::{asks, bounds, calls, figures, fragments, idleness, leavings, opening, verdicts};
 
 /// A schedule takes a millisecond or so. One that takes longer than this hangs.
 const HANGS: Duration = Duration::from_secs(60);
@@ -79,6 +78,9 @@ fn judge(seed: u64, in_full: bool) -> Outcome {
         let facts = Facts::gather(&world)?;
         verdicts::check(&facts)?;
         bounds::check(&facts)?;
+        idleness::check(&facts)?;
+        fragments::check(&facts)?;
+        leavings::check(&facts)?;
         figures::round_trips(&facts)?;
         figures::counters(&facts)?;
         calls::check(&facts)
@@ -119,14 +121,16 @@ fn simulate(plan: &Plan) -> (Shared, usize) {
         .build();
     runtime.expect("a runtime").block_on(async {
         let world: Shared = Arc::new(Mutex::new(World::new(plan.clone())));
-        let layer = layer(&plan.config, &world);
-        let (stream, live) = layer.wrap_server(Transport(world.clone()));
+        let (stream, live, registry) = opening::open(&plan.config, &world).await;
         let socket = Observed {
             stream,
             world: world.clone(),
             reads: false,
             writes: false,
+            flushes: false,
             shut: false,
+            spends: plan.handler.spends,
+            spent: None,
         };
         let pumping = tokio::spawn(pump(world.clone()));
         tokio::spawn(asks::run(world.clone(), live.clone(), plan.asks.clone()));
@@ -140,32 +144,8 @@ fn simulate(plan: &Plan) -> (Shared, usize) {
         sleep(ms(plan.config.close_timeout + 50)).await;
         lock(&world).note(Event::End);
         pumping.abort();
-        (world, layer.registry().len())
+        (world, registry.len())
     })
-}
-
-fn layer(config: &Config, world: &Shared) -> HeartbeatLayer {
-    let world = world.clone();
-    let proof = match config.matching {
-        true => ProofOfLife::MatchingPong,
-        false => ProofOfLife::AnyBytes,
-    };
-    let builder = HeartbeatLayer::builder()
-        .takes_any_bytes(true)
-        .interval(ms(config.interval))
-        .timeout(ms(config.timeout))
-        .missed_pings(config.missed as u32)
-        .proof_of_life(proof)
-        .write_timeout(config.write_timeout.map(ms))
-        .handler_stall_timeout(config.stall_timeout.map(ms))
-        .close_timeout(ms(config.close_timeout))
-        .control_frame_limit(config.control_limit.map(|limit| limit as u32))
-        .jitter(config.jitter)
-        .on_evict(move |ev: &Eviction| {
-            let (reason, rtt, stats) = (ev.reason(), ev.rtt(), ev.stats());
-            lock(&world).told(Told { reason, rtt, stats });
-        });
-    builder.build().expect("a valid configuration")
 }
 
 /// The process is suspended now and then.
@@ -179,7 +159,7 @@ async fn jump(world: Shared, mut jumps: Vec<(u64, u64)>) {
     }
 }
 
-fn ms(millis: u64) -> Duration {
+pub(crate) fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 

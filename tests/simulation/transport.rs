@@ -1,14 +1,16 @@
 //! The process's end of the network: what the wrapper reads and writes.
 
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop::{consume_budget, has_budget_remaining};
 use tokio::time::sleep_until;
 
 use super::log::Event;
-use super::world::{Shared, lock};
+use super::plan::Link;
+use super::world::{Shared, World, lock};
 
 /// It remembers one waker per direction, the last one, as real sockets do.
 pub(crate) struct Transport(pub(crate) Shared);
@@ -40,6 +42,20 @@ pub(crate) async fn pump(world: Shared) {
     }
 }
 
+/// A cooperative transport moves nothing for a task without budget, whatever its own state, and has
+/// it polled again at once.
+fn lacks_budget(world: &World, cx: &mut Context<'_>) -> bool {
+    let lacks = world.plan.net.cooperative && !has_budget_remaining();
+    lacks && pin!(consume_budget()).poll(cx).is_pending()
+}
+
+/// What it moves costs a unit.
+fn pay(world: &World, cx: &mut Context<'_>) {
+    if world.plan.net.cooperative {
+        let _ = pin!(consume_budget()).poll(cx);
+    }
+}
+
 impl AsyncRead for Transport {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -49,6 +65,19 @@ impl AsyncRead for Transport {
         let world = &mut *lock(&self.0);
         world.polled();
         assert!(buf.remaining() > 0, "a read without room is an EOF");
+        if let Some(request) = &mut world.handshake {
+            let count = request.len().min(buf.remaining());
+            request
+                .drain(..count)
+                .for_each(|byte| buf.put_slice(&[byte]));
+            return match count {
+                0 => Poll::Pending,
+                _ => Poll::Ready(Ok(())),
+            };
+        }
+        if lacks_budget(world, cx) {
+            return Poll::Pending;
+        }
         let by = world.by;
         let inbound = &mut world.inbound;
         if inbound.ready.is_empty() {
@@ -67,6 +96,7 @@ impl AsyncRead for Transport {
         buf.put_slice(&back[..count - split]);
         inbound.ready.drain(..count);
         world.log(Event::Took(count, by));
+        pay(world, cx);
         // There is room for what waited.
         world.catch_up();
         world.notify.notify_one();
@@ -91,10 +121,40 @@ impl AsyncWrite for Transport {
         let world = &mut *lock(&self.0);
         world.polled();
         assert!(!world.outbound.shutdown, "written after the shutdown");
+        if world.handshake.is_some() {
+            let response: Vec<u8> = slices
+                .iter()
+                .flat_map(|slice| slice.iter().copied())
+                .collect();
+            if response.ends_with(b"\r\n\r\n") {
+                world.handshake = None;
+            }
+            return Poll::Ready(Ok(response.len()));
+        }
         if let Some(Err(kind)) = world.inbound.end {
             return Poll::Ready(Err(kind.into()));
         }
+        let first = slices.iter().find(|slice| !slice.is_empty());
+        let first = first.map_or(&[][..], |slice| slice);
+        if let Some(claim) = &world.outbound.claim {
+            let (len, kept) = (first.len(), claim.len());
+            assert!(
+                first.starts_with(claim),
+                "bad write retry: {len} bytes for the {kept} that were claimed"
+            );
+        }
         let mut room = world.room();
+        let lacks_budget = lacks_budget(world, cx);
+        let claims = world.plan.net.claims && world.outbound.claim.is_none();
+        if claims && (room == 0 || lacks_budget) && !first.is_empty() {
+            let Link { capacity, step, .. } = world.plan.net.outbound;
+            let count = first.len().min(step).min(capacity);
+            world.outbound.claim = Some(first[..count].to_vec());
+            world.log(Event::Claimed(count));
+        }
+        if lacks_budget {
+            return Poll::Pending;
+        }
         if room == 0 {
             // Full of what nobody flushed: then it is time.
             world.send_staged();
@@ -102,6 +162,11 @@ impl AsyncWrite for Transport {
             world.log(Event::Refused(world.by));
             world.outbound.writer = Some(cx.waker().clone());
             return Poll::Pending;
+        }
+        pay(world, cx);
+        if let Some(claim) = world.outbound.claim.take() {
+            world.accept(&claim);
+            return Poll::Ready(Ok(claim.len()));
         }
         room = room.min(world.plan.net.outbound.step);
         // Whoever has no vectored writes takes the first slice, as tokio's default does.
@@ -129,6 +194,9 @@ impl AsyncWrite for Transport {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let world = &mut *lock(&self.0);
         world.polled();
+        if world.handshake.is_some() {
+            return Poll::Ready(Ok(()));
+        }
         if let Some(Err(kind)) = world.inbound.end {
             return Poll::Ready(Err(kind.into()));
         }
@@ -149,6 +217,7 @@ impl AsyncWrite for Transport {
             world.outbound.shutdown = true;
             world.send_staged();
             world.log(Event::Shutdown);
+            world.finished();
         }
         match world.plan.net.shutdown_waits {
             true => Poll::Pending,
@@ -160,7 +229,8 @@ impl AsyncWrite for Transport {
 impl Drop for Transport {
     fn drop(&mut self) {
         let mut world = lock(&self.0);
-        world.note(Event::Dropped);
+        world.catch_up();
+        world.dropped();
         // What a socket's reactor would drop.
         let wakers = (world.inbound.reader.take(), world.outbound.writer.take());
         drop(world);

@@ -22,6 +22,7 @@ pub(crate) fn check(facts: &Facts<'_>) -> Verdict {
     let before = &facts.world.log[..index];
     let wrong = |why: &str| Err(format!("(a) {:?} at {at} ms, but {why}", told.reason));
     let possible = match told.reason {
+        Reason::HeartbeatTimeout { .. } if !config.heartbeat => return wrong("that is off"),
         Reason::HeartbeatTimeout { missed } => {
             if u64::from(missed) != config.missed {
                 return wrong("the budget of missed pings is another");
@@ -51,6 +52,11 @@ pub(crate) fn check(facts: &Facts<'_>) -> Verdict {
             .last()
             .is_some_and(|entry| entry.event == Event::Kicks(code)),
         Reason::ControlFlood => flooded(facts, index, at),
+        // Another rule's business.
+        Reason::IdleTimeout
+        | Reason::FirstMessageTimeout
+        | Reason::MessageTimeout
+        | Reason::MaxLifetime => config.idle.is_some(),
         // Nothing else is configured, and each close has a reason of its own.
         _ => false,
     };
@@ -81,7 +87,7 @@ fn heartbeat(facts: &Facts<'_>, index: usize, at: u64) -> Verdict {
                 // byte the peer is free to send others.
                 let begun = facts.fates.partition_point(|fate| fate.to <= moment.1);
                 let begun = facts.fates.get(begun);
-                let whole = begun.is_some_and(|fate| fate.from == moment.1 || fate.is_held())
+                let whole = begun.is_some_and(|fate| fate.from == moment.1 || fate.held)
                     && (facts.fates)
                         .binary_search_by_key(&arrived, |fate| fate.to)
                         .is_ok();
@@ -97,6 +103,9 @@ fn heartbeat(facts: &Facts<'_>, index: usize, at: u64) -> Verdict {
             }
             _ => {}
         }
+    }
+    if facts.shows_malformed(took) {
+        return wrong("nothing can be said of a peer whose frames are malformed".into());
     }
     if let Some(drained) = drained(facts, index, LONG_REFUSAL) {
         if at < drained + config.timeout {
@@ -224,16 +233,21 @@ fn write_stall(facts: &Facts<'_>, index: usize, at: u64) -> Verdict {
     let Some(write_timeout) = facts.fast.write_timeout else {
         return wrong("that is off".into());
     };
-    let (mut full, mut refused, mut flushing) = (None, None, None);
+    let (mut full, mut refused, mut flushing, mut claimed) = (None, None, None, None);
     for entry in &facts.world.log[..index] {
         match entry.event {
             Event::Full => full = Some(entry.at),
             Event::Room => (full, refused) = (None, None),
             Event::Refused(_) => refused = refused.or(Some(entry.at)),
+            Event::Claimed(_) => claimed = Some(entry.at),
+            Event::Accepted(..) => claimed = None,
             Event::FlushWaits => flushing = flushing.or(Some(entry.at)),
             Event::Flushed => flushing = None,
             _ => {}
         }
+    }
+    if claimed.is_some_and(|since| at - since >= write_timeout) {
+        return Ok(());
     }
     let since = match (full, refused, flushing) {
         (Some(_), Some(refused), _) => refused,
@@ -254,6 +268,7 @@ fn handler_stall(facts: &Facts<'_>, index: usize, at: u64) -> Verdict {
     // Since when there is something for it that it does not take.
     let (mut arrived, mut read, mut wrote) = (0, 0, 0);
     let (mut waits, mut inside, mut blocked) = (None, None, None);
+    let mut claimed = false;
     for entry in &facts.world.log[..index] {
         match entry.event {
             Event::Arrived(count) => arrived += count,
@@ -273,6 +288,8 @@ fn handler_stall(facts: &Facts<'_>, index: usize, at: u64) -> Verdict {
             }
             Event::WriteWaits => blocked = blocked.or(Some(entry.at)),
             Event::WriteGivenUp => blocked = None,
+            Event::Claimed(_) => claimed = true,
+            Event::Accepted(..) => claimed = false,
             _ => {}
         }
         if facts.kept_at_most(arrived) > read {
@@ -283,7 +300,9 @@ fn handler_stall(facts: &Facts<'_>, index: usize, at: u64) -> Verdict {
         return Ok(());
     }
     // A turn of the driver that began before a standstill dates from there what it does after it.
-    let inside = inside.filter(|_| blocked.is_none());
+    // What was claimed and given up is a stalled write, if writes have a bound.
+    let stalled = blocked.is_some() || claimed && facts.fast.write_timeout.is_some();
+    let inside = inside.filter(|_| !stalled);
     let inside = inside.map(|since| facts.standstill_to(since).unwrap_or(since));
     if inside.is_some_and(|since| at - since >= stall_timeout) {
         return Ok(());
@@ -321,12 +340,12 @@ fn closed_by_peer(facts: &Facts<'_>, index: usize, code: Option<u16>) -> bool {
     let mut frames = facts.fates.iter().zip(&facts.world.said);
     frames.any(|(fate, said)| {
         let bytes = said.payload.get(..2).map(|code| [code[0], code[1]]);
-        said.opcode == CLOSE && fate.to <= taken && bytes.map(u16::from_be_bytes) == code
+        fate.opcode == CLOSE && fate.to <= taken && bytes.map(u16::from_be_bytes) == code
     })
 }
 
 /// When a Close frame of the handler's was out, with that code if one is given, or its FIN.
-fn closed_by_handler(facts: &Facts<'_>, code: Option<Option<u16>>) -> Option<u64> {
+pub(crate) fn closed_by_handler(facts: &Facts<'_>, code: Option<Option<u16>>) -> Option<u64> {
     let ends = &facts.boundaries;
     let starts = std::iter::once(&0).chain(ends);
     let close = starts.zip(ends).find(|(from, to)| {

@@ -11,6 +11,7 @@ use std::task::Waker;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tower_ws_liveness::Eviction;
 
 use super::log::{By, Entry, Event, Told};
 use super::peer::{Peer, Said};
@@ -44,6 +45,9 @@ pub(crate) struct World {
     pub(super) by: By,
     polls: usize,
 
+    /// What is left of the request of an opening handshake. It is out of the schedule's time, and so
+    /// is the response, which goes nowhere.
+    pub(super) handshake: Option<VecDeque<u8>>,
     pub(super) inbound: Inbound,
     pub(super) outbound: Outbound,
     woken: Vec<Waker>,
@@ -68,11 +72,14 @@ pub(super) struct Outbound {
     pub(super) flushed_at: Option<u64>,
     /// Something was accepted since somebody was told that all is flushed.
     pub(super) untold: bool,
+    /// What the next write has to begin with.
+    pub(super) claim: Option<Vec<u8>>,
     /// Accepted, and not taken by the peer's program.
     pub(super) used: usize,
     pub(super) full: bool,
     pub(super) writer: Option<Waker>,
     pub(super) shutdown: bool,
+    pub(super) dropped: bool,
     pub(super) killed: bool,
 }
 
@@ -94,6 +101,7 @@ pub(super) enum Timer {
     Flushed,
     Reset,
     CloseBack,
+    HangUp,
 }
 
 impl Flight {
@@ -148,6 +156,7 @@ impl World {
             timers_set: 0,
             by: By::Driver,
             polls: 0,
+            handshake: None,
             inbound: Inbound::default(),
             outbound: Outbound::default(),
             woken: Vec::new(),
@@ -178,8 +187,18 @@ impl World {
         self.log(event);
     }
 
-    pub(crate) fn told(&mut self, told: Told) {
-        self.note(Event::Evicted(told));
+    /// The hook is called.
+    pub(crate) fn ended(&mut self, eviction: &Eviction) {
+        self.note(Event::Evicted(Told {
+            reason: eviction.reason(),
+            rtt: eviction.rtt(),
+            stats: eviction.stats(),
+        }));
+    }
+
+    /// The peer asks for an upgrade before anything else happens.
+    pub(crate) fn shake_hands(&mut self, request: &str) {
+        self.handshake = Some(request.bytes().collect());
     }
 
     /// Somebody polls the transport.
