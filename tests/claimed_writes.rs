@@ -249,6 +249,37 @@ async fn a_drain_waits_for_a_refused_write() {
     drain.await.unwrap();
 }
 
+/// A ping's flush that is confirmed says nothing of the handler's write that was refused behind it.
+#[tokio::test(start_paused = true)]
+async fn a_refused_write_behind_a_ping_is_not_forgotten_with_its_flush() {
+    for flush_waits in [false, true] {
+        let (mut stream, live, peer) = claimed(heartbeat().write_timeout(ms(1_000)), false);
+        let wakes = Wakes::new();
+        peer.wire().flush_waits = flush_waits;
+        peer.write_steps(if flush_waits { &[ALL] } else { &[WAIT, ALL] });
+        sleep(ms(101)).await;
+        assert_eq!(peer.pings().len(), usize::from(flush_waits));
+        // Room for the rest of the ping and for nothing else.
+        peer.write_steps(if flush_waits {
+            &[WAIT, ALL]
+        } else {
+            &[ALL, WAIT, ALL]
+        });
+        assert!(poll_write(&mut stream, &wakes, &text(LONG)).is_pending());
+        assert_eq!(peer.pings().len(), 1);
+        // The handler gives its write up; the peer answers, and dies.
+        peer.wire().flush_waits = false;
+        peer.kick();
+        sleep(ms(1)).await;
+        peer.send(&Role::Server.pong(&peer.last_ping()));
+        let begun = Instant::now();
+        let end = timeout(ms(60_000), live.evicted()).await.expect("an end");
+        assert_eq!(end.reason(), Reason::WriteStalled);
+        assert!(begun.elapsed() <= ms(1_110), "{:?}", begun.elapsed());
+        assert_eq!(peer.wire().bad_retries, 0);
+    }
+}
+
 /// A handler's frames over a transport that refuses at random, while pings become due all the time.
 async fn storm(lens: Vec<usize>, steps: Vec<usize>, piece: usize, vectored: bool, gap: u64) {
     let builder = heartbeat()

@@ -480,6 +480,44 @@ async fn a_frame_that_the_handler_never_finishes_is_a_stalled_handler() {
     assert!(after >= ms(400) && after <= ms(400) + TICK, "{after:?}");
 }
 
+/// A ping waits between two fragments, and then inside the second one.
+#[tokio::test(start_paused = true)]
+async fn a_frame_that_is_left_unfinished_behind_a_held_ping_is_a_stalled_handler() {
+    let builder = heartbeat()
+        .timeout(ms(15_000))
+        .handler_stall_timeout(ms(1_000));
+    let (mut stream, live, _peer, recorder) = recorded(builder);
+    let (begun, wakes) = (Instant::now(), Wakes::new());
+    assert!(poll_write(&mut stream, &wakes, &frame(TEXT, None, b"first")).is_ready());
+    sleep(ms(110)).await;
+    assert_eq!(
+        live.health(),
+        Health::Live,
+        "the ping waits for the message's end"
+    );
+    let next = frame(CONTINUATION, None, b"second");
+    assert!(poll_write(&mut stream, &wakes, &next[..4]).is_ready());
+    assert_eq!(live.health(), Health::HandlerStalled);
+    live.evicted().await;
+    let (after, reason) = only(&recorder, begun);
+    assert_eq!(reason, Reason::HandlerStalled);
+    assert!(after <= ms(1_200), "{after:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_held_ping_follows_a_timeout_that_is_set_meanwhile() {
+    let (mut stream, live, peer, recorder) = recorded(heartbeat().timeout(ms(60_000)));
+    assert!(poll_write(&mut stream, &Wakes::new(), &frame(TEXT, None, b"first")).is_ready());
+    sleep(ms(200)).await;
+    assert!(peer.pings().is_empty());
+    let begun = Instant::now();
+    live.set_timeout(ms(50)).unwrap();
+    live.evicted().await;
+    let (after, reason) = only(&recorder, begun);
+    assert_eq!(reason, Reason::HeartbeatTimeout { missed: 1 });
+    assert!(after <= ms(50) + 2 * TICK, "{after:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn of_a_peer_that_sends_more_than_is_read_only_the_handler_is_to_blame() {
     for limit in [None, Some(ms(300))] {

@@ -38,6 +38,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
     }
 
     fn drive_open(&mut self, now: Moment, waker: &Waker, scratch: &mut [u8], expired: bool) {
+        self.monitor.mid_message(self.outbound.is_mid_message());
         self.monitor.release_ping(now);
         self.push(waker);
         if self.monitor.is_uncertain() {

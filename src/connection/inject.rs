@@ -274,7 +274,8 @@ impl Outbound {
             Control::FlushPing | Control::FlushClose => watch.now(),
             Control::None | Control::Ping { .. } | Control::Close(_) => return,
         };
-        watch.monitor.accepted(now, false, watch.policy);
+        // That says nothing of a write of the handler's that was refused meanwhile.
+        watch.monitor.flushed(now, watch.policy);
         if matches!(self.control, Control::FlushPing) {
             watch.pinged(now);
         }
@@ -395,6 +396,9 @@ impl Outbound {
     ) -> Poll<io::Result<usize>> {
         if written > 0 {
             watch.accepted(written, rest);
+        }
+        if self.is_busy() {
+            watch.monitor.mid_message(self.is_mid_message());
         }
         // The handler's bytes are accepted whatever happens to ours: an error shows up again at
         // the next operation, and a refusal is the driver's to follow up.

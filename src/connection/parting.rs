@@ -19,11 +19,18 @@ impl<T: 'static> State<T> {
     }
 
     /// Ends a connection that is about to end, once the handler has finished its frame, or cannot.
+    #[inline]
     pub(super) fn part_at_boundary(&mut self) {
+        if let Phase::Open { parting: Some(_) } = self.phase {
+            self.part_now_or_later();
+        }
+    }
+
+    fn part_now_or_later(&mut self) {
         let (Phase::Open { parting }, Some(link)) = (&mut self.phase, &self.link) else {
             return;
         };
-        if parting.is_none() || self.outbound.has_end_ahead() {
+        if self.outbound.has_end_ahead() {
             return;
         }
         if let Some(parting) = parting.take() {

@@ -50,8 +50,8 @@ use crate::wire::Role;
 /// connection's own handle for anything but [`Liveness::id`], its session slot and its `Debug`; nor
 /// [`Registry::snapshot`](crate::Registry::snapshot), which looks at all connections. That would be a
 /// deadlock, and panics instead, with a message that says so; the connection then ends as with any panic
-/// of its transport. The same holds for wakers that call back as they are *cloned*; they may as they are
-/// woken or dropped.
+/// of its transport. The same holds for wakers that call back as they are *cloned*, or dropped by the
+/// transport itself; they may as they are woken.
 ///
 /// Made by [`HeartbeatLayer::wrap_server`](crate::HeartbeatLayer::wrap_server) and
 /// [`wrap_client`](crate::HeartbeatLayer::wrap_client). Behind the layers, it is what hyper's

@@ -66,7 +66,7 @@ impl HeartbeatLayerBuilder {
     /// A ping that is due while the handler has sent a part of a message, and is between two of its
     /// fragments, waits for the message's end first, for as long as this at most. Control frames may
     /// stand there (RFC 6455 section 5.4), but wsproto 1.3 and aiohttp before 3.14.5 lose a compressed
-    /// message to one. A dead peer is found as much later then.
+    /// message to one. A dead peer is found as much later then, for each ping of its silence.
     ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -162,14 +162,15 @@ impl HeartbeatLayerBuilder {
     /// Whether the transport takes any bytes after a write that it has answered with `Pending`. Default:
     /// false, for transports of which the layer does not know it.
     ///
-    /// It knows it of tokio's TCP and Unix sockets (with the feature `tcp`) and of HTTP/2 streams, for
-    /// which this is ignored. Any other may be TLS by OpenSSL, which sends the bytes of such a write
+    /// It knows it of tokio's TCP sockets and of HTTP/2 streams, and of Unix sockets that are given to
+    /// [`wrap_server`](HeartbeatLayer::wrap_server) and its like (sockets with the feature `tcp`): for
+    /// these it is ignored. Any other may be TLS by OpenSSL, which sends the bytes of such a write
     /// whatever comes next, so the same bytes have to be written again first. Until the handler does
     /// that, no ping and no Close frame can be sent: the transport is full as a rule, so they could
     /// not be sent anyway. But a handler that gives such a write up keeps them from being sent, and
     /// [`write_timeout`](Self::write_timeout) ends the connection.
     ///
-    /// Set this to true over rustls, QUIC streams, pipes in memory: what gives up a write that was
+    /// Set this to true over rustls, Unix sockets behind the layers, QUIC streams, pipes in memory: what gives up a write that was
     /// answered with `Pending` as if it had never been asked for. Then pings go out also behind a write
     /// that the handler has given up. Over OpenSSL, true corrupts what the peer receives.
     ///

@@ -100,6 +100,8 @@ pub(crate) struct Monitor {
     pub(super) stats: Stats,
     /// The peer's first message is complete, or cannot be seen for lack of frame boundaries.
     pub(super) first_message: bool,
+    /// The read-ahead buffer was full once, and the handler has read since.
+    pub(super) was_blind: bool,
     /// The read-ahead buffer was full when this was last polled, and the handler has not
     /// read since: what is suspended meanwhile has no deadline either.
     pub(super) blind: bool,
@@ -136,6 +138,7 @@ impl Monitor {
             rtt: RttEstimate::default(),
             stats: Stats::default(),
             first_message: false,
+            was_blind: false,
             blind: false,
             passive: false,
             control_rate: ControlRate::new(now),
@@ -339,6 +342,11 @@ impl Monitor {
         }
     }
 
+    /// Whether the handler is between two fragments of a message, where a ping waits for its end.
+    pub(crate) fn mid_message(&mut self, mid_message: bool) {
+        self.moved |= self.pings.mid_message(mid_message);
+    }
+
     /// The driver is here: a ping that has waited long enough for the end of a message waits no longer.
     pub(crate) fn release_ping(&mut self, now: Moment) {
         self.pings.release(now);
@@ -367,6 +375,7 @@ impl Monitor {
         self.backlog = rest.then_some(now);
         if self.blind {
             self.blind = false;
+            self.was_blind = true;
             // The peer may have been held up for as long as the buffer was full.
             self.inbound.restart_message(now);
             self.moved = true;

@@ -187,8 +187,9 @@ impl Pings {
         }
     }
 
-    pub(crate) fn mid_message(&mut self, mid_message: bool) {
-        self.mid_message = mid_message;
+    /// Notes whether the handler is between two fragments. Returns whether that is new.
+    pub(crate) fn mid_message(&mut self, mid_message: bool) -> bool {
+        std::mem::replace(&mut self.mid_message, mid_message) != mid_message
     }
 
     /// A ping waits between two fragments for the message's end.
@@ -215,6 +216,10 @@ impl Pings {
     /// A timeout that has run out only because it is shorter now ends now. It would look late
     /// otherwise, and lateness is taken for a standstill. (One that had run out before was late.)
     pub(crate) fn timeout_changed(&mut self, now: Moment, before: Duration, timeout: Duration) {
+        // A ping that waits for a message's end has waited since then.
+        self.held_until = self
+            .held_until
+            .map(|until| until.min(until.before(before) + timeout).max(now));
         if let Some(since) = &mut self.waiting {
             if *since + before > now {
                 *since = (*since).max(now.before(timeout));

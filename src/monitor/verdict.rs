@@ -51,7 +51,7 @@ impl Monitor {
     /// the peer is blamed last. In the closing handshake only `CloseTimeout` is left.
     pub(crate) fn poll(&mut self, now: Moment, policy: &Policy, outlook: Outlook) -> Action {
         self.blind = outlook.blind;
-        self.pings.mid_message(outlook.mid_message);
+        self.mid_message(outlook.mid_message);
         match self.ending {
             Ending::Over { since, reason } if now >= since + policy.close_timeout(Some(reason)) => {
                 Action::Cut
@@ -257,10 +257,14 @@ impl Monitor {
     }
 
     /// With the read-ahead buffer full, the end of the message may wait unseen behind a handler that
-    /// does not read.
+    /// does not read. When it reads on, the rest of the message has the time anew.
     fn first_message_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
         let within = idle.first_message?;
-        (!self.first_message && !self.blind).then(|| self.opened + within)
+        let from = match self.inbound.message {
+            Some(since) if self.was_blind => since,
+            _ => self.opened,
+        };
+        (!self.first_message && !self.blind).then(|| from + within)
     }
 
     /// The same holds for the end of any message from the peer.

@@ -38,26 +38,16 @@ impl<T> Lock<T> {
     /// # Panics
     ///
     /// If this thread holds it.
+    #[inline]
     #[track_caller]
     pub(crate) fn lock(&self, mend: impl FnOnce(&mut T)) -> Locked<'_, T> {
-        use std::sync::TryLockError::{Poisoned, WouldBlock};
-
-        let locked = if MODELLED {
-            self.0.lock()
+        let free = if MODELLED {
+            None
         } else {
-            match self.0.try_lock() {
-                Ok(value) => Ok(value),
-                Err(Poisoned(poisoned)) => Err(poisoned),
-                Err(WouldBlock) => self.wait(),
-            }
+            self.0.try_lock().ok()
         };
-        let value = locked.unwrap_or_else(|poisoned| {
-            let mut value = poisoned.into_inner();
-            mend(&mut value);
-            value
-        });
         Locked {
-            value,
+            value: free.unwrap_or_else(|| self.wait(mend)),
             _mark: Mark::set(self.address()),
         }
     }
@@ -71,15 +61,20 @@ impl<T> Lock<T> {
                 .unwrap_or(false)
     }
 
+    /// The unusual case of [`lock`](Self::lock): it is not free, or poisoned.
     #[cold]
     #[track_caller]
-    fn wait(&self) -> std::sync::LockResult<MutexGuard<'_, T>> {
+    fn wait(&self, mend: impl FnOnce(&mut T)) -> MutexGuard<'_, T> {
         assert!(
-            !self.is_held(),
+            MODELLED || !self.is_held(),
             "a connection's handle was used by its own transport, or by a waker, while that was \
              polled: see `LivenessStream`"
         );
-        self.0.lock()
+        self.0.lock().unwrap_or_else(|poisoned| {
+            let mut value = poisoned.into_inner();
+            mend(&mut value);
+            value
+        })
     }
 
     fn address(&self) -> usize {
@@ -107,6 +102,7 @@ struct Mark {
 }
 
 impl Mark {
+    #[inline]
     fn set(lock: usize) -> Self {
         if MODELLED {
             return Self { outer: 0 };
@@ -120,6 +116,7 @@ impl Mark {
 }
 
 impl Drop for Mark {
+    #[inline]
     fn drop(&mut self) {
         if MODELLED {
             return;

@@ -25,6 +25,7 @@ fn pinging() -> HeartbeatPolicy {
         timeout: NEVER,
         jitter: 0.0,
         write_timeout: None,
+        takes_any_bytes: true,
         ..HeartbeatPolicy::default()
     }
 }

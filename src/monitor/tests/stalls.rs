@@ -462,3 +462,15 @@ fn a_write_that_goes_on_in_its_second_try_is_waited_for_anew_and_says_so() {
     assert_eq!(line.deadline(), at(50));
     assert!(line.monitor.take_moved(), "nearer than before");
 }
+
+#[test]
+fn a_first_message_that_the_handler_held_up_has_its_time_anew() {
+    let mut line = Line::new(idle(|policy| policy.first_message = Some(ms(1_000))));
+    line.monitor.data_in(line.now, Data::Part, &line.policy);
+    line.outlook.blind = true;
+    line.run(3_000).did(&[]);
+    line.outlook.blind = false;
+    line.monitor.handler_read(line.now, true);
+    line.run(4_000)
+        .did(&[(4_000, End(Reason::FirstMessageTimeout))]);
+}
