@@ -14,11 +14,11 @@ use crate::upgrade::{NotHandshake, NotUpgradable, handshake};
 
 /// There is no [`Liveness`] for this request.
 ///
-/// Unless no layer is on the route, the request is at fault, and the status is the one that axum's
-/// `WebSocketUpgrade` answers with, or 426 where that says 400 to a request which does not ask for a
-/// WebSocket at all. Over HTTP/1.x a 426 carries `Upgrade: websocket` and `Connection: upgrade`
-/// (RFC 9110 sections 15.5.22 and 7.8), over HTTP/2 neither, since they are forbidden there (RFC 9113
-/// section 8.2.2). A 405 carries `Allow`.
+/// Except for [`MissingLayer`](Self::MissingLayer) the request is at fault. The status is then the one of
+/// axum's `WebSocketUpgrade`, except that a request which does not ask for a WebSocket at all is answered
+/// 426 instead of 400. Over HTTP/1.x a 426 carries `Upgrade: websocket` and `Connection: upgrade` (RFC 9110
+/// sections 15.5.22 and 7.8); over HTTP/2 these headers are forbidden (RFC 9113 section 8.2.2). A 405
+/// carries `Allow`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LivenessRejection {
@@ -37,11 +37,11 @@ pub enum LivenessRejection {
     /// No WebSocket can be opened over this version of HTTP: 1.0, 3, or 2 without the feature `http2`.
     /// 426 Upgrade Required.
     UnsupportedVersion(Version),
-    /// The request opens a WebSocket over this version of HTTP, and passed a layer, but hyper's
-    /// `OnUpgrade` was not among its extensions, so that it cannot be upgraded: 426 Upgrade Required.
+    /// The request is a handshake over this version of HTTP, and passed a layer, but hyper's `OnUpgrade` is
+    /// not among its extensions, so it cannot be upgraded: 426 Upgrade Required.
     ///
-    /// That is so in a unit test that drives a `Router` with `oneshot`, where no hyper is involved.
-    /// Take an `Option<Liveness>` to test a handler that way.
+    /// This happens in unit tests that drive a `Router` with `oneshot`, without a server. A handler that
+    /// takes `Option<Liveness>` can be tested that way; it gets `None`.
     NotUpgradable(Version),
 }
 

@@ -28,8 +28,8 @@ use crate::monitor::{CloseFrame, Health, Overrides, Reason, Rtt, Stats};
 ///
 /// # Panics
 ///
-/// What looks at the connection or changes it panics when the connection's own transport calls it while
-/// it is polled: see [`LivenessStream`](crate::LivenessStream).
+/// Methods that read or change the connection's state panic if the connection's own transport calls them
+/// while it is polled: see [`LivenessStream`](crate::LivenessStream).
 #[derive(Clone)]
 pub struct Liveness {
     connection: Arc<dyn Managed>,
@@ -40,8 +40,8 @@ impl Liveness {
         Self { connection }
     }
 
-    /// Adds an inner layer, if its registry lets the handshake go on, until what is returned is dropped or
-    /// [accepted](Attachment::accept).
+    /// Adds an inner layer, unless its registry refuses the handshake. Dropping the returned attachment
+    /// removes the layer; [accepting](Attachment::accept) it makes it stay.
     pub(crate) fn join(
         &self,
         layer: &Arc<Share>,
@@ -110,10 +110,10 @@ impl Liveness {
         self.connection.view().rtt
     }
 
-    /// Sends a ping as soon as the handler is between two messages and the transport takes it (between
-    /// two fragments of one only after a heartbeat's `timeout`, or 15 s without a heartbeat), and
-    /// waits for its pong. Returns the round trip, counted from the moment at which the ping was
-    /// handed to the transport.
+    /// Sends a ping as soon as the handler is between two messages and the transport accepts it, and waits
+    /// for its pong. Between two fragments of a message the ping is sent only after it has waited for the
+    /// heartbeat's `timeout`, or for 15 s without a heartbeat. Returns the round trip, counted from the moment
+    /// at which the ping was handed to the transport.
     ///
     /// The ping is one of the layer's own, besides those that are due anyway: the handler does not
     /// see its pong, and a peer that does not answer it is treated as by
@@ -150,8 +150,8 @@ impl Liveness {
     }
 
     /// Time since the last byte of a *data* message in the watched directions (see
-    /// [`Traffic`](crate::Traffic)), or since the upgrade. Control frames do not count. Bytes from the
-    /// peer count when they are seen, which may be late while the handler does not read.
+    /// [`Traffic`](crate::Traffic)), or since the upgrade. Control frames do not count. Inbound bytes count
+    /// when they are read from the transport, which may be late while the handler does not read.
     #[must_use]
     pub fn idle_for(&self) -> Duration {
         self.connection.view().idle_for
@@ -227,13 +227,14 @@ impl Liveness {
 
     /// Ends the connection with [`Reason::Kicked`], and tells the peer `code` and `reason` in a
     /// Close frame (RFC 6455 section 5.5.1), unless the handler is in the middle of a frame. If the
-    /// upgrade is not complete yet, it fails for the handler, and the Close frame is sent as soon as it
-    /// is complete for the peer; all hooks are called at once, whatever the response turns out to be.
+    /// upgrade is not complete yet, it fails for the handler, and the peer gets the Close frame as soon as
+    /// its side of the upgrade is complete; all hooks are called at once, whatever the response will be.
     ///
     /// Returns without waiting for the network. When it returns true, the connection's seats are out of
     /// their maps, all hooks have been called, and the handler's pending reads and writes fail; the
     /// closing handshake goes on for at most `close_timeout`. So it must not be called while a lock is
-    /// held that a hook or a session map takes. Returns false, and does nothing, if the connection has ended before.
+    /// held that a hook or a session map takes. Returns false, and does nothing, if the connection has ended
+    /// before.
     ///
     /// A reason of more than 123 bytes is cut at the last character that fits. A code that must not
     /// be sent (RFC 6455 section 7.4: below 1000, 1004 to 1006, 1015 to 2999, above 4999) is
@@ -320,8 +321,9 @@ impl Liveness {
     /// The slot is emptied when the connection has ended, all hooks have returned, the handler has
     /// dropped its socket, and nobody awaits [`evicted`](Self::evicted) any more; after that a value
     /// is dropped at once. An [`Eviction`] that is kept, or waits in a stream of
-    /// [`evictions`](crate::Registry::evictions), keeps its value. So the value may hold this handle without keeping both alive for ever. It
-    /// must not be all that the handler waits for, as the only sender of its channel would be.
+    /// [`evictions`](crate::Registry::evictions), keeps its value. So the value may hold this handle
+    /// without keeping both alive for ever. It must not be all that the handler waits for, as the only
+    /// sender of its channel would be.
     pub fn set_session<T>(&self, session: T) -> Option<Arc<T>>
     where
         T: Any + Send + Sync,
@@ -360,8 +362,9 @@ impl Liveness {
     }
 }
 
-/// An inner layer's part in a connection whose handshake the layer's service has not answered yet.
-/// Dropped, the layer is detached.
+/// An inner layer of a connection, until the layer's service answers the handshake.
+///
+/// Dropping it detaches the layer.
 pub(crate) struct Attachment {
     connection: Option<Arc<dyn Managed>>,
     id: AttachmentId,

@@ -29,11 +29,11 @@ use crate::wire::Role;
 /// [`Evicted`](crate::Evicted). When it was the peer who ended it, reads and writes go on as the
 /// transport lets them, for `close_timeout`.
 ///
-/// Dropping the stream ends the connection, and drops the transport as it is, unless a ping of the
-/// layer's is unanswered: its pong would meet a closed socket, and the kernel would reset the connection
-/// and throw away what was written last. Then the driver shuts the transport down and discards what
-/// comes, until the peer ends its direction or `close_timeout` is over. It does the same after an
-/// eviction, unless the peer is dead. Where there is no driver, since the runtime is shut down, the
+/// Dropping the stream ends the connection and drops the transport, unless a ping of the layer is
+/// unanswered: its pong would arrive at a closed socket, and the kernel would reset the connection and
+/// discard what was written last. In that case the driver shuts the transport down and discards inbound
+/// bytes, until the peer ends its direction or `close_timeout` is over. It does the same after an
+/// eviction, unless the peer is dead. After the shutdown of the runtime there is no driver, and the
 /// transport is dropped at once.
 ///
 /// It may be split (`tokio::io::split`, or the library's own halves): one task may read while another
@@ -46,12 +46,12 @@ use crate::wire::Role;
 ///
 /// # Panics
 ///
-/// The transport is polled under the connection's lock. While it is, it must not use this stream, nor the
-/// connection's own handle for anything but [`Liveness::id`], its session slot and its `Debug`; nor
-/// [`Registry::snapshot`](crate::Registry::snapshot), which looks at all connections. That would be a
-/// deadlock, and panics instead, with a message that says so; the connection then ends as with any panic
-/// of its transport. The same holds for wakers that call back as they are *cloned*, or dropped by the
-/// transport itself; they may as they are woken.
+/// The transport is polled under the connection's lock. During a poll it must not use this stream, call
+/// [`Registry::snapshot`](crate::Registry::snapshot), which looks at all connections, or use the
+/// connection's own handle for anything but [`Liveness::id`], its session slot and its `Debug`. That would
+/// be a deadlock, so it panics instead, with a message that says so; the connection then ends as after any
+/// panic of its transport. The same applies to a waker that does this while it is *cloned*; or while the transport
+/// itself drops it; while it is woken it may.
 ///
 /// Made by [`HeartbeatLayer::wrap_server`](crate::HeartbeatLayer::wrap_server) and
 /// [`wrap_client`](crate::HeartbeatLayer::wrap_client). Behind the layers, it is what hyper's

@@ -29,11 +29,12 @@ const SLOW: Duration = Duration::from_millis(100);
 /// # }
 /// ```
 ///
-/// A hook runs on whatever task or thread noticed the end, outside every lock and before the Close frame
-/// is sent. On every thread it has the context of the runtime in which the connection was opened, so
-/// `tokio::spawn` starts a task there; if that runtime is gone, or being shut down, the task is dropped
-/// without being run. A connection that never was open has no such runtime, and its hooks have the context
-/// of the caller that ended it: none on a plain thread, where `tokio::spawn` panics.
+/// A hook is called on the task or thread that noticed the end, outside every lock and before the Close
+/// frame is sent. On every thread it is called in the context of the runtime in which the connection was
+/// opened, so `tokio::spawn` starts a task there; if that runtime is gone, or being shut down, the task is
+/// dropped without being run. A connection that was never open has no such runtime: its hooks are called
+/// in the context of the caller that ended it, which on a plain thread is none, and there `tokio::spawn`
+/// panics.
 ///
 /// It must not block: hand slow work to a task or a channel. One that takes 100 ms or longer is
 /// logged at WARN, with its duration: as likely as not it has held up the driver, and with it all
@@ -44,22 +45,21 @@ const SLOW: Duration = Duration::from_millis(100);
 /// A hook may end other connections, and then their hooks run inside of it. If every end ends another
 /// one, the stack is as deep as there are connections: have a task do it.
 ///
-/// When a runtime is shut down, each connection that was opened in it and has not ended yet ends with
-/// [`Reason::HandlerDropped`](crate::Reason::HandlerDropped), wherever its stream is kept: reads and
-/// writes then fail with [`Evicted`](crate::Evicted), and the transport is dropped. The hooks are called
-/// by the thread that drops the tasks, outside of a task; a hook that spawns one does so in vain. A
-/// process that exits without dropping its runtime calls no hooks.
+/// When a runtime is shut down, each open connection that was opened in it ends with
+/// [`Reason::HandlerDropped`](crate::Reason::HandlerDropped), even if its stream is used in another
+/// runtime: reads and writes then fail with [`Evicted`](crate::Evicted), and the transport is dropped. The
+/// hooks are called by the thread that drops the tasks, outside of a task, and a task that a hook spawns
+/// is not run. A process that exits without dropping its runtime calls no hooks.
 pub trait OnEvict: Send + Sync + 'static {
     /// Called once for each connection that ends.
     fn on_evict(&self, eviction: &Eviction);
 }
 
-/// A hook as the builders of the layers take it, where `H` is [`dyn OnEvict`](OnEvict) or
-/// [`dyn OnHealth`](crate::OnHealth): a value that implements the trait, a closure, or an [`Arc`] of such
-/// a value.
+/// Converts into a hook: a value that implements the hook's trait, a closure, or an [`Arc`] of either.
 ///
-/// A hook is told from others by its `Arc`. One that is given to several layers, or twice to one, is
-/// called once for each connection:
+/// The builders of both layers accept this. `H` is [`dyn OnEvict`](OnEvict) or
+/// [`dyn OnHealth`](crate::OnHealth). Hooks are compared by their `Arc`: one that is given to several
+/// layers, or twice to one, is called once for each connection. Two equal closures are two hooks.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -84,8 +84,8 @@ pub trait OnEvict: Send + Sync + 'static {
 /// # }
 /// ```
 ///
-/// This trait cannot be implemented outside of this crate. `M` is found by the compiler: it tells a value
-/// from an `Arc`.
+/// This trait cannot be implemented outside of this crate. `M` is inferred; it distinguishes a value from
+/// an `Arc`.
 pub trait IntoHook<H: ?Sized, M>: sealed::IntoArc<H, M> {}
 
 impl<T, H: ?Sized, M> IntoHook<H, M> for T where T: sealed::IntoArc<H, M> {}
@@ -93,8 +93,8 @@ impl<T, H: ?Sized, M> IntoHook<H, M> for T where T: sealed::IntoArc<H, M> {}
 pub(crate) mod sealed {
     use std::sync::Arc;
 
-    /// Makes a hook of a value or of an `Arc`. `M` keeps the two apart: to the compiler an `Arc` might be a
-    /// closure one day, and so a value.
+    /// Converts a value or an `Arc` into a hook. Without `M` the two impls would overlap: `Arc` might
+    /// implement `Fn` one day, and then be a value too.
     pub trait IntoArc<H: ?Sized, M> {
         fn into_arc(self) -> Arc<H>;
     }
@@ -196,8 +196,8 @@ fn guarded(what: &'static str, eviction: &Eviction, foreign: impl FnOnce()) {
     survive(foreign, slow, panicked);
 }
 
-/// Calls what is foreign, and survives its panic. `slow` is told how many milliseconds it took, if
-/// that is long, and `panicked` with which text it panicked, if it did: both for the log.
+/// Calls `foreign` and catches its panic. For the log, calls `slow` with the duration in milliseconds if it
+/// took at least [`SLOW`], and `panicked` with the panic's message if there was one.
 pub(crate) fn survive(foreign: impl FnOnce(), slow: impl FnOnce(u64), panicked: impl FnOnce(&str)) {
     // Not tokio's clock: a thread that is held up is held up in real time, also where a test has
     // paused the other.

@@ -63,10 +63,10 @@ impl HeartbeatLayerBuilder {
     /// Counted from the moment the ping was handed to the transport, for each ping anew. What is a
     /// sign of life is up to [`proof_of_life`](Self::proof_of_life).
     ///
-    /// A ping that is due while the handler has sent a part of a message, and is between two of its
-    /// fragments, waits for the message's end first, for as long as this at most. Control frames may
-    /// stand there (RFC 6455 section 5.4), but wsproto 1.3 and aiohttp before 3.14.5 lose a compressed
-    /// message to one. A dead peer is found as much later then, for each ping of its silence.
+    /// A ping that becomes due between two fragments of an outbound message first waits for the end of
+    /// the message, for at most this time. RFC 6455 section 5.4 allows control frames there, but wsproto
+    /// 1.3 and aiohttp before 3.14.5 lose a compressed message that one interrupts. A dead peer is
+    /// evicted later by as much as the pings of its silence wait.
     ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -159,20 +159,19 @@ impl HeartbeatLayerBuilder {
         self
     }
 
-    /// Whether the transport takes any bytes after a write that it has answered with `Pending`. Default:
-    /// false, for transports of which the layer does not know it.
+    /// Whether the transport accepts other bytes after a write that returned `Pending`. Default: false.
     ///
-    /// It knows it of tokio's TCP sockets and of HTTP/2 streams, and of Unix sockets that are given to
-    /// [`wrap_server`](HeartbeatLayer::wrap_server) and its like (sockets with the feature `tcp`): for
-    /// these it is ignored. Any other may be TLS by OpenSSL, which sends the bytes of such a write
-    /// whatever comes next, so the same bytes have to be written again first. Until the handler does
-    /// that, no ping and no Close frame can be sent: the transport is full as a rule, so they could
-    /// not be sent anyway. But a handler that gives such a write up keeps them from being sent, and
+    /// Ignored for tokio's TCP sockets, for Unix sockets given to
+    /// [`wrap_server`](HeartbeatLayer::wrap_server) and its like (both with the feature `tcp`), and for
+    /// HTTP/2 streams, which are known to. Any other transport may be TLS by OpenSSL, which sends the bytes of such a write
+    /// whatever is written next, so the same bytes must be written again first. Until the handler does
+    /// that, no ping and no Close frame is sent. As a rule the transport is full at that time and would
+    /// accept neither. But if the handler abandons the write, they stay unsent, and
     /// [`write_timeout`](Self::write_timeout) ends the connection.
     ///
-    /// Set this to true over rustls, Unix sockets behind the layers, QUIC streams, pipes in memory: what gives up a write that was
-    /// answered with `Pending` as if it had never been asked for. Then pings go out also behind a write
-    /// that the handler has given up. Over OpenSSL, true corrupts what the peer receives.
+    /// Set this to true over transports that forget a write which returned `Pending`: rustls, Unix
+    /// sockets behind the layers, QUIC streams, in-memory pipes. Pings are then sent behind an abandoned write too. Over OpenSSL, true
+    /// corrupts what the peer receives.
     ///
     /// Nothing is refused.
     pub fn takes_any_bytes(mut self, takes_any_bytes: bool) -> Self {
@@ -183,8 +182,8 @@ impl HeartbeatLayerBuilder {
     /// How long the closing handshake, and the close of the transport after it, may take. Default:
     /// 5 s.
     ///
-    /// What was sent before needs this time to reach a slow peer: the transport is kept until the peer
-    /// ends its direction, but no longer.
+    /// This also bounds how long a slow peer has to read what was sent before: the transport is kept
+    /// until the peer ends its direction, but no longer than this.
     ///
     /// RFC 6455 section 7.1.1 leaves the bound to the endpoint.
     ///
@@ -199,18 +198,18 @@ impl HeartbeatLayerBuilder {
     ///
     /// | evicted for | code | reason | because |
     /// |---|---|---|---|
-    /// | [`HeartbeatTimeout`] | 3008 | "heartbeat timeout" | IANA: Timeout. The device may have slept: its client comes back |
-    /// | [`WriteStalled`] | 3008 | "write stalled" | the same device, if the server kept sending while it slept |
-    /// | [`HandlerStalled`] | 1013 | "handler stalled" | IANA: Try Again Later. The server is at fault, the client comes back |
+    /// | [`HeartbeatTimeout`] | 3008 | "heartbeat timeout" | IANA: Timeout. The device may have slept; its client should reconnect |
+    /// | [`WriteStalled`] | 3008 | "write stalled" | IANA: Timeout. The device may have slept while the server kept sending |
+    /// | [`HandlerStalled`] | 1013 | "handler stalled" | IANA: Try Again Later. The server is at fault; the client should reconnect |
     /// | [`ControlFlood`] | 1008 | "too many control frames" | RFC 6455 section 7.4.1: Policy Violation. The client is at fault |
     ///
-    /// Stock clients that reconnect come back after 3008 and 1013; the README has a table of them.
-    /// 1011, which RFC 6455 section 7.4.1 has for a server's faults, ends some of them for good.
+    /// The stock clients in the README's table reconnect after 3008 and 1013. After 1011, which RFC 6455
+    /// section 7.4.1 assigns to a server's faults, some of them never do.
     ///
-    /// A frame that is set replaces those of all these reasons, save for `ControlFlood`, which keeps its
-    /// own. The reason may be empty. Sent on a best effort: the peer is most likely dead. In the middle
-    /// of a frame of the handler's no Close frame can be sent (RFC 6455 section 5.4), and the transport
-    /// is closed without one.
+    /// A frame that is set replaces the defaults of all these reasons except `ControlFlood`. The reason
+    /// may be empty. The frame is sent on a best effort, since the peer is most likely dead. While the
+    /// handler has a frame half-written no Close frame can be sent (RFC 6455 section 5.4), and the
+    /// transport is closed without one.
     ///
     /// Refused, by RFC 6455 section 7.4: codes that are not to be sent (1004, 1005, 1006, 1015),
     /// reserved ones (1016 to 2999), and those below 1000 or above 4999. Refused, by section 5.5:
@@ -260,8 +259,8 @@ impl HeartbeatLayerBuilder {
     ///
     /// May be called several times. Each hook is called once per connection, in the order in which
     /// they were added. The hook is told of every end, not only of those that the heartbeat brings
-    /// about: see [`Reason`](crate::Reason). An [`Arc`] that is given to several layers is one hook, and
-    /// is called once: see [`IntoHook`].
+    /// about: see [`Reason`](crate::Reason). An [`Arc`] that is given to several layers is one hook,
+    /// called once per connection: see [`IntoHook`].
     ///
     /// Nothing is refused.
     pub fn on_evict<M>(mut self, hook: impl IntoHook<dyn OnEvict, M>) -> Self {

@@ -42,14 +42,14 @@ impl IdleTimeoutLayerBuilder {
     /// How long a connection may go without a byte of a data message. Default: 5 min.
     ///
     /// Ends the connection with [`Reason::IdleTimeout`]. Each byte of a text or binary message counts,
-    /// so a transfer that takes longer than this time is not idle while it goes on. A message that
-    /// dribbles for ever is not idle either: [`message_timeout`](Self::message_timeout) bounds it.
-    /// Pings and pongs do not count, whoever sends them, so a heartbeat does not keep an unused
-    /// connection open. Which direction counts is up to [`watch`](Self::watch).
+    /// so a connection is not idle during a transfer, even one that takes longer than this. Nor is it idle
+    /// while a message trickles in without end: [`message_timeout`](Self::message_timeout) bounds that.
+    /// Pings and pongs of either side do not count, so a heartbeat does not keep an unused connection
+    /// open. Which direction counts is set by [`watch`](Self::watch).
     ///
-    /// Bytes from the peer count when they are seen. With a handler that does not read that is at the
-    /// latest when the time is up, and the layer looks by itself: up to 16 KiB are then read ahead, and
-    /// the time runs from there. What waits behind a full read-ahead does not count.
+    /// Inbound bytes count when they are read from the transport. If the handler does not read, the
+    /// layer itself does, at the latest when this time has passed: it reads up to 16 KiB ahead, and the
+    /// time restarts if it finds data. Bytes that wait behind a full read-ahead buffer do not count.
     ///
     /// The time for which the server's process stood still counts too: what has come meanwhile is seen
     /// first, and then the connection may be idle at once.
@@ -62,8 +62,8 @@ impl IdleTimeoutLayerBuilder {
         self
     }
 
-    /// Data in which direction keeps a connection from being idle, and messages in which direction
-    /// [`message_timeout`](Self::message_timeout) bounds. Default: [`Traffic::Either`].
+    /// The direction in which data counts as use, and in which
+    /// [`message_timeout`](Self::message_timeout) bounds messages. Default: [`Traffic::Either`].
     ///
     /// Nothing is refused.
     pub fn watch(mut self, traffic: Traffic) -> Self {
@@ -76,9 +76,9 @@ impl IdleTimeoutLayerBuilder {
     ///
     /// Ends the connection with [`Reason::FirstMessageTimeout`]. For protocols in which the client
     /// speaks first: it cuts sockets that are opened and never used. Only the peer's messages
-    /// count, whatever [`watch`](Self::watch) says. There is no verdict while the end of the message
-    /// may be unseen: while as much waits for the handler as is read ahead, 16 KiB, and where frame
-    /// boundaries are lost in malformed input.
+    /// count, whatever [`watch`](Self::watch) is set to. Nothing is evicted while the end of the message
+    /// may be unseen: while the read-ahead buffer (16 KiB) is full because the handler does not read, and
+    /// once malformed input has lost the frame boundaries.
     ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     ///
@@ -91,20 +91,22 @@ impl IdleTimeoutLayerBuilder {
     /// How long one data message may take from its first byte to its last. `None` turns the check off.
     /// Default: off.
     ///
-    /// Ends the connection with [`Reason::MessageTimeout`]. For messages that dribble, of which each
-    /// byte keeps the connection from being idle. The time runs for a message as a whole, over all its
-    /// fragments (RFC 6455 section 5.4): a control frame in between neither ends nor restarts it. It
-    /// runs in the directions that [`watch`](Self::watch) names. To the peer it runs from and to what the
-    /// transport accepts, whether the handler or the peer is slow. From the peer it runs from and to what
-    /// is seen: the handler's reads, or the layer's own while the handler does not read. These come
-    /// when a deadline is due, at the latest when the connection would be idle.
+    /// Ends the connection with [`Reason::MessageTimeout`]. It bounds messages that trickle in, since each
+    /// of their bytes resets the idle timeout. The time covers all fragments of a message (RFC 6455
+    /// section 5.4): a control frame between them neither ends nor restarts it. It applies to the
+    /// directions that [`watch`](Self::watch) names. For an outbound message it is measured at the
+    /// transport, from the first byte accepted to the last, whether the handler or the peer is slow. For an
+    /// inbound message it is measured where bytes are read: by the handler, or by the layer while the
+    /// handler does not read. The layer reads when a deadline is due, at the latest when the connection
+    /// would be idle.
     ///
-    /// The peer is not to blame for a handler that does not read. While as much waits for the handler
-    /// as is read ahead, 16 KiB, the end of the message may be behind that, and there is no verdict; the
-    /// time begins anew when the handler goes on reading. Over a transport that holds less than 16 KiB
-    /// a slow handler may use up the peer's time.
+    /// A handler that does not read is not held against the peer. While the read-ahead buffer (16 KiB) is
+    /// full, the end of the message may be behind it, so nothing is evicted; the time restarts when the
+    /// handler reads on. Over a transport that buffers less than 16 KiB a slow handler may use up the
+    /// peer's time.
     ///
-    /// Where frame boundaries are lost in malformed input there are no messages, and no such verdict.
+    /// Once malformed input has lost the frame boundaries there are no messages, and nothing is evicted
+    /// for this reason.
     ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     ///
@@ -146,12 +148,12 @@ impl IdleTimeoutLayerBuilder {
     /// |---|---|---|---|
     /// | [`IdleTimeout`] | 1001 | "idle timeout" | RFC 6455 section 7.4.1: Going Away. Nothing failed |
     /// | [`FirstMessageTimeout`] | 3008 | "no first message in time" | IANA: Timeout. A slow start may succeed next time |
-    /// | [`MessageTimeout`] | 3008 | "message not complete in time" | the same |
-    /// | [`MaxLifetime`] | 1012 | "maximum lifetime reached" | IANA: Service Restart. The client comes back, after a random delay |
+    /// | [`MessageTimeout`] | 3008 | "message not complete in time" | IANA: Timeout |
+    /// | [`MaxLifetime`] | 1012 | "maximum lifetime reached" | IANA: Service Restart. The client should reconnect after a random delay |
     ///
-    /// Stock clients that reconnect come back after all of these; the README has a table of them.
+    /// The stock clients in the README's table reconnect after all of these.
     ///
-    /// A frame that is set replaces those of all these reasons. The reason may be empty.
+    /// A frame that is set replaces the defaults of all these reasons. The reason may be empty.
     ///
     /// In the middle of a frame of the handler's no Close frame can be sent (RFC 6455 section 5.4), and
     /// the transport is closed without one.
@@ -187,8 +189,8 @@ impl IdleTimeoutLayerBuilder {
     ///
     /// May be called several times. Each hook is called once per connection, in the order in which
     /// they were added. The hook is told of every end, not only of those that this layer brings
-    /// about: see [`Reason`](crate::Reason). An [`Arc`] that is given to several layers is one hook, and
-    /// is called once: see [`IntoHook`].
+    /// about: see [`Reason`](crate::Reason). An [`Arc`] that is given to several layers is one hook,
+    /// called once per connection: see [`IntoHook`].
     ///
     /// Nothing is refused.
     pub fn on_evict<M>(mut self, hook: impl IntoHook<dyn OnEvict, M>) -> Self {

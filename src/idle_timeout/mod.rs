@@ -22,8 +22,8 @@ use crate::upgrade::{self, ResponseFuture};
 /// Evicts WebSocket connections that carry no data.
 ///
 /// Idleness is not deadness: a peer that answers every ping and never says anything is alive, and
-/// idle. Every byte of a data message counts (RFC 6455 section 5.6), be it complete or still on its
-/// way; pings and pongs do not. See [`IdleTimeoutLayerBuilder`] for all settings.
+/// idle. Every byte of a data message counts (RFC 6455 section 5.6), before the message is complete
+/// too; pings and pongs do not. See [`IdleTimeoutLayerBuilder`] for all settings.
 ///
 /// It works on upgrades over HTTP. Below HTTP, where there is
 /// [`HeartbeatLayer::wrap_server`](crate::HeartbeatLayer::wrap_server), nothing evicts the idle by

@@ -28,18 +28,17 @@ pub enum ProofOfLife {
     MatchingPong,
 }
 
-/// The data of which direction keeps a connection from being idle.
+/// The direction whose data counts as use for the idle timeout. Default: `Either`.
 ///
-/// Data is every byte of a text or binary message (RFC 6455 section 5.6), the headers of its frames
-/// included: a message counts while it is on its way, not only when it is complete. Pings, pongs and
-/// Close frames do not count. Where frame boundaries are lost in malformed input, every byte counts.
+/// Data is every byte of a text or binary message (RFC 6455 section 5.6), including the headers of its
+/// frames, whether or not the message is complete. Pings, pongs and Close frames do not count. Once
+/// malformed input has lost the frame boundaries, every byte counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Traffic {
-    /// Data from the peer, when it is read from the transport.
+    /// Data from the peer, counted when it is read from the transport.
     Inbound,
-    /// Data to the peer, when the transport accepts it. What the transport holds in buffers of its
-    /// own after that is out of sight.
+    /// Data to the peer, counted when the transport accepts it, even if the transport then buffers it.
     Outbound,
     /// Data in either direction (the default).
     #[default]
@@ -54,28 +53,27 @@ pub(crate) struct CloseFrame {
     pub(crate) reason: Cow<'static, str>,
 }
 
-/// IANA's registry of close codes: Timeout. As with 408 in HTTP (RFC 9110 section 15.5.9) the client
-/// may try again.
+/// Close code 3008 in IANA's registry, Timeout. As after 408 in HTTP (RFC 9110 section 15.5.9) the client
+/// may retry.
 const TIMEOUT: u16 = 3008;
 
 impl CloseFrame {
-    /// Announces a verdict of a layer that has no frame configured.
+    /// The frame for an eviction by a layer that has no `close_frame` configured.
     ///
-    /// After every code but 1008 all clients of the README's table of reconnecting clients come back.
+    /// All clients in the README's table of reconnecting clients reconnect after every code but 1008.
     /// The text is what [`Reason`]'s `Display` begins with, so that the logs of both ends match.
     const fn by_default(reason: Reason) -> Self {
         let (code, text) = match reason {
             // Going Away: neither the client nor the server failed.
             Reason::IdleTimeout => (1001, "idle timeout"),
-            // Policy Violation: the client is at fault, and would be again.
+            // Policy Violation: the client is at fault, and would be after a reconnect.
             Reason::ControlFlood => (1008, "too many control frames"),
-            // Service Restart, by IANA's registry: the client comes back after a random delay.
+            // Service Restart, by IANA's registry: the client reconnects after a random delay.
             Reason::MaxLifetime => (1012, "maximum lifetime reached"),
-            // Try Again Later, by IANA's registry: the server cannot serve the client now. 1011 is as
-            // true, but graphql-ws does not come back after it.
+            // Try Again Later, by IANA's registry: the server cannot serve the client now. 1011
+            // would fit too, but graphql-ws does not reconnect after it.
             Reason::HandlerStalled => (1013, "handler stalled"),
-            // A device that wakes up finds this instead of a heartbeat timeout if the server kept
-            // sending while it slept.
+            // A device that slept gets this instead of a heartbeat timeout if the server kept sending.
             Reason::WriteStalled => (TIMEOUT, "write stalled"),
             Reason::FirstMessageTimeout => (TIMEOUT, "no first message in time"),
             Reason::MessageTimeout => (TIMEOUT, "message not complete in time"),
@@ -114,7 +112,7 @@ pub(crate) struct HeartbeatPolicy {
     pub(crate) handler_stall_timeout: Option<Duration>,
     /// Per second, at least 1.
     pub(crate) control_frame_limit: Option<u32>,
-    /// A write that was answered with `Pending` need not be repeated with the same bytes.
+    /// The transport accepts other bytes after a write that returned `Pending`.
     pub(crate) takes_any_bytes: bool,
     pub(crate) close_timeout: Duration,
     /// For every verdict of this layer. With `None` each has its own: [`CloseFrame::by_default`].
@@ -198,11 +196,11 @@ impl Policy {
         }
     }
 
-    /// The Close frame that announces `reason` to the peer: that of the layer whose verdict it is, if
-    /// it has one.
+    /// The Close frame that announces `reason` to the peer: the one configured on the layer that evicts, or
+    /// the default for `reason`.
     pub(crate) fn close_frame(&self, reason: Reason) -> CloseFrame {
         let configured = match (&self.heartbeat, &self.idle) {
-            // The peer is alive and at fault: the words for a dead one would mislead it.
+            // The peer is alive and at fault: a frame configured for dead peers would mislead it.
             _ if reason == Reason::ControlFlood => &None,
             (_, Some(policy)) if Self::is_idle_layers(reason) => &policy.close_frame,
             (Some(policy), _) => &policy.close_frame,
@@ -223,7 +221,7 @@ impl Policy {
         )
     }
 
-    /// Whether a message that begins has a deadline.
+    /// Whether messages have a deadline, so that their beginning schedules one.
     pub(super) fn limits_messages(&self) -> bool {
         let idle = self.idle.as_ref();
         idle.is_some_and(|idle| idle.message_timeout.is_some())

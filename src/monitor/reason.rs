@@ -47,7 +47,7 @@ pub enum Reason {
     IdleTimeout,
     /// The peer did not complete its first data message in time.
     FirstMessageTimeout,
-    /// A data message in the watched direction was not complete in time after its first byte.
+    /// A data message in the watched direction was not complete within `message_timeout` of its first byte.
     MessageTimeout,
     /// The connection reached its maximum lifetime.
     MaxLifetime,

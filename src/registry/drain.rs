@@ -42,12 +42,12 @@ pub struct Drain {
     /// How many connections are closed before the first pause, and between two: 100 by default. 0 is
     /// taken as 1.
     ///
-    /// Every connection is evicted within the first half of the deadline, so batches are larger where
-    /// so many pauses would not fit into it: with the defaults for more than 15,000 connections.
+    /// Every connection is evicted within the first half of the deadline, so batches are larger if the
+    /// pauses would not fit into it: with the defaults, for more than 15,000 connections.
     pub batch: usize,
     /// The time between two batches: 100 ms by default. Each pause lasts at random from half of this
-    /// to one and a half, so that the clients do not all come back in step, and less where the first
-    /// half of the deadline would end before the last batch. At zero there is no pause, but other
+    /// to one and a half, so that the clients do not all come back in step, and less if the first
+    /// half of the deadline would otherwise end before the last batch. At zero there is no pause, but other
     /// tasks still get their turn.
     pub pause: Duration,
     /// The time for all of it: 30 s by default. What is not closed by then is cut; at zero,
@@ -79,9 +79,9 @@ impl Drain {
         self.batch.max(needed).max(1)
     }
 
-    /// A random pause, of which `pauses` (at least 1) fit into `budget`, however they turn out.
+    /// Draws a pause so that `pauses` (at least 1) of them fit into `budget` at any random value.
     fn pause_within(&self, budget: Duration, pauses: usize) -> Duration {
-        // With half a pause to spare, one and a half of the last one is all that is left.
+        // Reserves half a mean pause, because the last pause may last one and a half of it.
         let mean = self.pause.min(budget.div_f64(pauses as f64 + 0.5));
         mean / 2 + mean.mul_f64(fastrand::f64())
     }
@@ -132,11 +132,10 @@ impl Registry {
     /// 1. Upgrades are refused from now on, as by [`begin_drain`](Self::begin_drain). That is never
     ///    taken back.
     /// 2. The live connections are closed in batches, in the order in which they came, all within the
-    ///    first half of the deadline. Each is
-    ///    evicted: its hooks are told, its handler's reads and writes fail, and its peer gets a Close
-    ///    frame (RFC 6455 section 5.5.1). A connection that is in the middle of a frame which its
-    ///    handler writes is evicted after that frame, so that no message is torn, as long as the
-    ///    deadline allows. (A message whose *fragments* the handler writes is not waited for.)
+    ///    first half of the deadline. Each is evicted: its hooks are called, its handler's reads and writes
+    ///    fail, and its peer gets a Close frame (RFC 6455 section 5.5.1). A connection that is in the middle
+    ///    of a frame which its handler writes is evicted after that frame, so that no message is torn, as
+    ///    long as the deadline allows. (A message whose *fragments* the handler writes is not waited for.)
     /// 3. Their closing handshakes are waited for, each at most for the `close_timeout` of its layer,
     ///    and so is whatever else keeps [`wait_idle`](Self::wait_idle) from returning, handshakes
     ///    that were let in before among it.
@@ -155,9 +154,8 @@ impl Registry {
     /// long as seems right, and drain whoever is left.
     ///
     /// Hooks run inside this call, as in [`Liveness::evict`](crate::Liveness::evict): one that blocks
-    /// delays everybody after it, and the deadline. The pauses are shortened by the time that hooks
-    /// take; where hooks alone take more than half of the deadline, the last connections are evicted
-    /// later than that.
+    /// delays all later evictions, and the deadline. The pauses are shortened by the time that hooks take;
+    /// if hooks alone take more than half of the deadline, the last connections are evicted after it.
     ///
     /// # Cancel safety
     ///
@@ -265,7 +263,7 @@ impl Run<'_> {
     async fn pause(&mut self, left: usize, batch: usize) {
         let before = Instant::now();
         let elapsed = before - self.begun;
-        // What hooks and other tasks took for each connection so far, they may take for the rest.
+        // Hooks and other tasks are assumed to take as long per connection as they did so far.
         let each = (elapsed.saturating_sub(self.paused)).div_f64(self.seen.len() as f64);
         let budget = (self.drain.deadline / 2)
             .saturating_sub(elapsed + TIMER_STEP)

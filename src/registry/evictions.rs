@@ -24,8 +24,9 @@ pub(super) const CAPACITY: usize = 1024;
 /// The stream ends when the registry with all its clones is gone, with the layers and the handles of
 /// connections that have one. What was reported before is still delivered. An eviction that waits
 /// here keeps the value in its session slot and its seats alive; dropping the stream drops what waits.
-/// So a handler that waits for a channel whose sender is in its seat waits for a consumer that lags:
-/// have it wait for [`evicted`](crate::Liveness::evicted) as well, or bound the lag by the capacity.
+/// So a handler that waits for a channel whose sender is in its seat also waits for a lagging consumer.
+/// Such a handler should wait for [`evicted`](crate::Liveness::evicted) as well. The capacity bounds the
+/// lag.
 ///
 /// ```
 /// # async fn run(registry: tower_ws_liveness::Registry) {

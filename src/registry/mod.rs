@@ -234,9 +234,9 @@ impl Registry {
     }
 
     /// Waits until nothing is left of any connection: no handshake under way, no live connection,
-    /// none that has ended but whose transport is not closed yet (it is in its closing handshake, waits
-    /// for the peer's end, or is still in the handler's hands) or whose hooks have not all returned. Returns at once if there
-    /// is nothing.
+    /// none that has ended but whose transport is not closed yet (its closing handshake is under way, it
+    /// lingers until the peer's end, or the handler still holds it) or whose hooks have not all returned.
+    /// Returns at once if there is nothing.
     ///
     /// New connections are not kept away; for that see [`begin_drain`](Self::begin_drain). Without
     /// it, a moment without any connection may pass between two of them unnoticed. An application

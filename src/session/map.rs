@@ -59,9 +59,9 @@ use crate::evict::ConnectionId;
 /// connection each, and end that of the other, wait for each other for ever. That the map ends the
 /// very connection that it is taking in is provided for.
 ///
-/// A panic in one is the caller's when it comes from registering, and a seat that was put in before is
-/// taken out at the end of its connection. At the end of a connection a panic is caught and logged, and
-/// the seat may then stay.
+/// If a method panics during a registration, the panic reaches the caller of `register`, and a seat that
+/// was already inserted is removed at the end of its connection. If it panics at the end of a connection,
+/// the panic is caught and logged, and the seat may stay in the map.
 pub trait SessionMap<K, V>: Send + Sync + 'static {
     /// Puts `seat` at `key`, if there is none, or if `admit` says so of the one that is there.
     ///

@@ -29,9 +29,9 @@ impl ReplacePolicy {
     ///
     /// The older peer is told Close 4000 (RFC 6455 section 7.4.2: private use), "replaced by a newer
     /// connection", so that a client can tell this end from others and does not take the seat back at
-    /// once. See [`newest_wins_with`](Self::newest_wins_with) for a code of your own: stock clients that
-    /// reconnect come back after this one, and some of them after every code (the README has a table),
-    /// so that two of one key replace each other in turns unless their application closes them.
+    /// once. See [`newest_wins_with`](Self::newest_wins_with) for a code of your own: all
+    /// stock clients in the README's table reconnect after 4000, and some after every code. Two clients
+    /// with one key then replace each other in turns, unless the application closes one of them.
     #[must_use]
     pub const fn newest_wins() -> Self {
         Self {

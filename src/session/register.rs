@@ -81,9 +81,9 @@ impl Liveness {
     ///
     /// # Panics
     ///
-    /// If the map does, because the key's `Hash` panics, say. If the map had put the seat in before it
-    /// panicked, the seat is taken out at the end of the connection as any other. The maps of the
-    /// standard library are not poisoned by it.
+    /// If the map panics, for example because the key's `Hash` does. A seat that the map inserted before it
+    /// panicked is removed at the end of the connection, like any other. The maps of the standard library
+    /// are not poisoned.
     pub fn register<K, V, M>(
         &self,
         map: &Arc<M>,
@@ -152,8 +152,8 @@ impl Liveness {
                 return Err(RegisterError::Occupied { occupant, value });
             }
             Err(panicked) => {
-                // Only the map knows whether it has put the seat in, so the place is kept: the seat is
-                // taken out at the end, or here if the connection has ended meanwhile.
+                // Only the map knows whether it has inserted the seat, so the place is kept: the seat is
+                // removed at the end, or here if the connection has ended meanwhile.
                 if missed {
                     let remove = AssertUnwindSafe(|| map.remove_if(&chair.key, id));
                     let _removed = catch_unwind(remove);

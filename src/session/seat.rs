@@ -60,8 +60,8 @@ impl Eviction {
     /// [`evicted`](Liveness::evicted) any more, and does not wait for its handler, so that one who waits
     /// for a channel whose sender is in the seat returns. Who awaits `evicted` only after that finds
     /// none. An eviction that you keep keeps them, and so does one that waits in a stream of
-    /// [`evictions`](crate::Registry::evictions) until its consumer has taken and dropped it: a consumer
-    /// that lags keeps such handlers waiting.
+    /// [`evictions`](crate::Registry::evictions) until its consumer has taken and dropped it: a lagging
+    /// consumer delays such handlers.
     ///
     /// ```
     /// use tower_ws_liveness::{Eviction, Seat};
