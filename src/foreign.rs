@@ -1,13 +1,13 @@
-//! Calls of code that is not ours and may panic: subscribers of tracing, wakers.
+//! Calls of code outside this crate that may panic: tracing subscribers and wakers.
 
 use std::any::Any;
 use std::fmt::Display;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 
-/// Calls foreign code. `None` if it panicked.
+/// Calls foreign code and catches its panic. `None` if it panicked.
 pub(crate) fn catch<R>(foreign: impl FnOnce() -> R) -> Option<R> {
-    // Unwind safety: the callers share nothing with it that a panic leaves half done.
+    // Unwind safety: the callers share no state with it that a panic could leave inconsistent.
     match panic::catch_unwind(AssertUnwindSafe(foreign)) {
         Ok(result) => Some(result),
         Err(payload) => {
@@ -17,20 +17,20 @@ pub(crate) fn catch<R>(foreign: impl FnOnce() -> R) -> Option<R> {
     }
 }
 
-/// Writes a line to the log: all lines go through here. A subscriber that panics must not keep a
-/// connection's end from its hooks, or end the driver's task.
+/// Emits a log event. All log events go through here, so that a tracing subscriber that panics neither
+/// prevents the calls of eviction hooks nor ends the driver's task.
 pub(crate) fn log(line: impl FnOnce()) {
     catch(line);
 }
 
-/// Wakes tasks, or drops their wakers. A waker that panics must not keep the others from being woken.
+/// Wakes tasks or drops their wakers. If a waker panics, the caller can still wake the others.
 pub(crate) fn wake(conn_id: impl Display, wake: impl FnOnce()) {
     if catch(wake).is_none() {
         log(|| tracing::warn!(%conn_id, "a waker panicked"));
     }
 }
 
-/// A payload may panic when it is dropped, with a payload that may do so again: leak that one.
+/// Drops a panic's payload. If the drop panics too, the second payload is leaked.
 pub(crate) fn dispose(payload: Box<dyn Any + Send>) {
     if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         mem::forget(payload);

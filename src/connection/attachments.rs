@@ -1,11 +1,11 @@
-//! Inner layers whose services have not answered yet, so that each can be detached.
+//! Inner layers of a connection that can still be detached from it.
 //!
-//! The outermost layer makes the connection, and its response decides whether there is one. A layer
-//! further in joins it when the request passes, since limits, hooks and times hold from then on. If its
-//! own response turns out not to be an upgrade, it must leave again, while the connection may go on: a
-//! service further out may answer the handshake itself, or ask another one.
+//! The outermost layer creates the connection, and its response decides whether it is upgraded. An inner
+//! layer joins when the request passes it, since its limits, hooks and times apply from then on. If the
+//! response of its own service is not an upgrade, the layer leaves, but the connection may go on: a
+//! service further out may answer the handshake itself, or call another service.
 //!
-//! All of this is kept while a response of an inner layer is outstanding, and freed with the last one.
+//! This state exists while the response of an inner layer is outstanding, and is freed after the last one.
 
 use std::mem;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::share::Share;
 use crate::monitor::{Overrides, Policy};
 
-/// Names one attachment among all.
+/// Identifies an attachment, unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AttachmentId(u64);
 
@@ -29,18 +29,18 @@ impl AttachmentId {
 /// One inner layer of a connection.
 pub(super) struct Attached {
     pub(super) id: AttachmentId,
-    /// The inner layer around this one, if there is one. It takes this one along when it leaves.
+    /// The next inner layer further out, if there is one. When that leaves, this one leaves too.
     pub(super) within: Option<AttachmentId>,
     pub(super) layer: Arc<Share>,
-    /// Its listeners were not those of another layer, so they leave with it. An heir may take over.
+    /// This layer added its listeners, so they are removed with it, unless another layer shares them.
     pub(super) owns_listeners: bool,
     /// The same for the place in its registry.
     pub(super) owns_place: bool,
-    /// Its response was an upgrade.
+    /// The response of its service was an upgrade.
     pub(super) accepted: bool,
 }
 
-/// What has changed a connection's policy, in this order.
+/// A change of a connection's policy, kept so that the others can be applied again without it.
 enum Step {
     Layer(Attached),
     Overrides {
@@ -51,7 +51,7 @@ enum Step {
 }
 
 pub(super) struct Attachments {
-    /// What held before the first step.
+    /// Policy and overrides before the first step.
     policy: Policy,
     overrides: Overrides,
     steps: Vec<Step>,
@@ -75,22 +75,22 @@ impl Attachments {
         self.steps.push(Step::Overrides { by, values });
     }
 
-    /// The response of a layer is an upgrade. Only a layer around it can still take it along.
+    /// Records that a layer's response is an upgrade. It now leaves only with a layer further out.
     pub(super) fn accept(&mut self, id: AttachmentId) {
         if let Some(attached) = self.layers_mut().find(|attached| attached.id == id) {
             attached.accepted = true;
         }
     }
 
-    /// Whether no response is outstanding, so that nothing will be detached any more.
+    /// Whether no response is outstanding, so that no layer can be detached any more.
     pub(super) fn are_final(&self) -> bool {
         self.layers().all(|attached| attached.accepted)
     }
 
-    /// Takes a layer out, and all that are within it.
+    /// Removes a layer and all layers within it.
     pub(super) fn remove(&mut self, id: AttachmentId) -> Vec<Attached> {
         let mut gone = vec![id];
-        // A layer is attached after the one that it is within, so one pass finds all.
+        // A layer is attached after the one further out, so one pass finds all.
         for attached in self.layers() {
             if attached.within.is_some_and(|within| gone.contains(&within)) {
                 gone.push(attached.id);
@@ -107,7 +107,7 @@ impl Attachments {
         removed
     }
 
-    /// Has one of the layers take over the listeners of one that leaves. False if none has them.
+    /// Passes the listeners of a layer that leaves to one that shares them. False if there is none.
     pub(super) fn inherit_listeners(&mut self, from: &Share) -> bool {
         let mut layers = self.layers_mut();
         let heir = layers.find(|heir| Arc::ptr_eq(&heir.layer.listeners, &from.listeners));
@@ -124,7 +124,7 @@ impl Attachments {
         heir.map(|heir| heir.owns_place = true).is_some()
     }
 
-    /// The policy by all steps, and the overrides in it.
+    /// Returns the policy and the overrides after all steps.
     pub(super) fn policy(&self) -> (Policy, Overrides) {
         let (mut policy, mut overrides) = (self.policy.clone(), self.overrides.clone());
         for step in &self.steps {

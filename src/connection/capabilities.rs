@@ -1,4 +1,4 @@
-//! What a kind of transport can do that `AsyncWrite` does not tell.
+//! Properties of a kind of transport that `AsyncWrite` does not expose.
 
 use std::io;
 use std::task::{Context, Poll};
@@ -8,23 +8,23 @@ use std::any::Any;
 
 use crate::monitor::HeartbeatPolicy;
 
-/// What is known of a kind of transport. The fields are asked about one transport of that kind.
+/// Functions that query or configure a transport of one kind.
 pub(crate) struct Capabilities<T> {
     /// Sets the socket options that follow from a heartbeat's times, if there are any to set.
     pub(crate) tune: fn(&T, &HeartbeatPolicy) -> io::Result<()>,
-    /// Whether a write that was answered with `Pending` may be followed by one of other bytes.
+    /// Whether a write that returned `Pending` may be followed by a write of other bytes.
     ///
-    /// OpenSSL encrypts a write before it finds out that the socket is full, and sends the encrypted
-    /// bytes whatever the next write brings: that has to be the same bytes again.
+    /// OpenSSL encrypts a write before it finds the socket full, and sends these encrypted bytes with the
+    /// next write, which therefore must be of the same bytes.
     pub(crate) takes_any_bytes: fn(&T) -> bool,
     /// Whether the transport would accept a byte. `Ready` if it cannot tell.
     ///
-    /// An empty write is no such question: a transport that frames messages may send an empty one.
+    /// An empty write cannot find that out: a transport that frames messages may send an empty message.
     pub(crate) poll_writable: fn(&T, &mut Context<'_>) -> Poll<()>,
 }
 
 impl<T: 'static> Capabilities<T> {
-    /// A transport that the application brings. Its socket options are the application's to set.
+    /// A transport that the application supplies, which sets the socket options itself.
     pub(crate) const FOREIGN: &'static Self = &Self {
         tune: |_, _| Ok(()),
         takes_any_bytes: is_socket,

@@ -10,19 +10,19 @@ use super::inject::Outbound;
 use super::watch::Watch;
 use crate::monitor::{CloseFrame, Reason};
 
-/// What the driver does with a transport before it drops it, step by step. The caller bounds it in time.
+/// The steps in which the driver closes a transport before it drops it. The caller bounds their time.
 ///
-/// The peer's bytes are read and discarded in every step. A peer that waits for room to send may not
-/// read what we send, and bytes that reach a socket which is closed, or lie unread in one that is being
-/// closed, make the kernel reset the connection and throw away what is still to be sent.
+/// In every step inbound bytes are read and discarded, for two reasons. A peer that waits for room to send
+/// may not read what we send. And if bytes arrive at a closed socket, or are unread when it is closed, the
+/// kernel resets the connection and discards what was still to be sent.
 #[derive(Debug)]
 pub(super) struct Closing {
     reason: Reason,
     /// The frame to send, until it was handed to the outbound half.
     frame: Option<CloseFrame>,
-    /// The peer is dead, or out of time: what the transport does not take at once is not waited for.
+    /// The peer is dead, or its time is over: bytes that the transport does not accept at once are dropped.
     dead: bool,
-    /// The driver does not know of it yet.
+    /// The driver has not been scheduled for it yet.
     begun: bool,
     step: Step,
 }
@@ -75,7 +75,7 @@ impl Closing {
         std::mem::take(&mut self.begun)
     }
 
-    /// From now on, what the transport does not take at once is not waited for.
+    /// From now on, bytes that the transport does not accept at once are dropped.
     pub(super) fn hurry(&mut self) {
         self.dead = true;
     }
@@ -126,8 +126,8 @@ impl Closing {
                     if let Some(frame) = self.frame.take() {
                         let taken = outbound.close(frame.code, &frame.reason);
                         if !taken && !outbound.is_closed() {
-                            // In the middle of the handler's frame nothing can be sent that the peer
-                            // would take for a Close frame: the transport's end has to do.
+                            // Inside a frame of the handler's the peer would not recognise a Close
+                            // frame, so the transport is shut down without one.
                             self.step = Step::Shutdown { answered: false };
                             continue;
                         }
@@ -149,8 +149,8 @@ impl Closing {
                     self.step = Step::Linger { answered };
                 }
                 Step::Linger { answered } => {
-                    // After its Close frame a peer sends nothing but the pongs that it owes us
-                    // (RFC 6455 sections 5.5.1 and 5.5.2).
+                    // After its Close frame a peer sends only the pongs to our pings (RFC 6455
+                    // sections 5.5.1 and 5.5.2).
                     let silent = answered && !watch.monitor.has_unanswered_ping();
                     return if silent || self.dead || inbound.has_ended() {
                         Poll::Ready(Ok(answered))
@@ -163,7 +163,7 @@ impl Closing {
     }
 }
 
-/// Reads, and throws away, what has come. Returns whether there may be more.
+/// Reads and discards inbound bytes. Returns whether there may be more.
 fn discard<T: AsyncRead + Unpin>(
     io: &mut T,
     inbound: &mut Inbound,
@@ -175,7 +175,7 @@ fn discard<T: AsyncRead + Unpin>(
         if inbound.has_ended() {
             return false;
         }
-        // The inbound half remembers an end of any kind, and nothing else is asked for.
+        // The result does not matter: the inbound half records an end of any kind.
         if inbound
             .poll_fill(io, cx, &mut ReadBuf::new(scratch), watch)
             .is_pending()

@@ -66,8 +66,9 @@ impl Core {
         let _ = self.driver.set(driver);
     }
 
-    /// Calls hooks, or what else is the application's, in the context of the driver's runtime: the thread
-    /// that notices an end need not have any. A connection that was never open has no driver.
+    /// Calls hooks, or other code of the application, in the context of the driver's runtime: the thread
+    /// that notices an end may have none. A connection that was never open has no driver, and `act` is then
+    /// called without one.
     pub(super) fn in_runtime<R>(&self, act: impl FnOnce() -> R) -> R {
         match self.driver() {
             Some(driver) => in_runtime(driver.runtime(), act),
@@ -75,8 +76,7 @@ impl Core {
         }
     }
 
-    /// Adds the hooks of a layer. False if they are there already; a layer without hooks leaves no
-    /// trace.
+    /// Adds the hooks of a layer. False if there are none, or if they were added before.
     pub(super) fn attach(&self, listeners: &Arc<Listeners>) -> bool {
         if listeners.is_empty() {
             return false;
@@ -92,7 +92,7 @@ impl Core {
     /// Removes the hooks of a layer, unless they have been taken to be called.
     pub(super) fn detach(&self, listeners: &Arc<Listeners>) {
         let removed = self.extras().remove_layer(listeners);
-        // The layer itself has them too, and is dropped by the caller.
+        // Not the last reference: the caller still has the layer.
         drop(removed);
     }
 

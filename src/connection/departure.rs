@@ -37,7 +37,7 @@ impl Departure {
 /// section 6.1), and to the peer that is an end which somebody else may have forced;
 /// RFC 6455 section 7.1.1 asks for a clean one.
 ///
-/// False if the transport panicked. It is gone all the same.
+/// False if the transport panicked. It is dropped in any case.
 pub(super) fn let_go<T: AsyncWrite + Unpin>(mut io: T, shuts_down: bool) -> bool {
     let told = foreign::catch(|| {
         if shuts_down {

@@ -2,8 +2,8 @@
 //!
 //! Each is given the handler's context and `driver`, which makes a waker that has the driver look
 //! after the connection: the transport keeps one waker per direction, and this is where it is
-//! decided whose. A waker that is not needed any more is left in `spent`, to be dropped without the lock:
-//! it may be the last of its task, and what that holds may use the connection.
+//! decided whose. A waker that is no longer needed is left in `spent`, to be dropped without the lock:
+//! it may be the last one of its task, whose drop may then use the connection.
 
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll, Waker};
@@ -155,8 +155,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
     /// The handler dropped its stream. An eviction goes on without it. Returns false if there was no
     /// transport in it, so far.
     ///
-    /// The transport is dropped with it, unless a pong of the peer's may be on its way: in a socket
-    /// that is closed already it would cost the peer what the handler sent last.
+    /// The transport is dropped with it, unless a pong may still arrive: at a closed socket the pong makes
+    /// the kernel reset the connection, and the peer loses what the handler sent last.
     pub(super) fn dropped(&mut self) -> bool {
         self.inbound.forget_ahead();
         if let (Phase::Open { .. }, Some(link)) = (&self.phase, &self.link) {
@@ -174,14 +174,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         !matches!(self.departure, Departure::Opening)
     }
 
-    /// A ping of ours has reached the transport, at least in part, and its pong may still come.
+    /// Whether the transport has at least a part of one of our pings, and the pong may still arrive.
     fn expects_pong(&self) -> bool {
         let pinged = self.monitor.has_unanswered_ping() || self.outbound.has_ping_out();
         pinged && !self.inbound.has_ended()
     }
 
-    /// Whether the transport is to be shut down as it is dropped. Not if the handler drops it, or the
-    /// runtime: without the layers that would be all that happens.
+    /// Whether the transport must be shut down before it is dropped. Not if the handler or the runtime
+    /// drops it, since without the layers no shutdown would happen either.
     pub(super) fn is_to_shut_down(&self) -> bool {
         let by_handler = matches!(
             self.phase,

@@ -248,8 +248,8 @@ impl Inbound {
     }
 
     /// After a read that ended inside a possible pong: completes it in the small buffer, whatever
-    /// the size of the caller's. One that is not masked is shorter than the buffer, and the first bytes
-    /// behind it pass through the buffer as well.
+    /// the size of the caller's. An unmasked pong is shorter than the buffer, so the first bytes behind it
+    /// pass through the buffer as well.
     fn poll_fill_held<T: AsyncRead + Unpin>(
         &mut self,
         io: &mut T,

@@ -17,7 +17,7 @@ use crate::wire::{OpCode, Role, Scanner, encode_close, encode_ping};
 pub(super) struct Outbound {
     scanner: Scanner,
     masked: bool,
-    /// The handler has sent a fragment of a message, and not the last one.
+    /// The handler has sent a fragment of a message that is not its last.
     mid_message: bool,
     /// A Close frame went out (RFC 6455 section 5.5.1), or the direction was shut down: nothing may
     /// follow.
@@ -36,13 +36,13 @@ pub(super) struct Outbound {
     control: Control,
 }
 
-/// The write that has to be repeated before any other.
+/// The write that must be repeated before any other, because it returned `Pending`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Claim {
     None,
     /// A control frame of ours.
     Control,
-    /// So many bytes of the handler's.
+    /// A write of the handler's, of this many bytes.
     Handler(u32),
 }
 
@@ -73,11 +73,10 @@ impl Outbound {
         self.strokes = true;
     }
 
-    /// The transport has to be given the same bytes again after it has answered a write with `Pending`.
+    /// Sets whether a write that returned `Pending` must be repeated with the same bytes.
     ///
-    /// OpenSSL has encrypted them by then, and sends them in place of whatever comes next. So such a
-    /// write claims the transport, and until it is repeated nothing else is written, empty writes
-    /// included.
+    /// OpenSSL has encrypted them by then, and sends them in place of the next write's bytes. So such a
+    /// write claims the transport: until it is repeated nothing else is written, not even an empty write.
     pub(super) fn repeats_writes(&mut self, repeats_writes: bool) {
         self.repeats_writes = repeats_writes;
     }
@@ -88,13 +87,13 @@ impl Outbound {
         !self.is_mid_frame() && !self.mid_message && !self.closed && !self.is_busy()
     }
 
-    /// The handler has begun a frame and not finished it. A write of its that claims the transport is
-    /// begun.
+    /// Whether the handler has begun a frame and not finished it. A write of the handler's that claims the
+    /// transport counts as begun.
     pub(super) fn is_mid_frame(&self) -> bool {
         !self.scanner.at_boundary() || self.is_claimed()
     }
 
-    /// A write of the handler's claims the transport.
+    /// Whether a write of the handler's claims the transport.
     pub(super) fn is_claimed(&self) -> bool {
         matches!(self.claim, Claim::Handler(_))
     }
@@ -119,7 +118,7 @@ impl Outbound {
         matches!(self.control, Control::FlushPing | Control::FlushClose)
     }
 
-    /// Some bytes of a ping are with the transport, and it is not known to have sent all of them.
+    /// Whether the transport has accepted a part of a ping, or all of it without flushing it yet.
     pub(super) fn has_ping_out(&self) -> bool {
         self.has_begun() || matches!(self.control, Control::FlushPing)
     }
@@ -169,7 +168,7 @@ impl Outbound {
     }
 
     /// Asks the transport whether it would take more of the handler's bytes, without giving it any.
-    /// What it refuses is reported. A transport that cannot tell is taken for one that would.
+    /// A refusal is reported to `watch`. A transport that cannot tell counts as having room.
     pub(super) fn poll_room<T: AsyncWrite + Unpin>(
         &mut self,
         io: &mut T,
@@ -188,8 +187,8 @@ impl Outbound {
         Poll::Ready(())
     }
 
-    /// A control frame of ours is half-written, or claims the transport: its rest has to go out before
-    /// anything else.
+    /// Whether a control frame of ours is half-written or claims the transport, so that its rest must be
+    /// written before anything else.
     pub(super) fn has_begun(&self) -> bool {
         self.control.has_begun() || self.claim == Claim::Control
     }
@@ -198,9 +197,9 @@ impl Outbound {
         self.masked.then(|| fastrand::u32(..).to_ne_bytes())
     }
 
-    /// The handler is between two fragments of a message. RFC 6455 section 5.4 allows control frames
-    /// there, yet there are peers that lose a compressed message to them (wsproto 1.3, aiohttp before
-    /// 3.14.5), so a ping waits for the message's end for a while.
+    /// Whether the handler is between two fragments of a message. RFC 6455 section 5.4 allows control
+    /// frames there, but some peers then lose a compressed message (wsproto 1.3, aiohttp before 3.14.5), so
+    /// a ping waits for the end of the message, for at most the heartbeat's `timeout`.
     pub(super) fn is_mid_message(&self) -> bool {
         self.mid_message && !self.is_mid_frame()
     }
@@ -302,8 +301,8 @@ impl Outbound {
         self.after_write(io, cx, written, written < end, watch)
     }
 
-    /// How many of `bytes` the transport is offered. Where a frame of ours waits for a boundary, or the
-    /// end does, those up to the next one; but never fewer than were offered before.
+    /// How many of `bytes` to offer to the transport. If a frame of ours or an eviction waits for a frame
+    /// boundary, the bytes up to the next one, but never fewer than were offered before.
     fn end_of_write(&self, bytes: &[u8]) -> usize {
         if !self.is_busy() && !self.last {
             return bytes.len();
@@ -317,7 +316,7 @@ impl Outbound {
         end.min(bytes.len())
     }
 
-    /// The transport was offered `len` bytes of the handler's, with this result.
+    /// Records the result of offering `len` bytes of the handler's to the transport.
     fn note_claim(&mut self, written: &Poll<io::Result<usize>>, len: usize) {
         self.claim = match written {
             Poll::Pending if self.repeats_writes => {

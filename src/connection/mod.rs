@@ -7,7 +7,7 @@
 //! | [`held`] | what is kept back for that between two reads |
 //! | [`inject`] | pings and Close frames are put in |
 //! | [`control`] | one of these, and how much of it is written |
-//! | [`capabilities`] | what a kind of transport can do that `AsyncWrite` does not tell |
+//! | [`capabilities`] | properties of a kind of transport that `AsyncWrite` does not expose |
 //! | [`state`] | what is behind the lock, and who has the transport |
 //! | [`handler`] | the handler's operations |
 //! | [`attend`] | the driver's visits |

@@ -24,8 +24,8 @@ pub(crate) trait Managed: Send + Sync {
     fn core(&self) -> &Core;
     fn registries(&self) -> &Registries;
     fn view(&self) -> View;
-    /// Whether the caller is the connection's own transport, or a waker, while that is polled. Most of
-    /// what is below, and [`view`](Self::view), then panics.
+    /// Whether this is called from within a poll of the connection's own transport, or from a waker that
+    /// is cloned there. [`view`](Self::view) and most methods below then panic.
     fn is_polled(&self) -> bool;
     /// Ends the connection with this Close frame. False if it has ended before.
     fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool;
@@ -43,9 +43,9 @@ pub(crate) trait Managed: Send + Sync {
     fn ping(self: Arc<Self>) -> oneshot::Receiver<Duration>;
     /// Adds a layer. Of two of a kind the later one's settings hold, and both are told of the end.
     fn attach(&self, policy: &Policy, listeners: &Arc<Listeners>);
-    /// Adds an inner layer, until it [leaves](Self::leave) or its response is
-    /// [accepted](Self::accept). `within` is the inner layer around it, if there is one, and `overrides`
-    /// came with its request.
+    /// Adds an inner layer that may [leave](Self::leave) until its response is
+    /// [accepted](Self::accept). `within` is the next inner layer further out, if there is one;
+    /// `overrides` came with its request.
     fn join(
         self: Arc<Self>,
         layer: &Arc<Share>,
@@ -53,9 +53,10 @@ pub(crate) trait Managed: Send + Sync {
         admission: Option<Admission>,
         overrides: Option<&Overrides>,
     ) -> AttachmentId;
-    /// Removes an inner layer, and all layers within it: for them there was no connection.
+    /// Removes an inner layer and all layers within it, with the hooks and the places in registries that
+    /// no other layer shares.
     fn leave(self: Arc<Self>, id: AttachmentId);
-    /// The response of an inner layer is an upgrade.
+    /// Records that the response of an inner layer is an upgrade, so the layer stays.
     fn accept(&self, id: AttachmentId);
 }
 
@@ -171,8 +172,8 @@ impl Registries {
         self.lock().is_in(tracker)
     }
 
-    /// Keeps of `admission` what the connection still takes up. True if that is a new place; the rest
-    /// may wake a task as it is dropped, so not under a lock.
+    /// Takes the parts of `admission` that the connection does not hold yet, and returns the rest. True if
+    /// it now holds a new place. Dropping the rest may wake a task: do that without a lock.
     pub(super) fn add(&self, mut admission: Admission) -> (bool, Admission) {
         let mut admissions = self.lock();
         let is_new = !admissions.is_left() && !admissions.is_in(&admission.tracker);
@@ -184,15 +185,15 @@ impl Registries {
         (is_new, admission)
     }
 
-    /// Leaves one registry, and returns what was taken up in it: it may wake a task as it is dropped, so
-    /// not under a lock.
+    /// Leaves one registry, and returns the admission to it. Dropping that may wake a task: do that without
+    /// a lock.
     pub(super) fn remove(&self, tracker: &Arc<dyn Track>, id: ConnectionId) -> Option<Admission> {
         let mut admissions = self.lock();
         let mut trackers = admissions.trackers.iter();
         let place = trackers.position(|known| Arc::ptr_eq(known, tracker))?;
         let tracker = admissions.trackers.remove(place);
-        // At the end it is taken out by whoever has noticed that. Under the lock, or it might be entered
-        // anew in between.
+        // At its end the connection is removed by the task that noticed the end. This runs under the lock,
+        // or the connection might be entered again in between.
         if !admissions.vacated {
             tracker.ended(id);
         }

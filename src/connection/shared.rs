@@ -31,11 +31,10 @@ use crate::wire::Role;
 /// Lock order: `state`, then the core's extras, the registries', or the driver's queue. What is
 /// foreign runs under none of them: hooks are called, wakers woken, log lines written and transports
 /// dropped after all were given back. (A transport is *polled* under `state`, which is what that lock
-/// is for, a waker may be cloned, and the driver's own task is woken. A transport or a waker that comes
-/// back to `state` from in there panics. The application's map
-/// is called under a lock that belongs to one registration alone, see
-/// [`register`](crate::Liveness::register). Inside of that map the extras are looked at, so whoever holds
-/// them waits for nobody.)
+/// is for, a waker may be cloned, and the driver's own task is woken. A transport or a waker that locks
+/// `state` from there panics. The application's map is called under a lock that belongs to one
+/// registration alone, see [`register`](crate::Liveness::register). Inside of that map the extras are
+/// locked, so no other lock is acquired while they are held.)
 pub(crate) struct Connection<T: 'static> {
     core: Core,
     registries: Registries,
@@ -58,7 +57,7 @@ impl<T> Connection<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    /// A connection that is yet to be upgraded, to a transport of which this is known.
+    /// Creates a connection before its upgrade. `capabilities` describe its transport.
     pub(crate) fn new(role: Role, capabilities: &'static Capabilities<T>) -> Arc<Self> {
         Arc::new(Self {
             core: Core::new(),
@@ -417,7 +416,7 @@ where
     ) -> AttachmentId {
         let now = self.core.now();
         let id = AttachmentId::next();
-        // In one step, so that a layer that leaves meanwhile finds its heir or none.
+        // In one step: a layer that leaves at the same time must see all of this layer, or nothing.
         let added = self.enter(|state| {
             let owns_listeners = self.attach_listeners(state, &layer.listeners);
             let added = admission.map(|admission| self.registries.add(admission));

@@ -45,12 +45,12 @@ pub(super) struct State<T: 'static> {
     pub(super) capabilities: &'static Capabilities<T>,
 }
 
-/// What belongs to the policy of this connection alone. Few have anything of it.
+/// Settings of this connection alone. Most connections have none, so they are boxed.
 #[derive(Default)]
 struct Own {
-    /// What it has different, whichever layers come.
+    /// Values that take precedence over those of all layers.
     overrides: Overrides,
-    /// Only while the response of an inner layer is outstanding.
+    /// Present only while the response of an inner layer is outstanding.
     attachments: Option<Attachments>,
 }
 
@@ -66,7 +66,7 @@ pub(super) enum Phase {
         /// The connection ends for this reason as soon as the handler is between two frames.
         parting: Option<Box<Parting>>,
     },
-    /// The driver, which closes it.
+    /// The driver, which closes the transport.
     Evicting { closing: Box<Closing> },
     /// Nobody any more. No reason: it was the handler who dropped it.
     Closed {
@@ -101,7 +101,7 @@ pub(super) struct Aftermath<T> {
     /// There will be no transport any more; see [`Departure::Untold`].
     pub(super) departed: Option<bool>,
     pub(super) callers: Option<Callers>,
-    /// A closing handshake has begun, which the driver has to go on with.
+    /// A closing handshake has begun, so the driver must be scheduled.
     pub(super) closes: bool,
     pub(super) wakers: [Option<Waker>; 2],
     /// Wakers that nobody will need again: they keep their tasks' memory.
@@ -142,8 +142,7 @@ impl<T: 'static> State<T> {
         }
     }
 
-    /// Adds the settings of an inner layer, which may be taken back, and the overrides that its request
-    /// has brought.
+    /// Adds the settings of an inner layer that may leave, and the overrides that came with its request.
     pub(super) fn join(&mut self, now: Moment, attached: Attached, overrides: Option<&Overrides>) {
         let (id, layer) = (attached.id, Arc::clone(&attached.layer));
         let own = self.own.get_or_insert_default();
@@ -160,7 +159,7 @@ impl<T: 'static> State<T> {
         }
     }
 
-    /// Takes an inner layer's settings back, and those of the layers within it. Returns these layers.
+    /// Removes the settings of an inner layer and of the layers within it. Returns these layers.
     pub(super) fn leave(&mut self, now: Moment, id: AttachmentId) -> Vec<Attached> {
         let before = self.heartbeat_timeout();
         let Some(own) = &mut self.own else {
@@ -180,8 +179,7 @@ impl<T: 'static> State<T> {
         self.own.as_mut()?.attachments.as_mut()
     }
 
-    /// Takes what is kept of inner layers when no response is outstanding any more. To be dropped without
-    /// the lock.
+    /// Takes the state of inner layers once no response is outstanding. Drop it without the lock.
     pub(super) fn take_final_attachments(&mut self) -> Option<Attachments> {
         let own = self.own.as_mut()?;
         let attachments = own.attachments.take_if(|all| all.are_final())?;
@@ -191,8 +189,8 @@ impl<T: 'static> State<T> {
         Some(attachments)
     }
 
-    /// Replaces values of the policy, for this connection alone. `by` names the inner layer whose
-    /// request brought them, if one did.
+    /// Replaces values of the policy, for this connection alone. `by` is the inner layer with whose request
+    /// they came, if any.
     pub(super) fn override_policy(
         &mut self,
         now: Moment,
@@ -213,7 +211,7 @@ impl<T: 'static> State<T> {
         Some(self.policy.heartbeat.as_ref()?.timeout)
     }
 
-    /// The policy is another one from now on; the timeout of its pings was `before`.
+    /// Applies a changed policy; the timeout of the pings was `before`.
     fn policy_changed(&mut self, now: Moment, before: Option<Duration>) {
         if let Some(link) = &mut self.link {
             link.granularity = self.policy.step_millis();
@@ -230,8 +228,8 @@ impl<T: 'static> State<T> {
         }
     }
 
-    /// Puts the transport in. False if it is not the handler's: the connection was evicted before, and
-    /// its closing handshake begins, or the runtime is being shut down, and the transport is dropped.
+    /// Stores the transport. False if the handler does not get it: either the connection was evicted
+    /// before, and its closing handshake begins, or the runtime is being shut down, and it is dropped.
     pub(super) fn open(&mut self, io: T, connection: Arc<dyn Drive>, driver: Arc<Driver>) -> bool {
         let takes_any_bytes = (self.capabilities.takes_any_bytes)(&io)
             || (self.policy.heartbeat.as_ref()).is_some_and(|heartbeat| heartbeat.takes_any_bytes);
@@ -270,7 +268,7 @@ impl<T: 'static> State<T> {
         self.opened
     }
 
-    /// The connection is open from now on.
+    /// Starts the monitor of a connection that is now open.
     fn begin(&mut self, now: Moment) {
         self.tune();
         self.monitor = Monitor::new(now, &self.policy, fastrand::f32(), fastrand::u64(..));
@@ -287,7 +285,7 @@ impl<T: 'static> State<T> {
             self.departure = Departure::Untold { clean: false };
         }
         if matches!(self.phase, Phase::Opening { .. }) {
-            // An eviction that came before is the reason, and there is no peer to send its frame to.
+            // An earlier eviction stays the reason. There is no transport to send its frame over.
             self.monitor.end(now, Reason::UpgradeFailed);
             self.phase = Phase::Closed {
                 reason: self.monitor.reason(),
@@ -485,7 +483,7 @@ impl<T: 'static> State<T> {
 }
 
 impl Waiting {
-    /// The handler waits, and is reached by this waker. Returns the one that it replaces.
+    /// Stores the waker of a handler that waits. Returns the one that it replaces.
     pub(super) fn park(&mut self, waker: &Waker, by_driver: bool) -> Option<Waker> {
         self.pending = true;
         self.by_driver = by_driver;

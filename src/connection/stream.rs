@@ -81,7 +81,7 @@ where
 
     /// Puts a stream that speaks frames already under a layer.
     pub(crate) fn wrap(io: T, role: Role, layer: &Share) -> (Self, Liveness) {
-        // Panics, if it has to, before anything is counted.
+        // If this panics, it must do so before anything is counted.
         let _driver = Driver::expect_current();
         let (stream, live) = Self::promise(role, io.is_write_vectored(), layer);
         // Somebody may find it in a registry and evict it at once: its stream then says so.

@@ -97,18 +97,18 @@ impl Watch<'_> {
         }
     }
 
-    /// The driver is asked once for each refusal: it wakes the handler, and one whose task spends its
-    /// budget in every poll would have it asked without end.
+    /// Asks the driver once per refusal. The driver wakes the handler, so a task that spends its budget in
+    /// every poll would otherwise make both spin.
     fn maybe_held_up(&mut self, now: Moment, in_flush: bool) {
         self.notes.uncertain |= !self.monitor.is_uncertain();
         self.monitor.maybe_held_up(now, in_flush);
     }
 
-    /// The transport had nothing to read. Returns whether that is certain.
+    /// Records that a read returned `Pending`. Returns whether the transport certainly has nothing to read.
     ///
-    /// To a task that has used up its budget tokio's transports answer `Pending` whatever their state,
-    /// and wake the task at once; others mean it, and do not wake the task. So the driver, whose task
-    /// has no budget, is asked for a second opinion, here as for writes.
+    /// In a task that has used up its cooperative budget, tokio's transports return `Pending` in any state
+    /// and wake the task at once; others return it only if they are not ready, and do not wake the task. So
+    /// the driver, whose task has no budget, polls again, here as for writes.
     pub(super) fn found_nothing(&mut self) -> bool {
         let certain = has_budget_remaining();
         self.notes.uncertain |= !certain;
@@ -124,8 +124,8 @@ impl Watch<'_> {
     }
 }
 
-/// What the bytes that `scanner` has just consumed are to the idle layer's clocks; `end` is the frame
-/// that ended with them. `None`: a control frame's.
+/// Classifies the bytes that `scanner` has just consumed for the idle layer's clocks. `end` is the frame
+/// that ended with them, if any. `None` for bytes of a control frame.
 pub(super) fn data_of(scanner: &Scanner, end: Option<FrameEnd>) -> Option<Data> {
     let opcode = match end {
         Some(end) => Some(end.opcode),
@@ -165,7 +165,7 @@ pub(super) struct Notes {
     pub(super) malformed: Option<(Direction, Malformed)>,
     /// The transport refused to be tuned. It serves as it is.
     pub(super) untuned: Option<std::io::ErrorKind>,
-    /// A `Pending` may be the scheduler's and not the transport's: the driver has to look.
+    /// A `Pending` may be due to tokio's cooperative budget, not to the transport: the driver must poll.
     pub(super) uncertain: bool,
 }
 

@@ -5,8 +5,8 @@
 //! came nearer is told to the wheel at once, and whatever the driver itself has moved by a visit.
 //!
 //! The task (in [`task`]) starts with the first connection of a runtime and ends with the last. A
-//! handler that blocks its worker thread does not hold it up (see [`workers`]); a transport or a hook
-//! that blocks while the task polls or calls it does.
+//! handler that blocks its worker thread does not delay it (see [`workers`]), but a transport that blocks
+//! while the task polls it, or a hook that blocks while the task calls it, does.
 
 mod clock;
 #[cfg(all(test, liveness_loom))]
@@ -89,7 +89,7 @@ impl Driver {
         }
     }
 
-    /// The runtime that the driver's task runs on. It may be gone.
+    /// The runtime that the driver's task runs on, which may have been shut down.
     pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime
     }
@@ -193,8 +193,8 @@ impl Driver {
         let ready = std::mem::take(&mut queue.ready);
         drop(queue);
         for connection in wheel.into_values().chain(ready) {
-            // Hooks are guarded, but a waker or a log subscriber of the application's may panic: the
-            // others are abandoned all the same.
+            // Panics of hooks are caught elsewhere. If a waker or a tracing subscriber of the application
+            // panics, the other connections must still be abandoned.
             let _ = catch_unwind(AssertUnwindSafe(|| connection.abandon()));
         }
     }

@@ -1,4 +1,4 @@
-//! The drivers of all runtimes, by the runtime's id.
+//! The registry of drivers, one per tokio runtime.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use super::Driver;
 use crate::foreign;
 
-/// Why there can be no driver where it is asked for.
+/// Why the current thread has no driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoDriver {
     NoRuntime,
@@ -22,7 +22,7 @@ pub(crate) enum NoDriver {
 }
 
 impl NoDriver {
-    /// What is wrong, and how to mend it. Fit for a status line (RFC 9112 section 4).
+    /// The cause and the remedy, in characters that a status line allows (RFC 9112 section 4).
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::NoRuntime => "WebSocket liveness needs a tokio runtime, and runs outside of one",
@@ -55,8 +55,8 @@ impl Driver {
     ///
     /// # Errors
     ///
-    /// Outside of a tokio runtime, or in one whose timer is not enabled. Either is logged at ERROR, the
-    /// former once per process, the latter once per runtime.
+    /// [`NoDriver::NoRuntime`] outside of a tokio runtime, logged at ERROR once per process;
+    /// [`NoDriver::NoTimer`] in a runtime whose timer is not enabled, logged at ERROR once per runtime.
     pub(crate) fn current() -> Result<Arc<Self>, NoDriver> {
         static LOGGED: AtomicBool = AtomicBool::new(false);
 
@@ -71,7 +71,7 @@ impl Driver {
         if let Some(known) = find(&lock(), id) {
             return known;
         }
-        // Without the lock: a panic calls the process's panic hook, which is the application's.
+        // Without the lock: `has_timer` may panic, and the process's panic hook is the application's.
         let has_timer = has_timer();
         let mut runtimes = lock();
         if let Some(known) = find(&runtimes, id) {
@@ -95,16 +95,16 @@ impl Driver {
         Err(missing)
     }
 
-    /// The same for callers that document the panic.
+    /// Like [`current`](Self::current), for callers that document the panic.
     ///
     /// # Panics
     ///
-    /// Where [`current`](Self::current) fails.
+    /// If [`current`](Self::current) returns an error.
     pub(crate) fn expect_current() -> Arc<Self> {
         Self::current().unwrap_or_else(|missing| panic!("{missing}"))
     }
 
-    /// Has the next connection of the runtime get a new driver.
+    /// Removes this driver, so that the next connection of the runtime gets a new one.
     pub(super) fn forget(self: &Arc<Self>) {
         lock().retain(|_, known| match known {
             Known::Driver(driver) => !std::ptr::eq(driver.as_ptr(), Arc::as_ptr(self)),
@@ -122,7 +122,7 @@ impl Known {
     }
 }
 
-/// Dropped with the runtime: a new one may get the same id, and have a timer.
+/// Removes the entry of a runtime that is dropped: a new runtime may get its id, and have a timer.
 struct Forget(Id);
 
 impl Drop for Forget {
@@ -138,7 +138,7 @@ fn find(runtimes: &Runtimes, id: Id) -> Option<Result<Arc<Driver>, NoDriver>> {
     }
 }
 
-/// Whether the current runtime has a timer. There is no other way to ask tokio, which panics if not.
+/// Whether the current runtime has a timer. tokio only shows that by panicking if it has none.
 fn has_timer() -> bool {
     catch_unwind(|| drop(sleep(Duration::ZERO))).is_ok()
 }

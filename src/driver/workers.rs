@@ -1,9 +1,10 @@
 //! Keeps the driver's task from waiting behind a task that blocks its worker thread.
 //!
-//! A tokio worker keeps a task that is woken by the task it runs in its LIFO slot, from which other
-//! workers do not steal, and a task that yields on a list that only it reads. Both wait until the
-//! worker has run what it runs, or runs next. If that is a handler that blocks its thread, the
-//! driver would wait with it while other workers are idle, and all connections with the driver.
+//! When the task that a tokio worker runs wakes another one, the worker keeps that in its LIFO slot, from
+//! which other workers do not steal. A task that yields is kept in a list that only its worker reads. Both
+//! wait until the worker has finished polling its current task, or its next one. If that is a handler that
+//! blocks its thread, the driver would wait with it while other workers are idle, and so would the
+//! verdicts on all connections.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -16,13 +17,13 @@ use tokio::time::Instant;
 
 use crate::sync::Sleep;
 
-/// How long a yield waits for the worker on which it began, before another one may go on.
+/// How long a yield waits for its own worker, before another worker may run the driver's task.
 ///
-/// The shorter, the more often a timer wakes a worker for nothing: once per yield, at most a
-/// hundred times a second.
+/// A shorter time lets the timer wake workers in vain more often: at most once per yield, which with 10 ms
+/// is at most a hundred times a second.
 const STUCK: Duration = Duration::from_millis(10);
 
-/// The runtime of the driver's task if it has several workers. With one there is no other to go on.
+/// The runtime of the driver's task. `None` if it has a single worker, since no other can run the task.
 #[derive(Clone)]
 pub(super) struct Workers(Option<Handle>);
 
@@ -39,26 +40,26 @@ impl Workers {
         let Some(runtime) = &self.0 else {
             return;
         };
-        // Outside of a task the slot does no harm: a thread that is no worker does not use it, and
-        // a worker that wakes the driver while it handles events and timers runs it before any
+        // Outside of a task the LIFO slot does no harm: a thread that is not a worker does not use it, and
+        // a worker that wakes the driver while it handles events and timers runs the driver before any
         // handler can block.
         if try_id().is_none() {
             return;
         }
-        // Takes the slot over, so that the driver moves into the queue that other workers steal
-        // from. This is a new task each time: to wake an existing one would do nothing while that
-        // is itself in the slot of a blocked worker.
+        // An empty task replaces the driver in the slot, so that the driver moves to the queue from which
+        // other workers steal. It is a new task each time: waking an existing one would do nothing while
+        // that one is in the slot of a blocked worker.
         drop(runtime.spawn(async {}));
     }
 
-    /// Lets other tasks of the worker run, and the worker look for events. If it does not come back
-    /// in time, another worker that has looked for events goes on. Moves the deadline of `sleep`.
+    /// Yields to the worker's other tasks and lets it poll for events. If the worker does not run this task
+    /// again within [`STUCK`], another one does. Resets the deadline of `sleep`.
     pub(super) async fn yield_now(&self, mut sleep: Pin<&mut Sleep>) {
         let mut yielded = pin!(yield_now());
         if self.0.is_none() {
             return yielded.await;
         }
-        // Timers fire right after a look for events, on the worker that has looked.
+        // A timer fires right after a worker has polled for events, and wakes the task on that worker.
         sleep.as_mut().reset(Instant::now() + STUCK);
         poll_fn(|cx| match yielded.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(()),

@@ -32,9 +32,9 @@ use crate::wire::Role;
 /// [`UpgradeFailed`](crate::Reason::UpgradeFailed). What follows such an answer passes through.
 ///
 /// **Nothing here bounds the handshake**: a peer may never finish it. Put a timeout around what does
-/// the handshake; dropping that drops this stream, and all is given back. After an eviction during
-/// the handshake, the Close frame is sent at its end. A handshake under way takes a place in the
-/// registry, as behind the layers, and is waited for by
+/// the handshake; dropping that drops this stream and gives everything back. After an eviction during
+/// the handshake, the Close frame is sent when the handshake completes. A handshake under way takes a place
+/// in the registry, as behind the layers, and is waited for by
 /// [`Registry::wait_idle`](crate::Registry::wait_idle).
 ///
 /// A client has to wait for the answer before it sends frames (RFC 6455 section 4.1). A server that

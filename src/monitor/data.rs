@@ -1,24 +1,24 @@
-//! The data frames of one direction (RFC 6455 section 5.6), as the idle layer's clocks see them.
+//! The idle layer's clock for the data frames of one direction (RFC 6455 section 5.6).
 
 use super::moment::Moment;
 
-/// Bytes that are no control frame's, and what they are to their message.
+/// How bytes outside of control frames relate to their message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Data {
-    /// The message goes on behind them.
+    /// The message continues after them.
     Part,
-    /// The message is complete with the last of them.
+    /// They complete the message.
     End,
-    /// Frame boundaries are lost, so they may be anything.
+    /// Unknown, since frame boundaries are lost in malformed input.
     Unframed,
 }
 
-/// When data last passed, and how long the message at hand has been passing.
+/// When data last passed, and when the current message began.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DataClock {
-    /// The last byte, or the opening handshake.
+    /// Time of the last data byte, or of the upgrade if there was none.
     pub(super) last: Moment,
-    /// The first byte of a message that is not complete.
+    /// Time of the first byte of the current message. `None` between messages.
     pub(super) message: Option<Moment>,
 }
 
@@ -30,7 +30,7 @@ impl DataClock {
         }
     }
 
-    /// Notes bytes that passed at `now`. Returns whether they begin a message that goes on.
+    /// Records bytes that passed at `now`. Returns whether they begin a message without completing it.
     pub(super) fn pass(&mut self, now: Moment, data: Data) -> bool {
         self.last = now;
         let begun = self.message;
@@ -41,7 +41,7 @@ impl DataClock {
         begun.is_none() && self.message.is_some()
     }
 
-    /// Gives the message at hand, if there is one, its time anew.
+    /// Restarts the time of the current message, if there is one.
     pub(super) fn restart_message(&mut self, now: Moment) {
         self.message = self.message.map(|_| now);
     }

@@ -45,7 +45,7 @@ pub(super) struct Blocked {
     /// It took the bytes, and does not get them out: what it does not flush, it holds in a buffer
     /// of its own (TLS, HTTP/2).
     pub(super) in_flush: bool,
-    /// It may have been the scheduler that refused, and not the transport.
+    /// The refusal may be due to tokio's cooperative budget, not to the transport.
     pub(super) uncertain: bool,
 }
 
@@ -89,8 +89,8 @@ pub(crate) struct Monitor {
     pub(super) blocked: Option<Blocked>,
     /// Since when bytes from the peer wait that the handler does not read.
     pub(super) backlog: Option<Moment>,
-    /// When a late verdict on the handler was last put off. A stall that counts from then has had
-    /// its reprieve.
+    /// When a late verdict on the handler was last postponed. A stall counted from that time is not
+    /// postponed again.
     pub(super) reprieved: Option<Moment>,
     pub(super) ending: Ending,
     /// Part of the first interval that is left out, in 0..=1 (jitter).
@@ -98,7 +98,7 @@ pub(crate) struct Monitor {
     pub(super) pings: Pings,
     pub(super) rtt: RttEstimate,
     pub(super) stats: Stats,
-    /// The peer's first message is complete, or cannot be seen for lack of frame boundaries.
+    /// The peer's first message is complete, or its end cannot be found since frame boundaries are lost.
     pub(super) first_message: bool,
     /// The read-ahead buffer was full once, and the handler has read since.
     pub(super) was_blind: bool,
@@ -247,7 +247,7 @@ impl Monitor {
         // What is left of a half-written frame is the handler's to write, from now on. And whoever
         // was waiting for a second try waits for the first one again.
         self.moved |= !rest || blocked.asked.is_some();
-        // What the scheduler refused says nothing of the peer.
+        // A refusal that may be due to the budget proves nothing about the peer.
         let refused = match blocked.uncertain {
             true => Duration::ZERO,
             false => now.since(blocked.refused),
@@ -277,12 +277,12 @@ impl Monitor {
         self.held_up(now, true, true);
     }
 
-    /// Bytes were refused or, if `in_flush`, not flushed, by the transport or by the scheduler.
+    /// Bytes were refused or, if `in_flush`, not flushed, by the transport or by tokio's cooperative budget.
     pub(crate) fn maybe_held_up(&mut self, now: Moment, in_flush: bool) {
         self.held_up(now, in_flush, false);
     }
 
-    /// What [may](Self::maybe_held_up) have been the transport was the scheduler.
+    /// The refusal that was [uncertain](Self::maybe_held_up) did not come from the transport.
     pub(crate) fn not_held_up(&mut self) {
         self.blocked.take_if(|blocked| blocked.uncertain);
     }
@@ -347,7 +347,7 @@ impl Monitor {
         self.moved |= self.pings.mid_message(mid_message);
     }
 
-    /// The driver is here: a ping that has waited long enough for the end of a message waits no longer.
+    /// Called by the driver: releases a ping that has waited long enough for the end of a message.
     pub(crate) fn release_ping(&mut self, now: Moment) {
         self.pings.release(now);
     }
@@ -424,7 +424,7 @@ impl Monitor {
         }
     }
 
-    /// The transport of a connection that is over comes only now: its `close_timeout` runs from here.
+    /// The transport of an evicted connection opens only now, so its `close_timeout` starts at `now`.
     pub(crate) fn close_from(&mut self, now: Moment) {
         if let Ending::Over { since, .. } = &mut self.ending {
             *since = now;

@@ -26,9 +26,9 @@ pub(crate) struct Pings {
     waiting: Option<Moment>,
     /// Since when a ping is given out and not handed to the transport.
     wished: Option<Moment>,
-    /// Until when such a ping waits for the end of a message of the handler's.
+    /// Until when that ping waits for the end of an outbound message.
     held_until: Option<Moment>,
-    /// The handler was between two fragments of a message when that was last asked.
+    /// Whether the handler was between two fragments of a message at the last poll.
     mid_message: bool,
     /// The application wants a ping besides those that are due.
     asked: bool,
@@ -70,7 +70,7 @@ impl Pings {
     }
 
     /// Payload of the next ping, which the caller now has to write. What counts from now on is the
-    /// answer to this one. It waits at most for as long as `hold` for the end of a message.
+    /// answer to this one. It waits for the end of a message for at most `hold`.
     pub(crate) fn next(&mut self, now: Moment, hold: Duration) -> [u8; 8] {
         self.waiting = None;
         self.besides(now, hold)
@@ -179,7 +179,7 @@ impl Pings {
         self.wished = self.wished.map(|_| now);
     }
 
-    /// A ping that has waited long enough for the end of a message waits no longer.
+    /// Releases a ping that has waited long enough for the end of a message.
     pub(crate) fn release(&mut self, now: Moment) {
         let held = self.is_held();
         if self.held_until.take_if(|until| *until <= now).is_some() && held {
@@ -192,7 +192,7 @@ impl Pings {
         std::mem::replace(&mut self.mid_message, mid_message) != mid_message
     }
 
-    /// A ping waits between two fragments for the message's end.
+    /// Whether a ping waits between two fragments for the end of the message.
     pub(crate) fn is_held(&self) -> bool {
         self.mid_message && self.held_until.is_some()
     }

@@ -20,7 +20,7 @@ pub(crate) struct Outlook {
     pub(crate) can_inject: bool,
     /// The handler is between two fragments of a message.
     pub(crate) mid_message: bool,
-    /// The transport has to be given the handler's refused bytes again before any other.
+    /// The handler must repeat a refused write before any other bytes can be written.
     pub(crate) claimed: bool,
     /// The read-ahead buffer is full, so bytes from the peer could not be looked at.
     pub(crate) blind: bool,
@@ -124,7 +124,7 @@ impl Monitor {
             return Action::Wait;
         };
         match blocked.asked {
-            // So was the task that would have offered the bytes again. Once in a stall.
+            // The runtime stood still, and so did the task that writes. Postponed once per stall.
             None if !blocked.is_anew() && was_paused(late, heartbeat.write_timeout) => {
                 *blocked = blocked.anew(now);
             }
@@ -144,7 +144,7 @@ impl Monitor {
                 *blocked = blocked.anew(now);
             }
             Some(_) if blocked.maybe_again => return self.evict(now, Reason::WriteStalled),
-            // The handler has given its write up, and nothing else can be written. A ping cannot either.
+            // The handler has abandoned its write, and nothing else can be written, not even a ping.
             Some(_) if outlook.claimed => {
                 let reason = match heartbeat.write_timeout {
                     Some(_) => Reason::WriteStalled,
@@ -267,7 +267,7 @@ impl Monitor {
         (!self.first_message && !self.blind).then(|| from + within)
     }
 
-    /// The same holds for the end of any message from the peer.
+    /// Inbound messages have no deadline while the read-ahead buffer is full, for the same reason.
     fn message_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
         let within = idle.message_timeout?;
         let inbound = self.inbound.message.filter(|_| !self.blind);
@@ -280,7 +280,7 @@ impl Monitor {
         Some(begun? + within)
     }
 
-    /// A full read-ahead buffer does not put this off: the last byte that was seen filled it.
+    /// A full read-ahead buffer does not postpone this deadline: it runs from the byte that filled it.
     fn idle_deadline(&self, idle: &IdlePolicy) -> Moment {
         self.active(idle.watch) + idle.timeout
     }
@@ -299,8 +299,8 @@ impl Monitor {
         }
     }
 
-    /// Since when a ping waits for the end of a frame whose rest the transport would take. Not while it
-    /// waits for a message's end between two fragments: it will not do so for ever.
+    /// Since when a ping waits for the end of a frame whose rest the transport would accept. `None` while it
+    /// waits between two fragments for the end of a message, since that wait is bounded.
     pub(super) fn half_written(&self) -> Option<Moment> {
         let waits = self.blocked.is_none() && !self.pings.is_held();
         self.pings.wished().filter(|_| waits)
@@ -319,8 +319,8 @@ impl Monitor {
         })
     }
 
-    /// When the driver has to look for bytes and for the end, where no ping brings it here: a handler
-    /// that does not read would not find them.
+    /// When the driver polls for inbound bytes and for the end of the stream if no ping is sent, because a
+    /// handler that does not read would not notice them.
     fn look_due(&self, heartbeat: &HeartbeatPolicy) -> Moment {
         self.last_proof + heartbeat.interval
     }

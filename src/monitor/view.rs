@@ -33,12 +33,12 @@ impl Monitor {
         Some(since + heartbeat.timeout * heartbeat.missed_pings)
     }
 
-    /// A ping waits for the end of a message before it goes between two of its fragments.
+    /// Whether a ping waits for the end of an outbound message.
     pub(crate) fn holds_ping(&self) -> bool {
         self.pings.held_until().is_some()
     }
 
-    /// A ping is with the transport, and its pong is still to come.
+    /// Whether the transport has a ping whose pong has not come yet.
     pub(crate) fn has_unanswered_ping(&self) -> bool {
         self.pings.unanswered().is_some()
     }
@@ -59,7 +59,7 @@ impl Monitor {
         self.moved || self.judged
     }
 
-    /// The transport may be holding something up, or it was the scheduler.
+    /// Whether the last refusal may be due to tokio's cooperative budget.
     pub(crate) fn is_uncertain(&self) -> bool {
         self.blocked.is_some_and(|blocked| blocked.uncertain)
     }

@@ -1,4 +1,4 @@
-//! A mutex that panics where its thread holds it already, instead of waiting for itself for ever.
+//! A mutex that panics on reentrant locking instead of deadlocking.
 
 use std::cell::{Cell, RefCell};
 use std::ops::{Deref, DerefMut};
@@ -6,23 +6,23 @@ use std::ptr;
 
 use super::{Mutex, MutexGuard};
 
-/// All threads of a loom model are one thread of the operating system.
+/// True in loom models: their threads share one OS thread, so held locks cannot be kept per thread.
 const MODELLED: bool = cfg!(all(test, liveness_loom));
 
 thread_local! {
-    /// The address of the lock that this thread took last and still holds; 0 for none.
+    /// The address of the lock that this thread acquired last and still holds; 0 if it holds none.
     static INNERMOST: Cell<usize> = const { Cell::new(0) };
-    /// The others that it holds, which is rare.
+    /// The addresses of other locks that it holds, usually none.
     static OUTER: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A mutex under which foreign code is called, which may come back.
+/// A mutex under which foreign code is called that may try to lock it again.
 ///
-/// What a thread holds is kept in the thread itself: to note it costs three instructions, and it is
-/// looked at only where the mutex is not free.
+/// The locks that a thread holds are recorded in thread-local storage. Recording one costs three
+/// instructions, and the record is read only if the mutex is not free.
 pub(crate) struct Lock<T>(Mutex<T>);
 
-/// What is locked. Unlocked when dropped.
+/// The guard of a [`Lock`]. Dropping it unlocks.
 pub(crate) struct Locked<'a, T> {
     value: MutexGuard<'a, T>,
     _mark: Mark,
@@ -33,7 +33,7 @@ impl<T> Lock<T> {
         Self(Mutex::new(value))
     }
 
-    /// Waits for the lock. `mend` is called on a value that a panic has left as it was.
+    /// Acquires the lock. If the mutex is poisoned, calls `mend` on the value.
     ///
     /// # Panics
     ///
@@ -52,7 +52,7 @@ impl<T> Lock<T> {
         }
     }
 
-    /// Whether this thread holds it.
+    /// Whether this thread holds the lock.
     pub(crate) fn is_held(&self) -> bool {
         let address = self.address();
         INNERMOST.get() == address
@@ -96,7 +96,7 @@ impl<T> DerefMut for Locked<'_, T> {
     }
 }
 
-/// Has the thread know that it holds a lock, until this is dropped.
+/// Records that the thread holds a lock, until this is dropped.
 struct Mark {
     outer: usize,
 }
@@ -128,7 +128,7 @@ impl Drop for Mark {
     }
 }
 
-/// A thread that ends has no such list any more: it is only looked at where a thread would wait.
+/// On a thread that is ending the list is destroyed, and reentrant locking of `outer` is not detected.
 #[cold]
 fn keep(outer: usize) {
     let _ = OUTER.try_with(|others| others.borrow_mut().push(outer));

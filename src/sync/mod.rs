@@ -30,7 +30,7 @@ pub(crate) use tokio::{
     time::{Sleep, sleep_until},
 };
 
-/// Calls `act` in the context of this runtime, whichever thread this is.
+/// Calls `act` in the context of `runtime`, on any thread.
 #[cfg(not(all(test, liveness_loom)))]
 pub(crate) fn in_runtime<R>(runtime: &tokio::runtime::Handle, act: impl FnOnce() -> R) -> R {
     let _entered = match tokio::runtime::Handle::try_current() {

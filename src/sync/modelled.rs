@@ -106,7 +106,7 @@ pub(crate) fn spawned() -> usize {
     world().tasks.lock().unwrap().len()
 }
 
-/// All threads of a model are in the context of one runtime already, and take turns in it.
+/// Just calls `act`: all threads of a model are in the context of one runtime.
 pub(crate) fn in_runtime<R>(_: &tokio::runtime::Handle, act: impl FnOnce() -> R) -> R {
     act()
 }

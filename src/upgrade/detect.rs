@@ -30,12 +30,12 @@ impl Handshake {
     }
 }
 
-/// Why a request is not an opening handshake. The request alone decides: the client is at fault.
+/// Why a request is not an opening handshake, by its head alone, so that the client is at fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotHandshake {
-    /// HTTP/1.x, and another method than `GET`.
+    /// HTTP/1.x with a method other than `GET`.
     MethodNotGet,
-    /// HTTP/2, and another method than `CONNECT`.
+    /// HTTP/2 with a method other than `CONNECT`.
     #[cfg(feature = "http2")]
     MethodNotConnect,
     /// HTTP/2, and `:protocol` is missing or names another protocol.
@@ -43,16 +43,16 @@ pub(crate) enum NotHandshake {
     OtherProtocol,
     /// HTTP/1.1, and `websocket` is not among the tokens of `Upgrade`.
     NoUpgrade,
-    /// A version of HTTP over which there are no WebSockets, or none in this build.
+    /// A version of HTTP over which WebSockets do not exist, or are not supported by this build.
     Version,
 }
 
-/// Marks an opening handshake of which a layer could make no connection, because the request had no
-/// [`OnUpgrade`]. Without this mark the extractor could not tell that from a route without layers.
+/// Marks an opening handshake that passed a layer but had no [`OnUpgrade`], so that it cannot be upgraded.
+/// The extractor needs the mark to distinguish it from a request on a route without layers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NotUpgradable;
 
-/// Returns the kind of handshake that a request with this head opens, whether or not hyper can upgrade it.
+/// Returns the kind of handshake that a request with this head is, whether or not hyper can upgrade it.
 #[cfg_attr(
     not(feature = "http2"),
     expect(unused_variables, reason = "`:protocol` is among the extensions")
@@ -80,8 +80,8 @@ pub(crate) fn handshake(
     }
 }
 
-/// Returns the kind of handshake that `req` opens, or `None` if it does not ask for a WebSocket or if there is no
-/// [`OnUpgrade`] in its extensions, so that nothing could be upgraded anyway. The latter leaves a mark.
+/// Returns the kind of handshake that `req` is. `None` if it does not ask for a WebSocket, or if it has no
+/// [`OnUpgrade`] in its extensions and so cannot be upgraded; it is then marked [`NotUpgradable`].
 pub(crate) fn detect<B>(req: &mut Request<B>) -> Option<Handshake> {
     let (method, headers) = (req.method(), req.headers());
     let handshake = handshake(method, req.version(), headers, req.extensions()).ok()?;

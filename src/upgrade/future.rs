@@ -29,9 +29,9 @@ use crate::monitor::Overrides;
 use crate::overrides::PolicyOverride;
 use crate::wire::Role;
 
-/// Calls `inner` with `req`, whose connection, if it becomes one, is under the layer of `share`. An
-/// opening handshake that the layer's registry has no room for does not come to `inner`, nor does one
-/// where there can be no driver.
+/// Calls `inner` with `req`. If it is upgraded, its connection is under the layer of `share`. An opening
+/// handshake is refused without calling `inner` if the layer's registry is full, or if the current thread
+/// has no driver.
 pub(crate) fn call<S, B>(
     share: &Arc<Share>,
     inner: &mut S,
@@ -55,22 +55,24 @@ where
     ResponseFuture { answer }
 }
 
-/// Why an opening handshake does not come to the handler.
+/// Why an opening handshake is refused before the handler is called.
 #[derive(Clone, Copy)]
 enum Refusal {
     ByRegistry(Refused),
     NoDriver(NoDriver),
 }
 
-/// A layer's part in an opening handshake that its service has not answered yet. Dropped, it has none.
+/// What a layer does with an opening handshake that its service has not answered yet.
+///
+/// Dropping it detaches the layer.
 enum Part {
-    /// That of the outermost layer, which makes the connection.
+    /// The outermost layer creates the connection.
     Outermost(Opening),
-    /// That of a layer further in, which has joined it.
+    /// An inner layer has joined the connection.
     Inner(Handshake, Attachment),
 }
 
-/// In the request's extensions, for the layers further in: the innermost layer that has joined so far.
+/// The innermost layer that has joined so far, in the request's extensions for the layers further in.
 #[derive(Clone, Copy)]
 struct Within(AttachmentId);
 
@@ -97,7 +99,7 @@ impl Part {
         Ok(Some(Self::Inner(handshake, attachment)))
     }
 
-    /// The service has answered.
+    /// Handles the response of the layer's service.
     fn answered<B>(self, response: &Response<B>) {
         // hyper fulfils its own end of any upgrade request some day, with a stream that is long
         // dead. So whatever is not an accepted handshake ends here.
@@ -116,7 +118,7 @@ impl Part {
 
 /// An opening handshake that the handler has not answered yet.
 struct Opening {
-    /// The response may be polled outside of it.
+    /// Kept because the response may be polled outside of the runtime.
     runtime: Handle,
     handshake: Handshake,
     real: OnUpgrade,
@@ -132,7 +134,7 @@ impl Opening {
         overrides: Option<&Overrides>,
         req: &mut Request<B>,
     ) -> Result<Option<Self>, Refusal> {
-        // A request that cannot become a connection needs no driver.
+        // A request that cannot be upgraded needs no driver.
         if req.extensions().get::<OnUpgrade>().is_some() {
             Driver::current().map_err(Refusal::NoDriver)?;
         }
@@ -294,7 +296,7 @@ impl Refusal {
                 let retry_after = HeaderValue::from(refused.retry_after);
                 response.headers_mut().insert(RETRY_AFTER, retry_after);
             }
-            // The body's type is the application's, so the status line has to say it.
+            // The body's type is the application's, so only the status line can carry the message.
             Self::NoDriver(missing) => {
                 *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
                 let phrase = ReasonPhrase::from_static(missing.as_str().as_bytes());

@@ -92,7 +92,7 @@ impl Transport {
         poll_writable: Self::poll_writable,
     };
 
-    /// Sets the options of a socket as the connection's heartbeat has it. Another transport has none.
+    /// Sets the socket options that follow from the heartbeat's times, if the transport is a TCP socket.
     #[cfg(feature = "tcp")]
     fn tune(&self, heartbeat: &HeartbeatPolicy) -> io::Result<()> {
         match self.tcp() {
@@ -106,7 +106,7 @@ impl Transport {
         Ok(())
     }
 
-    /// What is in hyper's box may be TLS by OpenSSL.
+    /// False for hyper's boxed stream, which may be TLS by OpenSSL.
     fn takes_any_bytes(&self) -> bool {
         !matches!(self, Self::Upgraded(_))
     }

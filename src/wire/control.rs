@@ -121,8 +121,8 @@ pub(crate) enum Probe {
 ///
 /// Whatever we do not recognise stays in the stream, so the test is strict: a set RSV bit or a
 /// length that is not in its shortest form belongs to a frame that we did not ask for. `No` comes
-/// with the first byte that differs. The payload alone says whose pong it is: it may be masked or
-/// not, whatever the sender's role asks for (section 5.1).
+/// with the first byte that differs. A pong is recognised by its payload alone, whether or not it
+/// is masked as the sender's role requires (section 5.1).
 pub(crate) fn probe_pong(prefix: &[u8]) -> Probe {
     let Some((&first, rest)) = prefix.split_first() else {
         return Probe::NeedMore;

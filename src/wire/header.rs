@@ -71,8 +71,8 @@ impl Header {
     /// Rules are checked in the order of the bytes that they look at, and as soon as those are
     /// there. So the verdict on a stream is the same however it was cut into prefixes.
     ///
-    /// The MASK bit is followed whatever the sender's role asks for (section 5.1): it says where the
-    /// frame ends, and the breach is the application's codec's to judge.
+    /// The MASK bit is not checked against the sender's role (section 5.1). It decides where the frame ends;
+    /// a violation is left to the application's codec.
     pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, Malformed> {
         let Some((&first, rest)) = bytes.split_first() else {
             return Ok(None);

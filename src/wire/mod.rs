@@ -29,8 +29,8 @@ pub(crate) use scan::{FrameEnd, Scanner};
 
 /// Our end of the connection.
 ///
-/// A client masks every frame it sends and a server masks none (RFC 6455 section 5.1). The role
-/// decides that for our own frames alone: those of others are read as they come.
+/// A client masks every frame it sends and a server masks none (RFC 6455 section 5.1). The role decides
+/// only whether our own frames are masked; received frames may be masked or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// We accepted the opening handshake.
@@ -77,8 +77,8 @@ impl OpCode {
         }
     }
 
-    /// Whether this is a control frame (section 5.5), which may stand between two fragments. All others
-    /// carry application data (section 5.6).
+    /// Whether this is a control frame (section 5.5), allowed between two fragments. All other frames carry
+    /// application data (section 5.6).
     pub(crate) const fn is_control(self) -> bool {
         matches!(self, OpCode::Close | OpCode::Ping | OpCode::Pong)
     }

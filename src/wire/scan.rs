@@ -54,8 +54,8 @@ impl Scanner {
         matches!(self.state, State::Header(PartialHeader { len: 0, .. }))
     }
 
-    /// The opcode of the frame that has begun and not ended. `None` at a boundary, and where
-    /// boundaries are lost.
+    /// The opcode of the current, unfinished frame. `None` at a frame boundary, and once the boundaries are
+    /// lost.
     #[inline]
     pub(crate) fn open_frame(&self) -> Option<OpCode> {
         match &self.state {
