@@ -1,5 +1,7 @@
-//! Transports that keep a write which they answered with `Pending`, and have to be given the same bytes
-//! again before any others: OpenSSL. Nothing of the layer's may come in between.
+//! Transports over which a pending write must be repeated, such as OpenSSL.
+//!
+//! Such a transport keeps the bytes of a write that returned `Pending`, and the same bytes must be written
+//! again before any others. The layer must not write a frame in between.
 
 #[path = "support/script.rs"]
 mod script;
@@ -14,9 +16,9 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout};
 use tower_ws_liveness::{Drain, Evicted, Health, HeartbeatLayerBuilder, Liveness, Reason};
 
-/// A frame of the handler's that is shorter than a ping.
+/// A frame that the handler writes, shorter than a ping.
 const SHORT: usize = 3;
-/// One that is longer.
+/// A frame that the handler writes, longer than a ping.
 const LONG: usize = 40;
 
 /// A server's end over a transport that keeps refused writes.
@@ -35,7 +37,7 @@ fn text(len: usize) -> Vec<u8> {
     frame(0x80 | TEXT, None, &vec![b'a'; len])
 }
 
-/// What the peer received of the handler's. Panics if it was no sequence of frames.
+/// The handler's bytes that the peer received. Panics if these are not a sequence of frames.
 fn data(peer: &Peer) -> Vec<u8> {
     let frames = peer.frames().into_iter();
     let data = frames.filter(|frame| frame.opcode() < CLOSE);
@@ -61,7 +63,7 @@ fn offer(
     wrote.map(|wrote| wrote.expect("the connection is open"))
 }
 
-/// Lets what waits for room go on until nothing does.
+/// Makes room a few times, so that no write waits for it any more.
 async fn settle(peer: &Peer) {
     for _ in 0..4 {
         peer.kick();
@@ -126,8 +128,8 @@ async fn a_close_frame_does_not_come_in_the_place_of_a_refused_write() {
     }
 }
 
-/// A ping of ours that was refused has to be repeated as well, though frame boundaries are lost
-/// meanwhile, or the connection is evicted.
+/// A refused ping of ours must be repeated as well, even if frame boundaries are lost in the meantime or
+/// the connection is evicted.
 #[tokio::test(start_paused = true)]
 async fn a_refused_ping_goes_out_before_anything_else() {
     for evicts in [false, true] {
@@ -161,13 +163,13 @@ async fn a_refused_ping_goes_out_before_anything_else() {
     }
 }
 
-/// When the connection ended, with a handler that gives its write up at once and never comes back.
+/// Returns when the connection ended under a handler that abandons its write at once.
 async fn given_up(builder: HeartbeatLayerBuilder) -> (Option<Reason>, u64) {
     let begun = Instant::now();
     let (mut stream, live, peer) = claimed(builder, false);
     peer.write_steps(&[WAIT, ALL]);
     assert!(poll_write(&mut stream, &Wakes::new(), &text(LONG)).is_pending());
-    // There is room again, which is of no use to a ping.
+    // There is room again, but a ping must not be written.
     peer.kick();
     let end = timeout(ms(60_000), live.evicted()).await;
     assert!(peer.wire().written.is_empty(), "nothing but the retry fits");
@@ -213,7 +215,7 @@ async fn a_refused_write_that_is_retried_in_time_is_no_stall() {
     assert!(live.stats().pings_sent() > 10);
 }
 
-/// The drain lets a frame be finished that the transport has taken in, though not accepted.
+/// A drain waits for the end of a frame of which the transport has kept, but not accepted, a write.
 #[tokio::test(start_paused = true)]
 async fn a_drain_waits_for_a_refused_write() {
     let layer = heartbeat()
@@ -280,7 +282,7 @@ async fn a_refused_write_behind_a_ping_is_not_forgotten_with_its_flush() {
     }
 }
 
-/// A handler's frames over a transport that refuses at random, while pings become due all the time.
+/// A handler writes frames over a transport that refuses at random, while pings keep becoming due.
 async fn storm(lens: Vec<usize>, steps: Vec<usize>, piece: usize, vectored: bool, gap: u64) {
     let builder = heartbeat()
         .interval(ms(3))

@@ -488,7 +488,7 @@ async fn in_the_middle_of_a_frame_the_transport_lingers_until_the_peers_end() {
     assert_eq!(recorder.total(), 1);
 }
 
-/// The peer waits for room to send before it reads on, so it is read while our Close frame waits.
+/// The peer reads only once it has room to send, so its bytes are read while our Close frame waits.
 #[tokio::test(start_paused = true)]
 async fn a_peer_is_read_while_our_close_frame_waits_for_room() {
     let (mut stream, live, peer, _) = recorded();
@@ -511,7 +511,7 @@ async fn a_peer_is_read_while_our_close_frame_waits_for_room() {
     assert_eq!(let_go(&peer, kicked), ms(55));
 }
 
-/// With nothing of ours unanswered, there is nothing that could still come.
+/// Without an unanswered ping nothing more can arrive, so the transport does not linger.
 #[tokio::test(start_paused = true)]
 async fn after_both_close_frames_only_a_pong_is_waited_for() {
     for pinged in [false, true] {

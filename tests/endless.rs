@@ -1,5 +1,6 @@
-//! Transfers that take long, bytes that dribble, and messages that never end: signs of life for the
-//! heartbeat, use for the idle clock, and the business of `message_timeout`.
+//! Long transfers, slow bytes and endless messages, against all three timeouts.
+//!
+//! They are signs of life for the heartbeat and use for the idle timeout; `message_timeout` bounds them.
 
 #[path = "support/script.rs"]
 mod script;
@@ -150,7 +151,7 @@ async fn goes_on(client: &mut RawClient<DuplexStream>, bytes: &[u8], recorder: &
     }
 }
 
-/// Messages that never end: what they begin with, and how they go on.
+/// Endless messages: their first bytes, and the bytes that follow again and again.
 fn endless() -> [(&'static str, Vec<u8>, Vec<u8>); 4] {
     let more = raw::Frame::new(raw::CONTINUATION, "and so on").unfinished();
     let nothing = raw::Frame::new(raw::CONTINUATION, "").unfinished();
@@ -264,7 +265,7 @@ async fn a_message_that_ends_in_time_is_as_good_as_any_other() {
 
 // Transfers.
 
-/// The longest that deadlines of 3 s and more are rounded up by, and a millisecond to act.
+/// The most by which deadlines of 3 s and longer are rounded up, and a millisecond to act.
 const IDLE_TICK: Duration = Duration::from_millis(65);
 
 const TRANSFER: usize = 400_000;
@@ -297,7 +298,7 @@ async fn behind(
     (client, recorder)
 }
 
-/// Idle after 3 s in this direction.
+/// An idle timeout of 3 s in this direction.
 fn short(watch: Traffic) -> IdleTimeoutLayerBuilder {
     IdleTimeoutLayer::builder().timeout(ms(3_000)).watch(watch)
 }
@@ -334,7 +335,7 @@ async fn an_upload_in_progress_is_not_idle() {
     }
 }
 
-/// A route whose handler writes `bytes` and then does nothing. Its reads are answered to nobody.
+/// A route whose handler writes `bytes`, and then waits in one read until the end.
 fn writing(bytes: Vec<u8>, vectored: bool) -> MethodRouter<(), Infallible> {
     bytes_route(move |mut io| {
         let bytes = bytes.clone();
@@ -423,7 +424,7 @@ fn fragmented(size: usize, masked: bool) -> Vec<u8> {
     [begin, end].concat()
 }
 
-/// A bound of 4 s on messages, and an idle timeout that stays out of the way.
+/// A `message_timeout` of 4 s, and an idle timeout that is too long to matter.
 fn bounded(watch: Traffic) -> IdleTimeoutLayerBuilder {
     let idle = IdleTimeoutLayer::builder().timeout(ms(600_000));
     idle.watch(watch).message_timeout(ms(4_000))
@@ -601,8 +602,8 @@ async fn a_message_that_dribbles_past_a_handler_that_does_not_read_ends_at_its_b
 
 // Behind a full read-ahead.
 
-/// What a peer that says `len` bytes and nothing more meets within a day, and how long after its last
-/// byte, if the handler does not read.
+/// Under a handler that does not read, returns why the connection of a peer that sends `len` bytes and
+/// nothing more is evicted within a day, and how long after the last byte.
 async fn unread(idle: IdleTimeoutLayerBuilder, len: usize) -> (Duration, Reason) {
     let route = any(|ws: WebSocketUpgrade| async move { ws.on_upgrade(never_reads) });
     let (mut client, recorder) = behind(idle, route, 1 << 20).await;

@@ -349,7 +349,7 @@ fn nothing_is_lost_without_a_word() {
     assert_eq!(ids.len(), total);
 }
 
-/// As documented: an end that waits in a stream keeps the seats, and with them whoever waits for them.
+/// An eviction that waits in a stream keeps its seats, so a handler that waits for their drop waits too.
 #[tokio::test]
 async fn a_consumer_that_lags_keeps_the_seats_of_an_end() {
     let registry = Registry::new();

@@ -414,7 +414,7 @@ fn on_a_plain_thread<R: Send + 'static>(act: impl FnOnce() -> R + Send + 'static
     std::thread::spawn(act).join().unwrap()
 }
 
-/// Hooks of a layer that have a task do their work, and tell which runtime ran it.
+/// A layer whose hooks spawn a task each, which reports the runtime that runs it.
 fn spawning() -> (HeartbeatLayer, mpsc::UnboundedReceiver<(&'static str, Id)>) {
     let (tell, told) = mpsc::unbounded_channel();
     let spawn = move |what: &'static str| {
@@ -429,7 +429,7 @@ fn spawning() -> (HeartbeatLayer, mpsc::UnboundedReceiver<(&'static str, Id)>) {
     (layer.unwrap(), told)
 }
 
-/// Whichever thread brings the end about, a hook may have a task of the connection's runtime do its work.
+/// On any thread that ends a connection, a hook can spawn a task on the connection's runtime.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hooks_run_in_the_context_of_the_connections_runtime() {
     let ends: [(&str, End); 5] = [
@@ -466,7 +466,7 @@ async fn hooks_run_in_the_context_of_the_connections_runtime() {
         let (layer, mut told) = spawning();
         let (ours, mut theirs) = duplex(64);
         let (mut stream, live) = layer.wrap_server(ours);
-        // A frame that is malformed, so that there is something to tell of the connection's health.
+        // A malformed frame, so that the health changes and the health hooks are called.
         theirs.write_all(&[0xff, 0xff, 0xff]).await.unwrap();
         stream = on_a_plain_thread(move || {
             let mut bytes = [0; 16];
@@ -497,7 +497,7 @@ async fn hooks_run_in_the_context_of_the_connections_runtime() {
     }
 }
 
-/// Where there is nothing left to run it, what a hook spawns is dropped, and the hook itself is called.
+/// After the runtime is gone a hook is still called, and a task that it spawns is dropped.
 #[test]
 fn hooks_of_a_runtime_that_is_gone_are_called() {
     let (tell, told) = std::sync::mpsc::channel();
@@ -523,7 +523,7 @@ fn hooks_of_a_runtime_that_is_gone_are_called() {
 
 // One hook of several layers.
 
-/// A hook of both kinds, which counts.
+/// Counts its calls, as a hook of both kinds.
 #[derive(Default)]
 struct Counter {
     ends: AtomicUsize,

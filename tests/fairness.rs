@@ -1,5 +1,6 @@
-//! One connection does not delay the others of its runtime: not by a peer that never stops sending,
-//! not by a handler that blocks its worker thread.
+//! Fairness between the connections of one runtime.
+//!
+//! Neither a peer that never stops sending nor a handler that blocks its worker thread delays the others.
 
 #[path = "support/script.rs"]
 mod script;
@@ -107,7 +108,7 @@ async fn a_flooding_peer_that_is_kicked_starves_nobody_and_is_out_in_time() {
 /// What a handler does with a connection before it blocks its thread.
 type Act = fn(Stream, Liveness, &Peer);
 
-/// Many times what a verdict takes.
+/// How long the tests wait for an eviction: many times the time that it should take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn workers(count: usize) -> Runtime {
@@ -118,14 +119,14 @@ fn workers(count: usize) -> Runtime {
         .unwrap()
 }
 
-/// Lets the driver go to sleep, from which an act then wakes it. Without this, an act might find it
-/// awake, and prove nothing.
+/// Waits until the driver's task sleeps, so that the handler's act wakes it. If the task were awake, the
+/// test would prove nothing.
 async fn driver_sleeps() {
     sleep(ms(20)).await;
 }
 
-/// Has one handler after the other do its act and block its thread, on a runtime with one worker
-/// more than that, and asserts that a neighbour's dead peer is evicted meanwhile.
+/// Lets one handler after the other do its act and block its thread, on a runtime with one worker more
+/// than handlers, and asserts that the dead peer of another connection is evicted in the meantime.
 fn assert_neighbour_is_evicted(acts: &[Act]) {
     let runtime = workers(acts.len() + 1);
     let gate = Arc::new(Mutex::new(()));

@@ -40,7 +40,7 @@ async fn a_ping_waits_for_the_end_of_a_message() {
     assert_eq!(read, fragments());
 }
 
-/// A client of a handler that sends [`fragments`] with pauses, and is pinged all the time.
+/// A client that is pinged all the time, by a server whose handler sends [`fragments`] with pauses.
 async fn fragments_for(timeout: Duration) -> RawClient<DuplexStream> {
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(10))

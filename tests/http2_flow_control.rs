@@ -183,8 +183,8 @@ async fn a_neighbour_that_uses_up_the_connections_window_kills_nobody() {
     scene.recorder.stays_at(1).await;
 }
 
-/// A handler whose task has spent its budget on other work when it pushes: hyper's streams take no part in
-/// budgets, so their `Pending` is the peer's all the same.
+/// A handler's task has spent its cooperative budget on other work when it writes. hyper's streams do not
+/// take part in budgets, so their `Pending` is due to the peer.
 #[tokio::test(start_paused = true)]
 async fn a_stalled_write_is_found_though_the_handlers_budget_is_spent() {
     // The timer that ends right before is the first of the 128 that a task may do in a row.

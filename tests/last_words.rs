@@ -1,6 +1,7 @@
-//! What was accepted before the end arrives, though the peer goes on to send: bytes that reach a socket
-//! which is closed, or lie unread in one that is being closed, make the kernel reset the connection and
-//! throw away what is still to be sent.
+//! Bytes accepted before the end reach a peer that is still sending.
+//!
+//! If bytes arrive at a closed socket, or are unread when it is closed, the kernel resets the connection
+//! and discards what was still to be sent.
 
 mod support;
 
@@ -48,7 +49,7 @@ struct Received {
 const MESSAGES: usize = 28;
 const LONG: usize = 512;
 
-/// Sends its last messages and a Close frame, and lets go of the socket.
+/// Sends its last messages and a Close frame, and drops the socket.
 async fn says_its_last_words(mut socket: WebSocket) {
     for n in 0..MESSAGES {
         let message = Message::binary(vec![n as u8; LONG]);
@@ -61,7 +62,7 @@ async fn says_its_last_words(mut socket: WebSocket) {
     socket.send(Message::Close(Some(close))).await.unwrap();
 }
 
-/// Reads on, and answers pings as it comes across them, over a network with a round trip.
+/// Reads to the end and answers each ping when it is read, over a network with a round-trip time.
 async fn reads_on(mut client: RawClient) -> Received {
     let mut received = Received::default();
     loop {
@@ -163,9 +164,9 @@ enum Way {
 /// between two.
 struct Handler {
     mid_frame: bool,
-    /// All is written that is to be, so far.
+    /// Everything for the first phase is written.
     ready: Arc<Notify>,
-    /// The rest of the frame is to be written.
+    /// The handler may write the rest of the frame.
     finish: Arc<Notify>,
     accepted: Arc<AtomicUsize>,
 }
@@ -200,8 +201,8 @@ impl Handler {
     }
 }
 
-/// Sends much for each little that it reads, and does not read while it waits for room to send. It
-/// stops at the server's Close frame, as it must.
+/// Sends far more than it reads, and does not read while it waits for room to send. It stops sending at
+/// the server's Close frame (RFC 6455 section 5.5.1).
 async fn floods(mut client: RawClient, flood: Frame) -> Received {
     let mut received = Received::default();
     let flood = flood.masked().repeat(16_384 / flood.masked().len());
@@ -241,7 +242,7 @@ async fn end(way: Way, live: &Liveness, layer: &HeartbeatLayer, finish: &Notify)
             let (registry, drain) = (layer.registry(), Drain::default());
             let draining = tokio::spawn(async move { registry.drain(drain).await });
             within("the drain", live.draining()).await;
-            // What is begun is finished before the eviction.
+            // The eviction waits for the end of the frame.
             finish.notify_one();
             let report = within("the report", draining).await.unwrap();
             assert_eq!((report.clean(), report.total()), (1, 1), "{report:?}");
@@ -259,7 +260,7 @@ async fn nothing_is_lost(way: Way, mid_frame: bool) {
     });
     let (ready, finish) = (Arc::clone(&handler.ready), Arc::clone(&handler.finish));
     let accepted = Arc::clone(&handler.accepted);
-    // What the idle clock is to run over has to be read.
+    // The idle timeout runs from bytes that were read, so they must be read first.
     let reads = way == Way::Idle;
     let (route, mut lives) = told_of(bytes_route(move |io| {
         let handler = Arc::clone(&handler);

@@ -367,8 +367,8 @@ async fn pings_go_between_the_frames_of_a_handler_that_masks_wrongly() {
     }
 }
 
-/// The verdicts within 60 s on a client that says something each 100 ms, to an axum handler that lets
-/// frames in that are not masked and has nothing to say.
+/// Returns the evictions within 60 s of a client that sends every 100 ms, to an axum handler that accepts
+/// unmasked frames and sends nothing.
 async fn chats(idle: IdleTimeoutLayerBuilder, masks: bool) -> Vec<Reason> {
     let recorder = Recorder::new();
     let route = any(move |ws: WebSocketUpgrade| async move {
@@ -413,7 +413,7 @@ async fn a_client_that_does_not_mask_is_not_idle() {
 
 // Lost boundaries: what passes may be anything, so every byte counts for the idle layer.
 
-/// Broken in each way that loses the boundaries.
+/// Malformed frames of each kind that loses the frame boundaries.
 fn lost() -> [Vec<u8>; 5] {
     [
         vec![0x83, 0],
@@ -424,15 +424,15 @@ fn lost() -> [Vec<u8>; 5] {
     ]
 }
 
-/// Who says what cannot be understood.
+/// The end of the connection that sends malformed input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Says {
     Peer,
     Handler,
 }
 
-/// One end says `broken` and then a byte each second, for 60 s or to the end. Returns the end, and how
-/// long after the first byte it came; and the longest time for which the connection was idle.
+/// One end sends `broken` and then a byte each second, for 60 s or until the connection ends. Returns the
+/// eviction, its time after the first byte, and the longest time for which the connection was idle.
 async fn unframed(
     says: Says,
     broken: &[u8],

@@ -398,7 +398,7 @@ async fn a_timeout_that_has_run_out_already_needs_no_second_ping() {
 // A client whose library hands pings to the application, which fails on the first one: what the README
 // recommends for it.
 
-/// How often the client sends a message of its own.
+/// The interval at which the client sends a message of its own.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// Sends a message every `KEEPALIVE` for `span`. Once it is sent a ping it sends nothing more, and

@@ -288,7 +288,8 @@ fn the_handlers_go_with_their_runtime() {
     assert_eq!(Arc::strong_count(&map), 1);
 }
 
-/// A handler that blocks its thread is dropped when it lets go of it. Its connection has ended by then.
+/// A handler that blocks its thread is dropped only once it no longer does. Its connection has ended by
+/// then.
 #[test]
 fn a_connection_ends_at_a_shutdown_in_the_background_though_its_handler_blocks() {
     let doomed = Doomed::new();
@@ -494,7 +495,7 @@ fn the_sockets_of_a_server_go_with_its_runtime() {
     assert_eq!(recorder.total(), CLIENTS);
 }
 
-/// Whatever a hook does while the runtime goes, the others are told.
+/// Whatever one hook does during the shutdown of the runtime, the other hooks are called.
 #[test]
 fn no_hook_keeps_the_others_from_hearing_that_the_runtime_goes() {
     for mut flavor in [Builder::new_current_thread(), Builder::new_multi_thread()] {
@@ -539,7 +540,7 @@ fn no_hook_keeps_the_others_from_hearing_that_the_runtime_goes() {
     }
 }
 
-/// The end of the runtime, the handler's drop and a kick: one of them is told of.
+/// The shutdown of the runtime, the handler's drop and a kick race: hooks are called for one of them.
 #[test]
 fn a_runtime_that_goes_and_another_end_are_one_event() {
     for round in 0..300 {

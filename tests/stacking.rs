@@ -364,7 +364,7 @@ where
     })
 }
 
-/// An outer layer whose times play no part, and who is told by it.
+/// An outer layer with times too long to matter, and what its hooks record.
 fn outermost() -> (HeartbeatLayer, Registry, Recorder) {
     let recorder = Recorder::new();
     let layer = quiet().on_evict(recorder.hook()).build().unwrap();
@@ -481,7 +481,7 @@ async fn of_three_layers_those_that_took_the_handshake_remain() {
     assert_eq!((first.total(), second.count(id)), (0, 1));
 }
 
-/// Who shares a registry or a hook with a layer that leaves keeps it.
+/// A layer that shares a registry or a hook with one that leaves keeps it.
 #[tokio::test(start_paused = true)]
 async fn a_layer_that_leaves_takes_nothing_from_those_that_remain() {
     for is_outer in [true, false] {
@@ -571,8 +571,8 @@ async fn a_layer_whose_service_refuses_late_leaves_a_connection_that_is_open() {
     }
 }
 
-/// Overrides that came with the request of a layer go with it. What a handler has done on its handle
-/// stays: that is the connection's.
+/// Overrides that came with a layer's request are removed with the layer. Those that a handler set on its
+/// handle stay, since they belong to the connection.
 #[tokio::test(start_paused = true)]
 async fn overrides_of_a_refused_request_go_and_those_on_the_handle_stay() {
     for on_handle in [false, true] {
@@ -609,7 +609,7 @@ async fn overrides_of_a_refused_request_go_and_those_on_the_handle_stay() {
     }
 }
 
-/// The outer layer's response is none either: there never was a connection.
+/// The outer layer's response is no upgrade either: there never was a connection.
 #[tokio::test(start_paused = true)]
 async fn where_all_refuse_nothing_is_left() {
     for refusal in REFUSALS {

@@ -472,7 +472,7 @@ impl AsyncWrite for Curious {
     }
 }
 
-/// A handler's end of a [`Curious`] transport, which asks from now on.
+/// The handler's stream over a [`Curious`] transport, which uses its handle from now on.
 fn curious(asks: fn(&Liveness)) -> (LivenessStream<Curious>, Liveness, Peer) {
     let (io, peer) = script();
     let shared = Arc::new(OnceLock::new());

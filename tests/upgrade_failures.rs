@@ -1,5 +1,7 @@
-//! Upgrades of which no connection came, or none that anybody used: they are told of once as well. And
-//! those that are refused, because the runtime is not one on which a connection could be looked after.
+//! Upgrades that fail, are never used, or are refused for lack of a timer.
+//!
+//! Hooks are called once for a connection that fails to open. In a runtime without a timer, and outside of
+//! a runtime, the handshake is refused.
 
 #[path = "support/logs.rs"]
 mod logs;
@@ -381,8 +383,8 @@ async fn a_peer_that_an_alarm_kicks_as_it_opens_gets_the_code(wire: Wire) {
     assert_eq!(registry.len(), 1);
 }
 
-/// Two devices of one user that come at the same moment: the one that loses knows why, or it would
-/// come back at once.
+/// Two devices of one user connect at the same moment: the replaced one gets a Close frame that says why,
+/// or it would reconnect at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_peers_that_want_one_seat_at_once_one_gets_4000() {
     type Map = Mutex<HashMap<usize, Seat<()>>>;

@@ -255,8 +255,7 @@ async fn a_runtime_that_is_late_every_time_still_finds_stalls() {
             "a write" => Reason::WriteStalled,
             _ => Reason::HandlerStalled,
         };
-        // As late as that, it may be the runtime that was away, and whoever is stalled gets another
-        // chance; once.
+        // A verdict that late may be due to the runtime, so it is postponed, but once per stall.
         assert_eq!(reasons, [None, Some(reason), Some(reason)], "{stall}");
         handler.abort();
     }
@@ -310,11 +309,11 @@ async fn a_writers_used_up_budget_is_not_taken_for_a_peer_that_drains() {
     assert!(after <= ms(150) + TICK, "{after:?}");
 }
 
-/// A handler that pushes what is in a queue: so many messages, each in a write of its own. Of the last
-/// one `take` bytes go out, and then the peer drains nothing any more. When that ended, and how.
+/// A handler pushes a queue of messages, each in its own write. The transport accepts `take` bytes of the
+/// last one, and then the peer drains nothing any more. Returns when and why the connection ended.
 ///
-/// A task's budget is spent by 128 messages: of the write after that tokio's own transports would say
-/// `Pending` whatever their state. This one takes no part in it, as HTTP/2 streams and most TLS do not.
+/// 128 messages spend a task's cooperative budget: after that tokio's own transports return `Pending` in any
+/// state. This transport does not take part in the budget, and neither do HTTP/2 streams and most TLS.
 async fn pushes(queued: usize, take: usize, interval: Duration) -> Option<(Duration, Reason)> {
     let builder = heartbeat().interval(interval).write_timeout(ms(300));
     let (mut stream, _live, peer, recorder) = recorded(builder);

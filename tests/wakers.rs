@@ -24,7 +24,7 @@ fn said(payload: &[u8]) -> Vec<u8> {
 
 // A waker is foreign code.
 
-/// A task whose memory goes with its last waker, and that ends the connection as it goes.
+/// A task that is freed with its last waker, and that ends the connection when it is dropped.
 struct Task(Liveness);
 
 impl Wake for Task {

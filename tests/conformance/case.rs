@@ -127,7 +127,7 @@ pub(crate) fn place(mut bytes: &[u8]) -> Place {
         if is_control && second & 0x7f > 125 {
             return Place::Broken;
         }
-        // What is not masked must not come from a client, and ends where it says all the same.
+        // A client must not send unmasked frames (section 5.1), but their boundaries are known.
         let key = if second & 0x80 == 0 { 0 } else { 4 };
         let digits = match second & 0x7f {
             126 => 2,

@@ -53,10 +53,10 @@ pub(crate) struct Wire {
     pub(crate) dropped: Option<Instant>,
     /// Takes part in tokio's cooperative scheduling, as tokio's own transports do.
     pub(crate) cooperative: bool,
-    /// As OpenSSL: a write that is answered with `Pending` is kept, and has to be repeated.
+    /// Keeps a write that returned `Pending`, which then must be repeated, as OpenSSL does.
     pub(crate) repeats_writes: bool,
     claimed: Option<Vec<u8>>,
-    /// Writes that were not what has to be repeated.
+    /// Number of writes that did not repeat the kept one.
     pub(crate) bad_retries: usize,
     vectored: bool,
     reads: Steps,

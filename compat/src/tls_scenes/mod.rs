@@ -1,6 +1,7 @@
-//! What is special to TLS, on rustls, OpenSSL and native-tls: how a connection ends for a client that
-//! looks below the WebSocket, how the client may end it, what a TLS stream does to the frames in it, and
-//! what it demands of those who write.
+//! Scenes that are special to TLS, on rustls, OpenSSL and native-tls.
+//!
+//! They cover how TLS ends for a client when the server ends a connection, how the client may end it, how
+//! TLS records and frames interact, and which writes TLS requires to be repeated.
 
 mod client;
 mod ends;
@@ -54,7 +55,7 @@ const ON_AXUM_SERVER: &[Server] = &[
     ),
 ];
 
-/// A name, and what is played under it on each of the servers.
+/// A name, and the test that is run on each of the servers.
 struct Scene {
     name: &'static str,
     servers: &'static [&'static [Server]],
@@ -73,7 +74,7 @@ impl Server {
         Self { stack, ..self }
     }
 
-    /// How an end is told that TLS itself has brought about: OpenSSL's errors have no kind.
+    /// The `Reason` of an end that TLS itself causes: OpenSSL's errors have no `ErrorKind`.
     fn tls_failed(self) -> Reason {
         Reason::Transport(match self.tls {
             Tls::Rustls => ErrorKind::InvalidData,

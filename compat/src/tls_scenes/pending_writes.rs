@@ -1,8 +1,8 @@
-//! A write that OpenSSL answers with `Pending` is in its buffer already, and has to be asked for again
-//! with the same bytes (`SSL_write` in OpenSSL's manual, "bad write retry"). A frame of ours that comes
-//! in between fails, or worse: the peer gets a part of it as if it were the handler's.
+//! Pings and evictions while a write to a TLS stream is pending.
 //!
-//! rustls keeps what it has encrypted, and takes any bytes next. It has to pass all of this too.
+//! OpenSSL has encrypted and buffered a write that returns `Pending`, and requires a retry with the same
+//! bytes (`SSL_write` in its manual, "bad write retry"). A frame of ours in between fails, or the peer gets
+//! a part of it among the handler's bytes. rustls accepts any bytes next, and must pass all of this too.
 
 use std::io::{self, IoSlice};
 use std::time::Duration;
@@ -59,8 +59,8 @@ enum Writes {
     AtOnce,
     /// Each in two slices.
     Vectored,
-    /// Out of a buffer that it fills on while a write waits, as tungstenite does: it gives the write
-    /// up after a while, does something else, and comes back with more.
+    /// Out of a buffer that grows while a write is pending, as tungstenite does: the handler abandons the
+    /// write after a while, does something else, and writes again with more bytes.
     GivesUp,
 }
 
@@ -69,7 +69,7 @@ enum Writes {
 enum End {
     Kick,
     Drain,
-    /// Without time for it.
+    /// By a drain whose deadline leaves no time for it.
     Cut,
 }
 
@@ -83,7 +83,7 @@ const WRITES: [Writes; 4] = [
 /// Payloads of frames: shorter than a ping's, of its size, longer, and longer than a TLS record.
 const SIZES: [usize; 4] = [5, 8, 1_000, 20_000];
 
-/// A peer that is slow, and alive: it gets all, and the pings between the frames.
+/// A slow but live peer gets all frames, with pings between them.
 async fn slow_reader(server: Server, interval: Duration) {
     for writes in WRITES {
         for size in SIZES {
@@ -289,13 +289,13 @@ async fn drain_into(stream: &mut Stream, buffer: &mut Vec<u8>) -> io::Result<()>
     Ok(())
 }
 
-/// What a wire consists of.
+/// The parts of what the peer received.
 #[derive(Debug, Default)]
 struct Wire {
-    /// All of it but whole control frames.
+    /// Everything except whole control frames.
     data: Vec<u8>,
     pings: usize,
-    /// Where something begins that is no frame.
+    /// Offset of the first byte that is not part of a frame.
     corrupt: Option<usize>,
 }
 

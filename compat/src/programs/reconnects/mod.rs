@@ -16,7 +16,7 @@ use self::client::Client;
 pub(super) use self::table::table;
 use super::Shared;
 
-/// How a connection of a client that was stopped ends.
+/// How the server ends the connection of a stopped client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     /// By the heartbeat, with the layer's default Close frame.
@@ -27,7 +27,7 @@ pub(super) enum Ending {
     NoFrame,
 }
 
-/// What the client did about it.
+/// What the client did after the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cell {
     ComesBack,

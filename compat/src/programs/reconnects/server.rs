@@ -1,4 +1,4 @@
-//! Servers that speak as much of each client's protocol as it needs to be connected.
+//! Minimal servers of the clients' protocols: as much as each needs to connect.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::support::recorder::Recorder;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dialect {
-    /// Nothing is said: a client is connected when its WebSocket is open.
+    /// No protocol: a client is connected when its WebSocket is open.
     Bare,
     /// `graphql-transport-ws`.
     GraphQl,
@@ -35,7 +35,7 @@ pub(super) enum Dialect {
 const RECORD_SEPARATOR: char = '\u{1e}';
 
 impl Dialect {
-    /// What the server says to this message of the client's.
+    /// The server's answer to this message of the client's.
     fn answer(self, message: &str) -> Option<String> {
         let message = message.trim_end_matches(RECORD_SEPARATOR);
         let message: Value = serde_json::from_str(message).expect("JSON");
