@@ -366,8 +366,9 @@ impl Outbound {
                     self.closed = true;
                     watch.monitor.server_closed(watch.now(), frame.close_code);
                 }
+                Some(frame) if frame.opcode.is_control() => {}
                 end => {
-                    if let Some(frame) = end.filter(|frame| !frame.opcode.is_control()) {
+                    if let Some(frame) = end {
                         self.mid_message = !frame.fin;
                     }
                     if let Some(data) = data_of(&self.scanner, end) {

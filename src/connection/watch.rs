@@ -21,7 +21,14 @@ pub(super) struct Watch<'a> {
 impl Watch<'_> {
     /// The driver is to watch for bytes from the peer: among them may be a pong whose round trip is
     /// measured, or that somebody waits for, and the handler may be slow to read it.
+    #[inline]
     pub(super) fn is_awaited(&self) -> bool {
+        // The usual case, asked for every read.
+        let idle = self.monitor.has_answers_to_all_pings() && self.callers.is_none();
+        !idle && self.is_pong_awaited()
+    }
+
+    fn is_pong_awaited(&self) -> bool {
         if self.monitor.is_waiting() || self.callers.as_ref().is_some_and(|callers| callers.any()) {
             return true;
         }

@@ -234,6 +234,12 @@ impl Pings {
         self.missed
     }
 
+    /// Every ping that was given out is handed to the transport, and answered.
+    #[inline]
+    pub(crate) fn all_answered(&self) -> bool {
+        self.sent == self.flushed && self.sent == self.acked
+    }
+
     /// A ping was given out and not yet handed to the transport.
     pub(crate) fn is_wanted(&self) -> bool {
         self.sent != self.flushed

@@ -17,6 +17,12 @@ impl Monitor {
         }
     }
 
+    /// Every ping that was given out is answered and confirmed by the transport, or there was none.
+    #[inline]
+    pub(crate) fn has_answers_to_all_pings(&self) -> bool {
+        self.pings.all_answered()
+    }
+
     /// A ping is out, or would be if it could be put in, and nothing has come since: somebody should
     /// be watching for bytes, and for the end.
     pub(crate) fn is_waiting(&self) -> bool {

@@ -38,7 +38,8 @@ impl<T> Lock<T> {
     /// # Panics
     ///
     /// If this thread holds it.
-    #[inline]
+    // A call costs as much again as all it does, several times for every message.
+    #[inline(always)]
     #[track_caller]
     pub(crate) fn lock(&self, mend: impl FnOnce(&mut T)) -> Locked<'_, T> {
         let free = if MODELLED {
