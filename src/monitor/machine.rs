@@ -284,7 +284,10 @@ impl Monitor {
 
     /// The refusal that was [uncertain](Self::maybe_held_up) did not come from the transport.
     pub(crate) fn not_held_up(&mut self) {
-        self.blocked.take_if(|blocked| blocked.uncertain);
+        if let Some(blocked) = self.blocked.take_if(|blocked| blocked.uncertain) {
+            // The handler did try to go on with its frame.
+            self.pings.wish_again(blocked.refused);
+        }
     }
 
     /// The transport flushed what it has accepted. That says nothing of bytes that it refused: most
@@ -304,9 +307,15 @@ impl Monitor {
                     ..Blocked::new(now)
                 });
             }
+            // What held it up until now may have been the scheduler.
+            Some(blocked) if blocked.uncertain && certain => {
+                *blocked = Blocked {
+                    in_flush,
+                    ..Blocked::new(now)
+                };
+            }
             Some(blocked) => {
                 blocked.in_flush &= in_flush;
-                blocked.uncertain &= !certain;
                 blocked.maybe_again = blocked.asked.is_some();
                 if !blocked.maybe_again || !certain {
                     return;

@@ -21,6 +21,9 @@ struct Walk<'a> {
     now: u64,
 
     arrived: usize,
+    took: usize,
+    /// When something was last taken from the transport, if that left some there.
+    left_some: Option<u64>,
     read: usize,
     wrote: usize,
     /// Last time that a byte arrived, or that a handler came late for it.
@@ -82,6 +85,8 @@ pub(crate) fn check(facts: &Facts<'_>) -> Verdict {
         slack: slack(&facts.slow),
         now: 0,
         arrived: 0,
+        took: 0,
+        left_some: None,
         read: 0,
         wrote: 0,
         heard: 0,
@@ -237,6 +242,14 @@ impl Walk<'_> {
 
     fn step(&mut self, entry: &Entry) -> Verdict {
         self.now = entry.at;
+        if let Event::Took(count, _) = entry.event {
+            // What one look left there, and a later one finds, may have come in between.
+            if let Some(left) = self.left_some.filter(|left| *left < entry.at) {
+                self.heard = self.heard.max(left);
+            }
+            self.took += count;
+            self.left_some = (self.took < self.arrived).then_some(entry.at);
+        }
         match entry.event {
             Event::Arrived(count) => {
                 self.arrived += count;

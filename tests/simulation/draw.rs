@@ -50,6 +50,12 @@ impl Plan {
         }
         plan.peer.hangs_up = Rng::new(seed ^ 0xF1F1_F1F1).percent(70);
         plan.estrange(&mut Rng::new(seed ^ 0x0DD5_0DD5));
+        if plan.config.idle.is_some() {
+            // The opening handshake is over first.
+            for (at, _) in &mut plan.net.faults {
+                *at = (*at).max(1);
+            }
+        }
         plan.spare();
         plan
     }

@@ -207,7 +207,8 @@ impl<'a> Facts<'a> {
             let begun = times.reached(offset + 1).unwrap_or_default().0;
             let early = self
                 .evicted
-                .is_none_or(|(evicted, _, told)| begun < evicted || !ours(told));
+                .is_none_or(|(evicted, _, told)| begun < evicted || !ours(told))
+                || self.was_claimed();
             let (frames, _) = parse(bytes);
             match frames.first() {
                 Some(ping) if ping.first == 0x80 | PING && !ping.masked && len < 128 => {
@@ -247,6 +248,15 @@ impl<'a> Facts<'a> {
                 lost.len()
             )),
         }
+    }
+
+    /// When the connection was evicted, the transport had a refused write that must be repeated first.
+    fn was_claimed(&self) -> bool {
+        let evicted = self.evicted.map_or(0, |(index, ..)| index);
+        let mut before = self.world.log[..evicted].iter().rev();
+        let last =
+            before.find(|entry| matches!(entry.event, Event::Claimed(_) | Event::Accepted(..)));
+        last.is_some_and(|entry| matches!(entry.event, Event::Claimed(_)))
     }
 
     /// When what was accepted with the entry at `index` was flushed.

@@ -5,7 +5,6 @@
 
 use super::facts::{Facts, OwnPing, Verdict};
 use super::log::Event;
-use super::times::Times;
 
 /// (h) A ping between two fragments was due for at least a `timeout`.
 pub(crate) fn check(facts: &Facts<'_>) -> Verdict {
@@ -27,38 +26,49 @@ pub(crate) fn check(facts: &Facts<'_>) -> Verdict {
     Ok(())
 }
 
-/// The earliest time since when a ping can have been due.
+/// The earliest time since when a ping can have been due: what comes while it waits changes nothing.
 fn due(facts: &Facts<'_>, earlier: &[OwnPing], ping: &OwnPing) -> u64 {
     let (config, log) = (&facts.fast, &facts.world.log);
-    let arrivals = Times::arrivals(facts.world);
-    let took = log[..ping.begun].iter().map(|entry| match entry.event {
-        Event::Took(count, _) => count,
-        _ => 0,
-    });
-    let took: usize = took.sum();
-    let heard = match config.matching {
-        true => {
-            let answers = facts.pings.iter().filter_map(|ping| ping.answer);
-            answers.filter(|answer| *answer <= took).max().unwrap_or(0)
+    let heard: Vec<u64> = match config.matching {
+        true => facts
+            .pings
+            .iter()
+            .filter_map(|ping| ping.answered)
+            .collect(),
+        false => {
+            let arrived = log[..ping.begun].iter();
+            arrived
+                .filter(|entry| matches!(entry.event, Event::Arrived(_)))
+                .map(|entry| entry.at)
+                .collect()
         }
-        false => took,
     };
-    let heard = match heard {
-        0 => 0,
-        count => arrivals.reached(count).map_or(0, |(_, at)| at),
-    };
+    let mut heard = heard;
+    heard.sort_unstable();
+    let last = earlier.last();
+    let from = last.map_or(0, |last| last.at);
+    let mut since = heard
+        .iter()
+        .copied()
+        .filter(|at| *at <= from)
+        .max()
+        .unwrap_or(0);
     let interval = match earlier.is_empty() {
         true => (config.interval as f64 * (1.0 - config.jitter)) as u64,
         false => config.interval,
     };
-    let last = earlier.last();
+    for at in heard {
+        if at > since && at < since + interval {
+            since = at;
+        }
+    }
     let again = last.map(|last| last.at + config.timeout);
     // What the application asked for since, and what was refused: whether there is room again is asked
     // with a ping.
-    let since = last.map_or(0, |last| last.begun);
-    let mut besides = log[since..ping.begun].iter();
+    let since_last = last.map_or(0, |last| last.begun);
+    let mut besides = log[since_last..ping.begun].iter();
     let besides = besides.find(|entry| matches!(entry.event, Event::Asks(_) | Event::Refused(_)));
     let besides = besides.map(|entry| entry.at);
-    let due = [Some(heard + interval), again, besides];
+    let due = [Some(since + interval), again, besides];
     due.into_iter().flatten().min().unwrap_or(0)
 }

@@ -155,7 +155,8 @@ impl Walk<'_> {
         let begun = self.facts.malformed.is_some_and(|from| from < self.arrived);
         if let (Some(within), 0, None) = (idle.first_message, self.inbound.complete, self.blind) {
             if !begun {
-                due.push((within.max(self.blinded), "the eviction of a silent one"));
+                // What the handler held up has the time anew.
+                due.push((within + self.blinded, "the eviction of a silent one"));
             }
         }
         if let Some(within) = idle.message_timeout {
@@ -177,7 +178,9 @@ impl Walk<'_> {
         let wrong = |why: String| Err(format!("(i) {reason:?} at {at} ms, but {why}"));
         let unseen = self.arrived - self.inbound.seen;
         // As much waits for the handler as is read ahead, so an end may be behind it.
-        let ahead = self.facts.kept(self.inbound.seen) - self.read;
+        let kept = self.facts.kept(self.inbound.seen);
+        // Of what is held back, the handler may have read what is no pong of the layer's.
+        let ahead = kept.saturating_sub(self.read);
         let full = ahead >= READ_AHEAD;
         let looks = matches!(
             reason,
