@@ -42,8 +42,9 @@ const UPGRADES: [u32; 2] = [200, 1_200];
 const PAYLOAD: usize = 125;
 
 /// What the layers may add to an echo, to a ping (all of it is theirs) and to an upgrade with its end.
-/// These are what was measured, with a tenth to spare, to catch whoever makes it more.
-const ADDED: [f64; 3] = [2_350.0, 8_600.0, 39_000.0];
+/// These are what was measured, with a tenth to spare, to catch what makes it more. (A ping was 7,740 and
+/// 8,684 in two runs: how many share a visit of the driver depends on time.)
+const ADDED: [f64; 3] = [2_350.0, 9_500.0, 39_000.0];
 /// What an echo behind both layers should cost at most, as a multiple of the bare server's with its
 /// default buffers, which it zeroes at every read. With small ones little but system calls is left.
 const GOAL: f64 = 1.03;
