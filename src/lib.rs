@@ -109,22 +109,18 @@
 //!
 //! [RFC 8441]: https://www.rfc-editor.org/rfc/rfc8441
 
-mod config;
+mod config_error;
 mod connection;
 mod driver;
-mod evict;
-#[cfg(feature = "axum")]
-mod extract;
-mod foreign;
+mod eviction;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
 mod handshake;
-mod health_hook;
-mod heartbeat;
-mod idle_timeout;
+mod hooks;
+mod layer;
 mod monitor;
-mod overrides;
+mod panic_guard;
 mod registry;
 mod session;
 mod sync;
@@ -133,24 +129,36 @@ mod tcp;
 mod upgrade;
 mod wire;
 
-pub use config::ConfigError;
+// The layers, and what configures them.
+pub use config_error::ConfigError;
+pub use layer::{
+    Heartbeat, HeartbeatLayer, HeartbeatLayerBuilder, IdleTimeout, IdleTimeoutLayer,
+    IdleTimeoutLayerBuilder,
+};
+pub use monitor::{ProofOfLife, Traffic};
+#[cfg(feature = "tcp")]
+pub use tcp::{TcpKeepalive, TcpOptions};
+pub use upgrade::{PolicyOverride, PolicyOverrideBuilder, ResponseFuture};
+
+// One connection: its handle, its streams, its figures.
 pub use connection::{Liveness, LivenessStream};
-pub use evict::{ConnectionId, Evicted, Eviction, IntoHook, OnEvict};
-#[cfg(feature = "axum")]
-pub use extract::LivenessRejection;
 pub use handshake::HandshakeStream;
-pub use health_hook::{HealthChange, OnHealth};
-pub use heartbeat::{Heartbeat, HeartbeatLayer, HeartbeatLayerBuilder};
-pub use idle_timeout::{IdleTimeout, IdleTimeoutLayer, IdleTimeoutLayerBuilder};
-pub use monitor::{Health, ProofOfLife, Reason, Rtt, Stats, Tier, Traffic};
-pub use overrides::{PolicyOverride, PolicyOverrideBuilder};
+pub use monitor::{Health, Rtt, Stats};
+#[cfg(feature = "axum")]
+pub use upgrade::LivenessRejection;
+
+// The end of a connection, and the hooks.
+pub use eviction::{ConnectionId, Evicted, Eviction};
+pub use hooks::{HealthChange, IntoHook, OnEvict, OnHealth};
+pub use monitor::{Reason, Tier};
+
+// The application's session map.
+pub use session::{RegisterError, ReplacePolicy, Seat, SessionMap};
+
+// All connections of a layer.
 pub use registry::{
     ConnectionSnapshot, Drain, DrainReport, Evictions, Growth, HighWater, Overrun, Registry,
 };
-pub use session::{RegisterError, ReplacePolicy, Seat, SessionMap};
-#[cfg(feature = "tcp")]
-pub use tcp::{TcpKeepalive, TcpOptions};
-pub use upgrade::ResponseFuture;
 
 #[cfg(all(doctest, feature = "axum", feature = "tcp"))]
 #[doc = include_str!("../README.md")]

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::attachments::AttachmentId;
-use super::core::Core;
-use super::registries::{Admission, Managed, Refused, View};
-use super::share::Share;
-use crate::config::{self, ConfigError};
-use crate::evict::{ConnectionId, Evicted, Eviction};
+use crate::config_error::{self, ConfigError};
+use crate::connection::metadata::AttachmentId;
+use crate::connection::metadata::LayerConfig;
+use crate::connection::metadata::Metadata;
+use crate::connection::metadata::{Admission, ErasedConnection, Refused, View};
+use crate::eviction::{ConnectionId, Evicted, Eviction};
 use crate::monitor::{CloseFrame, Health, Overrides, Reason, Rtt, Stats};
 
 /// Handle of one connection.
@@ -32,11 +32,11 @@ use crate::monitor::{CloseFrame, Health, Overrides, Reason, Rtt, Stats};
 /// while it is polled: see [`LivenessStream`](crate::LivenessStream).
 #[derive(Clone)]
 pub struct Liveness {
-    connection: Arc<dyn Managed>,
+    connection: Arc<dyn ErasedConnection>,
 }
 
 impl Liveness {
-    pub(crate) fn new(connection: Arc<dyn Managed>) -> Self {
+    pub(crate) fn new(connection: Arc<dyn ErasedConnection>) -> Self {
         Self { connection }
     }
 
@@ -44,12 +44,12 @@ impl Liveness {
     /// removes the layer; [accepting](Attachment::accept) it makes it stay.
     pub(crate) fn join(
         &self,
-        layer: &Arc<Share>,
+        layer: &Arc<LayerConfig>,
         within: Option<AttachmentId>,
         overrides: Option<&Overrides>,
     ) -> Result<Attachment, Refused> {
         // Another layer may have been let in by the same registry.
-        let is_new = |tracker: &_| !self.connection.registries().is_in(tracker);
+        let is_new = |tracker: &_| !self.connection.membership().is_in(tracker);
         let admission = match layer.tracker.as_ref().filter(|tracker| is_new(tracker)) {
             Some(_) => layer.admit()?,
             None => None,
@@ -62,9 +62,9 @@ impl Liveness {
         })
     }
 
-    pub(crate) fn attach(&self, layer: &Share, admission: Option<Admission>) {
+    pub(crate) fn attach(&self, layer: &LayerConfig, admission: Option<Admission>) {
         self.connection.attach(&layer.policy, &layer.listeners);
-        let added = admission.map(|admission| self.connection.registries().add(admission));
+        let added = admission.map(|admission| self.connection.membership().add(admission));
         drop(added);
     }
 
@@ -77,13 +77,13 @@ impl Liveness {
         Arc::clone(&self.connection).override_policy(overrides);
     }
 
-    pub(crate) fn core(&self) -> &Core {
-        self.connection.core()
+    pub(crate) fn metadata(&self) -> &Metadata {
+        self.connection.metadata()
     }
 
     /// Whether the end was noticed, though its hooks may still be at it.
     pub(crate) fn has_ended(&self) -> bool {
-        self.core().has_ended()
+        self.metadata().has_ended()
     }
 
     /// Ends the connection for a reason of the crate's own. False if it has ended before.
@@ -94,7 +94,7 @@ impl Liveness {
     /// The connection's id, never used again in this process.
     #[must_use]
     pub fn id(&self) -> ConnectionId {
-        self.connection.core().id()
+        self.connection.metadata().id()
     }
 
     /// The connection's state at this moment.
@@ -132,7 +132,7 @@ impl Liveness {
     ///
     /// # Errors
     ///
-    /// If the connection has ended, or ends before the pong has come. All hooks have then been told.
+    /// If the connection has ended, or ends before the pong has come. All hooks have then been health_events.
     pub async fn ping(&self) -> Result<Duration, Evicted> {
         match Arc::clone(&self.connection).ping().await {
             Ok(rtt) => Ok(rtt),
@@ -150,7 +150,7 @@ impl Liveness {
     }
 
     /// Time since the last byte of a *data* message in the watched directions (see
-    /// [`Traffic`](crate::Traffic)), or since the upgrade. Control frames do not count. Inbound bytes count
+    /// [`Traffic`](crate::Traffic)), or since the upgrade. ControlFrame frames do not count. ReadHalf bytes count
     /// when they are read from the transport, which may be late while the handler does not read.
     #[must_use]
     pub fn idle_for(&self) -> Duration {
@@ -217,11 +217,11 @@ impl Liveness {
         value: Duration,
         overrides: &Overrides,
     ) -> Result<(), ConfigError> {
-        config::duration(setter, value)?;
+        config_error::duration(setter, value)?;
         if Arc::clone(&self.connection).change_policy(overrides) {
             Ok(())
         } else {
-            Err(config::missing_layer(setter, value))
+            Err(config_error::missing_layer(setter, value))
         }
     }
 
@@ -241,7 +241,7 @@ impl Liveness {
     /// replaced by 1011 on the wire; [`Reason::Kicked`] keeps the code as given.
     pub fn evict(&self, code: u16, reason: impl Into<String>) -> bool {
         let frame = CloseFrame {
-            code: config::on_wire(code),
+            code: config_error::on_wire(code),
             reason: reason.into().into(),
         };
         self.evict_for(Reason::Kicked { code }, frame)
@@ -260,13 +260,13 @@ impl Liveness {
 
     /// Whether the transport is gone.
     pub(crate) fn is_closed(&self) -> bool {
-        self.connection.core().departure().is_some()
+        self.connection.metadata().departure().is_some()
     }
 
     /// Waits until the transport is gone. True if the closing handshake of the connection's eviction
     /// was completed.
     pub(crate) async fn closed(&self) -> bool {
-        self.connection.core().departed().await
+        self.connection.metadata().departed().await
     }
 
     /// Waits for the end of the connection, until all hooks have been told of it. Returns at once
@@ -274,7 +274,7 @@ impl Liveness {
     ///
     /// Cancel safe: dropping the future loses nothing, and any number of tasks may wait.
     pub async fn evicted(&self) -> Eviction {
-        self.connection.core().reported().await
+        self.connection.metadata().reported().await
     }
 
     /// Waits until a registry of the connection's layers begins to be drained (see
@@ -289,7 +289,7 @@ impl Liveness {
     ///
     /// Cancel safe: dropping the future loses nothing, and any number of tasks may wait.
     pub async fn draining(&self) {
-        let trackers = self.connection.registries().trackers().into_iter();
+        let trackers = self.connection.membership().trackers().into_iter();
         let mut drains: Vec<_> = trackers.map(|tracker| tracker.draining()).collect();
         poll_fn(|cx| {
             let mut drains = drains.iter_mut();
@@ -309,7 +309,7 @@ impl Liveness {
     /// is also called, with [`Reason::UpgradeFailed`], if the response turns out not to be an
     /// upgrade at all: what a handler prepared for a connection is then to be undone.
     pub fn on_evict(&self, hook: impl FnOnce(&Eviction) + Send + 'static) {
-        self.connection.core().add_local(Box::new(hook));
+        self.connection.metadata().add_local(Box::new(hook));
     }
 
     /// Puts a value into the connection's own slot, and returns the one that was there if it is of
@@ -329,7 +329,7 @@ impl Liveness {
         T: Any + Send + Sync,
     {
         self.connection
-            .core()
+            .metadata()
             .set_session(Arc::new(session))?
             .downcast()
             .ok()
@@ -342,7 +342,7 @@ impl Liveness {
     where
         T: Any + Send + Sync,
     {
-        self.connection.core().session()?.downcast().ok()
+        self.connection.metadata().session()?.downcast().ok()
     }
 
     /// Waits until there is a value of this type in the connection's slot, and returns it: for whoever
@@ -353,12 +353,12 @@ impl Liveness {
     ///
     /// # Errors
     ///
-    /// If the connection has ended, or ends, without such a value. All hooks have then been told.
+    /// If the connection has ended, or ends, without such a value. All hooks have then been health_events.
     pub async fn wait_for_session<T>(&self) -> Result<Arc<T>, Evicted>
     where
         T: Any + Send + Sync,
     {
-        self.core().session_set().await.map_err(Evicted::new)
+        self.metadata().session_set().await.map_err(Evicted::new)
     }
 }
 
@@ -366,7 +366,7 @@ impl Liveness {
 ///
 /// Dropping it detaches the layer.
 pub(crate) struct Attachment {
-    connection: Option<Arc<dyn Managed>>,
+    connection: Option<Arc<dyn ErasedConnection>>,
     id: AttachmentId,
 }
 

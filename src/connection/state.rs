@@ -7,47 +7,47 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::attachments::{Attached, AttachmentId, Attachments};
-use super::callers::Callers;
-use super::capabilities::Capabilities;
-use super::closing::Closing;
-use super::departure::Departure;
-use super::inbound::Inbound;
-use super::inject::Outbound;
-use super::link::{Link, Moves};
-use super::told::Told;
-use super::watch::{Notes, Watch};
+use crate::connection::end::Departure;
+use crate::connection::io::ReadHalf;
+use crate::connection::io::TransportTraits;
+use crate::connection::io::WriteHalf;
+use crate::connection::io::{Observer, Report};
+use crate::connection::metadata::HealthEvents;
+use crate::connection::metadata::PingWaiters;
+use crate::connection::metadata::{Attached, AttachmentId, Attachments};
+use crate::connection::timing::CloseHandshake;
+use crate::connection::timing::{DeadlineMove, TimerEntry};
 use crate::driver::{Drive, Driver, tick};
-use crate::evict::Evicted;
+use crate::eviction::Evicted;
 use crate::monitor::{CloseFrame, Health, Moment, Monitor, Overrides, Policy, Reason};
 use crate::wire::Role;
 
 pub(super) struct State<T: 'static> {
     pub(super) phase: Phase,
     pub(super) policy: Policy,
-    own: Option<Box<Own>>,
+    own: Option<Box<Settings>>,
     pub(super) monitor: Monitor,
     pub(super) io: Option<T>,
     /// The upgrade was completed once.
     opened: bool,
     pub(super) departure: Departure,
-    pub(super) inbound: Inbound,
-    pub(super) outbound: Outbound,
+    pub(super) read_half: ReadHalf,
+    pub(super) write_half: WriteHalf,
     /// Visits of the driver since one looked at everything.
     pub(super) looks: u8,
-    pub(super) notes: Notes,
-    pub(super) callers: Option<Box<Callers>>,
+    pub(super) notes: Report,
+    pub(super) ping_waiters: Option<Box<PingWaiters>>,
     /// Only where somebody wants to hear of the connection's health.
-    pub(super) told: Option<Box<Told>>,
-    pub(super) reader: Waiting,
-    pub(super) writer: Waiting,
-    pub(super) link: Option<Link>,
-    pub(super) capabilities: &'static Capabilities<T>,
+    pub(super) health_events: Option<Box<HealthEvents>>,
+    pub(super) reader: HandlerWaker,
+    pub(super) writer: HandlerWaker,
+    pub(super) timer: Option<TimerEntry>,
+    pub(super) capabilities: &'static TransportTraits<T>,
 }
 
 /// Settings of this connection alone. Most connections have none, so they are boxed.
 #[derive(Default)]
-struct Own {
+struct Settings {
     /// Values that take precedence over those of all layers.
     overrides: Overrides,
     /// Present only while the response of an inner layer is outstanding.
@@ -59,7 +59,7 @@ pub(super) enum Phase {
     /// Nobody: the upgrade is not complete.
     Opening {
         /// The connection was evicted, so its closing handshake begins as soon as the stream opens.
-        closing: Option<Box<Closing>>,
+        closing: Option<Box<CloseHandshake>>,
     },
     /// The handler, with the driver's help.
     Open {
@@ -67,7 +67,7 @@ pub(super) enum Phase {
         parting: Option<Box<Parting>>,
     },
     /// The driver, which closes the transport.
-    Evicting { closing: Box<Closing> },
+    Evicting { closing: Box<CloseHandshake> },
     /// Nobody any more. No reason: it was the handler who dropped it.
     Closed {
         reason: Option<Reason>,
@@ -76,12 +76,12 @@ pub(super) enum Phase {
     },
 }
 
-/// An end that is put off: why, and what the peer is told.
+/// An end that is put off: why, and what the peer is health_events.
 pub(super) type Parting = (Reason, CloseFrame);
 
 /// The handler's waker for one direction of its stream.
 #[derive(Default)]
-pub(super) struct Waiting {
+pub(super) struct HandlerWaker {
     /// Kept after use: the next one is most likely the same.
     pub(super) waker: Option<Waker>,
     /// The handler got `Pending` and has not come back.
@@ -93,14 +93,14 @@ pub(super) struct Waiting {
 }
 
 /// What has to be done after the lock was given back, in this order.
-pub(super) struct Aftermath<T> {
-    pub(super) notes: Notes,
+pub(super) struct Effects<T> {
+    pub(super) notes: Report,
     pub(super) verdict: Option<Reason>,
-    pub(super) link: Option<Link>,
+    pub(super) timer: Option<TimerEntry>,
     pub(super) io: Option<T>,
     /// There will be no transport any more; see [`Departure::Untold`].
     pub(super) departed: Option<bool>,
-    pub(super) callers: Option<Callers>,
+    pub(super) ping_waiters: Option<PingWaiters>,
     /// A closing handshake has begun, so the driver must be scheduled.
     pub(super) closes: bool,
     pub(super) wakers: [Option<Waker>; 2],
@@ -111,7 +111,7 @@ pub(super) struct Aftermath<T> {
 }
 
 impl<T: 'static> State<T> {
-    pub(super) fn new(role: Role, capabilities: &'static Capabilities<T>) -> Self {
+    pub(super) fn new(role: Role, capabilities: &'static TransportTraits<T>) -> Self {
         let policy = Policy::default();
         Self {
             phase: Phase::Opening { closing: None },
@@ -121,15 +121,15 @@ impl<T: 'static> State<T> {
             io: None,
             opened: false,
             departure: Departure::Opening,
-            inbound: Inbound::new(),
-            outbound: Outbound::new(role),
+            read_half: ReadHalf::new(),
+            write_half: WriteHalf::new(role),
             looks: 0,
-            notes: Notes::default(),
-            callers: None,
-            told: None,
-            reader: Waiting::default(),
-            writer: Waiting::default(),
-            link: None,
+            notes: Report::default(),
+            ping_waiters: None,
+            health_events: None,
+            reader: HandlerWaker::default(),
+            writer: HandlerWaker::default(),
+            timer: None,
             capabilities,
         }
     }
@@ -213,8 +213,8 @@ impl<T: 'static> State<T> {
 
     /// Applies a changed policy; the timeout of the pings was `before`.
     fn policy_changed(&mut self, now: Moment, before: Option<Duration>) {
-        if let Some(link) = &mut self.link {
-            link.granularity = self.policy.step_millis();
+        if let Some(timer) = &mut self.timer {
+            timer.granularity = self.policy.step_millis();
         }
         self.monitor.policy_changed(now, &self.policy, before);
         self.tune();
@@ -233,7 +233,7 @@ impl<T: 'static> State<T> {
     pub(super) fn open(&mut self, io: T, connection: Arc<dyn Drive>, driver: Arc<Driver>) -> bool {
         let takes_any_bytes = (self.capabilities.takes_any_bytes)(&io)
             || (self.policy.heartbeat.as_ref()).is_some_and(|heartbeat| heartbeat.takes_any_bytes);
-        self.outbound.repeats_writes(!takes_any_bytes);
+        self.write_half.repeats_writes(!takes_any_bytes);
         self.io = Some(io);
         self.departure = Departure::Untold { clean: false };
         let Phase::Opening { closing } = &mut self.phase else {
@@ -254,7 +254,7 @@ impl<T: 'static> State<T> {
             };
             return false;
         };
-        self.link = Some(Link {
+        self.timer = Some(TimerEntry {
             driver,
             key,
             armed,
@@ -272,11 +272,11 @@ impl<T: 'static> State<T> {
     fn begin(&mut self, now: Moment) {
         self.tune();
         self.monitor = Monitor::new(now, &self.policy, fastrand::f32(), fastrand::u64(..));
-        if let Some(callers) = &mut self.callers {
-            callers.begin(self.monitor.ask_ping(), now);
+        if let Some(ping_waiters) = &mut self.ping_waiters {
+            ping_waiters.begin(self.monitor.ask_ping(), now);
         }
-        if let Some(told) = &mut self.told {
-            told.look(now);
+        if let Some(health_events) = &mut self.health_events {
+            health_events.look(now);
         }
     }
 
@@ -317,24 +317,24 @@ impl<T: 'static> State<T> {
     pub(super) fn is_settled(&self) -> bool {
         matches!(self.phase, Phase::Open { .. })
             && !self.monitor.is_stirred()
-            && self.told.is_none()
+            && self.health_events.is_none()
             && !self
-                .callers
+                .ping_waiters
                 .as_ref()
-                .is_some_and(|callers| callers.has_answers())
+                .is_some_and(|waiters| waiters.has_answers())
             && !self.reader.due
             && !self.writer.due
             && self.notes.is_empty()
     }
 
     /// What follows from what was just done; `None` if nothing does.
-    pub(super) fn settle(&mut self) -> Option<Aftermath<T>> {
+    pub(super) fn settle(&mut self) -> Option<Effects<T>> {
         if self.notes.malformed.is_some() {
-            self.outbound.cancel_ping();
+            self.write_half.cancel_ping();
         }
         let news = self.note_health();
-        if self.monitor.take_moved() || self.told.is_some() {
-            self.rearm(Moves::Forward);
+        if self.monitor.take_moved() || self.health_events.is_some() {
+            self.rearm(DeadlineMove::Forward);
         }
         let verdict = self.monitor.take_verdict();
         let closed = matches!(self.phase, Phase::Closed { .. });
@@ -343,15 +343,15 @@ impl<T: 'static> State<T> {
             self.reader.due |= self.reader.pending;
             self.writer.due |= self.writer.pending;
         }
-        let callers = self.take_callers();
+        let ping_waiters = self.take_callers();
         let closes = match &mut self.phase {
             Phase::Evicting { closing } => closing.take_begun(),
             Phase::Opening { .. } | Phase::Open { .. } | Phase::Closed { .. } => false,
         };
         let departed = if closed { self.departure.tell() } else { None };
-        let leftovers = callers.is_some()
+        let leftovers = ping_waiters.is_some()
             || departed.is_some()
-            || closed && (self.io.is_some() || self.link.is_some());
+            || closed && (self.io.is_some() || self.timer.is_some());
         let woken = self.reader.due || self.writer.due;
         if verdict.is_none() && !leftovers && !woken && !closes && !news && self.notes.is_empty() {
             return None;
@@ -362,13 +362,13 @@ impl<T: 'static> State<T> {
         } else {
             [None, None]
         };
-        Some(Aftermath {
+        Some(Effects {
             notes: std::mem::take(&mut self.notes),
             verdict,
             io: if closed { self.io.take() } else { None },
-            link: if closed { self.link.take() } else { None },
+            timer: if closed { self.timer.take() } else { None },
             departed,
-            callers,
+            ping_waiters,
             closes,
             wakers,
             spent,
@@ -377,26 +377,28 @@ impl<T: 'static> State<T> {
     }
 
     /// Those who are to hear of a pong, or that there will be none.
-    fn take_callers(&mut self) -> Option<Callers> {
-        let callers = self.callers.as_mut()?;
+    fn take_callers(&mut self) -> Option<PingWaiters> {
+        let ping_waiters = self.ping_waiters.as_mut()?;
         if self.monitor.is_over() {
-            return self.callers.take().map(|callers| *callers);
+            return self.ping_waiters.take().map(|waiters| *waiters);
         }
-        callers.has_answers().then(|| callers.take_answers())
+        ping_waiters
+            .has_answers()
+            .then(|| ping_waiters.take_answers())
     }
 
     /// Asks for a ping. The answer is an error if the connection ends first, or has ended.
     pub(super) fn ping(&mut self, now: Moment) -> oneshot::Receiver<Duration> {
         let sequence = self.monitor.ask_ping();
-        let callers = self.callers.get_or_insert_default();
-        callers.add(sequence, now)
+        let ping_waiters = self.ping_waiters.get_or_insert_default();
+        ping_waiters.add(sequence, now)
     }
 
     pub(super) fn evict(&mut self, now: Moment, reason: Reason, frame: CloseFrame) -> bool {
         match &mut self.phase {
             _ if self.monitor.is_over() => return false,
             Phase::Opening { closing } => {
-                *closing = Some(Box::new(Closing::new(reason, frame)));
+                *closing = Some(Box::new(CloseHandshake::new(reason, frame)));
             }
             Phase::Open { .. } => {
                 self.begin_closing(reason, frame);
@@ -409,9 +411,9 @@ impl<T: 'static> State<T> {
 
     /// Takes the transport from the handler, to say goodbye.
     pub(super) fn begin_closing(&mut self, reason: Reason, frame: CloseFrame) {
-        self.inbound.forget_ahead();
+        self.read_half.forget_ahead();
         self.phase = Phase::Evicting {
-            closing: Box::new(Closing::new(reason, frame)),
+            closing: Box::new(CloseHandshake::new(reason, frame)),
         };
     }
 
@@ -428,12 +430,12 @@ impl<T: 'static> State<T> {
     /// The runtime was shut down, and its driver with it: ends the connection as if the handler had
     /// dropped it, and drops the transport.
     pub(super) fn abandon(&mut self) {
-        let (Phase::Open { .. }, Some(link)) = (&self.phase, &self.link) else {
+        let (Phase::Open { .. }, Some(timer)) = (&self.phase, &self.timer) else {
             self.close_now();
             return;
         };
         let was_over = self.monitor.is_over();
-        self.monitor.dropped(link.driver.clock().now());
+        self.monitor.dropped(timer.driver.clock().now());
         self.phase = Phase::Closed {
             reason: self.monitor.reason(),
             readable: was_over,
@@ -449,23 +451,25 @@ impl<T: 'static> State<T> {
     }
 
     pub(super) fn fail(&mut self, kind: io::ErrorKind) {
-        if let Some(link) = &self.link {
-            self.monitor.failed(link.driver.clock().now(), kind);
+        if let Some(timer) = &self.timer {
+            self.monitor.failed(timer.driver.clock().now(), kind);
         }
     }
 
     /// The transport with what belongs to it, as long as it is the handler's.
-    pub(super) fn parts(&mut self) -> io::Result<(&mut T, &mut Inbound, &mut Outbound, Watch<'_>)> {
-        match (&self.phase, &mut self.io, &self.link) {
-            (Phase::Open { .. }, Some(io), Some(link)) => {
-                let watch = Watch {
+    pub(super) fn parts(
+        &mut self,
+    ) -> io::Result<(&mut T, &mut ReadHalf, &mut WriteHalf, Observer<'_>)> {
+        match (&self.phase, &mut self.io, &self.timer) {
+            (Phase::Open { .. }, Some(io), Some(timer)) => {
+                let observer = Observer {
                     monitor: &mut self.monitor,
                     policy: &self.policy,
                     notes: &mut self.notes,
-                    callers: &mut self.callers,
-                    clock: link.driver.clock(),
+                    ping_waiters: &mut self.ping_waiters,
+                    clock: timer.driver.clock(),
                 };
-                Ok((io, &mut self.inbound, &mut self.outbound, watch))
+                Ok((io, &mut self.read_half, &mut self.write_half, observer))
             }
             (Phase::Evicting { closing }, ..) => {
                 Err(Evicted::new(closing.reason()).into_io_error())
@@ -482,7 +486,7 @@ impl<T: 'static> State<T> {
     }
 }
 
-impl Waiting {
+impl HandlerWaker {
     /// Stores the waker of a handler that waits. Returns the one that it replaces.
     pub(super) fn park(&mut self, waker: &Waker, by_driver: bool) -> Option<Waker> {
         self.pending = true;

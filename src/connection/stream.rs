@@ -8,12 +8,12 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::capabilities::Capabilities;
-use super::handle::Liveness;
-use super::handler::Outgoing;
-use super::registries::Managed;
-use super::share::Share;
-use super::shared::Connection;
+use crate::connection::Connection;
+use crate::connection::handle::Liveness;
+use crate::connection::io::Outgoing;
+use crate::connection::io::TransportTraits;
+use crate::connection::metadata::ErasedConnection;
+use crate::connection::metadata::LayerConfig;
 use crate::driver::Driver;
 use crate::wire::Role;
 
@@ -80,7 +80,7 @@ where
     }
 
     /// Puts a stream that speaks frames already under a layer.
-    pub(crate) fn wrap(io: T, role: Role, layer: &Share) -> (Self, Liveness) {
+    pub(crate) fn wrap(io: T, role: Role, layer: &LayerConfig) -> (Self, Liveness) {
         // If this panics, it must do so before anything is counted.
         let _driver = Driver::expect_current();
         let (stream, live) = Self::promise(role, io.is_write_vectored(), layer);
@@ -91,9 +91,9 @@ where
 
     /// A stream that cannot be used yet: its handshake is under way. Dropped before it is
     /// [kept](Self::keep), it was [not upgraded](Self::not_upgraded).
-    pub(crate) fn promise(role: Role, vectored: bool, layer: &Share) -> (Self, Liveness) {
-        let connection = Connection::new(role, Capabilities::FOREIGN);
-        let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
+    pub(crate) fn promise(role: Role, vectored: bool, layer: &LayerConfig) -> (Self, Liveness) {
+        let connection = Connection::new(role, TransportTraits::FOREIGN);
+        let live = Liveness::new(Arc::clone(&connection) as Arc<dyn ErasedConnection>);
         live.attach(layer, layer.take_in());
         (Self::new(connection, vectored), live)
     }

@@ -138,7 +138,7 @@ impl Driver {
         workers.offer();
     }
 
-    /// Moves the deadline of a connection.
+    /// DeadlineMove the deadline of a connection.
     pub(crate) fn rearm(&self, key: Key, deadline: u64) {
         let mut queue = lock(&self.queue);
         if let Task::Gone = queue.task {

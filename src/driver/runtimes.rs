@@ -12,7 +12,7 @@ use tokio::runtime::{Handle, Id};
 use tokio::time::sleep;
 
 use super::Driver;
-use crate::foreign;
+use crate::panic_guard;
 
 /// Why the current thread has no driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Driver {
         let Ok(runtime) = Handle::try_current() else {
             let missing = NoDriver::NoRuntime;
             if !LOGGED.swap(true, Ordering::Relaxed) {
-                foreign::log(|| tracing::error!("{missing}"));
+                panic_guard::log(|| tracing::error!("{missing}"));
             }
             return Err(missing);
         };
@@ -91,7 +91,7 @@ impl Driver {
             pending::<()>().await;
         });
         let missing = NoDriver::NoTimer;
-        foreign::log(|| tracing::error!("{missing}"));
+        panic_guard::log(|| tracing::error!("{missing}"));
         Err(missing)
     }
 

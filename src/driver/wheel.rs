@@ -208,7 +208,7 @@ impl<T> Wheel<T> {
             .min()
     }
 
-    /// Moves time to `now`, and parks and reports the entries whose deadline that is or has passed, but looks at no more than
+    /// DeadlineMove time to `now`, and parks and reports the entries whose deadline that is or has passed, but looks at no more than
     /// `limit` entries. Returns whether it is done: if not, the next call goes on, whatever time it is then.
     ///
     /// Keys are appended to `expired` in no particular order. A parked entry stays in the wheel until it is rearmed or

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::exchange::{Answer, Exchange};
 use self::rewind::Rewind;
-use crate::connection::{Liveness, LivenessStream, Share};
+use crate::connection::{LayerConfig, Liveness, LivenessStream};
 use crate::wire::Role;
 
 /// A stream that is under liveness once its opening handshake is complete.
@@ -64,7 +64,7 @@ impl<T> HandshakeStream<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    pub(crate) fn wrap(io: T, role: Role, layer: &Share) -> (Self, Liveness) {
+    pub(crate) fn wrap(io: T, role: Role, layer: &LayerConfig) -> (Self, Liveness) {
         let (stream, live) = LivenessStream::promise(role, io.is_write_vectored(), layer);
         let handshake = Some(Box::new(Handshake::new(role, io)));
         (Self { handshake, stream }, live)

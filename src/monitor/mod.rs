@@ -1,30 +1,30 @@
 //! The verdicts: a sans-IO state machine that is told what passed and when, and says what to do.
 //!
-//! Nothing here reads a clock, touches a socket or allocates. [`machine`] is told, [`view`] tells,
-//! [`lasting`] tells only what has lasted, [`verdict`] decides; the other files hold what they are made
+//! Nothing here reads a clock, touches a socket or allocates. [`inputs`] is told, [`queries`] tells,
+//! [`sustained_health`] tells only what has lasted, [`verdict`] decides; the other files hold what they are made
 //! of.
 
-mod data;
-mod flood;
+mod control_rate;
+mod data_activity;
 mod health;
 mod history;
-mod lasting;
-mod machine;
+mod inputs;
 mod moment;
 mod overrides;
 mod pings;
 mod policy;
+mod queries;
 mod reason;
 mod rtt;
 mod stats;
+mod sustained_health;
 #[cfg(test)]
 mod tests;
 mod verdict;
-mod view;
 
-pub(crate) use data::Data;
+pub(crate) use data_activity::Data;
 pub use health::Health;
-pub(crate) use machine::Monitor;
+pub(crate) use inputs::Monitor;
 pub(crate) use moment::Moment;
 pub(crate) use overrides::Overrides;
 pub(crate) use pings::Answer;

@@ -187,7 +187,7 @@ impl Pings {
         }
     }
 
-    /// Notes whether the handler is between two fragments. Returns whether that is new.
+    /// Report whether the handler is between two fragments. Returns whether that is new.
     pub(crate) fn mid_message(&mut self, mid_message: bool) -> bool {
         std::mem::replace(&mut self.mid_message, mid_message) != mid_message
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::machine::{Ending, Monitor};
+use super::inputs::{Ending, Monitor};
 use super::moment::Moment;
 use super::policy::{HeartbeatPolicy, IdlePolicy, Policy, Traffic};
 use super::reason::Reason;

@@ -9,9 +9,9 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Registry;
-use crate::config;
+use crate::config_error;
 use crate::connection::Liveness;
-use crate::evict::ConnectionId;
+use crate::eviction::ConnectionId;
 use crate::monitor::{CloseFrame, Reason};
 
 /// After so many connections in a row the executor's other tasks run.
@@ -169,7 +169,7 @@ impl Registry {
     /// Outside of a tokio runtime with time enabled.
     pub async fn drain(&self, drain: Drain) -> DrainReport {
         let drain = Drain {
-            deadline: drain.deadline.min(config::MAX_DURATION),
+            deadline: drain.deadline.min(config_error::MAX_DURATION),
             ..drain
         };
         let begun = Instant::now();
@@ -315,7 +315,7 @@ impl Run<'_> {
 /// The Close frame of a drain.
 pub(super) fn goodbye(code: u16) -> CloseFrame {
     CloseFrame {
-        code: config::on_wire(code),
+        code: config_error::on_wire(code),
         reason: "server is going away".into(),
     }
 }

@@ -10,7 +10,9 @@ use std::task::{Context, Poll, Waker};
 
 use futures_core::Stream;
 
-use crate::evict::{self, Eviction};
+use crate::eviction::Eviction;
+use crate::hooks;
+use crate::panic_guard;
 
 /// How many evictions wait for a consumer that has no wish of its own.
 pub(super) const CAPACITY: usize = 1024;
@@ -126,10 +128,10 @@ impl Subscribers {
     pub(super) fn tell(&self, eviction: &Eviction) {
         let queues = Arc::clone(&self.list());
         for queue in queues.iter() {
-            evict::guard_waker(eviction, || queue.push(eviction));
+            hooks::guard_waker(eviction, || queue.push(eviction));
         }
         // If a stream was dropped just now, what waits in it goes here.
-        evict::discard(eviction.id(), queues);
+        panic_guard::discard(eviction.id(), queues);
     }
 
     fn add(&self, queue: &Arc<Queue>) {

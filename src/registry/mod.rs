@@ -1,36 +1,36 @@
 //! The set of live connections, and who is let in.
 //!
-//! - [`shared`]: what all clones of a [`Registry`] share, and what its layers tell it
+//! - [`state`]: what all clones of a [`Registry`] share, and what its layers tell it
 //! - [`shards`]: the set itself
-//! - [`gate`]: the limit, the drain, and what a shutdown waits for
-//! - [`tally`]: how many are live, and who wants to hear of too many
+//! - [`limit`]: the limit, the drain, and what a shutdown waits for
+//! - [`counters`]: how many are live, and who wants to hear of too many
 //! - [`growth`]: whether sessions are piling up, without a clock
 //! - [`snapshot`]: one look at everybody
 //! - [`evictions`]: ends as a stream
 
+mod counters;
 mod drain;
 mod evictions;
-mod gate;
 mod growth;
+mod limit;
 mod shards;
-mod shared;
 mod snapshot;
-mod tally;
+mod state;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{self, ConfigError};
-use crate::connection::{Liveness, Track};
-use crate::evict::ConnectionId;
+use crate::config_error::{self, ConfigError};
+use crate::connection::{Liveness, Tracker};
+use crate::eviction::ConnectionId;
 use crate::monitor::Health;
 
+pub use counters::{Growth, HighWater};
 pub use drain::{Drain, DrainReport};
 pub use evictions::{Evictions, Overrun};
-use shared::Shared;
 pub use snapshot::ConnectionSnapshot;
-pub use tally::{Growth, HighWater};
+use state::Shared;
 
 /// The live connections of one or more layers, and the door for more.
 ///
@@ -179,8 +179,8 @@ impl Registry {
         per: Duration,
         hook: impl Fn(&Registry, &Growth) + Send + Sync + 'static,
     ) -> Result<(), ConfigError> {
-        config::growth("Registry::on_growth", limit)?;
-        config::duration("Registry::on_growth", per)?;
+        config_error::growth("Registry::on_growth", limit)?;
+        config_error::duration("Registry::on_growth", per)?;
         self.shared.tally.on_growth(limit, per, self.alarm(hook));
         Ok(())
     }
@@ -247,8 +247,8 @@ impl Registry {
         self.shared.gate.wait_idle().await;
     }
 
-    pub(crate) fn tracker(&self) -> Arc<dyn Track> {
-        Arc::clone(&self.shared) as Arc<dyn Track>
+    pub(crate) fn tracker(&self) -> Arc<dyn Tracker> {
+        Arc::clone(&self.shared) as Arc<dyn Tracker>
     }
 
     /// A hook that is given the registry, and does not keep it.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::connection::Liveness;
-use crate::evict::ConnectionId;
+use crate::eviction::ConnectionId;
 
 const SHARDS: usize = 32;
 

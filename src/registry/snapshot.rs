@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::connection::{Liveness, View};
-use crate::evict::ConnectionId;
+use crate::eviction::ConnectionId;
 use crate::monitor::{Health, Rtt, Stats};
 
 /// What one live connection looked like, all at the same moment: an entry of

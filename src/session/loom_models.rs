@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tokio::io::Empty;
 
 use super::{RegisterError, ReplacePolicy, Seat, SessionMap};
-use crate::connection::{Capabilities, Connection, Liveness, Managed};
-use crate::evict::ConnectionId;
+use crate::connection::{Connection, ErasedConnection, Liveness, TransportTraits};
+use crate::eviction::ConnectionId;
 use crate::monitor::Health;
 use crate::sync::Mutex;
 use crate::sync::modelled::{all_done, check, thread};
@@ -49,7 +49,10 @@ const KEY: u8 = 7;
 
 /// A connection whose end needs no driver: it is not open yet.
 fn connection() -> Liveness {
-    Liveness::new(Connection::<Empty>::new(Role::Server, Capabilities::FOREIGN) as Arc<dyn Managed>)
+    Liveness::new(
+        Connection::<Empty>::new(Role::Server, TransportTraits::FOREIGN)
+            as Arc<dyn ErasedConnection>,
+    )
 }
 
 /// How many seats the hooks of a connection were told of, per call.

@@ -6,17 +6,17 @@
 //! - [`policy`]: who wins if two want the same seat
 //!
 //! That the seat goes with the connection is the connection's part: it remembers its places (see
-//! [`Place`](crate::connection::Place)) and leaves them at its end, before any hook is called.
+//! [`Registration`](crate::connection::Registration)) and leaves them at its end, before any hook is called.
 
 #[cfg(all(test, liveness_loom))]
 mod loom_models;
-mod map;
 mod maps;
-mod policy;
 mod register;
+mod replace_policy;
 mod seat;
+mod session_map;
 
-pub use map::SessionMap;
-pub use policy::ReplacePolicy;
 pub use register::RegisterError;
+pub use replace_policy::ReplacePolicy;
 pub use seat::Seat;
+pub use session_map::SessionMap;

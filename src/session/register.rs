@@ -8,11 +8,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use super::map::SessionMap;
-use super::policy::{Kind, ReplacePolicy};
+use super::replace_policy::{Kind, ReplacePolicy};
 use super::seat::Seat;
-use crate::connection::{Liveness, Place, PlaceId};
-use crate::evict::ConnectionId;
+use super::session_map::SessionMap;
+use crate::connection::{Liveness, Registration, RegistrationId};
+use crate::eviction::ConnectionId;
 use crate::monitor::Reason;
 use crate::sync::{AtomicBool, Mutex, ThreadId, current_thread};
 
@@ -121,8 +121,8 @@ impl Liveness {
         M: SessionMap<K, V> + ?Sized,
     {
         let value = Arc::new(value);
-        let chair = Arc::new(Chair {
-            id: PlaceId::next(),
+        let chair = Arc::new(MapRegistration {
+            id: RegistrationId::next(),
             map: Arc::clone(map),
             key: key.clone(),
             taking: Mutex::new(()),
@@ -132,7 +132,10 @@ impl Liveness {
         });
         let place = chair.id;
         let taking = chair.taking.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(reason) = self.core().take_place(Arc::clone(&chair) as Arc<dyn Place>) {
+        if let Err(reason) = self
+            .metadata()
+            .take_place(Arc::clone(&chair) as Arc<dyn Registration>)
+        {
             return Err(RegisterError::Ended { reason, value });
         }
         let (id, refuses) = (self.id(), policy.kind == Kind::Refuse);
@@ -148,7 +151,7 @@ impl Liveness {
         let before = match inserted {
             Ok(Ok(before)) => before,
             Ok(Err(occupant)) => {
-                self.core().leave_place(place);
+                self.metadata().leave_place(place);
                 return Err(RegisterError::Occupied { occupant, value });
             }
             Err(panicked) => {
@@ -170,11 +173,14 @@ impl Liveness {
                     before.live().evict_for(Reason::Replaced, frame.clone());
                 }
                 // Its connection lives on. It is not to remember every seat that it once had.
-                _ => before.live().core().leave_place(before.place()),
+                _ => before.live().metadata().leave_place(before.place()),
             }
         }
         if missed {
-            let reason = self.core().reason().expect("a place is left at the end");
+            let reason = self
+                .metadata()
+                .reason()
+                .expect("a place is left at the end");
             return Err(RegisterError::Ended { reason, value });
         }
         Ok(before)
@@ -191,7 +197,7 @@ impl Liveness {
         M: SessionMap<K, V> + ?Sized,
     {
         let seat = map.remove_if(key, self.id())?;
-        self.core().leave_place(seat.place());
+        self.metadata().leave_place(seat.place());
         Some(seat)
     }
 }
@@ -248,8 +254,8 @@ impl<V> fmt::Display for RegisterError<V> {
 impl<V> Error for RegisterError<V> {}
 
 /// A connection's place at a key of a map.
-struct Chair<K, V, M: ?Sized> {
-    id: PlaceId,
+struct MapRegistration<K, V, M: ?Sized> {
+    id: RegistrationId,
     map: Arc<M>,
     key: K,
     /// Held while the seat is being put into the map. An end that comes meanwhile waits for it, as it
@@ -263,13 +269,13 @@ struct Chair<K, V, M: ?Sized> {
     value: PhantomData<fn() -> V>,
 }
 
-impl<K, V, M> Place for Chair<K, V, M>
+impl<K, V, M> Registration for MapRegistration<K, V, M>
 where
     K: Clone + Send + Sync + 'static,
     V: Send + Sync + 'static,
     M: SessionMap<K, V> + ?Sized,
 {
-    fn id(&self) -> PlaceId {
+    fn id(&self) -> RegistrationId {
         self.id
     }
 

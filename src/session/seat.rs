@@ -4,8 +4,8 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::connection::{Liveness, PlaceId};
-use crate::evict::{ConnectionId, Eviction};
+use crate::connection::{Liveness, RegistrationId};
+use crate::eviction::{ConnectionId, Eviction};
 
 /// A session in a map: your value, and whose it is.
 ///
@@ -15,11 +15,11 @@ use crate::evict::{ConnectionId, Eviction};
 pub struct Seat<V> {
     live: Liveness,
     value: Arc<V>,
-    place: PlaceId,
+    place: RegistrationId,
 }
 
 impl<V> Seat<V> {
-    pub(super) fn new(live: Liveness, value: Arc<V>, place: PlaceId) -> Self {
+    pub(super) fn new(live: Liveness, value: Arc<V>, place: RegistrationId) -> Self {
         Self { live, value, place }
     }
 
@@ -39,7 +39,7 @@ impl<V> Seat<V> {
         &self.live
     }
 
-    pub(super) fn place(&self) -> PlaceId {
+    pub(super) fn place(&self) -> RegistrationId {
         self.place
     }
 }

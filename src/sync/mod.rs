@@ -38,7 +38,7 @@ pub(crate) fn in_runtime<R>(runtime: &tokio::runtime::Handle, act: impl FnOnce()
         // A thread that is about to end has no context any more.
         Err(error) if error.is_thread_local_destroyed() => None,
         // It cannot be entered while `tokio::spawn` drops a task, since its runtime is shut down.
-        _ => crate::foreign::catch(|| runtime.enter()),
+        _ => crate::panic_guard::catch(|| runtime.enter()),
     };
     act()
 }

@@ -169,7 +169,7 @@ impl Wake for Parker {
     }
 }
 
-/// Moves time on, and wakes whoever slept until then.
+/// DeadlineMove time on, and wakes whoever slept until then.
 pub(crate) fn advance(time: Duration) {
     let world = world();
     let mut timers = world.timers.lock().unwrap();

@@ -3,7 +3,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::HeartbeatLayer;
-use crate::config::{MAX_DURATION, MAX_MISSED_PINGS, MIN_DURATION};
+use crate::config_error::{MAX_DURATION, MAX_MISSED_PINGS, MIN_DURATION};
 
 fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)

@@ -35,7 +35,7 @@ use hyper::service::Service;
 use hyper::upgrade::OnUpgrade;
 
 use self::io::BridgeIo;
-use crate::foreign;
+use crate::panic_guard;
 
 mod io;
 
@@ -75,7 +75,7 @@ where
             (Poll::Pending, Some(on_upgrade)) => Some((bridge, on_upgrade)),
             (result, _) => {
                 let message = "hyper did not offer an upgrade to the bridge";
-                foreign::log(|| tracing::warn!(?result, "{message}"));
+                panic_guard::log(|| tracing::warn!(?result, "{message}"));
                 None
             }
         }
@@ -91,7 +91,7 @@ where
         // hyper gives up its connection when it has fulfilled the upgrade, and only then.
         if self.conn.into_parts().is_some() {
             let message = "hyper did not complete the bridge's upgrade";
-            foreign::log(|| tracing::warn!(?result, "{message}"));
+            panic_guard::log(|| tracing::warn!(?result, "{message}"));
         }
     }
 

@@ -19,21 +19,22 @@ use tower_service::Service;
 use super::bridge::Bridge;
 use super::detect::{Handshake, NotUpgradable, accepted, detect};
 use super::either::Either;
+use super::policy_override::PolicyOverride;
 use super::transport::Transport;
 use crate::connection::{
-    Attachment, AttachmentId, Connection, Liveness, LivenessStream, Managed, Refused, Share,
+    Attachment, AttachmentId, Connection, ErasedConnection, LayerConfig, Liveness, LivenessStream,
+    Refused,
 };
 use crate::driver::{Driver, NoDriver};
-use crate::foreign;
 use crate::monitor::Overrides;
-use crate::overrides::PolicyOverride;
+use crate::panic_guard;
 use crate::wire::Role;
 
 /// Calls `inner` with `req`. If it is upgraded, its connection is under the layer of `share`. An opening
 /// handshake is refused without calling `inner` if the layer's registry is full, or if the current thread
 /// has no driver.
 pub(crate) fn call<S, B>(
-    share: &Arc<Share>,
+    share: &Arc<LayerConfig>,
     inner: &mut S,
     mut req: Request<B>,
 ) -> ResponseFuture<S::Future>
@@ -47,7 +48,7 @@ where
         },
         Err(refusal) => {
             if let Refusal::ByRegistry(Refused { cause, retry_after }) = refusal {
-                foreign::log(|| tracing::debug!(cause, retry_after, "upgrade refused"));
+                panic_guard::log(|| tracing::debug!(cause, retry_after, "upgrade refused"));
             }
             Answer::Refused { refusal }
         }
@@ -78,7 +79,7 @@ struct Within(AttachmentId);
 
 impl Part {
     /// `None` if there is nothing to be done for this request by this layer.
-    fn take<B>(share: &Arc<Share>, req: &mut Request<B>) -> Result<Option<Self>, Refusal> {
+    fn take<B>(share: &Arc<LayerConfig>, req: &mut Request<B>) -> Result<Option<Self>, Refusal> {
         let Some(handshake) = detect(req) else {
             return Ok(None);
         };
@@ -129,7 +130,7 @@ struct Opening {
 impl Opening {
     /// `None` if the request cannot be upgraded after all.
     fn intercept<B>(
-        share: &Share,
+        share: &LayerConfig,
         handshake: Handshake,
         overrides: Option<&Overrides>,
         req: &mut Request<B>,
@@ -151,7 +152,7 @@ impl Opening {
         if handshake.is_stream() {
             connection.over_http2();
         }
-        let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
+        let live = Liveness::new(Arc::clone(&connection) as Arc<dyn ErasedConnection>);
         live.attach(share, place);
         if let Some(overrides) = overrides {
             live.override_policy(overrides);
@@ -186,9 +187,9 @@ impl Opening {
                     }
                 }
                 // Dropping the bridge tells the handler, dropping the promise tells everybody else.
-                Err(error) => {
-                    foreign::log(|| tracing::debug!(%error, "upgrade failed after the handshake"))
-                }
+                Err(error) => panic_guard::log(
+                    || tracing::debug!(%error, "upgrade failed after the handshake"),
+                ),
             }
         });
     }

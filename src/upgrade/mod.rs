@@ -9,10 +9,14 @@
 mod bridge;
 mod detect;
 mod either;
+#[cfg(feature = "axum")]
+mod extract;
 mod future;
+mod policy_override;
 mod transport;
 
 #[cfg(feature = "axum")]
-pub(crate) use detect::{NotHandshake, NotUpgradable, handshake};
+pub use extract::LivenessRejection;
 pub use future::ResponseFuture;
 pub(crate) use future::call;
+pub use policy_override::{PolicyOverride, PolicyOverrideBuilder};

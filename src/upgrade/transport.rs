@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::detect::Handshake;
-use crate::connection::Capabilities;
+use crate::connection::TransportTraits;
 use crate::monitor::HeartbeatPolicy;
 #[cfg(feature = "tcp")]
 use crate::tcp::TcpOptions;
@@ -60,7 +60,7 @@ impl Transport {
         }
     }
 
-    /// Moves early bytes into `buf`, as far as they fit. False if there are none left.
+    /// DeadlineMove early bytes into `buf`, as far as they fit. False if there are none left.
     fn take_early(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let Self::Tcp { early, .. } = self else {
             return false;
@@ -86,7 +86,7 @@ impl Transport {
 }
 
 impl Transport {
-    pub(super) const CAPABILITIES: &'static Capabilities<Self> = &Capabilities {
+    pub(super) const CAPABILITIES: &'static TransportTraits<Self> = &TransportTraits {
         tune: Self::tune,
         takes_any_bytes: Self::takes_any_bytes,
         poll_writable: Self::poll_writable,

@@ -165,7 +165,7 @@ mod tests {
     use tungstenite::protocol::frame::coding::{CloseCode, Control, OpCode as OracleOpCode};
     use tungstenite::protocol::frame::{CloseFrame, Frame, FrameHeader};
 
-    use super::super::scan::{FrameEnd, Scanner};
+    use super::super::scanner::{FrameEnd, Scanner};
     use super::super::tests::{KEY, oracle_frame, oracle_opcode, oracle_parse};
     use super::*;
 

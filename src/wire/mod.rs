@@ -7,7 +7,7 @@
 //! panic on any input.
 //!
 //! * [`header`]: the frame header of section 5.2 and the rules a peer can break in it.
-//! * [`scan`]: an incremental walk over a stream, at any chunking down to single bytes.
+//! * [`scanner`]: an incremental walk over a stream, at any chunking down to single bytes.
 //! * [`control`]: our own pings and Close frames, and the recognition of pongs (section 5.5).
 //!
 //! What does not move a frame boundary is not judged here: RSV bits belong to extensions
@@ -19,13 +19,13 @@
 
 mod control;
 mod header;
-mod scan;
+mod scanner;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use control::{MAX_PING_FRAME, Probe, encode_close, encode_ping, probe_pong};
 pub(crate) use header::Malformed;
-pub(crate) use scan::{FrameEnd, Scanner};
+pub(crate) use scanner::{FrameEnd, Scanner};
 
 /// Our end of the connection.
 ///

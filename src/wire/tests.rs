@@ -11,7 +11,7 @@ use tungstenite::protocol::frame::coding::OpCode as OracleOpCode;
 use tungstenite::protocol::frame::{Frame, FrameHeader};
 
 use super::header::Header;
-use super::scan::FrameEnd;
+use super::scanner::FrameEnd;
 use super::*;
 
 pub(super) const KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];

@@ -9,9 +9,11 @@ use loom::sync::atomic::Ordering::{AcqRel, Acquire};
 
 use super::{Peer, TIME, Wire, read, wire};
 use crate::connection::{
-    Capabilities, Connection, Liveness, LivenessStream, Managed, Refused, Share, Track,
+    Connection, ErasedConnection, LayerConfig, Liveness, LivenessStream, Refused, Tracker,
+    TransportTraits,
 };
-use crate::evict::{ConnectionId, Eviction, OnEvict};
+use crate::eviction::{ConnectionId, Eviction};
+use crate::hooks::OnEvict;
 use crate::monitor::{CloseFrame, IdlePolicy, Policy, Reason};
 use crate::sync::Mutex;
 use crate::sync::modelled::{advance, all_done, block_on, check, shut_down, thread};
@@ -60,7 +62,7 @@ impl OnEvict for Hook {
     }
 }
 
-impl Track for Told {
+impl Tracker for Told {
     fn admit(&self) -> Result<(), Refused> {
         self.take_in();
         Ok(())
@@ -79,7 +81,7 @@ impl Track for Told {
         self.present.fetch_sub(1, AcqRel);
     }
 
-    fn opened(&self, connection: Arc<dyn Managed>) {
+    fn opened(&self, connection: Arc<dyn ErasedConnection>) {
         self.opened.fetch_add(1, AcqRel);
         assert_eq!(self.admitted.load(Acquire), 1, "entered without a place");
         self.live.lock().unwrap().push(Liveness::new(connection));
@@ -146,7 +148,7 @@ impl Told {
 }
 
 /// A layer under which the lifetime of a connection is `TIME`.
-fn layer(told: &Arc<Told>) -> Share {
+fn layer(told: &Arc<Told>) -> LayerConfig {
     let policy = Policy {
         heartbeat: None,
         idle: Some(Arc::new(IdlePolicy {
@@ -154,9 +156,9 @@ fn layer(told: &Arc<Told>) -> Share {
             ..IdlePolicy::default()
         })),
     };
-    let tracker = Arc::clone(told) as Arc<dyn Track>;
+    let tracker = Arc::clone(told) as Arc<dyn Tracker>;
     let hook = Arc::new(Hook(Arc::clone(told)));
-    Share::new(policy, Some(tracker), vec![hook], Vec::new())
+    LayerConfig::new(policy, Some(tracker), vec![hook], Vec::new())
 }
 
 pub(super) fn open() -> (LivenessStream<Wire>, Liveness, Peer, Arc<Told>) {
@@ -285,8 +287,8 @@ fn loom_an_end_before_the_upgrade_is_complete() {
         let told = Arc::new(Told::default());
         let (wire, peer) = wire(usize::MAX);
         peer.end();
-        let connection = Connection::new(Role::Server, Capabilities::FOREIGN);
-        let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
+        let connection = Connection::new(Role::Server, TransportTraits::FOREIGN);
+        let live = Liveness::new(Arc::clone(&connection) as Arc<dyn ErasedConnection>);
         let layer = layer(&told);
         live.attach(&layer, layer.admit().unwrap());
         told.hear(&live);
@@ -307,8 +309,8 @@ fn loom_a_place_is_given_back_once() {
         let told = Arc::new(Told::default());
         let (wire, peer) = wire(usize::MAX);
         peer.end();
-        let connection = Connection::new(Role::Server, Capabilities::FOREIGN);
-        let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
+        let connection = Connection::new(Role::Server, TransportTraits::FOREIGN);
+        let live = Liveness::new(Arc::clone(&connection) as Arc<dyn ErasedConnection>);
         let layer = layer(&told);
         live.attach(&layer, layer.admit().unwrap());
         thread(move || {
@@ -329,8 +331,8 @@ fn loom_nobody_slips_past_a_drain() {
         let told = Arc::new(Told::default());
         let (wire, peer) = wire(usize::MAX);
         peer.end();
-        let connection = Connection::new(Role::Server, Capabilities::FOREIGN);
-        let live = Liveness::new(Arc::clone(&connection) as Arc<dyn Managed>);
+        let connection = Connection::new(Role::Server, TransportTraits::FOREIGN);
+        let live = Liveness::new(Arc::clone(&connection) as Arc<dyn ErasedConnection>);
         let layer = layer(&told);
         live.attach(&layer, layer.admit().unwrap());
         let drain = Arc::clone(&told);

@@ -18,7 +18,7 @@ use std::time::Duration;
 use loom::sync::Condvar;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::stream::LivenessStream;
+use crate::connection::stream::LivenessStream;
 use crate::sync::modelled::block_on;
 use crate::sync::{Mutex, MutexGuard};
 

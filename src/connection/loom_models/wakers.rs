@@ -9,8 +9,8 @@ use std::task::Poll;
 use tokio::io::AsyncWrite;
 
 use super::{FROM_PEER, NEVER, Peer, TIME, TO_PEER, Wire, flush, read_exactly, wire, write_all};
-use crate::connection::{LivenessStream, Share};
-use crate::evict::{Evicted, Reason};
+use crate::connection::{LayerConfig, LivenessStream};
+use crate::eviction::{Evicted, Reason};
 use crate::monitor::{HeartbeatPolicy, Policy};
 use crate::sync::modelled::{advance, all_done, block_on, check, thread};
 use crate::wire::Role;
@@ -37,7 +37,7 @@ fn open(heartbeat: HeartbeatPolicy, room: usize) -> (LivenessStream<Wire>, Peer)
         idle: None,
     };
     let (wire, peer) = wire(room);
-    let layer = Share::new(policy, None, Vec::new(), Vec::new());
+    let layer = LayerConfig::new(policy, None, Vec::new(), Vec::new());
     let (stream, _) = LivenessStream::wrap(wire, Role::Server, &layer);
     (stream, peer)
 }

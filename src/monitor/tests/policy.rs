@@ -73,7 +73,7 @@ fn every_verdict_has_a_default_frame_of_its_own() {
         (Reason::MaxLifetime, 1012, "maximum lifetime reached"),
     ] {
         assert!(reason.to_string().starts_with(text), "{reason}");
-        assert_eq!(crate::config::on_wire(code), code);
+        assert_eq!(crate::config_error::on_wire(code), code);
         for policy in &policies {
             let frame = policy.close_frame(reason);
             assert_eq!((frame.code, &*frame.reason), (code, text), "{policy:?}");

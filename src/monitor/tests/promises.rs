@@ -73,7 +73,7 @@ impl Pencil<'_> {
         .unwrap()
     }
 
-    /// Notes an event; `Some` if it ends the connection.
+    /// Report an event; `Some` if it ends the connection.
     fn meets(&mut self, now: Moment, event: Event) -> Option<Reason> {
         match event {
             Event::Bytes { .. } => self.life = now,

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hash};
 
 use dashmap::{DashMap, Entry};
 
-use crate::evict::ConnectionId;
+use crate::eviction::ConnectionId;
 use crate::session::{Seat, SessionMap};
 
 impl<K, V, S> SessionMap<K, V> for DashMap<K, Seat<V>, S>

@@ -7,7 +7,7 @@ use std::ops::DerefMut;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Mutex, PoisonError, RwLock};
 
-use crate::evict::ConnectionId;
+use crate::eviction::ConnectionId;
 use crate::session::{Seat, SessionMap};
 
 impl<K, V, S> SessionMap<K, V> for Mutex<HashMap<K, Seat<V>, S>>

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hash};
 
 use papaya::{Compute, Guard, HashMap, Operation};
 
-use crate::evict::ConnectionId;
+use crate::eviction::ConnectionId;
 use crate::session::{Seat, SessionMap};
 
 impl<K, V, S> SessionMap<K, V> for HashMap<K, Seat<V>, S>

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, Hash};
 use scc::HashMap;
 use scc::hash_map::Entry;
 
-use crate::evict::ConnectionId;
+use crate::eviction::ConnectionId;
 use crate::session::{Seat, SessionMap};
 
 impl<K, V, S> SessionMap<K, V> for HashMap<K, Seat<V>, S>

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::evict::ConnectionId;
+use crate::eviction::ConnectionId;
 use crate::session::{Seat, SessionMap};
 
 impl<K, V, M> SessionMap<K, V> for Arc<M>

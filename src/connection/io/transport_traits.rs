@@ -1,0 +1,66 @@
+//! Properties of a kind of transport that `AsyncWrite` does not expose.
+
+use std::io;
+use std::task::{Context, Poll};
+
+#[cfg(feature = "tcp")]
+use std::any::Any;
+
+use crate::monitor::HeartbeatPolicy;
+
+/// Functions that query or configure a transport of one kind.
+pub(crate) struct TransportTraits<T> {
+    /// Sets the socket options that follow from a heartbeat's times, if there are any to set.
+    pub(crate) tune: fn(&T, &HeartbeatPolicy) -> io::Result<()>,
+    /// Whether a write that returned `Pending` may be followed by a write of other bytes.
+    ///
+    /// OpenSSL encrypts a write before it finds the socket full, and sends these encrypted bytes with the
+    /// next write, which therefore must be of the same bytes.
+    pub(crate) takes_any_bytes: fn(&T) -> bool,
+    /// Whether the transport would accept a byte. `Ready` if it cannot tell.
+    ///
+    /// An empty write cannot find that out: a transport that frames messages may send an empty message.
+    pub(crate) poll_writable: fn(&T, &mut Context<'_>) -> Poll<()>,
+}
+
+impl<T: 'static> TransportTraits<T> {
+    /// A transport that the application supplies, which sets the socket options itself.
+    pub(crate) const FOREIGN: &'static Self = &Self {
+        tune: |_, _| Ok(()),
+        takes_any_bytes: is_socket,
+        poll_writable,
+    };
+}
+
+#[cfg(feature = "tcp")]
+fn is_socket<T: 'static>(io: &T) -> bool {
+    let io: &dyn Any = io;
+    #[cfg(unix)]
+    if io.is::<tokio::net::UnixStream>() {
+        return true;
+    }
+    io.is::<tokio::net::TcpStream>()
+}
+
+#[cfg(not(feature = "tcp"))]
+fn is_socket<T>(_: &T) -> bool {
+    false
+}
+
+#[cfg(feature = "tcp")]
+fn poll_writable<T: 'static>(io: &T, cx: &mut Context<'_>) -> Poll<()> {
+    let io: &dyn Any = io;
+    #[cfg(unix)]
+    if let Some(socket) = io.downcast_ref::<tokio::net::UnixStream>() {
+        return socket.poll_write_ready(cx).map(|_| ());
+    }
+    match io.downcast_ref::<tokio::net::TcpStream>() {
+        Some(socket) => socket.poll_write_ready(cx).map(|_| ()),
+        None => Poll::Ready(()),
+    }
+}
+
+#[cfg(not(feature = "tcp"))]
+fn poll_writable<T>(_: &T, _: &mut Context<'_>) -> Poll<()> {
+    Poll::Ready(())
+}

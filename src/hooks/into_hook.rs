@@ -1,0 +1,55 @@
+//! [`IntoHook`]: what the builders accept as a hook.
+
+/// Converts into a hook: a value that implements the hook's trait, a closure, or an [`Arc`] of either.
+///
+/// The builders of both layers accept this. `H` is [`dyn OnEvict`](OnEvict) or
+/// [`dyn OnHealth`](crate::OnHealth). Hooks are compared by their `Arc`: one that is given to several
+/// layers, or twice to one, is called once for each connection. Two equal closures are two hooks.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use tower_ws_liveness::{
+///     ConfigError, Eviction, HeartbeatLayer, IdleTimeoutLayer, OnEvict,
+/// };
+///
+/// struct Audit;
+///
+/// impl OnEvict for Audit {
+///     fn on_evict(&self, ev: &Eviction) {
+///         println!("{} is gone: {}", ev.id(), ev.reason());
+///     }
+/// }
+///
+/// # fn main() -> Result<(), ConfigError> {
+/// let audit = Arc::new(Audit);
+/// let heartbeat = HeartbeatLayer::builder().on_evict(Arc::clone(&audit)).build()?;
+/// let idle = IdleTimeoutLayer::builder().on_evict(audit).build()?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// This trait cannot be implemented outside of this crate. `M` is inferred; it distinguishes a value from
+/// an `Arc`.
+pub trait IntoHook<H: ?Sized, M>: sealed::IntoArc<H, M> {}
+
+impl<T, H: ?Sized, M> IntoHook<H, M> for T where T: sealed::IntoArc<H, M> {}
+
+pub(crate) mod sealed {
+    use std::sync::Arc;
+
+    /// Converts a value or an `Arc` into a hook. Without `M` the two impls would overlap: `Arc` might
+    /// implement `Fn` one day, and then be a value too.
+    pub trait IntoArc<H: ?Sized, M> {
+        fn into_arc(self) -> Arc<H>;
+    }
+
+    #[derive(Debug)]
+    pub enum Value {}
+
+    #[derive(Debug)]
+    pub enum Shared {}
+
+    #[derive(Debug)]
+    pub enum SharedDyn {}
+}

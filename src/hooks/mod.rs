@@ -1,0 +1,11 @@
+//! The application's hooks: [`OnEvict`], [`OnHealth`], and how they are called.
+
+mod into_hook;
+mod on_evict;
+mod on_health;
+
+pub use into_hook::IntoHook;
+pub use on_evict::OnEvict;
+pub(crate) use on_evict::{LocalHook, call_local, call_on_evict, guard_map, guard_waker};
+pub(crate) use on_health::call_on_health;
+pub use on_health::{HealthChange, OnHealth};

@@ -1,0 +1,265 @@
+//! Who is told of an eviction, and what happens if they panic.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::into_hook::sealed::{IntoArc, Shared, SharedDyn, Value};
+use crate::eviction::Eviction;
+use crate::panic_guard;
+
+/// Is told of each connection's end, exactly once per connection.
+///
+/// Closures implement it; the argument's type has to be written out for the compiler to see that
+/// the closure takes any lifetime:
+///
+/// ```
+/// use tower_ws_liveness::{ConfigError, Eviction, HeartbeatLayer};
+///
+/// # fn main() -> Result<(), ConfigError> {
+/// let layer = HeartbeatLayer::builder()
+///     .on_evict(|ev: &Eviction| println!("{} is gone: {}", ev.id(), ev.reason()))
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A hook is called on the task or thread that noticed the end, outside every lock and before the Close
+/// frame is sent. On every thread it is called in the context of the runtime in which the connection was
+/// opened, so `tokio::spawn` starts a task there; if that runtime is gone, or being shut down, the task is
+/// dropped without being run. A connection that was never open has no such runtime: its hooks are called
+/// in the context of the caller that ended it, which on a plain thread is none, and there `tokio::spawn`
+/// panics.
+///
+/// It must not block: hand slow work to a task or a channel. One that takes 100 ms or longer is
+/// logged at WARN, with its duration: as likely as not it has held up the driver, and with it all
+/// connections of the runtime. If it panics, the panic is caught and logged at WARN, the remaining
+/// hooks run, and the eviction goes on; a program built with `panic = "abort"` ends, as with any
+/// panic.
+///
+/// A hook may end other connections, and then their hooks run inside of it. If every end ends another
+/// one, the stack is as deep as there are connections: have a task do it.
+///
+/// When a runtime is shut down, each open connection that was opened in it ends with
+/// [`Reason::HandlerDropped`](crate::Reason::HandlerDropped), even if its stream is used in another
+/// runtime: reads and writes then fail with [`Evicted`](crate::Evicted), and the transport is dropped. The
+/// hooks are called by the thread that drops the tasks, outside of a task, and a task that a hook spawns
+/// is not run. A process that exits without dropping its runtime calls no hooks.
+pub trait OnEvict: Send + Sync + 'static {
+    /// Called once for each connection that ends.
+    fn on_evict(&self, eviction: &Eviction);
+}
+
+impl<T: OnEvict> IntoArc<dyn OnEvict, Value> for T {
+    fn into_arc(self) -> Arc<dyn OnEvict> {
+        Arc::new(self)
+    }
+}
+
+impl<T: OnEvict> IntoArc<dyn OnEvict, Shared> for Arc<T> {
+    fn into_arc(self) -> Arc<dyn OnEvict> {
+        self
+    }
+}
+
+impl IntoArc<dyn OnEvict, SharedDyn> for Arc<dyn OnEvict> {
+    fn into_arc(self) -> Arc<dyn OnEvict> {
+        self
+    }
+}
+
+impl<F> OnEvict for F
+where
+    F: Fn(&Eviction) + Send + Sync + 'static,
+{
+    fn on_evict(&self, eviction: &Eviction) {
+        self(eviction);
+    }
+}
+
+// A closure has nothing to show, and without this no holder of hooks could derive `Debug`.
+impl fmt::Debug for dyn OnEvict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnEvict")
+    }
+}
+
+/// A hook of one connection, which therefore runs at most once.
+pub(crate) type LocalHook = Box<dyn FnOnce(&Eviction) + Send>;
+
+/// Calls a layer's hook and survives its panic.
+pub(crate) fn call_on_evict(hook: &dyn OnEvict, eviction: &Eviction) {
+    guarded("eviction hook", eviction, || hook.on_evict(eviction));
+}
+
+/// Calls a connection's own hook and survives its panic.
+pub(crate) fn call_local(hook: LocalHook, eviction: &Eviction) {
+    guarded("eviction hook", eviction, || hook(eviction));
+}
+
+/// Lets the application's session map remove a seat, and survives its panic.
+pub(crate) fn guard_map(eviction: &Eviction, remove: impl FnOnce()) {
+    guarded("session map", eviction, remove);
+}
+
+/// Wakes who waits for the end, and survives a waker's panic: others are still to be told.
+pub(crate) fn guard_waker(eviction: &Eviction, wake: impl FnOnce()) {
+    guarded("waker", eviction, wake);
+}
+
+fn guarded(what: &'static str, eviction: &Eviction, foreign: impl FnOnce()) {
+    let slow = |took_ms| {
+        tracing::warn!(
+            conn_id = %eviction.id(),
+            reason = eviction.reason().as_str(),
+            what,
+            took_ms,
+            "slow at a connection's end, others may have had to wait"
+        );
+    };
+    let panicked = |panic: &str| {
+        tracing::warn!(
+            conn_id = %eviction.id(),
+            reason = eviction.reason().as_str(),
+            what,
+            panic,
+            "panicked at a connection's end"
+        );
+    };
+    panic_guard::call_timed(foreign, slow, panicked);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eviction::Reason;
+    use crate::panic_guard::SLOW;
+    use std::mem;
+    use std::panic::{self, AssertUnwindSafe};
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use tracing_test::traced_test;
+
+    fn eviction() -> Eviction {
+        Eviction::for_test(Reason::HandlerDropped)
+    }
+
+    #[test]
+    fn closures_and_types_are_hooks() {
+        struct Counter(Arc<AtomicU32>);
+
+        impl OnEvict for Counter {
+            fn on_evict(&self, eviction: &Eviction) {
+                assert_eq!(eviction.reason(), Reason::HandlerDropped);
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+
+        let count = Arc::new(AtomicU32::new(0));
+        let (by_closure, by_local) = (count.clone(), count.clone());
+        let hooks: Vec<Arc<dyn OnEvict>> = vec![
+            Arc::new(Counter(count.clone())),
+            Arc::new(move |_: &Eviction| {
+                by_closure.fetch_add(10, Ordering::Relaxed);
+            }),
+        ];
+        assert_eq!(format!("{hooks:?}"), "[OnEvict, OnEvict]");
+        for hook in &hooks {
+            call_on_evict(hook.as_ref(), &eviction());
+        }
+        let local = move |_: &Eviction| {
+            by_local.fetch_add(100, Ordering::Relaxed);
+        };
+        call_local(Box::new(local), &eviction());
+        assert_eq!(count.load(Ordering::Relaxed), 111);
+    }
+
+    #[traced_test]
+    #[test]
+    fn panics_are_caught_and_logged() {
+        let eviction = eviction();
+        call_on_evict(&|_: &Eviction| panic!("a literal"), &eviction);
+        call_on_evict(
+            &|ev: &Eviction| panic!("formatted for {}", ev.id()),
+            &eviction,
+        );
+        call_local(Box::new(|_| panic!("a local one")), &eviction);
+        call_on_evict(&|_: &Eviction| panic::panic_any(7_u8), &eviction);
+
+        logs_assert(|lines| {
+            let expected = [
+                "a literal".to_owned(),
+                format!("formatted for {}", eviction.id()),
+                "a local one".to_owned(),
+                "(no message)".to_owned(),
+            ];
+            let conn_id = format!("conn_id={}", eviction.id());
+            // A panic that prints its backtrace on a busy machine may be slow as well.
+            let lines: Vec<_> = lines
+                .iter()
+                .filter(|line| !line.contains("slow at"))
+                .collect();
+            assert_eq!(lines.len(), expected.len(), "{lines:?}");
+            for (line, expected) in lines.iter().zip(expected) {
+                let wanted = [
+                    "WARN",
+                    "what=\"eviction hook\"",
+                    "panicked at a connection's end",
+                    "handler_dropped",
+                    &conn_id,
+                    &expected,
+                ];
+                for wanted in wanted {
+                    assert!(line.contains(wanted), "{wanted:?} is not in {line}");
+                }
+            }
+            Ok(())
+        });
+    }
+
+    #[traced_test]
+    #[test]
+    fn slow_hooks_are_logged_with_their_duration() {
+        let eviction = eviction();
+        call_on_evict(&|_: &Eviction| {}, &eviction);
+        call_on_evict(&|_: &Eviction| std::thread::sleep(SLOW), &eviction);
+        guard_map(&eviction, || {
+            std::thread::sleep(SLOW);
+            panic!("and it panics");
+        });
+        logs_assert(|lines| {
+            let conn_id = format!("conn_id={}", eviction.id());
+            for what in ["eviction hook", "session map"] {
+                let wanted = ["WARN", "slow at", "handler_dropped", &conn_id, what];
+                let found = |line: &&&str| wanted.iter().all(|wanted| line.contains(wanted));
+                assert!(lines.iter().any(|line| found(&line)), "{what}: {lines:?}");
+            }
+            // The first one is not, unless the machine was that busy.
+            for line in lines.iter().filter(|line| line.contains("slow at")) {
+                let (_, took) = line.split_once("took_ms=").unwrap();
+                let took = took.split(' ').next().unwrap();
+                assert!(took.parse::<u64>().unwrap() >= 100, "{line}");
+            }
+            assert!(lines.iter().any(|line| line.contains("and it panics")));
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn a_payload_that_panics_when_dropped_is_caught() {
+        struct Bomb(u32);
+
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                if let Some(fuse) = self.0.checked_sub(1) {
+                    panic::panic_any(Bomb(fuse));
+                }
+            }
+        }
+
+        let eviction = eviction();
+        let escaped = panic::catch_unwind(AssertUnwindSafe(|| {
+            call_on_evict(&|_: &Eviction| panic::panic_any(Bomb(3)), &eviction);
+        }));
+        // Forgotten first, or it would go off in the test harness, which then hangs.
+        assert!(escaped.map_err(mem::forget).is_ok());
+    }
+}

@@ -1,0 +1,130 @@
+//! [`Liveness`] as an axum extractor.
+
+use std::convert::Infallible;
+use std::fmt;
+
+use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
+use axum_core::response::{IntoResponse, Response};
+use http::header::{ALLOW, CONNECTION, HeaderValue, UPGRADE};
+use http::request::Parts;
+use http::{StatusCode, Version};
+
+use super::detect::{NotHandshake, NotUpgradable, handshake};
+use crate::connection::Liveness;
+
+/// There is no [`Liveness`] for this request.
+///
+/// Except for [`MissingLayer`](Self::MissingLayer) the request is at fault. The status is then the one of
+/// axum's `WebSocketUpgrade`, except that a request which does not ask for a WebSocket at all is answered
+/// 426 instead of 400. Over HTTP/1.x a 426 carries `Upgrade: websocket` and `Connection: upgrade` (RFC 9110
+/// sections 15.5.22 and 7.8); over HTTP/2 these headers are forbidden (RFC 9113 section 8.2.2). A 405
+/// carries `Allow`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LivenessRejection {
+    /// The request opens a WebSocket, and no layer of this crate is on the route. A fault of the
+    /// server: 500 Internal Server Error.
+    MissingLayer,
+    /// `Upgrade` is missing, or `websocket` is not among its tokens: 426 Upgrade Required.
+    NotWebSocket,
+    /// Over HTTP/1.x only a `GET` opens a WebSocket (RFC 6455 section 4.1): 405 Method Not Allowed.
+    MethodNotGet,
+    /// Over HTTP/2 only a `CONNECT` opens a WebSocket (RFC 8441 section 5): 405 Method Not Allowed.
+    MethodNotConnect,
+    /// Over HTTP/2 the pseudo-header `:protocol` is missing or is not `websocket` (RFC 8441 section 5):
+    /// 400 Bad Request.
+    InvalidProtocol,
+    /// No WebSocket can be opened over this version of HTTP: 1.0, 3, or 2 without the feature `http2`.
+    /// 426 Upgrade Required.
+    UnsupportedVersion(Version),
+    /// The request is a handshake over this version of HTTP, and passed a layer, but hyper's `OnUpgrade` is
+    /// not among its extensions, so it cannot be upgraded: 426 Upgrade Required.
+    ///
+    /// This happens in unit tests that drive a `Router` with `oneshot`, without a server. A handler that
+    /// takes `Option<Liveness>` can be tested that way; it gets `None`.
+    NotUpgradable(Version),
+}
+
+impl LivenessRejection {
+    /// Why there is no [`Liveness`] among the extensions.
+    fn of(parts: &Parts) -> Self {
+        let (version, headers, extensions) = (parts.version, &parts.headers, &parts.extensions);
+        match handshake(&parts.method, version, headers, extensions) {
+            Ok(_) if extensions.get::<NotUpgradable>().is_some() => Self::NotUpgradable(version),
+            Ok(_) => Self::MissingLayer,
+            Err(NotHandshake::MethodNotGet) => Self::MethodNotGet,
+            #[cfg(feature = "http2")]
+            Err(NotHandshake::MethodNotConnect) => Self::MethodNotConnect,
+            #[cfg(feature = "http2")]
+            Err(NotHandshake::OtherProtocol) => Self::InvalidProtocol,
+            Err(NotHandshake::NoUpgrade) => Self::NotWebSocket,
+            Err(NotHandshake::Version) => Self::UnsupportedVersion(version),
+        }
+    }
+}
+
+impl fmt::Display for LivenessRejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no `Liveness` in the request: ")?;
+        match self {
+            Self::MissingLayer => f.write_str(
+                "neither `HeartbeatLayer` nor `IdleTimeoutLayer` is applied to this route",
+            ),
+            Self::NotWebSocket => f.write_str("it is not a WebSocket opening handshake"),
+            Self::MethodNotGet => f.write_str("its method is not `GET`"),
+            Self::MethodNotConnect => f.write_str("its method is not `CONNECT`"),
+            Self::InvalidProtocol => f.write_str("its `:protocol` is not `websocket`"),
+            Self::UnsupportedVersion(version) => {
+                write!(f, "WebSockets are not available over {version:?}")
+            }
+            Self::NotUpgradable(_) => {
+                f.write_str("hyper's `OnUpgrade` was not among its extensions")
+            }
+        }
+    }
+}
+
+impl std::error::Error for LivenessRejection {}
+
+impl IntoResponse for LivenessRejection {
+    fn into_response(self) -> Response {
+        let text = self.to_string();
+        let allow = |method| [(ALLOW, HeaderValue::from_static(method))];
+        match self {
+            Self::MissingLayer => (StatusCode::INTERNAL_SERVER_ERROR, text).into_response(),
+            Self::InvalidProtocol => (StatusCode::BAD_REQUEST, text).into_response(),
+            Self::MethodNotGet => {
+                (StatusCode::METHOD_NOT_ALLOWED, allow("GET"), text).into_response()
+            }
+            Self::MethodNotConnect => {
+                (StatusCode::METHOD_NOT_ALLOWED, allow("CONNECT"), text).into_response()
+            }
+            Self::UnsupportedVersion(version) | Self::NotUpgradable(version)
+                if version >= Version::HTTP_2 =>
+            {
+                (StatusCode::UPGRADE_REQUIRED, text).into_response()
+            }
+            Self::NotWebSocket | Self::UnsupportedVersion(_) | Self::NotUpgradable(_) => {
+                let headers = [(UPGRADE, "websocket"), (CONNECTION, "upgrade")];
+                (StatusCode::UPGRADE_REQUIRED, headers, text).into_response()
+            }
+        }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Liveness {
+    type Rejection = LivenessRejection;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        let live = parts.extensions.get::<Self>().cloned();
+        live.ok_or_else(|| LivenessRejection::of(parts))
+    }
+}
+
+impl<S: Send + Sync> OptionalFromRequestParts<S> for Liveness {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
+        Ok(parts.extensions.get::<Self>().cloned())
+    }
+}
