@@ -1,4 +1,4 @@
-//! The handle by which handlers, hooks and operators look at a connection and end it.
+//! [`Liveness`]: the handle of one connection.
 
 use std::any::Any;
 use std::fmt;
@@ -9,27 +9,41 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::layers::{Admission, AttachmentId, ErasedConnection, LayerConfig, Refused, View};
+use super::metadata::Metadata;
 use crate::config_error::{self, ConfigError};
-use crate::connection::metadata::AttachmentId;
-use crate::connection::metadata::LayerConfig;
-use crate::connection::metadata::Metadata;
-use crate::connection::metadata::{Admission, ErasedConnection, Refused, View};
 use crate::eviction::{ConnectionId, Evicted, Eviction};
 use crate::monitor::{CloseFrame, Health, Overrides, Reason, Rtt, Stats};
 
-/// Handle of one connection.
+/// Handle of one connection: its figures, its settings, its session, its end.
 ///
-/// Handlers get it as an axum extractor, and everybody else from the request's extensions or from a
-/// [`Registry`](crate::Registry). It is cheap to clone and may outlive the connection; it does not
-/// keep the socket open.
+/// Handlers get it as an axum extractor; other code gets it from the request's extensions or from a
+/// [`Registry`](crate::Registry). It is cheap to clone and may outlive the connection; it does not keep
+/// the socket open.
 ///
-/// The handle exists from the moment the request passes the layers, before the upgrade is complete,
-/// so a handler can use it before it answers.
+/// The handle exists as soon as the request has passed the first layer, before the upgrade is complete,
+/// so a handler can use it before it responds.
 ///
 /// # Panics
 ///
 /// Methods that read or change the connection's state panic if the connection's own transport calls them
-/// while it is polled: see [`LivenessStream`](crate::LivenessStream).
+/// during a poll: see [`LivenessStream`](crate::LivenessStream).
+///
+/// # Examples
+///
+/// ```
+/// use axum::extract::ws::WebSocketUpgrade;
+/// use axum::response::Response;
+/// use tower_ws_liveness::Liveness;
+///
+/// async fn handler(ws: WebSocketUpgrade, live: Liveness) -> Response {
+///     live.set_session("alice".to_owned());
+///     ws.on_upgrade(async move |mut socket| {
+///         while let Some(Ok(_)) = socket.recv().await {}
+///         println!("connection {} lasted {:?}", live.id(), live.evicted().await.lifetime());
+///     })
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Liveness {
     connection: Arc<dyn ErasedConnection>,
@@ -48,8 +62,8 @@ impl Liveness {
         within: Option<AttachmentId>,
         overrides: Option<&Overrides>,
     ) -> Result<Attachment, Refused> {
-        // Another layer may have been let in by the same registry.
-        let is_new = |tracker: &_| !self.connection.membership().is_in(tracker);
+        // The registry may have admitted the connection for another layer.
+        let is_new = |tracker: &_| !self.connection.is_in(tracker);
         let admission = match layer.tracker.as_ref().filter(|tracker| is_new(tracker)) {
             Some(_) => layer.admit()?,
             None => None,
@@ -62,13 +76,12 @@ impl Liveness {
         })
     }
 
+    /// Adds the outermost layer.
     pub(crate) fn attach(&self, layer: &LayerConfig, admission: Option<Admission>) {
-        self.connection.attach(&layer.policy, &layer.listeners);
-        let added = admission.map(|admission| self.connection.membership().add(admission));
-        drop(added);
+        self.connection.attach(layer, admission);
     }
 
-    /// One look at the connection, under its own lock.
+    /// All figures at one moment, read under the connection's lock.
     pub(crate) fn view(&self) -> View {
         self.connection.view()
     }
@@ -81,58 +94,58 @@ impl Liveness {
         self.connection.metadata()
     }
 
-    /// Whether the end was noticed, though its hooks may still be at it.
+    /// Whether the end is known; its hooks may still run.
     pub(crate) fn has_ended(&self) -> bool {
         self.metadata().has_ended()
     }
 
-    /// Ends the connection for a reason of the crate's own. False if it has ended before.
+    /// Ends the connection for this reason. False if it has ended before.
     pub(crate) fn evict_for(&self, reason: Reason, frame: CloseFrame) -> bool {
         Arc::clone(&self.connection).evict(reason, frame)
     }
 
-    /// The connection's id, never used again in this process.
+    /// The connection's id, unique in this process.
     #[must_use]
     pub fn id(&self) -> ConnectionId {
         self.connection.metadata().id()
     }
 
-    /// The connection's state at this moment.
+    /// The connection's present state.
     #[must_use]
     pub fn health(&self) -> Health {
         self.connection.view().health
     }
 
-    /// Round-trip time by the layer's own pings. `None` before the first pong: a connection whose
-    /// traffic suppresses the pings is not measured.
+    /// Round-trip times of the layer's own pings. `None` before the first pong: a connection whose traffic
+    /// suppresses the pings is not measured.
     #[must_use]
     pub fn rtt(&self) -> Option<Rtt> {
         self.connection.view().rtt
     }
 
-    /// Sends a ping as soon as the handler is between two messages and the transport accepts it, and waits
-    /// for its pong. Between two fragments of a message the ping is sent only after it has waited for the
-    /// heartbeat's `timeout`, or for 15 s without a heartbeat. Returns the round trip, counted from the moment
-    /// at which the ping was handed to the transport.
+    /// Sends a ping, waits for its pong and returns the round trip.
     ///
-    /// The ping is one of the layer's own, besides those that are due anyway: the handler does not
-    /// see its pong, and a peer that does not answer it is treated as by
-    /// [`HeartbeatLayer`](crate::HeartbeatLayer), if there is one. Calls that are made before a ping
-    /// could be sent share one. A pong to a later ping will do, since a peer may answer only the
-    /// latest (RFC 6455 section 5.5.3).
+    /// The ping is sent as soon as the handler is between two messages and the transport accepts it. Between
+    /// two fragments of a message it first waits for the heartbeat's `timeout`, or for 15 s without a
+    /// heartbeat. The round trip starts when the transport has flushed the ping.
     ///
-    /// There is no time limit but that of the layers: where nobody evicts the peer (no heartbeat,
-    /// frame boundaries were lost in malformed input so that nobody can be pinged, or a peer that
-    /// sends other bytes and no pongs is alive by [`ProofOfLife::AnyBytes`](crate::ProofOfLife)),
-    /// this waits for the end of the connection. Use [`tokio::time::timeout`] for a limit of your
-    /// own.
+    /// This ping is sent in addition to the layer's own. The handler does not see its pong, and a peer that
+    /// does not answer is treated as by [`HeartbeatLayer`](crate::HeartbeatLayer), if there is one. Calls
+    /// that are made before a ping could be sent share one. A pong to a later ping answers too, since a peer
+    /// may answer only the latest (RFC 6455 section 5.5.3).
     ///
-    /// Cancel safe: dropping the future changes nothing for anybody else. The ping may be sent
-    /// nevertheless.
+    /// There is no time limit but that of the layers. This waits for the end of the connection if the peer
+    /// never answers and is not evicted: without a heartbeat, after malformed input has lost the frame
+    /// boundaries (no ping can be sent then), or if the peer sends other bytes and counts as alive by
+    /// [`ProofOfLife::AnyBytes`](crate::ProofOfLife). Use [`tokio::time::timeout`] for a limit.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future affects no other call. The ping may still be sent.
     ///
     /// # Errors
     ///
-    /// If the connection has ended, or ends before the pong has come. All hooks have then been health_events.
+    /// If the connection has ended, or ends before the pong. All hooks have returned then.
     pub async fn ping(&self) -> Result<Duration, Evicted> {
         match Arc::clone(&self.connection).ping().await {
             Ok(rtt) => Ok(rtt),
@@ -140,17 +153,16 @@ impl Liveness {
         }
     }
 
-    /// When the last byte from the peer was seen; the time of the upgrade if none was.
+    /// When the last byte of the peer was read; the time of the upgrade before the first.
     ///
-    /// While the handler does not read, the driver looks at the transport once an interval, so this
-    /// may then be behind by as much.
+    /// While the handler does not read, the driver reads once per interval, so this may be that much behind.
     #[must_use]
     pub fn last_seen(&self) -> Instant {
         self.connection.view().last_seen
     }
 
     /// Time since the last byte of a *data* message in the watched directions (see
-    /// [`Traffic`](crate::Traffic)), or since the upgrade. ControlFrame frames do not count. ReadHalf bytes count
+    /// [`Traffic`](crate::Traffic)), or since the upgrade. Control frames do not count. Inbound bytes count
     /// when they are read from the transport, which may be late while the handler does not read.
     #[must_use]
     pub fn idle_for(&self) -> Duration {
@@ -163,17 +175,17 @@ impl Liveness {
         self.connection.view().stats
     }
 
-    /// Changes the interval of this connection's pings, whichever the layer's is: the silence after
-    /// which a ping is sent. It counts at once: if the peer has been silent for longer already, it
-    /// is pinged now.
+    /// Changes the interval of this connection's pings: the silence after which a ping is sent.
     ///
-    /// For one request's connection from its beginning on, see
-    /// [`PolicyOverride`](crate::PolicyOverride). After the end this does nothing.
+    /// Takes effect at once: if the peer has been silent for longer, it is pinged now. To change the interval
+    /// from the beginning of a request's connection, see [`PolicyOverride`](crate::PolicyOverride). After the
+    /// end this does nothing.
     ///
     /// # Errors
     ///
-    /// Zero, less than 1 ms, more than 365 days; or no [`HeartbeatLayer`](crate::HeartbeatLayer)
-    /// looks after this connection (in a middleware: none further out). Nothing is changed then.
+    /// Zero, less than 1 ms, more than 365 days; or the connection is not under a
+    /// [`HeartbeatLayer`](crate::HeartbeatLayer) (in a middleware: under none further out). Nothing is changed
+    /// then.
     pub fn set_interval(&self, interval: Duration) -> Result<(), ConfigError> {
         let overrides = Overrides {
             interval: Some(interval),
@@ -182,8 +194,9 @@ impl Liveness {
         self.set("Liveness::set_interval", interval, &overrides)
     }
 
-    /// Changes the timeout of this connection's pings, whichever the layer's is. It counts at once,
-    /// also for a ping that is out: if that has been unanswered for longer already, it is missed now.
+    /// Changes the timeout of this connection's pings.
+    ///
+    /// Takes effect at once, also for a ping that is unanswered: if it has been for longer, it is missed now.
     ///
     /// # Errors
     ///
@@ -196,13 +209,14 @@ impl Liveness {
         self.set("Liveness::set_timeout", timeout, &overrides)
     }
 
-    /// Changes the idle timeout of this connection, whichever the layer's is. It counts at once,
-    /// from the last byte of data on.
+    /// Changes the idle timeout of this connection.
+    ///
+    /// Takes effect at once, counted from the last byte of data.
     ///
     /// # Errors
     ///
-    /// As for [`set_interval`](Self::set_interval), with
-    /// [`IdleTimeoutLayer`](crate::IdleTimeoutLayer) for the layer.
+    /// As for [`set_interval`](Self::set_interval), with [`IdleTimeoutLayer`](crate::IdleTimeoutLayer) as the
+    /// layer.
     pub fn set_idle_timeout(&self, idle_timeout: Duration) -> Result<(), ConfigError> {
         let overrides = Overrides {
             idle_timeout: Some(idle_timeout),
@@ -225,20 +239,21 @@ impl Liveness {
         }
     }
 
-    /// Ends the connection with [`Reason::Kicked`], and tells the peer `code` and `reason` in a
-    /// Close frame (RFC 6455 section 5.5.1), unless the handler is in the middle of a frame. If the
-    /// upgrade is not complete yet, it fails for the handler, and the peer gets the Close frame as soon as
-    /// its side of the upgrade is complete; all hooks are called at once, whatever the response will be.
+    /// Ends the connection with [`Reason::Kicked`], and sends the peer a Close frame with `code` and `reason`
+    /// (RFC 6455 section 5.5.1).
     ///
-    /// Returns without waiting for the network. When it returns true, the connection's seats are out of
-    /// their maps, all hooks have been called, and the handler's pending reads and writes fail; the
-    /// closing handshake goes on for at most `close_timeout`. So it must not be called while a lock is
-    /// held that a hook or a session map takes. Returns false, and does nothing, if the connection has ended
-    /// before.
+    /// No Close frame is sent while the handler is in the middle of a frame. If the upgrade is not complete,
+    /// it fails for the handler, and the Close frame is sent as soon as the peer's side of it is complete.
+    /// All hooks are called at once in that case too, whatever the response will be.
     ///
-    /// A reason of more than 123 bytes is cut at the last character that fits. A code that must not
-    /// be sent (RFC 6455 section 7.4: below 1000, 1004 to 1006, 1015 to 2999, above 4999) is
-    /// replaced by 1011 on the wire; [`Reason::Kicked`] keeps the code as given.
+    /// Returns without waiting for the network. When it returns true, the connection's seats have left their
+    /// maps, all hooks have returned, and the handler's pending reads and writes fail; the closing handshake
+    /// continues for at most `close_timeout`. So do not call it while you hold a lock that a hook or a session
+    /// map takes. Returns false and does nothing if the connection has ended before.
+    ///
+    /// A reason of more than 123 bytes is cut at the last character that fits. A code that must not be sent
+    /// (RFC 6455 section 7.4: below 1000, 1004 to 1006, 1015 to 2999, above 4999) is replaced by 1011 on the
+    /// wire; [`Reason::Kicked`] keeps the code as given.
     pub fn evict(&self, code: u16, reason: impl Into<String>) -> bool {
         let frame = CloseFrame {
             code: config_error::on_wire(code),
@@ -247,49 +262,50 @@ impl Liveness {
         self.evict_for(Reason::Kicked { code }, frame)
     }
 
-    /// Ends the connection after the frame that the handler is in the middle of, if it is. False if
-    /// it has ended before, or is to end this way already.
-    pub(crate) fn part(&self, reason: Reason, frame: CloseFrame) -> bool {
-        Arc::clone(&self.connection).part(reason, frame)
+    /// Like [`evict_for`](Self::evict_for), but after the frame that the handler is in the middle of. False if
+    /// the connection has ended, or an eviction is deferred already.
+    pub(crate) fn evict_at_boundary(&self, reason: Reason, frame: CloseFrame) -> bool {
+        Arc::clone(&self.connection).evict_at_boundary(reason, frame)
     }
 
-    /// Cuts the transport of a connection that has ended, or is to end.
+    /// Drops the transport of a connection that has ended or whose eviction is deferred.
     pub(crate) fn cut(&self) {
         Arc::clone(&self.connection).cut();
     }
 
     /// Whether the transport is gone.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.connection.metadata().departure().is_some()
+    pub(crate) fn is_transport_closed(&self) -> bool {
+        self.connection.metadata().is_transport_closed().is_some()
     }
 
-    /// Waits until the transport is gone. True if the closing handshake of the connection's eviction
-    /// was completed.
-    pub(crate) async fn closed(&self) -> bool {
-        self.connection.metadata().departed().await
+    /// Waits until the transport is gone. Returns whether the closing handshake of an eviction was completed.
+    pub(crate) async fn until_transport_closed(&self) -> bool {
+        self.connection.metadata().until_transport_closed().await
     }
 
-    /// Waits for the end of the connection, until all hooks have been told of it. Returns at once
-    /// if it has ended.
+    /// Waits for the end of the connection, until all hooks have returned. Returns at once if it has ended.
     ///
-    /// Cancel safe: dropping the future loses nothing, and any number of tasks may wait.
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing, and any number of tasks may wait.
     pub async fn evicted(&self) -> Eviction {
-        self.connection.metadata().reported().await
+        self.connection.metadata().until_announced().await
     }
 
     /// Waits until a registry of the connection's layers begins to be drained (see
-    /// [`Registry::begin_drain`](crate::Registry::begin_drain)). Returns at once if one has begun to
-    /// be. Without a registry, and if the response was no upgrade, this waits for ever.
+    /// [`Registry::begin_drain`](crate::Registry::begin_drain)). Returns at once if one is being drained.
     ///
-    /// For handlers that want to say goodbye by themselves, in their `select!`. Where that is in a loop,
-    /// pin one future before it, rather than make one for each message: each allocates, and waits in a
-    /// list that all connections share. It says nothing about the connection, which may have ended
-    /// before. The registries are those of the layers that the
-    /// request has passed when this is called: in a handler, all.
+    /// For handlers that close their connection themselves, in their `select!`. In a loop, pin one future
+    /// before it instead of making one per message: each allocates, and waits in a list that all connections
+    /// share. Without a registry, and if the response was no upgrade, this never returns. It returns no
+    /// information about the connection, which may have ended before. The registries are those of the layers
+    /// that the request has passed when this is called: in a handler, all.
     ///
-    /// Cancel safe: dropping the future loses nothing, and any number of tasks may wait.
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing, and any number of tasks may wait.
     pub async fn draining(&self) {
-        let trackers = self.connection.membership().trackers().into_iter();
+        let trackers = self.connection.trackers().into_iter();
         let mut drains: Vec<_> = trackers.map(|tracker| tracker.draining()).collect();
         poll_fn(|cx| {
             let mut drains = drains.iter_mut();
@@ -302,28 +318,27 @@ impl Liveness {
         .await;
     }
 
-    /// Calls `hook` at the end of this connection, exactly once, before the hooks of the layers. If
-    /// it has ended already, `hook` is called before this returns.
+    /// Calls `hook` at the end of this connection, exactly once, before the hooks of the layers. If the
+    /// connection has ended, `hook` is called before this returns.
     ///
-    /// For what [`OnEvict`](crate::OnEvict) says of hooks see there. Other than a layer's hooks it
-    /// is also called, with [`Reason::UpgradeFailed`], if the response turns out not to be an
-    /// upgrade at all: what a handler prepared for a connection is then to be undone.
+    /// The rules for hooks are those of [`OnEvict`](crate::OnEvict). Unlike a layer's hooks, this one is also
+    /// called, with [`Reason::UpgradeFailed`], if the response turns out to be no upgrade: whatever the
+    /// handler prepared for the connection can be undone there.
     pub fn on_evict(&self, hook: impl FnOnce(&Eviction) + Send + 'static) {
-        self.connection.metadata().add_local(Box::new(hook));
+        self.connection.metadata().add_local_hook(Box::new(hook));
     }
 
-    /// Puts a value into the connection's own slot, and returns the one that was there if it is of
-    /// the same type. Hooks find it with [`Eviction::session`].
+    /// Puts a value into the connection's own slot, and returns the previous one if it has the same type.
+    /// Hooks find it with [`Eviction::session`].
     ///
-    /// The slot is the WebSocket's: what middlewares put into the extensions of the HTTP request is
-    /// neither seen nor changed by it, and is gone with the request.
+    /// The slot is independent of the extensions of the HTTP request, which are dropped with the request.
     ///
-    /// The slot is emptied when the connection has ended, all hooks have returned, the handler has
-    /// dropped its socket, and nobody awaits [`evicted`](Self::evicted) any more; after that a value
-    /// is dropped at once. An [`Eviction`] that is kept, or waits in a stream of
-    /// [`evictions`](crate::Registry::evictions), keeps its value. So the value may hold this handle
-    /// without keeping both alive for ever. It must not be all that the handler waits for, as the only
-    /// sender of its channel would be.
+    /// The slot is emptied when the connection has ended, all hooks have returned, the handler has dropped its
+    /// socket, and no task awaits [`evicted`](Self::evicted); a value that is set after that is dropped at
+    /// once. An [`Eviction`] that is kept, or waits in a stream of
+    /// [`evictions`](crate::Registry::evictions), keeps its value. So the value may hold this handle without
+    /// keeping both alive forever. Do not put the only sender of a channel there on which the handler waits:
+    /// the handler would wait forever.
     pub fn set_session<T>(&self, session: T) -> Option<Arc<T>>
     where
         T: Any + Send + Sync,
@@ -335,8 +350,8 @@ impl Liveness {
             .ok()
     }
 
-    /// The value in the connection's slot; `None` if there is none, if it is of another type, or if
-    /// the slot was emptied after the end (see [`set_session`](Self::set_session)).
+    /// The value in the connection's slot. `None` if the slot is empty, holds another type, or was emptied
+    /// after the end (see [`set_session`](Self::set_session)).
     #[must_use]
     pub fn session<T>(&self) -> Option<Arc<T>>
     where
@@ -345,24 +360,31 @@ impl Liveness {
         self.connection.metadata().session()?.downcast().ok()
     }
 
-    /// Waits until there is a value of this type in the connection's slot, and returns it: for whoever
-    /// finds the connection, in a [`Registry`](crate::Registry) say, before its handler has put the
-    /// session there.
+    /// Waits for a value of this type in the connection's slot, and returns it. Values of another type are
+    /// ignored.
     ///
-    /// Values of another type are waited out. Cancel safe, and any number of tasks may wait.
+    /// For tasks that find the connection, in a [`Registry`](crate::Registry) for example, before its handler
+    /// has set the session.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing, and any number of tasks may wait.
     ///
     /// # Errors
     ///
-    /// If the connection has ended, or ends, without such a value. All hooks have then been health_events.
+    /// If the connection has ended, or ends, without such a value. All hooks have returned then.
     pub async fn wait_for_session<T>(&self) -> Result<Arc<T>, Evicted>
     where
         T: Any + Send + Sync,
     {
-        self.metadata().session_set().await.map_err(Evicted::new)
+        self.metadata()
+            .until_session_set()
+            .await
+            .map_err(Evicted::new)
     }
 }
 
-/// An inner layer of a connection, until the layer's service answers the handshake.
+/// An inner layer of a connection, until the layer's service responds to the handshake.
 ///
 /// Dropping it detaches the layer.
 pub(crate) struct Attachment {
@@ -395,7 +417,7 @@ impl fmt::Debug for Liveness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Liveness");
         debug.field("id", &self.id());
-        // A transport that logs its polls may show its handle.
+        // During a poll of the transport the state is locked.
         if !self.connection.is_polled() {
             let view = self.connection.view();
             debug.field("health", &view.health).field("rtt", &view.rtt);

@@ -1,14 +1,25 @@
-//! The verdicts: a sans-IO state machine that is told what passed and when, and says what to do.
+//! The verdicts: a state machine without I/O that is given what passed and when.
 //!
-//! Nothing here reads a clock, touches a socket or allocates. [`inputs`] is told, [`queries`] tells,
-//! [`sustained_health`] tells only what has lasted, [`verdict`] decides; the other files hold what they are made
-//! of.
+//! Nothing here reads a clock, touches a socket or allocates.
+//!
+//! | file | what |
+//! |---|---|
+//! | this file | [`Monitor`]: the state |
+//! | [`inputs`] | what changes it: bytes, frames, pongs, refusals, ends |
+//! | [`verdict`] | what must be done now, and when to ask again |
+//! | [`queries`] | what it knows, without a change |
+//! | [`sustained_health`] | the health that has lasted, for health hooks |
+//! | [`lifecycle`] | how far the connection has come |
+//!
+//! The other files hold its parts and the settings it follows.
 
+mod blocked_write;
 mod control_rate;
 mod data_activity;
 mod health;
 mod history;
 mod inputs;
+mod lifecycle;
 mod moment;
 mod overrides;
 mod pings;
@@ -22,15 +33,101 @@ mod sustained_health;
 mod tests;
 mod verdict;
 
+use blocked_write::BlockedWrite;
+use control_rate::ControlRate;
 pub(crate) use data_activity::Data;
+use data_activity::DataClock;
 pub use health::Health;
-pub(crate) use inputs::Monitor;
+use history::History;
+pub(crate) use lifecycle::{Announced, Lifecycle, TransportUse};
 pub(crate) use moment::Moment;
 pub(crate) use overrides::Overrides;
 pub(crate) use pings::Answer;
+use pings::Pings;
 pub(crate) use policy::{CloseFrame, HeartbeatPolicy, IdlePolicy, Policy};
 pub use policy::{ProofOfLife, Traffic};
 pub use reason::{Reason, Tier};
 pub use rtt::Rtt;
+use rtt::RttEstimate;
 pub use stats::Stats;
 pub(crate) use verdict::{Action, Outlook};
+
+/// Everything that is known of one connection's liveness.
+#[derive(Clone, Debug)]
+pub(crate) struct Monitor {
+    pub(crate) lifecycle: Lifecycle,
+    /// When the upgrade was completed; [`Moment::NEVER`] before.
+    opened: Moment,
+    last_inbound: Moment,
+    /// The latest moment at which the peer is known to have been alive. Not later than the arrival
+    /// of the byte or pong that proves it, however late that was read.
+    last_proof: Moment,
+    inbound: DataClock,
+    outbound: DataClock,
+    blocked: Option<BlockedWrite>,
+    /// Since when bytes of the peer wait for the handler to read them.
+    backlog: Option<Moment>,
+    /// When a late verdict on the handler was last postponed. A stall counted from that time is not
+    /// postponed again.
+    reprieved: Option<Moment>,
+    /// The part of the first interval that jitter leaves out, in 0..=1.
+    head_start: f32,
+    pings: Pings,
+    rtt: RttEstimate,
+    stats: Stats,
+    /// The peer's first message is complete, or its end cannot be found since frame boundaries are
+    /// lost.
+    first_message: bool,
+    /// The read-ahead buffer was full once, and the handler has read since.
+    was_blind: bool,
+    /// The read-ahead buffer was full at the last poll, and the handler has not read since. What is
+    /// suspended meanwhile has no deadline either.
+    blind: bool,
+    /// Frame boundaries are lost in one direction: no ping can be sent, and silence proves nothing.
+    passive: bool,
+    control_rate: ControlRate,
+    history: History,
+    /// The deadline may have moved forward since this was last taken.
+    moved: bool,
+}
+
+impl Monitor {
+    /// The monitor of a connection whose opening handshake was completed at `now`. `random` is
+    /// uniform in 0..1 and places the first ping; `tag` marks our pings.
+    pub(crate) fn new(now: Moment, policy: &Policy, random: f32, tag: u64) -> Self {
+        let heartbeat = policy.heartbeat.as_ref();
+        let jitter = heartbeat.map_or(0.0, |heartbeat| heartbeat.jitter);
+        Self {
+            lifecycle: Lifecycle::Open,
+            opened: now,
+            last_inbound: now,
+            last_proof: now,
+            inbound: DataClock::new(now),
+            outbound: DataClock::new(now),
+            blocked: None,
+            backlog: None,
+            reprieved: None,
+            head_start: jitter as f32 * random,
+            pings: Pings::new(tag),
+            rtt: RttEstimate::default(),
+            stats: Stats::default(),
+            first_message: false,
+            was_blind: false,
+            blind: false,
+            passive: false,
+            control_rate: ControlRate::new(now),
+            history: History::default(),
+            moved: false,
+        }
+    }
+
+    /// The monitor of a connection whose upgrade is not complete. It records an early end and a
+    /// requested ping; [`new`](Self::new) replaces it when the upgrade completes.
+    pub(crate) fn opening(policy: &Policy) -> Self {
+        Self {
+            lifecycle: Lifecycle::Opening,
+            opened: Moment::NEVER,
+            ..Self::new(Moment::START, policy, 0.0, 0)
+        }
+    }
+}

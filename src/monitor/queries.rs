@@ -1,7 +1,8 @@
-//! What can be asked of a [`Monitor`]: nothing here changes it.
+//! What a [`Monitor`] knows; nothing here changes it.
 
+use super::Monitor;
 use super::health::Health;
-use super::inputs::{Ending, Monitor};
+use super::lifecycle::Lifecycle;
 use super::moment::Moment;
 use super::policy::{Policy, Traffic};
 use super::reason::Reason;
@@ -17,22 +18,22 @@ impl Monitor {
         }
     }
 
-    /// Every ping that was given out is answered and confirmed by the transport, or there was none.
+    /// Whether every ping is answered and was flushed by the transport. True if there was none.
     #[inline]
     pub(crate) fn has_answers_to_all_pings(&self) -> bool {
         self.pings.all_answered()
     }
 
-    /// A ping is out, or would be if it could be put in, and nothing has come since: somebody should
-    /// be watching for bytes, and for the end.
+    /// Whether a ping is out, or waits to be written, and nothing has come since. The driver must then
+    /// watch for bytes and for the end of the stream.
     pub(crate) fn is_waiting(&self) -> bool {
         let pinged = self.pings.waiting().is_some() || self.pings.is_wanted();
-        pinged && self.ending == Ending::Open
+        pinged && self.lifecycle == Lifecycle::Open
     }
 
-    /// Until when the pong to the newest ping is worth watching for, though the peer has shown that
-    /// it is alive: its round trip is not to be the handler's. A peer that never answers is not
-    /// watched for ever, since bytes that the driver reads take the longer way.
+    /// Until when the driver watches for the pong to the newest ping, although the peer is known to be
+    /// alive: the round trip must not include the handler's delay. Bounded, since bytes that the
+    /// driver reads are copied once more, and some peers never answer.
     pub(crate) fn round_trip_until(&self, policy: &Policy) -> Option<Moment> {
         let since = self.pings.unanswered().filter(|_| !self.passive)?;
         let heartbeat = policy.heartbeat.as_ref()?;
@@ -49,42 +50,43 @@ impl Monitor {
         self.pings.unanswered().is_some()
     }
 
-    /// A pong from the peer may be ours.
+    /// Whether a pong of the peer may answer one of our pings.
     pub(crate) fn expects_pongs(&self) -> bool {
         self.pings.any()
     }
 
-    /// Somebody waits for the transport to accept something: bytes that it refused, or a ping of ours
-    /// behind a frame of the handler's.
+    /// Whether bytes wait for the transport: refused ones, or a ping behind a frame of the handler.
     pub(crate) fn is_held_up(&self) -> bool {
         self.blocked.is_some() || self.pings.wished().is_some()
     }
 
-    /// Something happened from which something may follow: the deadline has moved, or it is over.
-    pub(crate) fn is_stirred(&self) -> bool {
-        self.moved || self.judged
+    /// Whether the deadline may have moved forward.
+    pub(crate) fn has_moved(&self) -> bool {
+        self.moved
     }
 
-    /// Whether the last refusal may be due to tokio's cooperative budget.
+    /// Whether the last refusal may come from tokio's cooperative budget.
     pub(crate) fn is_uncertain(&self) -> bool {
         self.blocked.is_some_and(|blocked| blocked.uncertain)
     }
 
-    /// The transport is holding something up.
+    /// Whether the transport refuses bytes or does not flush them.
     pub(crate) fn is_blocked(&self) -> bool {
         self.blocked.is_some()
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self.ending, Ending::Over { .. })
+        self.lifecycle.is_ended()
     }
 
-    /// Why the connection is over, if it is.
+    /// Why the connection has ended; `None` if it has not.
     pub(crate) fn reason(&self) -> Option<Reason> {
-        match self.ending {
-            Ending::Over { reason, .. } => Some(reason),
-            Ending::Open | Ending::ServerClosing { .. } => None,
-        }
+        self.lifecycle.reason()
+    }
+
+    /// Whether the upgrade was completed before the end.
+    pub(crate) fn was_opened(&self) -> bool {
+        self.opened != Moment::NEVER
     }
 
     pub(crate) fn opened(&self) -> Moment {
@@ -95,7 +97,7 @@ impl Monitor {
         self.last_inbound
     }
 
-    /// The last byte of data in the directions that the idle timeout watches.
+    /// When the last byte of data passed in the directions that the idle timeout watches.
     pub(crate) fn last_active(&self, policy: &Policy) -> Moment {
         self.active(
             policy
@@ -114,21 +116,24 @@ impl Monitor {
         self.stats
     }
 
-    /// What is so at `now`, however short a time it has been so.
+    /// The state at `now`, however short it has lasted.
     pub(crate) fn health(&self, now: Moment, policy: &Policy) -> Health {
-        match self.ending {
-            Ending::Over { .. } => Health::Ended,
-            Ending::ServerClosing { .. } => Health::Closing,
-            Ending::Open if self.backlog.is_some() => Health::HandlerStalled,
-            Ending::Open if self.blocked.is_some() && !self.is_uncertain() => Health::WriteStalled,
-            Ending::Open if self.pings.waiting().is_some() || self.pings.missed() > 0 => {
+        match self.lifecycle {
+            Lifecycle::Opening => Health::Opening,
+            Lifecycle::Ended { .. } => Health::Ended,
+            Lifecycle::Closing { .. } => Health::Closing,
+            Lifecycle::Open if self.backlog.is_some() => Health::HandlerStalled,
+            Lifecycle::Open if self.blocked.is_some() && !self.is_uncertain() => {
+                Health::WriteStalled
+            }
+            Lifecycle::Open if self.pings.waiting().is_some() || self.pings.missed() > 0 => {
                 Health::PeerSilent {
                     missed: self.pings.missed(),
                 }
             }
-            // A ping waits behind a frame that the handler does not finish.
-            Ending::Open if self.half_written().is_some() => Health::HandlerStalled,
-            Ending::Open => self.calm(now, policy),
+            // A ping waits for the end of a frame that the handler does not finish.
+            Lifecycle::Open if self.half_written().is_some() => Health::HandlerStalled,
+            Lifecycle::Open => self.faultless_health(now, policy),
         }
     }
 }

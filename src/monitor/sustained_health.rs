@@ -1,25 +1,26 @@
-//! Health as it is told to whoever wants to hear of its changes: what has lasted for a while, so that
-//! not every ping is news.
+//! Health that has lasted: health hooks report it, so that not every ping is a change.
 
+use super::Monitor;
 use super::health::Health;
 use super::history::Thresholds;
-use super::inputs::{Ending, Monitor};
+use super::lifecycle::Lifecycle;
 use super::moment::Moment;
 use super::policy::Policy;
 
-/// From when on each state is told, if nothing happens until then. `None`: nothing speaks for it.
+/// From when on each state counts as lasting, if nothing happens until then. `None` if the state does
+/// not apply.
 #[derive(Clone, Copy, Debug)]
-struct Marks {
+struct LastingFrom {
     backlog: Option<Moment>,
     write_stall: Option<Moment>,
     silence: Option<Moment>,
     half_written: Option<Moment>,
-    /// The errors of the past count *until* then.
-    forgotten: Option<Moment>,
+    /// Past errors count *until* then.
+    errors_expire: Option<Moment>,
     idle: Option<Moment>,
 }
 
-impl Marks {
+impl LastingFrom {
     fn of(monitor: &Monitor, policy: &Policy) -> Self {
         let thresholds = Thresholds::of(policy);
         let silence = match monitor.pings.missed() {
@@ -40,7 +41,7 @@ impl Marks {
             half_written: monitor
                 .half_written()
                 .map(|since| since + thresholds.handler_stall),
-            forgotten: monitor.history.over(&thresholds),
+            errors_expire: monitor.history.over(&thresholds),
             idle: monitor.idle_from(policy),
         }
     }
@@ -51,45 +52,46 @@ impl Marks {
             self.write_stall,
             self.silence,
             self.half_written,
-            self.forgotten,
+            self.errors_expire,
             self.idle,
         ]
     }
 }
 
 impl Monitor {
-    /// The state that has lasted until `now`: what [`health`](Self::health) shows at once is in it only
-    /// after half the time that a verdict would take.
+    /// The state that has lasted until `now`. A state that [`health`](Self::health) shows at once
+    /// appears here after half the time that a verdict would take.
     pub(crate) fn lasting_health(&self, now: Moment, policy: &Policy) -> Health {
-        let marks = Marks::of(self, policy);
-        match self.ending {
-            Ending::Over { .. } => Health::Ended,
-            Ending::ServerClosing { .. } => Health::Closing,
-            Ending::Open if reached(marks.backlog, now) => Health::HandlerStalled,
-            Ending::Open if reached(marks.write_stall, now) => Health::WriteStalled,
-            Ending::Open if reached(marks.silence, now) => Health::PeerSilent {
+        let marks = LastingFrom::of(self, policy);
+        match self.lifecycle {
+            Lifecycle::Opening => Health::Opening,
+            Lifecycle::Ended { .. } => Health::Ended,
+            Lifecycle::Closing { .. } => Health::Closing,
+            Lifecycle::Open if reached(marks.backlog, now) => Health::HandlerStalled,
+            Lifecycle::Open if reached(marks.write_stall, now) => Health::WriteStalled,
+            Lifecycle::Open if reached(marks.silence, now) => Health::PeerSilent {
                 missed: self.pings.missed(),
             },
-            Ending::Open if reached(marks.half_written, now) => Health::HandlerStalled,
-            Ending::Open => self.calm(now, policy),
+            Lifecycle::Open if reached(marks.half_written, now) => Health::HandlerStalled,
+            Lifecycle::Open => self.faultless_health(now, policy),
         }
     }
 
-    /// The first moment after `asked` at which [`lasting_health`](Self::lasting_health) may be another
-    /// one, though nothing happens.
-    pub(crate) fn lasting_deadline(&self, asked: Moment, policy: &Policy) -> Moment {
-        if self.ending != Ending::Open {
+    /// The first moment after `observed` at which [`lasting_health`](Self::lasting_health) may change
+    /// without an event.
+    pub(crate) fn lasting_deadline(&self, observed: Moment, policy: &Policy) -> Moment {
+        if self.lifecycle != Lifecycle::Open {
             return Moment::NEVER;
         }
-        let marks = Marks::of(self, policy).all();
-        let ahead = marks.into_iter().flatten().filter(|mark| *mark > asked);
+        let marks = LastingFrom::of(self, policy).all();
+        let ahead = marks.into_iter().flatten().filter(|mark| *mark > observed);
         ahead.min().unwrap_or(Moment::NEVER)
     }
 
-    /// The state of a connection that nothing is wrong with now.
-    pub(super) fn calm(&self, now: Moment, policy: &Policy) -> Health {
-        let forgotten = self.history.over(&Thresholds::of(policy));
-        if self.passive || forgotten.is_some_and(|over| now < over) {
+    /// The state of a connection without a present fault.
+    pub(super) fn faultless_health(&self, now: Moment, policy: &Policy) -> Health {
+        let errors_expire = self.history.over(&Thresholds::of(policy));
+        if self.passive || errors_expire.is_some_and(|expire| now < expire) {
             Health::Degraded
         } else if reached(self.idle_from(policy), now) {
             Health::Idle
@@ -98,7 +100,7 @@ impl Monitor {
         }
     }
 
-    /// From when on the connection is idle, though not for long enough to be evicted.
+    /// From when on the connection counts as idle: half of the idle timeout.
     fn idle_from(&self, policy: &Policy) -> Option<Moment> {
         let idle = policy.idle.as_ref()?;
         Some(self.active(idle.watch) + idle.timeout / 2)

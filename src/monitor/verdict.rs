@@ -1,66 +1,71 @@
-//! What follows from what is known: whether to ping, to wait and until when, or to end it.
+//! What must be done now: wait and until when, ping, retry a write, evict.
 
 use std::time::Duration;
 
-use super::inputs::{Ending, Monitor};
+use super::Monitor;
+use super::lifecycle::Lifecycle;
 use super::moment::Moment;
 use super::policy::{HeartbeatPolicy, IdlePolicy, Policy, Traffic};
 use super::reason::Reason;
 
-/// A verdict this late means that the runtime, not the peer, was away. Under it, lateness is noise.
-const LEAST_PAUSE: Duration = Duration::from_millis(100);
+/// A verdict this late means that the runtime was paused. Below it, lateness is noise.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long whoever wants to write has to try again before a write counts as stalled or given up.
+/// How long a refused write has for its second try before it counts as stalled or abandoned.
 const SECOND_TRY: Duration = Duration::from_millis(100);
 
-/// What the connection knows at the moment of the question.
+/// What only the connection knows, at the moment of a poll.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outlook {
-    /// A control frame could be written now: the handler is at a frame boundary.
+    /// A control frame can be written now: the handler is at a frame boundary.
     pub(crate) can_inject: bool,
     /// The handler is between two fragments of a message.
     pub(crate) mid_message: bool,
     /// The handler must repeat a refused write before any other bytes can be written.
     pub(crate) claimed: bool,
-    /// The read-ahead buffer is full, so bytes from the peer could not be looked at.
+    /// The read-ahead buffer is full, so bytes of the peer could not be read.
     pub(crate) blind: bool,
 }
 
-/// What the connection has to do now.
+/// What the connection must do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Nothing before [`Monitor::deadline`].
     Wait,
-    /// Write a ping with this payload, and ask again.
+    /// Write a ping with this payload, and poll again.
     Ping([u8; 8]),
-    /// Have whoever wants to write try again, report if the transport refuses, and ask again.
+    /// Retry the refused write, report whether the transport refuses again, and poll again.
     Retry,
-    /// The connection is over for this reason: evict it.
+    /// The connection has ended for this reason: evict it.
     Evict(Reason),
-    /// The connection was over before and its transport outlived `close_timeout`: close it.
+    /// The connection ended `close_timeout` ago, and its transport is still in use: drop it.
     Cut,
 }
 
 impl Monitor {
-    /// What has to be done at `now`. The caller has looked for bytes from the peer first.
+    /// What must be done at `now`. The caller has read the bytes of the peer first.
     ///
-    /// When several verdicts are due at once, the first of these is given: `MaxLifetime`,
+    /// When several verdicts are due at once, the first of these is returned: `MaxLifetime`,
     /// `FirstMessageTimeout`, `MessageTimeout`, `IdleTimeout`, `ControlFlood`, `HandlerStalled`,
     /// `WriteStalled`, `HeartbeatTimeout`.
-    /// So what was configured for a healthy connection comes before what went wrong with it, and
-    /// the peer is blamed last. In the closing handshake only `CloseTimeout` is left.
+    /// What was configured for a healthy connection comes before faults, and the fault of the peer
+    /// comes last. In the closing handshake only `CloseTimeout` is left.
     pub(crate) fn poll(&mut self, now: Moment, policy: &Policy, outlook: Outlook) -> Action {
         self.blind = outlook.blind;
         self.mid_message(outlook.mid_message);
-        match self.ending {
-            Ending::Over { since, reason } if now >= since + policy.close_timeout(Some(reason)) => {
+        match self.lifecycle {
+            Lifecycle::Ended { since, reason, .. }
+                if now >= since + policy.close_timeout(Some(reason)) =>
+            {
                 Action::Cut
             }
-            Ending::ServerClosing { since, .. } if now >= since + policy.close_timeout(None) => {
+            Lifecycle::Closing { since, .. } if now >= since + policy.close_timeout(None) => {
                 self.evict(now, Reason::CloseTimeout)
             }
-            Ending::Over { .. } | Ending::ServerClosing { .. } => Action::Wait,
-            Ending::Open => match self.poll_idle(now, policy) {
+            Lifecycle::Opening | Lifecycle::Ended { .. } | Lifecycle::Closing { .. } => {
+                Action::Wait
+            }
+            Lifecycle::Open => match self.poll_idle(now, policy) {
                 Action::Wait => self.poll_heartbeat(now, policy, outlook),
                 action => action,
             },
@@ -98,15 +103,15 @@ impl Monitor {
             if !once || !was_paused(late, heartbeat.handler_stall_timeout) {
                 return self.evict(now, Reason::HandlerStalled);
             }
-            // The handler was away as long as the runtime was.
+            // While the runtime was paused, so was the handler.
             self.reprieved = Some(now);
             self.backlog = self.backlog.map(|_| now);
             self.pings.wish_again(now);
         }
         match self.poll_write(now, heartbeat, outlook) {
             Action::Wait if self.passive => {
-                if now >= self.look_due(heartbeat) {
-                    // The caller has looked.
+                if now >= self.read_due(heartbeat) {
+                    // The caller has read.
                     self.last_proof = now;
                 }
                 Action::Wait
@@ -123,15 +128,15 @@ impl Monitor {
         let Some(blocked) = &mut self.blocked else {
             return Action::Wait;
         };
-        match blocked.asked {
-            // The runtime stood still, and so did the task that writes. Postponed once per stall.
-            None if !blocked.is_anew() && was_paused(late, heartbeat.write_timeout) => {
-                *blocked = blocked.anew(now);
+        match blocked.retried_at {
+            // The runtime was paused, and so was the task that writes. Postponed once per stall.
+            None if !blocked.is_restarted() && was_paused(late, heartbeat.write_timeout) => {
+                *blocked = blocked.restarted(now);
             }
             None => {
-                // The handler may have given up a write that the transport would take by now, so
-                // nothing is said before it has refused once more.
-                blocked.asked = Some(now);
+                // The handler may have abandoned the write, and the transport may have room by now,
+                // so the verdict waits for a second refusal.
+                blocked.retried_at = Some(now);
                 let unflushed = blocked.in_flush;
                 let ask = outlook.can_inject && !unflushed && !self.passive;
                 return if ask && !self.pings.is_wanted() {
@@ -140,11 +145,12 @@ impl Monitor {
                     Action::Retry
                 };
             }
-            Some(_) if blocked.maybe_again && heartbeat.write_timeout.is_none() => {
-                *blocked = blocked.anew(now);
+            Some(_) if blocked.maybe_refused_again && heartbeat.write_timeout.is_none() => {
+                *blocked = blocked.restarted(now);
             }
-            Some(_) if blocked.maybe_again => return self.evict(now, Reason::WriteStalled),
-            // The handler has abandoned its write, and nothing else can be written, not even a ping.
+            Some(_) if blocked.maybe_refused_again => return self.evict(now, Reason::WriteStalled),
+            // The handler has abandoned its write, and neither a ping nor anything else can be
+            // written.
             Some(_) if outlook.claimed => {
                 let reason = match heartbeat.write_timeout {
                     Some(_) => Reason::WriteStalled,
@@ -152,7 +158,7 @@ impl Monitor {
                 };
                 return self.evict(now, reason);
             }
-            // Nobody wants to write any more.
+            // No write is pending any more.
             Some(_) => {
                 self.blocked = None;
                 self.pings.wish_again(now);
@@ -174,13 +180,13 @@ impl Monitor {
             return self.poll_asked(now, heartbeat.timeout);
         }
         if outlook.blind {
-            // Nobody can tell whether the peer's pong is among what waits: the handler stalls, and
-            // that is another verdict. But a transport that is gone says so when it is written to.
+            // The pong may be among the bytes behind the full buffer. The handler stalls, which is
+            // another verdict. But a write to a broken transport fails, so ping.
             return self.ping_again(now, heartbeat);
         }
         if was_paused(now.since(deadline), Some(heartbeat.timeout)) && self.pings.reprieve() {
-            // The runtime was away (SIGSTOP, a suspended machine): the pong may have been lost
-            // meanwhile, and this silence is not the peer's. Ask once more before judging.
+            // The runtime was paused (SIGSTOP, a suspended machine). The pong may have been lost
+            // meanwhile, so this silence does not count against the peer: ping once more.
             return self.ping_again(now, heartbeat);
         }
         let missed = self.pings.miss();
@@ -193,7 +199,8 @@ impl Monitor {
         }
     }
 
-    /// Another ping, whose timeout is yet to run. The application may have one on its way already.
+    /// Another ping, whose timeout starts when it is sent. The application may have requested one
+    /// that waits already.
     fn ping_again(&mut self, now: Moment, heartbeat: &HeartbeatPolicy) -> Action {
         if self.pings.is_wanted() {
             self.pings.await_wanted();
@@ -202,7 +209,7 @@ impl Monitor {
         Action::Ping(self.pings.next(now, heartbeat.timeout))
     }
 
-    /// The ping that the application asked for.
+    /// The ping that the application requested.
     fn poll_asked(&mut self, now: Moment, hold: Duration) -> Action {
         if self.pings.is_asked() && !self.passive {
             return Action::Ping(self.pings.besides(now, hold));
@@ -215,12 +222,14 @@ impl Monitor {
         Action::Evict(reason)
     }
 
-    /// When [`poll`](Self::poll) has to be asked again at the latest, if nothing else happens.
+    /// The latest moment for the next [`poll`](Self::poll) if nothing else happens.
     pub(crate) fn deadline(&self, policy: &Policy) -> Moment {
-        match self.ending {
-            Ending::Over { since, reason } => return since + policy.close_timeout(Some(reason)),
-            Ending::ServerClosing { since, .. } => return since + policy.close_timeout(None),
-            Ending::Open => {}
+        match self.lifecycle {
+            Lifecycle::Ended { since, reason, .. } => {
+                return since + policy.close_timeout(Some(reason));
+            }
+            Lifecycle::Closing { since, .. } => return since + policy.close_timeout(None),
+            Lifecycle::Opening | Lifecycle::Open => {}
         }
         let mut earliest = Moment::NEVER;
         let mut consider = |deadline: Option<Moment>| {
@@ -243,7 +252,7 @@ impl Monitor {
             consider(self.handler_deadline(heartbeat));
             consider(self.write_deadline(heartbeat));
             consider(match self.pings.waiting() {
-                _ if self.passive => Some(self.look_due(heartbeat)),
+                _ if self.passive => Some(self.read_due(heartbeat)),
                 Some(since) => Some(since + heartbeat.timeout),
                 None if self.pings.is_wanted() => None,
                 None => Some(self.ping_due(heartbeat)),
@@ -256,8 +265,8 @@ impl Monitor {
         idle.max_lifetime.map(|lifetime| self.opened + lifetime)
     }
 
-    /// With the read-ahead buffer full, the end of the message may wait unseen behind a handler that
-    /// does not read. When it reads on, the rest of the message has the time anew.
+    /// While the read-ahead buffer is full, the end of the message may be behind it. When the handler
+    /// reads again, the time restarts for the rest of the message.
     fn first_message_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
         let within = idle.first_message?;
         let from = match self.inbound.message {
@@ -290,8 +299,8 @@ impl Monitor {
         Some(self.handler_stalled_since()? + timeout)
     }
 
-    /// The handler does not read what waits for it, or has left a frame half-written (though the
-    /// transport would take the rest) into which no ping can be put.
+    /// Since when the handler does not read the bytes that wait, or does not finish a frame that the
+    /// transport would accept and in which no ping can be sent.
     fn handler_stalled_since(&self) -> Option<Moment> {
         match (self.backlog, self.half_written()) {
             (Some(backlog), Some(half_written)) => Some(backlog.min(half_written)),
@@ -299,8 +308,8 @@ impl Monitor {
         }
     }
 
-    /// Since when a ping waits for the end of a frame whose rest the transport would accept. `None` while it
-    /// waits between two fragments for the end of a message, since that wait is bounded.
+    /// Since when a ping waits for the end of a frame whose rest the transport would accept. `None`
+    /// while it waits between two fragments for the end of a message, since that wait is bounded.
     pub(super) fn half_written(&self) -> Option<Moment> {
         let waits = self.blocked.is_none() && !self.pings.is_held();
         self.pings.wished().filter(|_| waits)
@@ -308,45 +317,45 @@ impl Monitor {
 
     fn write_deadline(&self, heartbeat: &HeartbeatPolicy) -> Option<Moment> {
         let blocked = self.blocked?;
-        // A write that was given up is the other verdict's business, also where writes have no bound.
+        // Without `write_timeout`, an abandoned write is a stall of the handler.
         let timeout = heartbeat
             .write_timeout
             .or(heartbeat.handler_stall_timeout)?;
-        Some(match blocked.asked {
+        Some(match blocked.retried_at {
             None => blocked.since + timeout,
-            Some(asked) if blocked.again => asked,
-            Some(asked) => asked + SECOND_TRY,
+            Some(retried_at) if blocked.refused_again => retried_at,
+            Some(retried_at) => retried_at + SECOND_TRY,
         })
     }
 
-    /// When the driver polls for inbound bytes and for the end of the stream if no ping is sent, because a
-    /// handler that does not read would not notice them.
-    fn look_due(&self, heartbeat: &HeartbeatPolicy) -> Moment {
+    /// When the driver must read if no ping can be sent: a handler that does not read notices
+    /// neither bytes nor the end of the stream.
+    fn read_due(&self, heartbeat: &HeartbeatPolicy) -> Moment {
         self.last_proof + heartbeat.interval
     }
 
-    /// The interval is counted from the last proof of life. The first one is shortened at random,
-    /// so that clients who all connected at once are not all pinged at once.
+    /// The interval runs from the last proof of life. The first one is shortened at random, so that
+    /// clients that connected at the same time are not pinged at the same time.
     fn ping_due(&self, heartbeat: &HeartbeatPolicy) -> Moment {
         let interval = heartbeat.interval;
         if self.pings.any() {
-            // Whoever waits for a pong is not helped by other traffic.
+            // While the application awaits a pong, other traffic does not postpone the next ping.
             let called = self.pings.called_since().unwrap_or(self.last_proof);
             return self.last_proof.min(called) + interval;
         }
-        // Only what is left out goes through a float, or the interval itself would be rounded.
+        // Only the part left out is computed as a float, or the interval would be rounded.
         let left_out = interval.mul_f64(f64::from(self.head_start));
         self.last_proof + interval.saturating_sub(left_out)
     }
 }
 
-/// How late it is, if `deadline` has come.
+/// How long ago `deadline` expired, if it has.
 fn due(deadline: Option<Moment>, now: Moment) -> Option<Duration> {
     let deadline = deadline.filter(|deadline| now >= *deadline)?;
     Some(now.since(deadline))
 }
 
-/// Whether a verdict that is so `late` says more about the runtime than about `timeout`.
+/// Whether a verdict is so `late` that the runtime must have been paused.
 fn was_paused(late: Duration, timeout: Option<Duration>) -> bool {
-    late >= LEAST_PAUSE.max(timeout.unwrap_or_default() / 2)
+    late >= MIN_PAUSE.max(timeout.unwrap_or_default() / 2)
 }

@@ -250,7 +250,7 @@ impl Run<'_> {
         self.seen.insert(live.id());
         // First of all, so that there is no moment in which another drain could not cut it.
         self.registry.leaving().enter(live.clone());
-        let told = live.part(Reason::Drained, goodbye(self.drain.code));
+        let told = live.evict_at_boundary(Reason::Drained, goodbye(self.drain.code));
         if told {
             self.told.push(live);
         } else {
@@ -281,7 +281,7 @@ impl Run<'_> {
     async fn all_closed(&mut self) {
         // One after the other: they go on meanwhile. Who was waited for in vain stays in the list.
         while let Some(live) = self.told.last() {
-            let clean = live.closed().await;
+            let clean = live.until_transport_closed().await;
             // The end may have come from elsewhere before the handler had finished its frame.
             let drained = live.evicted().await.reason() == Reason::Drained;
             match (drained, clean) {
@@ -350,13 +350,13 @@ impl Leaving {
     /// Those whose transport is still there.
     fn open(&self) -> Vec<Liveness> {
         let mut handles: Vec<_> = self.lock().values().cloned().collect();
-        handles.retain(|live| !live.is_closed());
+        handles.retain(|live| !live.is_transport_closed());
         handles
     }
 
     fn forget_closed(&self) {
         let handles: Vec<_> = self.lock().values().cloned().collect();
-        let closed = handles.iter().filter(|live| live.is_closed());
+        let closed = handles.iter().filter(|live| live.is_transport_closed());
         let mut forgotten = Vec::new();
         {
             let mut connections = self.lock();

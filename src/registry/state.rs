@@ -9,9 +9,9 @@ use super::drain::{self, Leaving};
 use super::evictions::Subscribers;
 use super::limit::Gate;
 use super::shards::Shards;
-use crate::connection::{ErasedConnection, Liveness, Refused, Tracker};
+use crate::connection::{DrainOrder, ErasedConnection, Liveness, Refused, Tracker};
 use crate::eviction::{ConnectionId, Eviction};
-use crate::monitor::{CloseFrame, Reason};
+use crate::monitor::Reason;
 
 /// Lock order: the connection's, a shard's, the tally's. The subscribers' stand alone.
 #[derive(Default)]
@@ -28,7 +28,7 @@ impl Tracker for Shared {
         self.gate.admit()
     }
 
-    fn take_in(&self) {
+    fn admit_always(&self) {
         self.gate.take_in();
     }
 
@@ -45,11 +45,11 @@ impl Tracker for Shared {
         self.set.insert(live, || self.tally.came());
     }
 
-    fn announce(&self) {
+    fn call_alarms(&self) {
         self.tally.announce();
     }
 
-    fn farewell(&self) -> Option<(Reason, CloseFrame)> {
+    fn drain_order(&self) -> Option<DrainOrder> {
         let code = self.gate.farewell()?;
         Some((Reason::Drained, drain::goodbye(code)))
     }

@@ -134,7 +134,7 @@ impl Liveness {
         let taking = chair.taking.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(reason) = self
             .metadata()
-            .take_place(Arc::clone(&chair) as Arc<dyn Registration>)
+            .add_registration(Arc::clone(&chair) as Arc<dyn Registration>)
         {
             return Err(RegisterError::Ended { reason, value });
         }
@@ -151,7 +151,7 @@ impl Liveness {
         let before = match inserted {
             Ok(Ok(before)) => before,
             Ok(Err(occupant)) => {
-                self.metadata().leave_place(place);
+                self.metadata().forget_registration(place);
                 return Err(RegisterError::Occupied { occupant, value });
             }
             Err(panicked) => {
@@ -173,7 +173,7 @@ impl Liveness {
                     before.live().evict_for(Reason::Replaced, frame.clone());
                 }
                 // Its connection lives on. It is not to remember every seat that it once had.
-                _ => before.live().metadata().leave_place(before.place()),
+                _ => before.live().metadata().forget_registration(before.place()),
             }
         }
         if missed {
@@ -197,7 +197,7 @@ impl Liveness {
         M: SessionMap<K, V> + ?Sized,
     {
         let seat = map.remove_if(key, self.id())?;
-        self.metadata().leave_place(seat.place());
+        self.metadata().forget_registration(seat.place());
         Some(seat)
     }
 }

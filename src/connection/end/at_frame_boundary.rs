@@ -1,76 +1,76 @@
-//! Ends that wait for the handler's frame, or no longer for anybody.
+//! Evictions deferred until the handler finishes its current frame.
 
-use crate::connection::state::{Phase, State};
-use crate::monitor::{CloseFrame, Moment, Reason};
+use crate::connection::state::State;
+use crate::connection::timing::CloseHandshake;
+use crate::monitor::{CloseFrame, Moment, Reason, TransportUse};
 
 impl<T: 'static> State<T> {
-    /// Ends the connection as [`evict`](Self::evict) does, but after the frame that the handler is
-    /// in the middle of. False if it has ended, or is about to end this way, already.
-    pub(crate) fn part(&mut self, now: Moment, reason: Reason, frame: CloseFrame) -> bool {
-        match &mut self.phase {
-            Phase::Open { parting: Some(_) } => false,
-            Phase::Open { parting }
-                if !self.monitor.is_over() && self.write_half.has_end_ahead() =>
-            {
-                *parting = Some(Box::new((reason, frame)));
-                self.write_half.stop_at_boundary();
-                true
-            }
-            _ => self.evict(now, reason, frame),
+    /// Like [`evict`](Self::evict), but after the frame that the handler is in the middle of. False if
+    /// the connection has ended, or an eviction is deferred already.
+    pub(crate) fn evict_at_boundary(
+        &mut self,
+        now: Moment,
+        reason: Reason,
+        frame: CloseFrame,
+    ) -> bool {
+        let lifecycle = self.monitor.lifecycle;
+        if !lifecycle.is_usable() || lifecycle.is_ended() || !self.write_half.awaits_boundary() {
+            return self.evict(now, reason, frame);
         }
+        if self.close.is_some() {
+            return false;
+        }
+        self.close = Some(Box::new(CloseHandshake::deferred(reason, frame)));
+        self.write_half.stop_at_boundary();
+        true
     }
 
-    /// Ends a connection that is about to end, once the handler has finished its frame, or cannot.
+    /// Carries out a deferred eviction once the handler has finished its frame, or cannot finish it.
     #[inline]
-    pub(crate) fn part_at_boundary(&mut self) {
-        if let Phase::Open { parting: Some(_) } = self.phase {
-            self.part_now_or_later();
+    pub(crate) fn evict_deferred(&mut self) {
+        if self.close.is_some() {
+            self.evict_deferred_now_or_later();
         }
     }
 
-    fn part_now_or_later(&mut self) {
-        let (Phase::Open { parting }, Some(timer)) = (&mut self.phase, &self.timer) else {
-            return;
-        };
-        if self.write_half.has_end_ahead() {
+    fn evict_deferred_now_or_later(&mut self) {
+        if !self.monitor.lifecycle.is_usable() || self.write_half.awaits_boundary() {
             return;
         }
-        if let Some(parting) = parting.take() {
-            let now = timer.driver.clock().now();
-            let (reason, frame) = *parting;
+        if let Some(timer) = &self.timer {
+            let now = timer.now();
+            self.evict_deferred_at(now);
+        }
+    }
+
+    fn evict_deferred_at(&mut self, now: Moment) {
+        let close = self.close.take();
+        if let Some((reason, frame)) = close.and_then(|close| close.into_deferred()) {
             self.evict(now, reason, frame);
         }
     }
 
-    /// Nobody waits any longer for an end that has come or was asked for: neither for the frame
-    /// that the handler is in the middle of, nor for the peer. Returns whether there is something to be
-    /// said to the peer, if it can be said at once.
-    pub(crate) fn hurry(&mut self, now: Moment) -> bool {
-        if let Phase::Open { parting } = &mut self.phase {
-            if let Some(parting) = parting.take() {
-                let (reason, frame) = *parting;
-                self.evict(now, reason, frame);
-            }
+    /// Waits no longer for an end that has come or is deferred: neither for the handler's frame nor
+    /// for the peer. Returns whether the driver must visit the connection now, to send what the
+    /// transport accepts at once.
+    pub(crate) fn stop_waiting(&mut self, now: Moment) -> bool {
+        if self.monitor.lifecycle.is_usable() {
+            self.evict_deferred_at(now);
         }
-        match &mut self.phase {
-            Phase::Evicting { closing, .. } => {
-                closing.hurry();
+        match (self.monitor.lifecycle.transport(), &mut self.close) {
+            (Some(TransportUse::CloseHandshake), Some(close)) => {
+                close.stop_waiting();
                 true
             }
-            Phase::Opening {
-                closing: Some(closing),
-            } => {
-                closing.hurry();
+            (Some(TransportUse::Awaited), Some(close)) => {
+                close.stop_waiting();
                 false
             }
-            Phase::Open { .. } if self.monitor.is_over() => {
-                self.phase = Phase::Closed {
-                    reason: self.monitor.reason(),
-                    readable: true,
-                };
+            (Some(TransportUse::Handler), _) => {
+                self.monitor.lifecycle.release(false);
                 false
             }
-            Phase::Opening { closing: None } | Phase::Open { .. } | Phase::Closed { .. } => false,
+            _ => false,
         }
     }
 }
@@ -97,9 +97,10 @@ mod tests {
     }
 
     #[track_caller]
-    fn assert_told(live: &Liveness, clean: bool) {
-        assert!(live.is_closed());
-        let closed = pin!(live.closed()).poll(&mut Context::from_waker(Waker::noop()));
+    fn assert_transport_closed(live: &Liveness, clean: bool) {
+        assert!(live.is_transport_closed());
+        let closed =
+            pin!(live.until_transport_closed()).poll(&mut Context::from_waker(Waker::noop()));
         assert_eq!(closed, Poll::Ready(clean));
     }
 
@@ -112,10 +113,10 @@ mod tests {
                 let (connection, live) = opening();
                 if evicted {
                     assert!(live.evict(1000, "bye"));
-                    assert!(!live.is_closed(), "a transport may yet come");
+                    assert!(!live.is_transport_closed(), "a transport may yet come");
                 }
                 fail(&connection);
-                assert_told(&live, false);
+                assert_transport_closed(&live, false);
             }
         }
     }
@@ -129,7 +130,7 @@ mod tests {
             assert!(!live.evict(1001, "no"));
             // Longer than `close_timeout`, which is counted from the opening.
             sleep(Duration::from_secs(60)).await;
-            assert!(!live.is_closed());
+            assert!(!live.is_transport_closed());
             let (ours, mut theirs) = duplex(64);
             let opened = Instant::now();
             assert!(LivenessStream::open(connection, ours).is_none());
@@ -141,7 +142,7 @@ mod tests {
                 theirs.write_all(&answer).await.unwrap();
             }
             assert_eq!(theirs.read(&mut frame).await.unwrap(), 0);
-            assert_eq!(live.closed().await, answered);
+            assert_eq!(live.until_transport_closed().await, answered);
             let took = opened.elapsed().as_secs();
             assert_eq!(took, if answered { 0 } else { 5 });
         }
@@ -159,7 +160,7 @@ mod tests {
         theirs.read_to_end(&mut received).await.unwrap();
         assert_eq!(received, [0x88, 5, 0x03, 0xe8, b'b', b'y', b'e']);
         assert_eq!(opened.elapsed(), Duration::ZERO);
-        assert_told(&live, false);
+        assert_transport_closed(&live, false);
     }
 
     #[tokio::test]
@@ -168,10 +169,10 @@ mod tests {
         let (ours, theirs) = duplex(64);
         let stream = LivenessStream::open(connection, ours).unwrap();
         live.cut();
-        assert!(!live.is_closed());
+        assert!(!live.is_transport_closed());
         assert_eq!(live.health().to_string(), "live");
         drop(stream);
-        assert_told(&live, false);
+        assert_transport_closed(&live, false);
         drop(theirs);
     }
 }

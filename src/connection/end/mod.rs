@@ -1,6 +1,8 @@
-//! The end of a connection: when it happens, who is called, and what becomes of the transport.
+//! The end of a connection: eviction, announcement, release of the transport.
 
+mod announce;
 mod at_frame_boundary;
+mod evict;
 mod teardown;
 
-pub(crate) use teardown::{Departure, drop_transport};
+pub(crate) use teardown::drop_transport;

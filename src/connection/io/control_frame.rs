@@ -1,8 +1,8 @@
-//! A control frame of ours on its way out.
+//! Our own control frame that is being written: a ping or a Close frame.
 
 use crate::wire::MAX_PING_FRAME;
 
-/// The control frame of ours that is on its way out; there is at most one.
+/// The one control frame of ours that is being written.
 #[derive(Debug)]
 pub(crate) enum ControlFrame {
     None,
@@ -12,13 +12,13 @@ pub(crate) enum ControlFrame {
         written: u8,
     },
     Close(Box<CloseBytes>),
-    /// All bytes of a ping are written; the transport has yet to flush them.
+    /// A ping is written and not flushed yet.
     FlushPing,
-    /// All bytes of a Close frame are written; the transport has yet to flush them.
+    /// A Close frame is written and not flushed yet.
     FlushClose,
 }
 
-/// A Close frame on its way out, which most connections never have.
+/// The bytes of a Close frame. Boxed: most connections never send one of ours.
 #[derive(Debug)]
 pub(crate) struct CloseBytes {
     frame: Vec<u8>,
@@ -30,7 +30,7 @@ impl ControlFrame {
         Self::Close(Box::new(CloseBytes { frame, written: 0 }))
     }
 
-    /// Some of it is written, and not all.
+    /// Whether some of its bytes are written, and not all.
     pub(crate) fn has_begun(&self) -> bool {
         match self {
             Self::Ping { written, .. } => *written > 0,
@@ -39,29 +39,29 @@ impl ControlFrame {
         }
     }
 
-    /// What of it is to be written next, in one write. If a ping goes out in `strokes`, that is all
-    /// but three bytes, and then each of these.
-    pub(crate) fn next_write(&self, strokes: bool) -> Option<&[u8]> {
+    /// The bytes of the next write. If `splits`, a ping is written in four pieces, the last three of
+    /// one byte each.
+    pub(crate) fn next_write(&self, splits: bool) -> Option<&[u8]> {
         match self {
             Self::Ping {
                 frame,
                 len,
                 written,
             } => {
-                let (start, end) = (usize::from(*written), usize::from(*len));
-                let stroke = if strokes {
-                    (end - 3).max(start + 1)
+                let (start, len) = (usize::from(*written), usize::from(*len));
+                let end = if splits {
+                    (len - 3).max(start + 1)
                 } else {
-                    end
+                    len
                 };
-                Some(&frame[start..stroke])
+                Some(&frame[start..end])
             }
             Self::Close(close) => Some(&close.frame[close.written..]),
             Self::None | Self::FlushPing | Self::FlushClose => None,
         }
     }
 
-    /// So many bytes of [`next_write`](Self::next_write) were written.
+    /// Records that `count` bytes of [`next_write`](Self::next_write) are written.
     pub(crate) fn advance(&mut self, count: usize) {
         match self {
             Self::Ping { len, written, .. } => {

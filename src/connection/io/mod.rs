@@ -1,15 +1,18 @@
-//! Bytes on their way: what the handler and the driver read from and write to the transport.
+//! Bytes: how the handler and the driver read from and write to the transport.
 
 mod control_frame;
 mod handler_polls;
 mod observer;
 mod pong_buffer;
 mod read_half;
+mod report;
 mod transport_traits;
+mod wakers;
 mod write_half;
 
-pub(crate) use handler_polls::Outgoing;
-pub(crate) use observer::{Observer, Report};
+pub(crate) use observer::Observer;
 pub(crate) use read_half::{Filled, MAX_READ_AHEAD_BYTES, MAX_READS_PER_VISIT, ReadHalf};
+pub(crate) use report::Report;
 pub(crate) use transport_traits::TransportTraits;
-pub(crate) use write_half::WriteHalf;
+pub(crate) use wakers::HandlerWaker;
+pub(crate) use write_half::{Outgoing, WriteHalf};

@@ -1,5 +1,4 @@
-//! The way in: bytes are scanned where they land, our own pongs are cut out of them, and what the
-//! driver read while the handler was away is kept for it.
+//! The inbound half: scans bytes where they land, and cuts out the pongs to our pings.
 
 use std::io;
 use std::pin::Pin;
@@ -8,51 +7,52 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::observer::{Direction, Observer, data_of};
+use super::observer::{Observer, data_of};
 use super::pong_buffer::PongBuffer;
+use super::report::Direction;
 use crate::monitor::Moment;
 use crate::wire::{OpCode, Probe, Scanner, probe_pong};
 
-/// How much the driver reads on behalf of a handler that does not.
+/// How many bytes the driver reads on behalf of a handler that does not read.
 pub(crate) const MAX_READ_AHEAD_BYTES: usize = 16 * 1024;
 
-/// Reads that follow one another faster than this are one look.
+/// Reads that follow one another faster than this belong to one burst.
 const SAME_BURST: Duration = Duration::from_millis(1);
 
-/// Reads in a row, so that nobody can be kept busy by bytes that are nobody's.
+/// Bounds the reads under one lock: a peer that sends only our pongs must not hold it forever.
 pub(crate) const MAX_READS_PER_VISIT: usize = 16;
 
 /// The inbound half of a connection.
 #[derive(Debug)]
 pub(crate) struct ReadHalf {
     scanner: Scanner,
-    held: PongBuffer,
-    ahead: Option<Box<Ahead>>,
-    /// The transport has nothing more to give.
+    pong_buffer: PongBuffer,
+    ahead: Option<Box<ReadAhead>>,
+    /// The transport will return no more bytes.
     ended: bool,
-    /// Why not, if the driver has seen it fail: kept for the handler's next read.
+    /// The error with which it ended, kept for the handler's next read.
     failure: Option<io::Error>,
     /// The peer's Close frame has come.
     closed: bool,
-    /// The scanner has given up, and that was reported.
+    /// Frame boundaries are lost, and that was reported.
     passive: bool,
-    /// The last look at the transport found nothing, so nothing has been waiting since.
+    /// The last read found the transport empty.
     drained: bool,
-    /// What is being read may have come at any time since then, and how much that is.
-    since: Moment,
-    run: u32,
-    /// The first read after the transport was last seen empty: what is read now may have lain there
-    /// since then, whatever was read before it.
-    filled: Moment,
+    /// The earliest arrival of the bytes of the present burst, and how many were read in it.
+    burst_since: Moment,
+    burst_bytes: u32,
+    /// The first read after the transport was last found empty. Bytes that are read now may have
+    /// arrived since then.
+    filled_since: Moment,
 }
 
-/// What one step of reading brought.
+/// The result of one read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Filled {
     /// Bytes for the handler.
     Bytes,
-    /// Nothing but bytes that were cut out or held back: ask again. To hand zero bytes on would
-    /// mean the end of the stream.
+    /// Only bytes that were cut out or held back: read again. Zero bytes would mean the end of the
+    /// stream.
     Nothing,
     /// The peer ended its direction.
     Eof,
@@ -62,20 +62,20 @@ impl ReadHalf {
     pub(crate) fn new() -> Self {
         Self {
             scanner: Scanner::new(),
-            held: PongBuffer::default(),
+            pong_buffer: PongBuffer::default(),
             ahead: None,
             ended: false,
             failure: None,
             closed: false,
             passive: false,
             drained: false,
-            since: Moment::START,
-            run: 0,
-            filled: Moment::START,
+            burst_since: Moment::START,
+            burst_bytes: 0,
+            filled_since: Moment::START,
         }
     }
 
-    /// DeadlineMove what was read ahead into `out`, as far as it fits.
+    /// Moves bytes that were read ahead into `out`, as many as fit.
     pub(crate) fn take_ahead(&mut self, out: &mut ReadBuf<'_>) {
         let Some(ahead) = &mut self.ahead else {
             return;
@@ -89,30 +89,31 @@ impl ReadHalf {
         }
     }
 
-    /// DeadlineMove whatever waits for the handler into `out`, as far as it fits. Returns whether anything
-    /// did. The transport may be gone by now; these bytes are the handler's all the same.
-    pub(crate) fn take_left(&mut self, out: &mut ReadBuf<'_>) -> bool {
+    /// Moves all bytes that wait for the handler into `out`, as many as fit. Returns whether there
+    /// were any. Needs no transport.
+    pub(crate) fn take_unread(&mut self, out: &mut ReadBuf<'_>) -> bool {
         let before = out.filled().len();
         self.take_ahead(out);
         if self.ahead.is_none() {
-            self.held.give(out);
+            self.pong_buffer.give(out);
         }
         out.filled().len() > before
     }
 
-    /// The last look at the transport found nothing.
+    /// Whether the last read found the transport empty.
     pub(crate) fn is_drained(&self) -> bool {
         self.drained
     }
 
-    /// What comes next may have been there before, though the last look found nothing.
-    pub(crate) fn distrust(&mut self) {
+    /// The next bytes may have arrived long ago, although the last read found the transport empty.
+    pub(crate) fn mark_undrained(&mut self) {
         self.drained = false;
     }
 
-    /// Nobody will read what was read ahead.
-    pub(crate) fn forget_ahead(&mut self) {
+    /// Discards the bytes that wait for the handler.
+    pub(crate) fn discard_unread(&mut self) {
         self.ahead = None;
+        self.pong_buffer.discard_cleared();
     }
 
     /// Keeps `bytes` for the handler.
@@ -130,26 +131,25 @@ impl ReadHalf {
             .map_or(0, |ahead| ahead.bytes.len() - ahead.taken)
     }
 
-    /// No more may be read ahead, so whatever else the peer sent cannot be seen.
+    /// Whether the read-ahead buffer is full, so that further bytes of the peer cannot be read.
     pub(crate) fn is_blind(&self) -> bool {
         self.ahead() >= MAX_READ_AHEAD_BYTES
     }
 
-    /// Keeps an error that the driver met for the handler's next read.
+    /// Keeps an error for the handler's next read.
     pub(crate) fn fail(&mut self, error: io::Error) {
         self.ended = true;
         self.failure = Some(error);
     }
 
-    /// The transport is in no state to be polled.
+    /// The transport panicked and must not be polled again.
     pub(crate) fn give_up(&mut self) {
         self.ended = true;
     }
 
-    /// The driver is to observer for bytes: those that somebody waits for, or the rest of what may be a
-    /// pong of ours.
+    /// Whether the driver must watch for inbound bytes: a pong is awaited, or the rest of one.
     pub(crate) fn is_watched(&self, observer: &Observer<'_>) -> bool {
-        observer.is_awaited() || !self.held.is_empty()
+        observer.awaits_pong() || !self.pong_buffer.is_empty()
     }
 
     /// Whether the peer's Close frame has come.
@@ -157,14 +157,14 @@ impl ReadHalf {
         self.closed
     }
 
-    /// Whether the transport has nothing more to give.
+    /// Whether the transport will return no more bytes.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended
     }
 
-    /// Reads once from `io` into `out`, and scans what came.
+    /// Reads once from `io` into `out`, scans the bytes and cuts out our pongs.
     ///
-    /// `out` must have room. What the read brings is in `out` when this returns, minus our pongs.
+    /// `out` must have room.
     pub(crate) fn poll_fill<T: AsyncRead + Unpin>(
         &mut self,
         io: &mut T,
@@ -173,7 +173,7 @@ impl ReadHalf {
         observer: &mut Observer<'_>,
     ) -> Poll<io::Result<Filled>> {
         let before = out.filled().len();
-        if self.held.give(out) {
+        if self.pong_buffer.give(out) {
             return Poll::Ready(Ok(Filled::Bytes));
         }
         if self.ended {
@@ -182,36 +182,31 @@ impl ReadHalf {
                 None => Ok(Filled::Eof),
             });
         }
-        let read = if self.held.is_empty() {
+        let read = if self.pong_buffer.is_empty() {
             self.poll_fill_in_place(io, cx, out, observer)
         } else {
-            self.poll_fill_held(io, cx, observer)
+            self.poll_fill_pong_buffer(io, cx, observer)
         };
         self.drained = read.is_pending() && observer.found_nothing();
         match ready!(read) {
             Ok(0) => {
                 self.ended = true;
-                observer.monitor.eof(observer.now());
-                Poll::Ready(Ok(if self.give_up_candidate(out) {
+                observer.eof();
+                Poll::Ready(Ok(if self.release_candidate(out) {
                     Filled::Bytes
                 } else {
                     Filled::Eof
                 }))
             }
             Ok(_) => {
-                self.held.give(out);
+                self.pong_buffer.give(out);
                 let got = out.filled().len() > before;
                 Poll::Ready(Ok(if got { Filled::Bytes } else { Filled::Nothing }))
             }
             Err(error) => {
                 self.ended = true;
-                match error.kind() {
-                    // How TLS calls an end of the transport that the peer's TLS did not announce: it
-                    // was killed, or is one of the many that never do.
-                    io::ErrorKind::UnexpectedEof => observer.monitor.eof(observer.now()),
-                    kind => observer.monitor.failed(observer.now(), kind),
-                }
-                if self.give_up_candidate(out) {
+                observer.read_failed(error.kind());
+                if self.release_candidate(out) {
                     self.failure = Some(error);
                     return Poll::Ready(Ok(Filled::Bytes));
                 }
@@ -220,13 +215,13 @@ impl ReadHalf {
         }
     }
 
-    /// The beginning of what might have become a pong never will be one: it is the handler's.
-    fn give_up_candidate(&mut self, out: &mut ReadBuf<'_>) -> bool {
-        self.held.release();
-        self.held.give(out)
+    /// Gives an incomplete pong to the handler: its rest will not come. Returns whether there was one.
+    fn release_candidate(&mut self, out: &mut ReadBuf<'_>) -> bool {
+        self.pong_buffer.release();
+        self.pong_buffer.give(out)
     }
 
-    /// The usual way: straight into the caller's buffer, which is scanned there.
+    /// The usual case: reads into the caller's buffer and scans it there.
     fn poll_fill_in_place<T: AsyncRead + Unpin>(
         &mut self,
         io: &mut T,
@@ -242,22 +237,22 @@ impl ReadHalf {
             return Poll::Ready(Ok(0));
         }
         let (kept, candidate) = self.digest(fresh, observer);
-        self.held.hold(&fresh[kept..kept + candidate]);
+        self.pong_buffer.hold(&fresh[kept..kept + candidate]);
         out.set_filled(before + kept);
         Poll::Ready(Ok(read))
     }
 
-    /// After a read that ended inside a possible pong: completes it in the small buffer, whatever
-    /// the size of the caller's. An unmasked pong is shorter than the buffer, so the first bytes behind it
-    /// pass through the buffer as well.
-    fn poll_fill_held<T: AsyncRead + Unpin>(
+    /// After a read that ended inside a possible pong: reads its rest into the pong buffer, whatever
+    /// the size of the caller's buffer. An unmasked pong is shorter than the pong buffer, so the
+    /// bytes behind it may pass through it too.
+    fn poll_fill_pong_buffer<T: AsyncRead + Unpin>(
         &mut self,
         io: &mut T,
         cx: &mut Context<'_>,
         observer: &mut Observer<'_>,
     ) -> Poll<io::Result<usize>> {
-        let mut bytes = self.held.bytes;
-        let already = usize::from(self.held.len);
+        let mut bytes = self.pong_buffer.bytes;
+        let already = usize::from(self.pong_buffer.len);
         let mut buf = ReadBuf::new(&mut bytes[already..]);
         ready!(Pin::new(io).poll_read(cx, &mut buf))?;
         let read = buf.filled().len();
@@ -265,7 +260,7 @@ impl ReadHalf {
             return Poll::Ready(Ok(0));
         }
         let (kept, candidate) = self.digest_counted(&mut bytes[..already + read], read, observer);
-        self.held = PongBuffer {
+        self.pong_buffer = PongBuffer {
             bytes,
             cleared: kept as u8,
             len: (kept + candidate) as u8,
@@ -273,20 +268,21 @@ impl ReadHalf {
         Poll::Ready(Ok(read))
     }
 
-    /// How long the `read` bytes that are seen now may have lain unread; `last` were those before.
+    /// The longest time that the `read` bytes can have waited unread. `last` is the moment of the
+    /// previous read.
     ///
-    /// Transports give out a record or a buffer at a time: what they give out in a row came at once,
-    /// as far as anybody knows. But a peer that is never done is alive.
+    /// Transports return a record or a buffer at a time, so the bytes of one burst may all have
+    /// arrived at its start. A burst is bounded, since a peer that never stops sending is alive.
     fn unseen(&mut self, now: Moment, last: Moment, read: usize) -> Duration {
         if self.drained {
-            (self.since, self.run, self.filled) = (now, 0, now);
-        } else if now.since(last) >= SAME_BURST || self.run > MAX_READ_AHEAD_BYTES as u32 {
-            (self.since, self.run) = (last, 0);
+            (self.burst_since, self.burst_bytes, self.filled_since) = (now, 0, now);
+        } else if now.since(last) >= SAME_BURST || self.burst_bytes > MAX_READ_AHEAD_BYTES as u32 {
+            (self.burst_since, self.burst_bytes) = (last, 0);
         }
-        self.run = self
-            .run
+        self.burst_bytes = self
+            .burst_bytes
             .saturating_add(u32::try_from(read).unwrap_or(u32::MAX));
-        now.since(self.since)
+        now.since(self.burst_since)
     }
 
     fn digest(&mut self, bytes: &mut [u8], observer: &mut Observer<'_>) -> (usize, usize) {
@@ -294,10 +290,10 @@ impl ReadHalf {
         self.digest_counted(bytes, read, observer)
     }
 
-    /// Scans `bytes`, the last `read` of which are new, and cuts our pongs out.
+    /// Scans `bytes`, the last `read` of which are new, and cuts out our pongs.
     ///
-    /// Afterwards `bytes` starts with what is for the handler, followed by what may be the
-    /// beginning of a pong of ours. Returns the lengths of both.
+    /// Afterwards `bytes` starts with the handler's bytes, followed by what may be the beginning of a
+    /// pong of ours. Returns the lengths of both.
     fn digest_counted(
         &mut self,
         bytes: &mut [u8],
@@ -308,10 +304,10 @@ impl ReadHalf {
         let last = observer.monitor.last_inbound();
         let unseen = self.unseen(now, last, read);
         let earliest = self.drained.then_some(last);
-        // A handler that was woken for a pong may have come late, and a round trip is at stake: only
-        // the driver is known to have been there at once.
-        let unread = match observer.is_awaited() {
-            true => now.since(self.filled),
+        // A round trip must not include the handler's delay: only while the driver watches is the
+        // time of arrival known.
+        let unread = match observer.awaits_pong() {
+            true => now.since(self.filled_since),
             false => Duration::MAX,
         };
         let mut mid_frame = !self.scanner.at_boundary();
@@ -366,8 +362,10 @@ impl ReadHalf {
     }
 }
 
+/// Bytes that the driver read on behalf of the handler.
 #[derive(Debug, Default)]
-struct Ahead {
+struct ReadAhead {
     bytes: Vec<u8>,
+    /// How many of them the handler has read.
     taken: usize,
 }

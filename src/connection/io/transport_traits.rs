@@ -10,21 +10,21 @@ use crate::monitor::HeartbeatPolicy;
 
 /// Functions that query or configure a transport of one kind.
 pub(crate) struct TransportTraits<T> {
-    /// Sets the socket options that follow from a heartbeat's times, if there are any to set.
+    /// Sets the socket options that follow from a heartbeat's times, if the transport has any.
     pub(crate) tune: fn(&T, &HeartbeatPolicy) -> io::Result<()>,
     /// Whether a write that returned `Pending` may be followed by a write of other bytes.
     ///
-    /// OpenSSL encrypts a write before it finds the socket full, and sends these encrypted bytes with the
-    /// next write, which therefore must be of the same bytes.
+    /// OpenSSL encrypts a write before it finds the socket full, and sends these encrypted bytes with
+    /// the next write, which therefore must be of the same bytes.
     pub(crate) takes_any_bytes: fn(&T) -> bool,
-    /// Whether the transport would accept a byte. `Ready` if it cannot tell.
+    /// Polls whether the transport would accept a byte. `Ready` if it cannot tell.
     ///
-    /// An empty write cannot find that out: a transport that frames messages may send an empty message.
+    /// An empty write is no substitute: a transport that frames messages may send an empty message.
     pub(crate) poll_writable: fn(&T, &mut Context<'_>) -> Poll<()>,
 }
 
 impl<T: 'static> TransportTraits<T> {
-    /// A transport that the application supplies, which sets the socket options itself.
+    /// A transport that the application supplies and whose socket options it sets itself.
     pub(crate) const FOREIGN: &'static Self = &Self {
         tune: |_, _| Ok(()),
         takes_any_bytes: is_socket,

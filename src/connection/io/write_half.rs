@@ -1,5 +1,4 @@
-//! The way out: the handler's bytes pass as they are, and our control frames are put between its
-//! frames.
+//! The outbound half: passes the handler's bytes and inserts our control frames between its frames.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -8,28 +7,35 @@ use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
 
 use super::control_frame::ControlFrame;
-use super::observer::{Direction, Observer, data_of};
+use super::observer::{Observer, data_of};
+use super::report::Direction;
 use super::transport_traits::TransportTraits;
 use crate::wire::{OpCode, Role, Scanner, encode_close, encode_ping};
+
+/// What the handler writes.
+pub(crate) enum Outgoing<'a> {
+    Slice(&'a [u8]),
+    Slices(&'a [IoSlice<'a>]),
+}
 
 /// The outbound half of a connection.
 #[derive(Debug)]
 pub(crate) struct WriteHalf {
     scanner: Scanner,
     masked: bool,
-    /// The handler has sent a fragment of a message that is not its last.
+    /// The last fragment of the handler's message is still to come.
     mid_message: bool,
-    /// A Close frame went out (RFC 6455 section 5.5.1), or the direction was shut down: nothing may
-    /// follow.
+    /// A Close frame was sent, or the direction was shut down: no frame may follow (RFC 6455 section
+    /// 5.5.1).
     closed: bool,
-    /// The transport is shut down, or cannot be.
+    /// The transport is shut down, or must not be.
     shut: bool,
-    /// The scanner has given up, and that was reported.
+    /// Frame boundaries are lost, and that was reported.
     passive: bool,
-    /// The handler's bytes are taken up to the end of its frame, and no further.
-    last: bool,
-    /// See [`in_strokes`](Self::in_strokes).
-    strokes: bool,
+    /// The handler's bytes are accepted up to the end of its present frame only.
+    stops_at_boundary: bool,
+    /// See [`split_pings`](Self::split_pings).
+    splits_pings: bool,
     /// See [`repeats_writes`](Self::repeats_writes).
     repeats_writes: bool,
     claim: Claim,
@@ -40,9 +46,9 @@ pub(crate) struct WriteHalf {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Claim {
     None,
-    /// A control frame of ours.
+    /// A write of our control frame.
     ControlFrame,
-    /// A write of the handler's, of this many bytes.
+    /// A write of the handler, of this many bytes.
     Handler(u32),
 }
 
@@ -55,65 +61,66 @@ impl WriteHalf {
             closed: false,
             shut: false,
             passive: false,
-            last: false,
-            strokes: false,
+            stops_at_boundary: false,
+            splits_pings: false,
             repeats_writes: false,
             claim: Claim::None,
             control: ControlFrame::None,
         }
     }
 
-    /// From now on a ping goes out in four strokes, the last three of a byte each.
+    /// Writes each ping in four pieces from now on, the last three of one byte each.
     ///
-    /// A stream of hyper's HTTP/2 is flushed when fewer than two writes are left behind the one that
-    /// waits for the peer's window. So a ping in one piece would be as good as sent to a peer that
-    /// grants no window, and its silence would be taken for death. In strokes that is left only to a
+    /// hyper's HTTP/2 stream reports a flush when fewer than two writes wait behind the one that waits
+    /// for the peer's window. A ping in one piece would thus count as sent to a peer that grants no
+    /// window, and the silence of the peer as its death. With four pieces this is left only for a
     /// window that ends one or two bytes before the ping does.
-    pub(crate) fn in_strokes(&mut self) {
-        self.strokes = true;
+    pub(crate) fn split_pings(&mut self) {
+        self.splits_pings = true;
     }
 
     /// Sets whether a write that returned `Pending` must be repeated with the same bytes.
     ///
-    /// OpenSSL has encrypted them by then, and sends them in place of the next write's bytes. So such a
-    /// write claims the transport: until it is repeated nothing else is written, not even an empty write.
+    /// OpenSSL has encrypted them by then, and sends them in place of the bytes of the next write. So
+    /// such a write claims the transport: until it is repeated, nothing else is written, not even an
+    /// empty write.
     pub(crate) fn repeats_writes(&mut self, repeats_writes: bool) {
         self.repeats_writes = repeats_writes;
     }
 
-    /// Whether a ping would go out now: the handler is between two messages, no Close has gone out, and
-    /// no control frame of ours is under way.
+    /// Whether a ping can be written now: the handler is between two messages, no Close frame was sent,
+    /// and no control frame of ours is being written.
     pub(crate) fn can_inject(&self) -> bool {
         !self.is_mid_frame() && !self.mid_message && !self.closed && !self.is_busy()
     }
 
-    /// Whether the handler has begun a frame and not finished it. A write of the handler's that claims the
-    /// transport counts as begun.
+    /// Whether the handler has begun a frame and not finished it. A write of the handler that claims
+    /// the transport counts as begun.
     pub(crate) fn is_mid_frame(&self) -> bool {
         !self.scanner.at_boundary() || self.is_claimed()
     }
 
-    /// Whether a write of the handler's claims the transport.
+    /// Whether a write of the handler claims the transport.
     pub(crate) fn is_claimed(&self) -> bool {
         matches!(self.claim, Claim::Handler(_))
     }
 
-    /// The same, and the frame's end will be seen when it comes.
-    pub(crate) fn has_end_ahead(&self) -> bool {
+    /// Whether the handler is in the middle of a frame whose end the scanner will find.
+    pub(crate) fn awaits_boundary(&self) -> bool {
         self.is_mid_frame() && self.scanner.malformed().is_none()
     }
 
-    /// Takes nothing of the handler's any more after the frame that it is in the middle of.
+    /// Accepts no bytes of the handler after the end of its present frame.
     pub(crate) fn stop_at_boundary(&mut self) {
-        self.last = true;
+        self.stops_at_boundary = true;
     }
 
-    /// Whether a control frame of ours is not completely with the transport yet.
+    /// Whether a control frame of ours is not written and flushed yet.
     pub(crate) fn is_busy(&self) -> bool {
         !matches!(self.control, ControlFrame::None)
     }
 
-    /// All of a control frame of ours is written, and the transport has yet to flush it.
+    /// Whether a control frame of ours is written and not flushed yet.
     pub(crate) fn is_flushing(&self) -> bool {
         matches!(
             self.control,
@@ -121,27 +128,28 @@ impl WriteHalf {
         )
     }
 
-    /// Whether the transport has accepted a part of a ping, or all of it without flushing it yet.
-    pub(crate) fn has_ping_out(&self) -> bool {
+    /// Whether the transport has accepted a part of a ping, or all of it without a flush.
+    pub(crate) fn has_unflushed_ping(&self) -> bool {
         self.has_begun() || matches!(self.control, ControlFrame::FlushPing)
     }
 
+    /// Whether a Close frame was sent, or the direction was shut down.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed
     }
 
-    /// Whether there is still a way to tell the peer that nothing will follow.
+    /// Whether the transport can still be shut down.
     pub(crate) fn can_shut_down(&self) -> bool {
         !self.shut
     }
 
-    /// The transport is in no state to be polled.
-    pub(crate) fn give_up(&mut self) {
+    /// The transport is dropped without a shutdown: it panicked, or the handler drops it.
+    pub(crate) fn skip_shutdown(&mut self) {
         self.shut = true;
     }
 
-    /// Takes a ping to be written at the next frame boundary.
-    pub(crate) fn ping(&mut self, payload: [u8; 8]) {
+    /// Queues a ping for the next frame boundary.
+    pub(crate) fn queue_ping(&mut self, payload: [u8; 8]) {
         let (frame, len) = encode_ping(payload, self.mask());
         self.control = ControlFrame::Ping {
             frame,
@@ -150,11 +158,11 @@ impl WriteHalf {
         };
     }
 
-    /// Takes the last frame of the connection. A ping that was not begun makes way for it.
+    /// Queues a Close frame. It replaces a ping of which no byte is written.
     ///
-    /// Returns false, and does nothing, if no Close frame can follow what already went out: in the
-    /// middle of the handler's frame, or after a Close frame.
-    pub(crate) fn close(&mut self, code: u16, reason: &str) -> bool {
+    /// Returns false and does nothing if no Close frame can follow the bytes that are written: in the
+    /// middle of a frame, or after a Close frame.
+    pub(crate) fn queue_close(&mut self, code: u16, reason: &str) -> bool {
         if self.is_mid_frame() || self.closed || self.has_begun() {
             return false;
         }
@@ -163,15 +171,15 @@ impl WriteHalf {
         true
     }
 
-    /// Takes back a ping that was not begun.
+    /// Removes a queued ping of which no byte is written.
     pub(crate) fn cancel_ping(&mut self) {
         if matches!(self.control, ControlFrame::Ping { .. }) && !self.has_begun() {
             self.control = ControlFrame::None;
         }
     }
 
-    /// Asks the transport whether it would take more of the handler's bytes, without giving it any.
-    /// A refusal is reported to `observer`. A transport that cannot tell counts as having room.
+    /// Polls whether the transport would accept more bytes of the handler, without writing any. A
+    /// refusal is reported to `observer`. A transport that cannot tell counts as having room.
     pub(crate) fn poll_room<T: AsyncWrite + Unpin>(
         &mut self,
         io: &mut T,
@@ -190,8 +198,8 @@ impl WriteHalf {
         Poll::Ready(())
     }
 
-    /// Whether a control frame of ours is half-written or claims the transport, so that its rest must be
-    /// written before anything else.
+    /// Whether a control frame of ours is half-written or claims the transport: its rest must be
+    /// written first.
     pub(crate) fn has_begun(&self) -> bool {
         self.control.has_begun() || self.claim == Claim::ControlFrame
     }
@@ -200,27 +208,29 @@ impl WriteHalf {
         self.masked.then(|| fastrand::u32(..).to_ne_bytes())
     }
 
-    /// Whether the handler is between two fragments of a message. RFC 6455 section 5.4 allows control
-    /// frames there, but some peers then lose a compressed message (wsproto 1.3, aiohttp before 3.14.5), so
-    /// a ping waits for the end of the message, for at most the heartbeat's `timeout`.
+    /// Whether the handler is between two fragments of a message.
+    ///
+    /// RFC 6455 section 5.4 allows control frames there, but some peers then lose a compressed message
+    /// (wsproto 1.3, aiohttp before 3.14.5). So a ping waits for the end of the message, for at most
+    /// the heartbeat's `timeout`.
     pub(crate) fn is_mid_message(&self) -> bool {
         self.mid_message && !self.is_mid_frame()
     }
 
-    /// Bytes of ours that may go out now.
+    /// The bytes of our control frame that may be written now.
     fn writable(&self, observer: &Observer<'_>) -> Option<&[u8]> {
         if self.has_begun() {
-            return self.control.next_write(self.strokes);
+            return self.control.next_write(self.splits_pings);
         }
         let is_ping = matches!(self.control, ControlFrame::Ping { .. });
         let held = is_ping && self.mid_message && observer.monitor.holds_ping();
         if self.is_mid_frame() || self.closed || held {
             return None;
         }
-        self.control.next_write(self.strokes)
+        self.control.next_write(self.splits_pings)
     }
 
-    /// Writes what may be written of our control frame, without flushing it.
+    /// Writes as much of our control frame as may be written, without a flush.
     fn poll_control_bytes<T: AsyncWrite + Unpin>(
         &mut self,
         io: &mut T,
@@ -250,9 +260,9 @@ impl WriteHalf {
         Poll::Ready(Ok(()))
     }
 
-    /// Brings our control frame as far out as the handler's place in its own frame allows.
+    /// Writes and flushes our control frame if the handler is at a frame boundary.
     ///
-    /// `Ready` means that nothing of ours can move now: it is flushed, or it waits for a boundary.
+    /// `Ready` means that it is flushed, or waits for a boundary.
     pub(crate) fn poll_control<T: AsyncWrite + Unpin>(
         &mut self,
         io: &mut T,
@@ -273,21 +283,21 @@ impl WriteHalf {
         Poll::Ready(Ok(()))
     }
 
-    /// The transport was flushed: what of ours was written is now with it.
+    /// The transport was flushed, and with it our control frame.
     fn flushed(&mut self, observer: &mut Observer<'_>) {
         let now = match self.control {
             ControlFrame::FlushPing | ControlFrame::FlushClose => observer.now(),
             ControlFrame::None | ControlFrame::Ping { .. } | ControlFrame::Close(_) => return,
         };
-        // That says nothing of a write of the handler's that was refused meanwhile.
+        // A write of the handler may still be refused.
         observer.monitor.flushed(now, observer.policy);
         if matches!(self.control, ControlFrame::FlushPing) {
-            observer.pinged(now);
+            observer.ping_flushed(now);
         }
         self.control = ControlFrame::None;
     }
 
-    /// The handler's write.
+    /// Writes the handler's bytes.
     pub(crate) fn poll_write<T: AsyncWrite + Unpin>(
         &mut self,
         io: &mut T,
@@ -298,19 +308,19 @@ impl WriteHalf {
         ready!(self.poll_control_bytes(io, cx, observer))?;
         let end = self.end_of_write(bytes);
         let written = Pin::new(&mut *io).poll_write(cx, &bytes[..end]);
-        self.note_claim(&written, end);
+        self.record_claim(&written, end);
         let Poll::Ready(written) = written? else {
             observer.refused();
             return Poll::Pending;
         };
-        self.passed(&bytes[..written], observer);
+        self.scan(&bytes[..written], observer);
         self.after_write(io, cx, written, written < end, observer)
     }
 
-    /// How many of `bytes` to offer to the transport. If a frame of ours or an eviction waits for a frame
-    /// boundary, the bytes up to the next one, but never fewer than were offered before.
+    /// How many of `bytes` to offer to the transport. If a control frame or an eviction waits for a
+    /// frame boundary, the bytes up to the next one, but never fewer than were offered before.
     fn end_of_write(&self, bytes: &[u8]) -> usize {
-        if !self.is_busy() && !self.last {
+        if !self.is_busy() && !self.stops_at_boundary {
             return bytes.len();
         }
         let boundary = self.scanner.boundary_within(bytes);
@@ -322,8 +332,8 @@ impl WriteHalf {
         end.min(bytes.len())
     }
 
-    /// Records the result of offering `len` bytes of the handler's to the transport.
-    fn note_claim(&mut self, written: &Poll<io::Result<usize>>, len: usize) {
+    /// Records the result of a write of `len` bytes of the handler.
+    fn record_claim(&mut self, written: &Poll<io::Result<usize>>, len: usize) {
         self.claim = match written {
             Poll::Pending if self.repeats_writes => {
                 Claim::Handler(u32::try_from(len).unwrap_or(u32::MAX))
@@ -332,7 +342,7 @@ impl WriteHalf {
         };
     }
 
-    /// The handler's vectored write.
+    /// Writes the handler's bytes from several buffers.
     pub(crate) fn poll_write_vectored<T: AsyncWrite + Unpin>(
         &mut self,
         io: &mut T,
@@ -340,14 +350,14 @@ impl WriteHalf {
         slices: &[IoSlice<'_>],
         observer: &mut Observer<'_>,
     ) -> Poll<io::Result<usize>> {
-        if (self.is_busy() || self.last) && !self.is_claimed() {
-            // A boundary inside the slices has to be hit exactly, so they go one at a time.
+        if (self.is_busy() || self.stops_at_boundary) && !self.is_claimed() {
+            // The write must end at a boundary inside the slices, so they are written one at a time.
             let first = slices.iter().find(|slice| !slice.is_empty());
             return self.poll_write(io, cx, first.map_or(&[], |slice| &**slice), observer);
         }
         let total: usize = slices.iter().map(|slice| slice.len()).sum();
         let written = Pin::new(&mut *io).poll_write_vectored(cx, slices);
-        self.note_claim(&written, total);
+        self.record_claim(&written, total);
         let Poll::Ready(written) = written? else {
             observer.refused();
             return Poll::Pending;
@@ -355,14 +365,14 @@ impl WriteHalf {
         let mut left = written;
         for slice in slices {
             let count = left.min(slice.len());
-            self.passed(&slice[..count], observer);
+            self.scan(&slice[..count], observer);
             left -= count;
         }
         self.after_write(io, cx, written, written < total, observer)
     }
 
     /// Scans bytes of the handler that the transport accepted.
-    fn passed(&mut self, mut bytes: &[u8], observer: &mut Observer<'_>) {
+    fn scan(&mut self, mut bytes: &[u8], observer: &mut Observer<'_>) {
         let mut now = None;
         while !bytes.is_empty() {
             let (passed, frame) = self.scanner.advance(bytes);
@@ -380,7 +390,7 @@ impl WriteHalf {
                         self.mid_message = !frame.fin;
                     }
                     if let Some(data) = data_of(&self.scanner, end) {
-                        // The clock is read once, and for data alone.
+                        // The clock is read once, and only for data.
                         let now = *now.get_or_insert_with(|| observer.now());
                         observer.monitor.data_out(now, data, observer.policy);
                     }
@@ -393,7 +403,7 @@ impl WriteHalf {
         }
     }
 
-    /// The handler's write came to a boundary, perhaps, where a frame of ours was waiting.
+    /// Writes our control frame if the handler's write ended at a boundary.
     fn after_write<T: AsyncWrite + Unpin>(
         &mut self,
         io: &mut T,
@@ -408,13 +418,13 @@ impl WriteHalf {
         if self.is_busy() {
             observer.monitor.mid_message(self.is_mid_message());
         }
-        // The handler's bytes are accepted whatever happens to ours: an error shows up again at
-        // the next operation, and a refusal is the driver's to follow up.
+        // The handler's bytes are accepted whatever happens to ours. An error shows up again at the
+        // next operation, and after a refusal the driver continues.
         let _ = self.poll_control(io, cx, observer);
         Poll::Ready(Ok(written))
     }
 
-    /// The handler's flush.
+    /// Flushes the transport for the handler.
     pub(crate) fn poll_flush<T: AsyncWrite + Unpin>(
         &mut self,
         io: &mut T,
@@ -431,7 +441,7 @@ impl WriteHalf {
         Poll::Ready(Ok(()))
     }
 
-    /// Ends the outbound direction, after what is half-written of ours.
+    /// Shuts the transport down, after the rest of a half-written control frame.
     pub(crate) fn poll_shutdown<T: AsyncWrite + Unpin>(
         &mut self,
         io: &mut T,

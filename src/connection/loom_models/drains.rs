@@ -1,4 +1,4 @@
-//! A drain meets the handler, the driver and another drain.
+//! A drain against the handler, the driver and another drain.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use super::{TO_PEER, write_all};
 use crate::monitor::{CloseFrame, Reason};
 use crate::sync::modelled::{all_done, block_on, check, thread};
 
-/// What a drain says.
-fn goodbye() -> CloseFrame {
+/// The Close frame of a drain.
+fn going_away() -> CloseFrame {
     CloseFrame {
         code: 1001,
         reason: "".into(),
@@ -19,43 +19,50 @@ fn goodbye() -> CloseFrame {
 }
 
 #[test]
-fn loom_whoever_awaits_the_transports_end_sees_it() {
-    check("closed() and the closing handshake", 3, || {
-        let (stream, live, peer, told) = open();
-        let (awaited, seen) = (live.clone(), peer.clone());
-        thread(move || {
-            block_on(awaited.closed());
-            assert!(seen.has_lost_the_transport());
-        });
-        thread(move || {
-            live.evict(4_000, "");
-            peer.end();
-        });
-        all_done();
-        assert_eq!(told.end(0), KICKED);
-        drop(stream);
-    });
+fn loom_a_task_that_awaits_the_transports_end_is_woken() {
+    check(
+        "until_transport_closed() and the closing handshake",
+        3,
+        || {
+            let (stream, live, peer, announced) = open();
+            let (awaited, seen) = (live.clone(), peer.clone());
+            thread(move || {
+                block_on(awaited.until_transport_closed());
+                assert!(seen.is_transport_dropped());
+            });
+            thread(move || {
+                live.evict(4_000, "");
+                peer.end();
+            });
+            all_done();
+            assert_eq!(announced.end(0), KICKED);
+            drop(stream);
+        },
+    );
 }
 
 #[test]
 fn loom_a_closing_handshake_is_cut_once() {
     check("two drains, both cut, and the peer's end", 2, || {
-        let (stream, live, peer, told) = open();
-        let told_by = Arc::new(AtomicUsize::new(0));
+        let (stream, live, peer, announced) = open();
+        let evicted_by = Arc::new(AtomicUsize::new(0));
         for _ in 0..2 {
-            let (live, told_by, peer) = (live.clone(), Arc::clone(&told_by), peer.clone());
+            let (live, evicted_by, peer) = (live.clone(), Arc::clone(&evicted_by), peer.clone());
             thread(move || {
-                told_by.fetch_add(usize::from(live.part(Reason::Drained, goodbye())), AcqRel);
+                evicted_by.fetch_add(
+                    usize::from(live.evict_at_boundary(Reason::Drained, going_away())),
+                    AcqRel,
+                );
                 live.cut();
-                block_on(live.closed());
-                assert!(peer.has_lost_the_transport());
+                block_on(live.until_transport_closed());
+                assert!(peer.is_transport_dropped());
                 assert_eq!(block_on(live.evicted()).reason(), Reason::Drained);
             });
         }
         all_done();
-        assert_eq!(told_by.load(Acquire), 1);
-        assert_eq!(told.end(0), Reason::Drained);
-        assert_tracked_once(&told);
+        assert_eq!(evicted_by.load(Acquire), 1);
+        assert_eq!(announced.end(0), Reason::Drained);
+        assert_tracked_once(&announced);
         drop(stream);
     });
 }
@@ -63,7 +70,7 @@ fn loom_a_closing_handshake_is_cut_once() {
 #[test]
 fn loom_a_frame_is_not_torn_by_a_drain() {
     check("a frame in two writes, and a drain", 3, || {
-        let (mut stream, live, peer, told) = open();
+        let (mut stream, live, peer, announced) = open();
         thread(move || {
             let (first, rest) = TO_PEER.split_at(2);
             if write_all(&mut stream, first).is_ok() {
@@ -72,12 +79,12 @@ fn loom_a_frame_is_not_torn_by_a_drain() {
         });
         let answering = peer.clone();
         thread(move || {
-            live.part(Reason::Drained, goodbye());
+            live.evict_at_boundary(Reason::Drained, going_away());
             answering.end();
-            block_on(live.closed());
+            block_on(live.until_transport_closed());
         });
         all_done();
-        told.end(0);
+        announced.end(0);
         let written = peer.written();
         let whole = written.starts_with(&TO_PEER) || !written.starts_with(&TO_PEER[..1]);
         assert!(whole, "{written:?}");

@@ -1,4 +1,4 @@
-//! However many notice the end of a connection at once, everybody is told of it once, and the same.
+//! Several causes end a connection at the same time: it is announced once, with one reason.
 
 use std::future::{Future, pending};
 use std::pin::Pin;
@@ -9,8 +9,8 @@ use loom::sync::atomic::Ordering::{AcqRel, Acquire};
 
 use super::{Peer, TIME, Wire, read, wire};
 use crate::connection::{
-    Connection, ErasedConnection, LayerConfig, Liveness, LivenessStream, Refused, Tracker,
-    TransportTraits,
+    Connection, DrainOrder, ErasedConnection, LayerConfig, Liveness, LivenessStream, Refused,
+    Tracker, TransportTraits,
 };
 use crate::eviction::{ConnectionId, Eviction};
 use crate::hooks::OnEvict;
@@ -21,28 +21,28 @@ use crate::wire::Role;
 
 pub(super) const KICKED: Reason = Reason::Kicked { code: 4_000 };
 
-/// Everybody who is told of a connection.
+/// Records all announcements of a connection: the hooks and a registry.
 #[derive(Default)]
-pub(super) struct Told {
+pub(super) struct Announcements {
     /// The layer's hook.
     layer: Mutex<Vec<Reason>>,
-    /// Hooks of the connection's own.
+    /// The connection's own hooks.
     local: Mutex<Vec<Reason>>,
-    /// What a registry holds.
+    /// The set of a registry.
     live: Mutex<Vec<Liveness>>,
     opened: AtomicUsize,
     ended: AtomicUsize,
-    /// Places that are taken, and connections that are not wholly over.
+    /// What counts against the limit, and what counts as present.
     admitted: AtomicUsize,
     present: AtomicUsize,
-    /// What a registry passes on.
+    /// Evictions that a registry passes on.
     passed_on: Mutex<Vec<Reason>>,
     draining: Mutex<bool>,
     /// Session values that were dropped.
     sessions: Arc<AtomicUsize>,
 }
 
-/// What the handler leaves in the slot: it keeps the connection from going by itself.
+/// A session value that keeps its connection alive while it is in the slot.
 struct Session {
     dropped: Arc<AtomicUsize>,
     _live: Liveness,
@@ -54,21 +54,21 @@ impl Drop for Session {
     }
 }
 
-struct Hook(Arc<Told>);
+struct LayerHook(Arc<Announcements>);
 
-impl OnEvict for Hook {
+impl OnEvict for LayerHook {
     fn on_evict(&self, eviction: &Eviction) {
         self.0.layer.lock().unwrap().push(eviction.reason());
     }
 }
 
-impl Tracker for Told {
+impl Tracker for Announcements {
     fn admit(&self) -> Result<(), Refused> {
-        self.take_in();
+        self.admit_always();
         Ok(())
     }
 
-    fn take_in(&self) {
+    fn admit_always(&self) {
         self.admitted.fetch_add(1, AcqRel);
         self.present.fetch_add(1, AcqRel);
     }
@@ -83,13 +83,17 @@ impl Tracker for Told {
 
     fn opened(&self, connection: Arc<dyn ErasedConnection>) {
         self.opened.fetch_add(1, AcqRel);
-        assert_eq!(self.admitted.load(Acquire), 1, "entered without a place");
+        assert_eq!(
+            self.admitted.load(Acquire),
+            1,
+            "entered without an admission"
+        );
         self.live.lock().unwrap().push(Liveness::new(connection));
     }
 
-    fn announce(&self) {}
+    fn call_alarms(&self) {}
 
-    fn farewell(&self) -> Option<(Reason, CloseFrame)> {
+    fn drain_order(&self) -> Option<DrainOrder> {
         let frame = CloseFrame {
             code: 1001,
             reason: "".into(),
@@ -101,8 +105,8 @@ impl Tracker for Told {
     fn ended(&self, id: ConnectionId) {
         self.ended.fetch_add(1, AcqRel);
         let mut live = self.live.lock().unwrap();
-        let place = live.iter().position(|live| live.id() == id);
-        let ended = place.map(|place| live.swap_remove(place));
+        let index = live.iter().position(|live| live.id() == id);
+        let ended = index.map(|index| live.swap_remove(index));
         drop(live);
         drop(ended);
     }
@@ -111,7 +115,7 @@ impl Tracker for Told {
         assert_eq!(
             self.admitted.load(Acquire),
             0,
-            "the place was not given back"
+            "it still counts against the limit"
         );
         self.passed_on.lock().unwrap().push(eviction.reason());
     }
@@ -121,7 +125,7 @@ impl Tracker for Told {
     }
 }
 
-impl Told {
+impl Announcements {
     fn session(&self, live: &Liveness) -> Session {
         Session {
             dropped: Arc::clone(&self.sessions),
@@ -129,26 +133,27 @@ impl Told {
         }
     }
 
-    fn hear(self: &Arc<Self>, live: &Liveness) {
-        let told = Arc::clone(self);
-        live.on_evict(move |eviction| told.local.lock().unwrap().push(eviction.reason()));
+    fn add_local_hook(self: &Arc<Self>, live: &Liveness) {
+        let announced = Arc::clone(self);
+        live.on_evict(move |eviction| announced.local.lock().unwrap().push(eviction.reason()));
     }
 
-    /// The end, of which everybody was told, each of `locals` hooks once.
+    /// The reason of the end, which was announced once to each, including `locals` hooks of the
+    /// connection.
     pub(super) fn end(&self, locals: usize) -> Reason {
         let layer = self.layer.lock().unwrap().clone();
         assert_eq!(layer.len(), 1, "the layer's hook: {layer:?}");
         let local = self.local.lock().unwrap().clone();
         assert_eq!(local, vec![layer[0]; locals], "the connection's own hooks");
-        assert!(self.live.lock().unwrap().is_empty(), "still entered");
+        assert!(self.live.lock().unwrap().is_empty(), "still in the set");
         assert_eq!(*self.passed_on.lock().unwrap(), layer);
         assert_eq!(self.admitted.load(Acquire), 0);
         layer[0]
     }
 }
 
-/// A layer under which the lifetime of a connection is `TIME`.
-fn layer(told: &Arc<Told>) -> LayerConfig {
+/// A layer that limits the lifetime of a connection to `TIME`.
+fn layer(announced: &Arc<Announcements>) -> LayerConfig {
     let policy = Policy {
         heartbeat: None,
         idle: Some(Arc::new(IdlePolicy {
@@ -156,62 +161,65 @@ fn layer(told: &Arc<Told>) -> LayerConfig {
             ..IdlePolicy::default()
         })),
     };
-    let tracker = Arc::clone(told) as Arc<dyn Tracker>;
-    let hook = Arc::new(Hook(Arc::clone(told)));
+    let tracker = Arc::clone(announced) as Arc<dyn Tracker>;
+    let hook = Arc::new(LayerHook(Arc::clone(announced)));
     LayerConfig::new(policy, Some(tracker), vec![hook], Vec::new())
 }
 
-pub(super) fn open() -> (LivenessStream<Wire>, Liveness, Peer, Arc<Told>) {
-    let told = Arc::new(Told::default());
+pub(super) fn open() -> (LivenessStream<Wire>, Liveness, Peer, Arc<Announcements>) {
+    let announced = Arc::new(Announcements::default());
     let (wire, peer) = wire(usize::MAX);
-    let (stream, live) = LivenessStream::wrap(wire, Role::Server, &layer(&told));
-    (stream, live, peer, told)
+    let (stream, live) = LivenessStream::wrap(wire, Role::Server, &layer(&announced));
+    (stream, live, peer, announced)
 }
 
-pub(super) fn assert_tracked_once(told: &Told) {
+pub(super) fn assert_tracked_once(announced: &Announcements) {
     assert_eq!(
-        (told.opened.load(Acquire), told.ended.load(Acquire)),
+        (
+            announced.opened.load(Acquire),
+            announced.ended.load(Acquire)
+        ),
         (1, 1)
     );
 }
 
 #[test]
-fn loom_one_end_whoever_notices_it() {
+fn loom_one_end_for_all_causes_at_once() {
     check("eof, kick, verdict and drop", 3, || {
-        let (mut stream, live, peer, told) = open();
-        live.set_session(told.session(&live));
-        told.hear(&live);
+        let (mut stream, live, peer, announced) = open();
+        live.set_session(announced.session(&live));
+        announced.add_local_hook(&live);
         peer.end();
         thread(move || {
             let read = read(&mut stream);
             assert!(read.is_err() || read.is_ok_and(|bytes| bytes.is_empty()));
         });
         let kicked = Arc::new(AtomicUsize::new(0));
-        let (kick, heard) = (Arc::clone(&kicked), Arc::clone(&told));
+        let (kick, recorded) = (Arc::clone(&kicked), Arc::clone(&announced));
         thread(move || {
             if live.evict(4_000, "") {
                 kick.fetch_add(1, AcqRel);
-                assert_eq!(heard.end(1), KICKED, "all hooks have returned");
+                assert_eq!(recorded.end(1), KICKED, "all hooks have returned");
             }
             assert!(!live.evict(4_000, ""));
         });
         advance(TIME);
         all_done();
-        let reason = told.end(1);
+        let reason = announced.end(1);
         assert_eq!(reason == KICKED, kicked.load(Acquire) == 1);
         let possible = [KICKED, Reason::PeerVanished, Reason::MaxLifetime];
         assert!(possible.contains(&reason), "{reason:?}");
-        assert_tracked_once(&told);
-        assert_eq!(told.sessions.load(Acquire), 1);
-        assert!(peer.has_lost_the_transport());
+        assert_tracked_once(&announced);
+        assert_eq!(announced.sessions.load(Acquire), 1);
+        assert!(peer.is_transport_dropped());
     });
 }
 
 #[test]
-fn loom_the_driver_takes_a_silent_peer_from_a_waiting_handler() {
+fn loom_an_eviction_wakes_a_pending_read() {
     check("verdict and kick, while the handler reads", 3, || {
-        let (mut stream, live, peer, told) = open();
-        // It gets no end from the peer, so it is woken by the eviction or never.
+        let (mut stream, live, peer, announced) = open();
+        // The peer sends no end, so only the eviction can wake it.
         thread(move || assert!(read(&mut stream).is_err()));
         let answering = peer.clone();
         thread(move || {
@@ -220,54 +228,58 @@ fn loom_the_driver_takes_a_silent_peer_from_a_waiting_handler() {
         });
         advance(TIME);
         all_done();
-        assert!([KICKED, Reason::MaxLifetime].contains(&told.end(0)));
-        assert_tracked_once(&told);
-        assert!(peer.has_lost_the_transport());
+        assert!([KICKED, Reason::MaxLifetime].contains(&announced.end(0)));
+        assert_tracked_once(&announced);
+        assert!(peer.is_transport_dropped());
     });
 }
 
 #[test]
-fn loom_whoever_awaits_the_end_sees_it() {
+fn loom_a_task_that_awaits_the_end_is_woken() {
     check("evicted() and the end", 3, || {
-        let (stream, live, _, told) = open();
-        live.set_session(told.session(&live));
-        told.hear(&live);
-        let (awaited, heard) = (live.clone(), Arc::clone(&told));
+        let (stream, live, _, announced) = open();
+        live.set_session(announced.session(&live));
+        announced.add_local_hook(&live);
+        let (awaited, recorded) = (live.clone(), Arc::clone(&announced));
         thread(move || {
             let eviction = block_on(awaited.evicted());
-            assert_eq!(eviction.reason(), heard.end(1), "all hooks have returned");
+            assert_eq!(
+                eviction.reason(),
+                recorded.end(1),
+                "all hooks have returned"
+            );
         });
         thread(move || drop(stream));
         all_done();
-        assert_eq!(told.end(1), Reason::HandlerDropped);
-        // The slot is empty, though there is still a handle.
+        assert_eq!(announced.end(1), Reason::HandlerDropped);
+        // The slot is empty although a handle exists.
         assert!(live.session::<Session>().is_none());
-        assert_eq!(told.sessions.load(Acquire), 1);
+        assert_eq!(announced.sessions.load(Acquire), 1);
     });
 }
 
 #[test]
-fn loom_a_hook_that_comes_late_is_called_once() {
+fn loom_a_hook_added_at_the_end_is_called_once() {
     check("on_evict and the end", 3, || {
-        let (stream, live, peer, told) = open();
+        let (stream, live, peer, announced) = open();
         peer.end();
-        let (kicker, heard) = (live.clone(), Arc::clone(&told));
-        thread(move || heard.hear(&live));
+        let (kicker, recorded) = (live.clone(), Arc::clone(&announced));
+        thread(move || recorded.add_local_hook(&live));
         thread(move || {
             kicker.evict(4_000, "");
         });
         drop(stream);
         all_done();
-        told.end(1);
-        assert_tracked_once(&told);
+        announced.end(1);
+        assert_tracked_once(&announced);
     });
 }
 
 #[test]
-fn loom_a_session_that_comes_late_is_dropped_once() {
+fn loom_a_session_set_at_the_end_is_dropped_once() {
     check("set_session and the end", 3, || {
-        let (stream, live, _, told) = open();
-        let (setter, own) = (live.clone(), Arc::clone(&told));
+        let (stream, live, _, announced) = open();
+        let (setter, own) = (live.clone(), Arc::clone(&announced));
         thread(move || {
             for _ in 0..2 {
                 drop(setter.set_session(own.session(&setter)));
@@ -276,66 +288,66 @@ fn loom_a_session_that_comes_late_is_dropped_once() {
         thread(move || drop(stream));
         all_done();
         assert!(live.session::<Session>().is_none());
-        assert_eq!(told.sessions.load(Acquire), 2);
-        told.end(0);
+        assert_eq!(announced.sessions.load(Acquire), 2);
+        announced.end(0);
     });
 }
 
 #[test]
-fn loom_an_end_before_the_upgrade_is_complete() {
+fn loom_an_eviction_during_the_upgrade() {
     check("kick and upgrade", 3, || {
-        let told = Arc::new(Told::default());
+        let announced = Arc::new(Announcements::default());
         let (wire, peer) = wire(usize::MAX);
         peer.end();
         let connection = Connection::new(Role::Server, TransportTraits::FOREIGN);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn ErasedConnection>);
-        let layer = layer(&told);
+        let layer = layer(&announced);
         live.attach(&layer, layer.admit().unwrap());
-        told.hear(&live);
+        announced.add_local_hook(&live);
         thread(move || assert!(live.evict(4_000, "")));
         let stream = Arc::new(Mutex::new(None));
         let opened = Arc::clone(&stream);
         thread(move || *opened.lock().unwrap() = LivenessStream::open(connection, wire));
         all_done();
-        assert_eq!(told.end(1), KICKED);
-        assert!(peer.has_lost_the_transport());
+        assert_eq!(announced.end(1), KICKED);
+        assert!(peer.is_transport_dropped());
         drop(stream);
     });
 }
 
 #[test]
-fn loom_a_place_is_given_back_once() {
+fn loom_an_admission_is_given_back_once() {
     check("kick, upgrade and peer's end", 3, || {
-        let told = Arc::new(Told::default());
+        let announced = Arc::new(Announcements::default());
         let (wire, peer) = wire(usize::MAX);
         peer.end();
         let connection = Connection::new(Role::Server, TransportTraits::FOREIGN);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn ErasedConnection>);
-        let layer = layer(&told);
+        let layer = layer(&announced);
         live.attach(&layer, layer.admit().unwrap());
         thread(move || {
             live.evict(4_000, "");
         });
         thread(move || drop(LivenessStream::open(connection, wire)));
         all_done();
-        told.end(0);
-        assert_eq!(told.ended.load(Acquire), 1);
-        assert_eq!(told.present.load(Acquire), 0);
-        assert!(peer.has_lost_the_transport());
+        announced.end(0);
+        assert_eq!(announced.ended.load(Acquire), 1);
+        assert_eq!(announced.present.load(Acquire), 0);
+        assert!(peer.is_transport_dropped());
     });
 }
 
 #[test]
-fn loom_nobody_slips_past_a_drain() {
+fn loom_no_connection_escapes_a_drain() {
     check("upgrade and drain", 3, || {
-        let told = Arc::new(Told::default());
+        let announced = Arc::new(Announcements::default());
         let (wire, peer) = wire(usize::MAX);
         peer.end();
         let connection = Connection::new(Role::Server, TransportTraits::FOREIGN);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn ErasedConnection>);
-        let layer = layer(&told);
+        let layer = layer(&announced);
         live.attach(&layer, layer.admit().unwrap());
-        let drain = Arc::clone(&told);
+        let drain = Arc::clone(&announced);
         thread(move || {
             *drain.draining.lock().unwrap() = true;
             let found: Vec<_> = drain.live.lock().unwrap().clone();
@@ -346,47 +358,47 @@ fn loom_nobody_slips_past_a_drain() {
         // The handler keeps its stream, if it gets one, and does nothing.
         let stream = LivenessStream::open(connection, wire);
         all_done();
-        let reason = told.end(0);
+        let reason = announced.end(0);
         let possible = [Reason::Drained, Reason::Kicked { code: 1001 }];
         assert!(possible.contains(&reason), "{reason:?}");
-        assert_eq!(told.present.load(Acquire), 0);
+        assert_eq!(announced.present.load(Acquire), 0);
         drop(stream);
     });
 }
 
 #[test]
-fn loom_a_runtime_that_goes_is_one_end() {
-    check("the runtime goes, kick and drop", 3, || {
-        let (stream, live, peer, told) = open();
-        told.hear(&live);
+fn loom_a_runtime_shutdown_is_one_end() {
+    check("runtime shutdown, kick and drop", 3, || {
+        let (stream, live, peer, announced) = open();
+        announced.add_local_hook(&live);
         thread(move || drop(stream));
         thread(move || {
             live.evict(4_000, "");
         });
         shut_down();
         all_done();
-        assert!([KICKED, Reason::HandlerDropped].contains(&told.end(1)));
-        assert_tracked_once(&told);
-        assert_eq!(told.present.load(Acquire), 0);
-        assert!(peer.has_lost_the_transport());
+        assert!([KICKED, Reason::HandlerDropped].contains(&announced.end(1)));
+        assert_tracked_once(&announced);
+        assert_eq!(announced.present.load(Acquire), 0);
+        assert!(peer.is_transport_dropped());
     });
 }
 
 #[test]
-fn loom_a_runtime_that_goes_wakes_the_reader_of_a_stream_that_just_opens() {
-    check("the runtime goes, open and read", 3, || {
-        let told = Arc::new(Told::default());
+fn loom_a_runtime_shutdown_wakes_the_reader_of_a_new_stream() {
+    check("runtime shutdown, open and read", 3, || {
+        let announced = Arc::new(Announcements::default());
         let (wire, peer) = wire(usize::MAX);
-        let layer = layer(&told);
+        let layer = layer(&announced);
         thread(move || {
             let (mut stream, _live) = LivenessStream::wrap(wire, Role::Server, &layer);
             assert!(read(&mut stream).is_err());
         });
         shut_down();
         all_done();
-        assert_eq!(told.end(0), Reason::HandlerDropped);
-        assert_tracked_once(&told);
-        assert_eq!(told.present.load(Acquire), 0);
-        assert!(peer.has_lost_the_transport());
+        assert_eq!(announced.end(0), Reason::HandlerDropped);
+        assert_tracked_once(&announced);
+        assert_eq!(announced.present.load(Acquire), 0);
+        assert!(peer.is_transport_dropped());
     });
 }

@@ -1,7 +1,7 @@
-//! The connection and the driver's real task, against loom: every order in which the handler, the
-//! driver, the peer and the handles can meet, within a bound.
+//! loom models of a connection and the driver's real task.
 //!
-//! A wake-up that is lost leaves a thread waiting for ever, which loom reports as a deadlock.
+//! Every order of the steps of handler, driver, peer and handles, within a bound. A lost wake-up
+//! leaves a thread waiting forever, which loom reports as a deadlock.
 
 mod drains;
 mod ends;
@@ -31,10 +31,10 @@ const FROM_PEER: [u8; 7] = [0x81, 0x81, 0, 0, 0, 0, b'p'];
 /// What the handler sends.
 const TO_PEER: [u8; 3] = [0x81, 0x01, b'h'];
 
-/// A transport that, as sockets do, keeps one waker per direction: the last.
+/// A transport that keeps one waker per direction, the last one, as sockets do.
 struct Wire(Arc<Line>);
 
-/// Its other end.
+/// The other end of a [`Wire`].
 #[derive(Clone)]
 struct Peer(Arc<Line>);
 
@@ -48,9 +48,9 @@ struct Line {
 struct Ends {
     incoming: VecDeque<u8>,
     eof: bool,
-    /// How many bytes the transport still takes.
+    /// How many more bytes the transport accepts.
     room: usize,
-    /// It does not flush.
+    /// A flush does not complete.
     holds: bool,
     written: Vec<u8>,
     reader: Option<Waker>,
@@ -84,7 +84,7 @@ impl Peer {
         self.send(&[]);
     }
 
-    /// Takes so many bytes more, and all that were held back.
+    /// Accepts `room` more bytes, and completes flushes.
     fn drain(&self, room: usize) {
         let mut ends = self.0.ends();
         ends.room += room;
@@ -94,7 +94,7 @@ impl Peer {
         writer.into_iter().for_each(Waker::wake);
     }
 
-    /// Waits until something was written, and looks at all that was.
+    /// Waits until `look` finds something in the bytes that were written.
     fn until_written<R>(&self, look: impl Fn(&[u8]) -> Option<R>) -> R {
         let mut ends = self.0.ends();
         loop {
@@ -109,7 +109,7 @@ impl Peer {
         self.0.ends().written.clone()
     }
 
-    fn has_lost_the_transport(&self) -> bool {
+    fn is_transport_dropped(&self) -> bool {
         self.0.ends().dropped
     }
 }
@@ -161,7 +161,7 @@ impl AsyncWrite for Wire {
         Poll::Ready(Ok(()))
     }
 
-    /// The peer ends its direction when it sees the end of ours.
+    /// The peer ends its direction after ours.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Peer(Arc::clone(&self.0)).end();
         Poll::Ready(Ok(()))
@@ -189,7 +189,7 @@ fn read(stream: &mut LivenessStream<Wire>) -> io::Result<Vec<u8>> {
     }))
 }
 
-/// Reads whatever comes until it is as much.
+/// Reads until `count` bytes have come.
 fn read_exactly(stream: &mut LivenessStream<Wire>, count: usize) -> Vec<u8> {
     let mut got = Vec::new();
     while got.len() < count {

@@ -1,5 +1,7 @@
-//! The transport keeps one waker per direction. While the handler waits, the driver takes it for a
-//! ping, a look or a second try, and at that moment the peer's bytes come, or room for the handler's.
+//! Wake-ups while the driver's waker replaces the handler's.
+//!
+//! The transport keeps one waker per direction. While the handler is pending, the driver registers its
+//! own for a ping, a read or a retry; at that moment the peer's bytes come, or room for the handler's.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -15,10 +17,10 @@ use crate::monitor::{HeartbeatPolicy, Policy};
 use crate::sync::modelled::{advance, all_done, block_on, check, thread};
 use crate::wire::Role;
 
-/// A ping as it is written: a header and eight bytes.
+/// The length of a ping: a header and eight bytes.
 const PING: usize = 10;
 
-/// Silence for `TIME` brings a ping, for the answer to which there is time.
+/// After `TIME` of silence a ping is sent; its pong has no deadline.
 fn pinging() -> HeartbeatPolicy {
     HeartbeatPolicy {
         interval: TIME,
@@ -30,7 +32,7 @@ fn pinging() -> HeartbeatPolicy {
     }
 }
 
-/// A connection that may write so many bytes.
+/// A connection whose transport accepts `room` bytes.
 fn open(heartbeat: HeartbeatPolicy, room: usize) -> (LivenessStream<Wire>, Peer) {
     let policy = Policy {
         heartbeat: Some(Arc::new(heartbeat)),
@@ -46,13 +48,13 @@ fn is_ping(frame: &[u8]) -> bool {
     frame.len() == PING && frame.starts_with(&[0x89, 8])
 }
 
-/// The first ping that was written whole, if there is one.
+/// The payload of the first complete ping.
 fn ping(written: &[u8]) -> Option<[u8; 8]> {
     let frame = written.windows(PING).find(|frame| is_ping(frame))?;
     frame[2..].try_into().ok()
 }
 
-/// The handler's message went out whole, with nothing but pings around it.
+/// Asserts that the handler's message is complete, with only pings around it.
 fn assert_whole(written: &[u8]) {
     let frames = [written, &[]].concat();
     let at = frames
@@ -65,21 +67,25 @@ fn assert_whole(written: &[u8]) {
 }
 
 #[test]
-fn loom_a_transport_that_lingers_goes_with_the_peers_end() {
-    check("the handler drops its stream while a ping goes", 3, || {
-        let (stream, peer) = open(pinging(), PING);
-        thread(move || drop(stream));
-        advance(TIME);
-        all_done();
-        assert!(peer.has_lost_the_transport());
-        let written = peer.written();
-        assert!(written.is_empty() || is_ping(&written), "{written:?}");
-    });
+fn loom_a_lingering_transport_is_dropped_at_the_peers_end() {
+    check(
+        "the handler drops its stream while a ping is sent",
+        3,
+        || {
+            let (stream, peer) = open(pinging(), PING);
+            thread(move || drop(stream));
+            advance(TIME);
+            all_done();
+            assert!(peer.is_transport_dropped());
+            let written = peer.written();
+            assert!(written.is_empty() || is_ping(&written), "{written:?}");
+        },
+    );
 }
 
 #[test]
 fn loom_bytes_beside_a_ping_are_read() {
-    check("bytes come while a ping goes", 3, || {
+    check("bytes come while a ping is sent", 3, || {
         let (mut stream, peer) = open(pinging(), PING);
         thread(move || assert_eq!(read_exactly(&mut stream, FROM_PEER.len()), FROM_PEER));
         thread(move || peer.send(&FROM_PEER));
@@ -115,13 +121,13 @@ fn loom_a_message_in_two_reads_stays_in_order() {
 }
 
 #[test]
-fn loom_a_write_beside_a_ping_is_finished() {
+fn loom_a_write_beside_a_ping_completes() {
     check("room comes while a ping waits for it", 3, || {
         let (mut stream, peer) = open(pinging(), 0);
         let seen = peer.clone();
         thread(move || {
             write_all(&mut stream, &TO_PEER).unwrap();
-            // It has lost its interest in writing: the ping is the driver's to finish.
+            // The handler does not write again, so the driver must finish the ping.
             seen.until_written(ping);
         });
         let drained = peer.clone();
@@ -133,7 +139,7 @@ fn loom_a_write_beside_a_ping_is_finished() {
 }
 
 #[test]
-fn loom_a_write_behind_half_a_ping_is_finished() {
+fn loom_a_write_behind_half_a_ping_completes() {
     check("room comes bit by bit", 3, || {
         let (mut stream, peer) = open(pinging(), 1);
         let seen = peer.clone();
@@ -153,12 +159,12 @@ fn loom_a_write_behind_half_a_ping_is_finished() {
 }
 
 #[test]
-fn loom_a_ping_is_finished_for_a_handler_that_gives_its_write_up() {
-    check("a write is given up beside a ping", 3, || {
+fn loom_a_ping_completes_after_the_handler_abandons_its_write() {
+    check("a write is abandoned beside a ping", 3, || {
         let (mut stream, peer) = open(pinging(), 0);
         let drained = peer.clone();
         thread(move || {
-            // Asks once, and does not come back: the transport may have this waker by then.
+            // Polls once and never again. The transport may have this waker by then.
             let once = poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_write(cx, &TO_PEER)));
             drop(block_on(once));
             peer.until_written(ping);
@@ -169,7 +175,7 @@ fn loom_a_ping_is_finished_for_a_handler_that_gives_its_write_up() {
 }
 
 #[test]
-fn loom_a_flush_beside_a_ping_is_finished() {
+fn loom_a_flush_beside_a_ping_completes() {
     check("what is held is flushed", 3, || {
         let (mut stream, peer) = open(pinging(), usize::MAX);
         peer.0.ends().holds = true;
@@ -183,14 +189,14 @@ fn loom_a_flush_beside_a_ping_is_finished() {
 }
 
 #[test]
-fn loom_a_write_that_is_asked_to_try_again_is_finished_or_told() {
-    check("room comes at the second try", 3, || {
+fn loom_a_retried_write_completes_or_fails() {
+    check("room comes at the retry", 3, || {
         let heartbeat = HeartbeatPolicy {
             interval: NEVER,
             write_timeout: Some(TIME),
             ..pinging()
         };
-        // In the middle of a frame, where the driver can but ask for room.
+        // In the middle of a frame, where the driver can only poll for room.
         let (mut stream, peer) = open(heartbeat, 1);
         thread(move || {
             if let Err(error) = write_all(&mut stream, &TO_PEER) {

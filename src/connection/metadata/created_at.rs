@@ -1,15 +1,14 @@
-//! When a connection came.
+//! The creation time of a connection, in eight bytes.
 
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// An instant in eight bytes instead of sixteen, since every connection has one: nanoseconds from an
-/// epoch that all connections share.
+/// Creation time as nanoseconds since a process-wide epoch: 8 bytes instead of `Instant`'s 16.
 ///
-/// Signed, because the epoch is when the first of them came by the clock of its runtime. Another
-/// runtime's clock may be behind, where a test has stopped it.
+/// Signed: the epoch is the creation of the first connection by the clock of its runtime, and the clock
+/// of another runtime may be behind if a test has paused it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CreatedAt(i64);
 
@@ -36,7 +35,7 @@ impl CreatedAt {
     }
 }
 
-/// std's own lock: it outlives a model's run, and nothing waits for another thread under it.
+/// std's lock, also in loom models: it outlives a model's run, and nothing blocks under it.
 fn epoch() -> Instant {
     static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 

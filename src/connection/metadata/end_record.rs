@@ -1,6 +1,6 @@
-//! What a connection keeps for its end: who is health_events, and what is left to them.
+//! What a connection keeps for its end: hooks, seats, the session value, and the end itself.
 //!
-//! Most connections keep next to nothing, so what few of them have is apart, in [`OnDemand`].
+//! Most connections keep next to nothing, so the rest is boxed in [`OnDemand`].
 
 use std::any::Any;
 use std::mem;
@@ -8,119 +8,123 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::connection::metadata::Registration;
+use super::listeners::Listeners;
+use super::registrations::Registration;
 use crate::eviction::{Eviction, Seats};
-use crate::hooks::OnHealth;
-use crate::hooks::{LocalHook, OnEvict};
+use crate::hooks::LocalHook;
+use crate::monitor::Announced;
 use crate::sync::Notify;
-
-/// Who is told of a layer's connections.
-pub(crate) struct Listeners {
-    pub(crate) hooks: Vec<Arc<dyn OnEvict>>,
-    pub(crate) health_hooks: Vec<Arc<dyn OnHealth>>,
-}
 
 #[derive(Default)]
 pub(crate) struct EndRecord {
-    /// The layers that have hooks, outermost first. There are hardly ever more than one of each kind.
-    pub(crate) layers: [Option<Arc<Listeners>>; 2],
-    pub(crate) rare: Option<Box<OnDemand>>,
-    /// How many may still ask for the session and the seats: the hooks, as long as they have not all
-    /// returned, and everybody who awaits the end. When the last of them is gone, and the handler has
-    /// let go, the slot is emptied, for what is in it may well hold a handle of this connection, and
-    /// they would keep each other alive.
-    pub(crate) audience: u32,
-    /// The handler has its stream, and may ask for the session. Not for the seats: it may be waiting
-    /// for what hangs on its seat to go, the sender of its channel say.
-    pub(crate) held: bool,
-    /// The hooks were taken to be called: one that comes now is called by whoever brings it.
-    pub(crate) fired: bool,
-    /// All hooks have returned.
-    pub(crate) reported: bool,
-    /// There is no transport any more, and none will come. True if the closing handshake of the
-    /// connection's eviction was completed before.
-    pub(crate) departed: Option<bool>,
+    /// The layers that have hooks, outermost first. Rarely more than one of each kind.
+    layers: [Option<Arc<Listeners>>; 2],
+    on_demand: Option<Box<OnDemand>>,
+    /// How many may still read the session and the seats: the hooks until they have all returned, and
+    /// each task that awaits the end. After the last of them and the handler, the slot is emptied,
+    /// since its value may hold a handle of this connection, and they would keep each other alive.
+    pub(crate) readers: u32,
+    /// The handler has its stream and may read the session. Not the seats: it may wait for a value in
+    /// its seat to be dropped, such as the sender of its channel.
+    pub(crate) handler_reads: bool,
+    pub(crate) announced: Announced,
+    /// No transport is left, and none will come. True if the closing handshake of an eviction was
+    /// completed.
+    pub(crate) transport_closed: Option<bool>,
 }
 
-/// What most connections do not have before their end. Made as soon as there is something of it, so
-/// that an idle connection does not pay for it.
+/// What most connections do not have before their end.
 #[derive(Default)]
 pub(crate) struct OnDemand {
     pub(crate) session: Option<Arc<dyn Any + Send + Sync>>,
-    /// Where this connection has seats in maps of the application's.
-    pub(crate) places: Vec<Arc<dyn Registration>>,
-    /// The seats that were its own to the end.
+    /// The connection's seats in the application's maps.
+    pub(crate) registrations: Vec<Arc<dyn Registration>>,
+    /// The seats that the connection held at its end.
     pub(crate) seats: Option<Seats>,
     /// Further layers that have hooks.
-    pub(crate) layers: Vec<Arc<Listeners>>,
-    pub(crate) local: Vec<LocalHook>,
-    /// Without the session value and the seats, which are in here until everybody has been health_events.
+    layers: Vec<Arc<Listeners>>,
+    pub(crate) local_hooks: Vec<LocalHook>,
+    /// The end, without session and seats.
     pub(crate) eviction: Option<Box<Eviction>>,
-    /// The session was set, all hooks have returned, or the transport is gone. Whoever changes one of
-    /// these looks under the same lock whether somebody waits, and whoever waits is here before it
-    /// looks: so no change is missed.
+    /// Notified when the session is set, all hooks have returned, or the transport is gone. Made by
+    /// the first task that waits, under the same lock as these changes, so no change is missed.
     pub(crate) changed: Option<Arc<Notify>>,
 }
 
 impl EndRecord {
-    pub(crate) fn rare(&mut self) -> &mut OnDemand {
-        self.rare.get_or_insert_default()
+    pub(crate) fn new() -> Self {
+        Self {
+            readers: 1,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn on_demand(&mut self) -> &mut OnDemand {
+        self.on_demand.get_or_insert_default()
+    }
+
+    pub(crate) fn existing(&self) -> Option<&OnDemand> {
+        self.on_demand.as_deref()
+    }
+
+    pub(crate) fn existing_mut(&mut self) -> Option<&mut OnDemand> {
+        self.on_demand.as_deref_mut()
     }
 
     pub(crate) fn layers(&self) -> impl Iterator<Item = &Arc<Listeners>> {
-        let more = self.rare.iter().flat_map(|rare| &rare.layers);
+        let more = self.on_demand.iter().flat_map(|rest| &rest.layers);
         self.layers.iter().flatten().chain(more)
     }
 
     pub(crate) fn add_layer(&mut self, listeners: Arc<Listeners>) {
         match self.layers.iter_mut().find(|layer| layer.is_none()) {
             Some(layer) => *layer = Some(listeners),
-            None => self.rare().layers.push(listeners),
+            None => self.on_demand().layers.push(listeners),
         }
     }
 
     pub(crate) fn remove_layer(&mut self, listeners: &Arc<Listeners>) -> Option<Arc<Listeners>> {
         let mut layers = self.take_layers();
-        let place = layers
+        let index = layers
             .iter()
             .position(|known| Arc::ptr_eq(known, listeners));
-        let removed = place.map(|place| layers.remove(place));
+        let removed = index.map(|index| layers.remove(index));
         for layer in layers {
             self.add_layer(layer);
         }
         removed
     }
 
-    /// All layers that have hooks, in the order in which they came. To be dropped without the lock.
+    /// Takes all layers that have hooks, outermost first. Drop them without the lock.
     pub(crate) fn take_layers(&mut self) -> SmallVec<[Arc<Listeners>; 2]> {
-        let more = self.rare.as_mut().map(|rare| mem::take(&mut rare.layers));
+        let rest = self.on_demand.as_mut();
+        let more = rest.map(|rest| mem::take(&mut rest.layers));
         let layers = mem::take(&mut self.layers).into_iter().flatten();
         layers.chain(more.into_iter().flatten()).collect()
     }
 
     pub(crate) fn eviction(&self) -> Option<&Eviction> {
-        self.rare.as_ref()?.eviction.as_deref()
+        self.existing()?.eviction.as_deref()
     }
 
-    /// Whether somebody may still ask for the session.
-    pub(crate) fn is_held(&self) -> bool {
-        self.held || self.audience > 0
+    /// Whether the session may still be read.
+    pub(crate) fn session_has_readers(&self) -> bool {
+        self.handler_reads || self.readers > 0
     }
 
-    /// Whom a change that was just made is to be health_events, after the lock was given back.
-    pub(crate) fn changed(&self) -> Option<Arc<Notify>> {
-        self.rare.as_ref()?.changed.clone()
-    }
-}
-
-pub(crate) fn notify(changed: Option<Arc<Notify>>) {
-    if let Some(changed) = changed {
-        changed.notify_waiters();
+    /// The tasks to wake for the present change, once the lock is released.
+    pub(crate) fn changed(&self) -> Changed {
+        Changed(self.existing().and_then(|rest| rest.changed.clone()))
     }
 }
 
-impl Listeners {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.hooks.is_empty() && self.health_hooks.is_empty()
+/// Wakes the tasks that wait for a change of an [`EndRecord`].
+pub(crate) struct Changed(Option<Arc<Notify>>);
+
+impl Changed {
+    pub(crate) fn notify(self) {
+        if let Some(notify) = self.0 {
+            notify.notify_waiters();
+        }
     }
 }

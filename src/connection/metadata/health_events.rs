@@ -1,8 +1,8 @@
-//! What the health hooks were told of a connection, and what they are yet to be told.
+//! Changes of health that wait for the health hooks.
 //!
-//! Only connections of layers with such hooks have this. Worse health comes with time alone, and time
-//! goes on only with a visit of the driver, who has looked at the transport then: what the handler
-//! does in between needs no clock, and nobody is blamed for what lies unread.
+//! Only connections with health hooks have this. Health gets worse with time alone, and for it time
+//! advances only at a visit of the driver, after the driver has read: so bytes that lie unread do not
+//! make a peer look silent, and an operation of the handler needs no clock.
 
 use std::collections::VecDeque;
 
@@ -10,19 +10,19 @@ use crate::eviction::ConnectionId;
 use crate::hooks::HealthChange;
 use crate::monitor::{Health, Moment, Rtt, Stats};
 
-/// Changes that may wait for slow hooks, before the latest are merged.
-const WAITING: usize = 16;
+/// How many changes may wait for slow hooks before the latest are merged.
+const MAX_QUEUED_CHANGES: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct HealthEvents {
     id: ConnectionId,
-    /// The state that the last change led to, told or waiting.
+    /// The state after the last change, whether delivered or queued.
     health: Health,
-    /// The driver's last look.
+    /// When the driver last read the transport.
     pub(crate) looked: Moment,
-    waiting: VecDeque<HealthChange>,
-    /// Somebody is telling what waits, and will go on until nothing does.
-    telling: bool,
+    queue: VecDeque<HealthChange>,
+    /// A thread is calling hooks, and continues until the queue is empty.
+    delivering: bool,
 }
 
 impl HealthEvents {
@@ -31,8 +31,8 @@ impl HealthEvents {
             id,
             health: Health::Live,
             looked: Moment::START,
-            waiting: VecDeque::new(),
-            telling: false,
+            queue: VecDeque::new(),
+            delivering: false,
         }
     }
 
@@ -40,20 +40,20 @@ impl HealthEvents {
         self.looked = self.looked.max(now);
     }
 
-    /// Keeps the change to `to`, if it is one.
-    pub(crate) fn note(&mut self, to: Health, rtt: Option<Rtt>, stats: Stats) {
+    /// Queues the change to `to`, if it is one.
+    pub(crate) fn queue(&mut self, to: Health, rtt: Option<Rtt>, stats: Stats) {
         let mut from = self.health;
         if to == from {
             return;
         }
         self.health = to;
-        if self.waiting.len() == WAITING {
-            if let Some(last) = self.waiting.pop_back() {
+        if self.queue.len() == MAX_QUEUED_CHANGES {
+            if let Some(last) = self.queue.pop_back() {
                 from = last.from;
             }
         }
         if from != to {
-            self.waiting.push_back(HealthChange {
+            self.queue.push_back(HealthChange {
                 id: self.id,
                 from,
                 to,
@@ -63,17 +63,17 @@ impl HealthEvents {
         }
     }
 
-    /// Whether the caller is to tell what waits.
-    pub(crate) fn begin_telling(&mut self) -> bool {
-        let begin = !self.waiting.is_empty() && !self.telling;
-        self.telling |= begin;
+    /// Whether the caller must deliver the queue.
+    pub(crate) fn begin_delivery(&mut self) -> bool {
+        let begin = !self.queue.is_empty() && !self.delivering;
+        self.delivering |= begin;
         begin
     }
 
-    /// The next change to be told, for whoever is telling them.
+    /// The next change, for the thread that delivers them. `None` ends the delivery.
     pub(crate) fn next(&mut self) -> Option<HealthChange> {
-        let next = self.waiting.pop_front();
-        self.telling = next.is_some();
+        let next = self.queue.pop_front();
+        self.delivering = next.is_some();
         next
     }
 }
@@ -82,62 +82,62 @@ impl HealthEvents {
 mod tests {
     use super::*;
 
-    fn note(told: &mut HealthEvents, health: Health) {
-        told.note(health, None, Stats::default());
+    fn queue(events: &mut HealthEvents, health: Health) {
+        events.queue(health, None, Stats::default());
     }
 
-    fn told(told: &mut HealthEvents) -> Vec<(Health, Health)> {
-        std::iter::from_fn(|| told.next())
+    fn delivered(events: &mut HealthEvents) -> Vec<(Health, Health)> {
+        std::iter::from_fn(|| events.next())
             .map(|change| (change.from, change.to))
             .collect()
     }
 
     #[test]
-    fn only_one_tells_until_nothing_waits() {
+    fn one_thread_delivers_until_the_queue_is_empty() {
         let mut state = HealthEvents::new(ConnectionId::next());
-        note(&mut state, Health::Live);
-        assert!(!state.begin_telling(), "no change");
-        note(&mut state, Health::Idle);
-        assert!(state.begin_telling());
-        assert!(!state.begin_telling());
+        queue(&mut state, Health::Live);
+        assert!(!state.begin_delivery(), "no change");
+        queue(&mut state, Health::Idle);
+        assert!(state.begin_delivery());
+        assert!(!state.begin_delivery());
         assert!(state.next().is_some());
-        note(&mut state, Health::Live);
-        assert!(!state.begin_telling(), "whoever tells asks again");
+        queue(&mut state, Health::Live);
+        assert!(!state.begin_delivery(), "a delivery is under way");
         assert!(state.next().is_some() && state.next().is_none());
-        assert!(!state.begin_telling());
-        note(&mut state, Health::Idle);
-        assert!(state.begin_telling());
+        assert!(!state.begin_delivery());
+        queue(&mut state, Health::Idle);
+        assert!(state.begin_delivery());
     }
 
     #[test]
-    fn what_slow_hooks_miss_is_merged_and_the_rest_stays_a_chain() {
+    fn changes_that_slow_hooks_miss_are_merged_and_each_from_is_the_last_to() {
         for extra in 0..6 {
             let mut state = HealthEvents::new(ConnectionId::next());
             let cycle = [Health::Idle, Health::Degraded, Health::Live];
-            let count = WAITING + extra;
+            let count = MAX_QUEUED_CHANGES + extra;
             for health in cycle.into_iter().cycle().take(count) {
-                note(&mut state, health);
+                queue(&mut state, health);
             }
-            let told = told(&mut state);
-            assert!(told.len() <= WAITING);
-            assert_eq!(told[0].0, Health::Live);
+            let changes = delivered(&mut state);
+            assert!(changes.len() <= MAX_QUEUED_CHANGES);
+            assert_eq!(changes[0].0, Health::Live);
             assert_eq!(
-                told[told.len() - 1].1,
+                changes[changes.len() - 1].1,
                 cycle[(count - 1) % 3],
                 "{extra} extra"
             );
-            assert!(told.windows(2).all(|pair| pair[0].1 == pair[1].0));
-            assert!(told.iter().all(|(from, to)| from != to));
+            assert!(changes.windows(2).all(|pair| pair[0].1 == pair[1].0));
+            assert!(changes.iter().all(|(from, to)| from != to));
         }
     }
 
     #[test]
-    fn a_change_that_is_taken_back_while_it_waits_for_room_is_none() {
+    fn a_change_and_its_reverse_cancel_out_in_a_full_queue() {
         let mut state = HealthEvents::new(ConnectionId::next());
-        for turn in 0..WAITING {
-            note(&mut state, [Health::Idle, Health::Live][turn % 2]);
+        for turn in 0..MAX_QUEUED_CHANGES {
+            queue(&mut state, [Health::Idle, Health::Live][turn % 2]);
         }
-        note(&mut state, Health::Idle);
-        assert_eq!(told(&mut state).len(), WAITING - 1);
+        queue(&mut state, Health::Idle);
+        assert_eq!(delivered(&mut state).len(), MAX_QUEUED_CHANGES - 1);
     }
 }

@@ -3,48 +3,38 @@
 mod created_at;
 mod end_record;
 mod health_events;
-mod inner_layers;
-mod layer_config;
-mod membership;
+mod listeners;
 mod ping_waiters;
 mod registrations;
 
-pub(crate) use created_at::CreatedAt;
-pub(crate) use end_record::{EndRecord, Listeners};
-pub(crate) use health_events::HealthEvents;
-pub(crate) use inner_layers::{Attached, AttachmentId, Attachments};
-pub(crate) use layer_config::LayerConfig;
-pub(crate) use membership::{Admission, ErasedConnection, Membership, Refused, Tracker, View};
-pub(crate) use ping_waiters::PingWaiters;
-pub(crate) use registrations::{Registration, RegistrationId};
-
 use std::any::Any;
-use std::mem;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub(crate) use created_at::CreatedAt;
+use end_record::EndRecord;
+pub(crate) use health_events::HealthEvents;
+pub(crate) use listeners::Listeners;
+pub(crate) use ping_waiters::PingWaiters;
+pub(crate) use registrations::{Registration, RegistrationId, vacate};
+
 use crate::driver::Driver;
 use crate::eviction::{ConnectionId, Eviction};
-use crate::hooks;
-use crate::hooks::OnHealth;
-use crate::hooks::{LocalHook, OnEvict};
-use crate::monitor::{Moment, Reason};
+use crate::hooks::{self, LocalHook, OnHealth};
+use crate::monitor::{Announced, Moment, Reason};
 use crate::panic_guard;
 use crate::sync::{Mutex, MutexGuard, Notify, OnceLock, in_runtime};
-use end_record::notify;
-use registrations::vacate;
 
-/// The part of a connection that does not know its transport.
+/// The part of a connection that does not depend on the type of its transport.
 pub(crate) struct Metadata {
     id: ConnectionId,
     created: CreatedAt,
     driver: OnceLock<Arc<Driver>>,
-    extras: Mutex<EndRecord>,
+    record: Mutex<EndRecord>,
 }
 
-// There may be 100,000 connections, and most have nothing to do but to be there.
+// An idle connection must be small: a server may have 100,000.
 #[cfg(all(
     test,
     not(liveness_loom),
@@ -59,10 +49,7 @@ impl Metadata {
             id: ConnectionId::next(),
             created: CreatedAt::now(),
             driver: OnceLock::new(),
-            extras: Mutex::new(EndRecord {
-                audience: 1,
-                ..EndRecord::default()
-            }),
+            record: Mutex::new(EndRecord::new()),
         }
     }
 
@@ -74,50 +61,23 @@ impl Metadata {
         self.created.instant()
     }
 
-    /// The driver that looks after the connection, once it is open.
+    /// The driver of the connection; `None` before the upgrade is complete.
     pub(crate) fn driver(&self) -> Option<&Arc<Driver>> {
         self.driver.get()
     }
 
-    /// Names the driver. A connection is opened once, so the first one stays.
+    /// Sets the driver. A connection is opened once, so the first one stays.
     pub(crate) fn set_driver(&self, driver: Arc<Driver>) {
         let _ = self.driver.set(driver);
     }
 
-    /// Calls hooks, or other code of the application, in the context of the driver's runtime: the thread
-    /// that notices an end may have none. A connection that was never open has no driver, and `act` is then
-    /// called without one.
+    /// Calls code of the application in the context of the driver's runtime, since the present thread
+    /// may have none. Before the upgrade there is no driver, and `act` is called without it.
     pub(crate) fn in_runtime<R>(&self, act: impl FnOnce() -> R) -> R {
         match self.driver() {
             Some(driver) => in_runtime(driver.runtime(), act),
             None => act(),
         }
-    }
-
-    /// Adds the hooks of a layer. False if there are none, or if they were added before.
-    pub(crate) fn attach(&self, listeners: &Arc<Listeners>) -> bool {
-        if listeners.is_empty() {
-            return false;
-        }
-        let mut extras = self.extras();
-        let is_new = !extras.layers().any(|known| Arc::ptr_eq(known, listeners));
-        if is_new {
-            extras.add_layer(Arc::clone(listeners));
-        }
-        is_new
-    }
-
-    /// Removes the hooks of a layer, unless they have been taken to be called.
-    pub(crate) fn detach(&self, listeners: &Arc<Listeners>) {
-        let removed = self.extras().remove_layer(listeners);
-        // Not the last reference: the caller still has the layer.
-        drop(removed);
-    }
-
-    /// Nobody but the connection's own hooks is to be told of its end.
-    pub(crate) fn detach_layers(&self) {
-        let layers = self.extras().take_layers();
-        drop(layers);
     }
 
     pub(crate) fn now(&self) -> Moment {
@@ -132,21 +92,48 @@ impl Metadata {
         })
     }
 
-    fn extras(&self) -> MutexGuard<'_, EndRecord> {
-        self.extras.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn record(&self) -> MutexGuard<'_, EndRecord> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a layer has health hooks.
+    // ---- hooks ---------------------------------------------------------------------------------
+
+    /// Adds the hooks of a layer. False if there are none, or if they were added before.
+    pub(crate) fn attach(&self, listeners: &Arc<Listeners>) -> bool {
+        if listeners.is_empty() {
+            return false;
+        }
+        let mut record = self.record();
+        let is_new = !record.layers().any(|known| Arc::ptr_eq(known, listeners));
+        if is_new {
+            record.add_layer(Arc::clone(listeners));
+        }
+        is_new
+    }
+
+    /// Removes the hooks of a layer, unless they have been taken to be called.
+    pub(crate) fn detach(&self, listeners: &Arc<Listeners>) {
+        let removed = self.record().remove_layer(listeners);
+        // Not the last reference: the caller still has the layer.
+        drop(removed);
+    }
+
+    /// Removes the hooks of all layers, so that only the connection's own hooks are called.
+    pub(crate) fn detach_layers(&self) {
+        let layers = self.record().take_layers();
+        drop(layers);
+    }
+
     pub(crate) fn has_health_hooks(&self) -> bool {
-        let extras = self.extras();
-        extras.layers().any(|layer| !layer.health_hooks.is_empty())
+        let record = self.record();
+        record.layers().any(|layer| !layer.health_hooks.is_empty())
     }
 
-    /// Those who are told of the connection's health: each once, and nobody after the end.
+    /// The health hooks, each once; none after the end.
     pub(crate) fn health_hooks(&self) -> Vec<Arc<dyn OnHealth>> {
         let mut hooks: Vec<Arc<dyn OnHealth>> = Vec::new();
-        let extras = self.extras();
-        for hook in extras.layers().flat_map(|layer| &layer.health_hooks) {
+        let record = self.record();
+        for hook in record.layers().flat_map(|layer| &layer.health_hooks) {
             if !hooks.iter().any(|known| Arc::ptr_eq(known, hook)) {
                 hooks.push(Arc::clone(hook));
             }
@@ -154,270 +141,202 @@ impl Metadata {
         hooks
     }
 
-    /// Its eviction is being told, or was.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.reason().is_some()
-    }
-
-    /// Report the end and its reason, for whoever asks. False if they are known already.
-    pub(crate) fn begin_end(&self, eviction: &Eviction) -> bool {
-        let parted = Box::new(Eviction {
-            session: None,
-            ..eviction.clone()
-        });
-        let mut extras = self.extras();
-        if extras.eviction().is_some() {
-            return false;
-        }
-        extras.rare().eviction = Some(parted);
-        drop(extras);
-        let missed = match eviction.reason() {
-            Reason::HeartbeatTimeout { missed } => Some(missed),
-            _ => None,
-        };
-        panic_guard::log(|| {
-            tracing::debug!(
-                conn_id = %self.id,
-                reason = eviction.reason().as_str(),
-                missed,
-                idle_ms = millis(eviction.idle_for()),
-                rtt_ms = eviction.rtt().map(|rtt| millis(rtt.smoothed())),
-                "connection ended"
-            );
-        });
-        true
-    }
-
-    /// Leaves all seats that are still the connection's, and adds them to its eviction. From now on
-    /// none are taken.
-    pub(crate) fn leave_places(&self, eviction: &mut Eviction) {
-        let places = {
-            let mut extras = self.extras();
-            extras.fired = true;
-            mem::take(&mut extras.rare().places)
-        };
-        if let Some(seats) = vacate(places, eviction) {
-            eviction.seats = Some(seats.clone());
-            self.extras().rare().seats = Some(seats);
-        }
-    }
-
-    /// Calls all hooks, and wakes whoever awaits the end.
-    pub(crate) fn report(&self, eviction: Eviction) {
-        let (local, layers) = {
-            let mut extras = self.extras();
-            (mem::take(&mut extras.rare().local), extras.take_layers())
-        };
-        for hook in local {
-            hooks::call_local(hook, &eviction);
-        }
-        // The same hook may have been given to several layers; it is told once.
-        let mut told: Vec<&Arc<dyn OnEvict>> = Vec::new();
-        for hook in layers.iter().flat_map(|layer| &layer.hooks) {
-            if !told.iter().any(|known| Arc::ptr_eq(known, hook)) {
-                told.push(hook);
-                hooks::call_on_evict(&**hook, &eviction);
-            }
-        }
-        let changed = {
-            let mut extras = self.extras();
-            extras.reported = true;
-            extras.changed()
-        };
-        hooks::guard_waker(&eviction, || notify(changed));
-        // Its session may be the last one, if a hook has put another into the slot.
-        panic_guard::discard(self.id, eviction);
-        self.let_go(|extras| extras.audience -= 1);
-    }
-
-    /// The end, as soon as all hooks have been told of it.
-    pub(crate) async fn reported(&self) -> Eviction {
-        let _held = AudienceGuard::new(self);
-        let changed = self.awaited();
-        loop {
-            let notified = changed.notified();
-            let reported = self.extras().reported;
-            if let (true, Some(eviction)) = (reported, self.ended()) {
-                return eviction;
-            }
-            notified.await;
-        }
-    }
-
-    /// The session, as soon as there is one of this type; or why there will be none.
-    pub(crate) async fn session_set<S>(&self) -> Result<Arc<S>, Reason>
-    where
-        S: Any + Send + Sync,
-    {
-        let _held = AudienceGuard::new(self);
-        let changed = self.awaited();
-        loop {
-            let notified = changed.notified();
-            let reported = self.extras().reported;
-            if let Some(session) = self.session().and_then(|any| any.downcast().ok()) {
-                return Ok(session);
-            }
-            if let (true, Some(reason)) = (reported, self.reason()) {
-                return Err(reason);
-            }
-            notified.await;
-        }
-    }
-
-    /// There is no transport any more, and none will come. The caller holds no lock.
-    pub(crate) fn depart(&self, clean: bool) {
-        let changed = {
-            let mut extras = self.extras();
-            extras.departed = Some(clean);
-            extras.changed()
-        };
-        panic_guard::wake(self.id, || notify(changed));
-    }
-
-    /// Whether the transport is gone, and how: see [`departed`](Self::departed).
-    pub(crate) fn departure(&self) -> Option<bool> {
-        self.extras().departed
-    }
-
-    /// Waits until the transport is gone. Whether the closing handshake of the connection's eviction
-    /// was completed before: false if the peer did not answer in time, or not at all, if no Close
-    /// frame could be sent, and if it was not evicted but ended otherwise.
-    pub(crate) async fn departed(&self) -> bool {
-        let changed = self.awaited();
-        loop {
-            let notified = changed.notified();
-            if let Some(clean) = self.departure() {
-                return clean;
-            }
-            notified.await;
-        }
-    }
-
-    /// Why the connection has ended, if it has: its hooks may still be at it.
-    pub(crate) fn reason(&self) -> Option<Reason> {
-        Some(self.extras().eviction()?.reason())
-    }
-
-    /// What is known of the end, if it has come, with the session and the seats if they are still
-    /// there.
-    fn ended(&self) -> Option<Eviction> {
-        let extras = self.extras();
-        let rare = extras.rare.as_ref()?;
-        Some(Eviction {
-            session: rare.session.clone(),
-            seats: rare.seats.clone(),
-            ..Eviction::clone(rare.eviction.as_ref()?)
-        })
-    }
-
-    /// Report a place that is to be left at the end. Whoever comes after the end is told why it came.
-    pub(crate) fn take_place(&self, place: Arc<dyn Registration>) -> Result<(), Reason> {
-        let mut extras = self.extras();
-        if !extras.fired {
-            extras.rare().places.push(place);
-            return Ok(());
-        }
-        drop(extras);
-        Err(self.reason().expect("fired says that the reason is set"))
-    }
-
-    /// Forgets a place, if it is still known.
-    pub(crate) fn leave_place(&self, id: RegistrationId) {
-        let mut extras = self.extras();
-        let left = extras.rare.as_mut().and_then(|rare| {
-            let index = rare.places.iter().position(|place| place.id() == id)?;
-            Some(rare.places.swap_remove(index))
-        });
-        drop(extras);
-        // Dropped after the lock was given back: a key and a map of the application's hang on it.
-        drop(left);
-    }
-
-    /// Adds a hook, or calls it if the connection has ended.
-    pub(crate) fn add_local(&self, hook: LocalHook) {
-        let mut extras = self.extras();
-        if !extras.fired {
-            extras.rare().local.push(hook);
+    /// Adds a hook of this connection alone. After the end it is called at once.
+    pub(crate) fn add_local_hook(&self, hook: LocalHook) {
+        let mut record = self.record();
+        if record.announced == Announced::No {
+            record.on_demand().local_hooks.push(hook);
             return;
         }
-        drop(extras);
-        if let Some(eviction) = self.ended() {
+        drop(record);
+        if let Some(eviction) = self.eviction() {
             self.in_runtime(|| hooks::call_local(hook, &eviction));
         }
     }
 
-    /// The handler may ask for the session from now on.
-    pub(crate) fn hold(&self) {
-        self.extras().held = true;
+    // ---- seats ---------------------------------------------------------------------------------
+
+    /// Adds a seat that must be removed from its map at the end. Fails with the reason after the end.
+    pub(crate) fn add_registration(
+        &self,
+        registration: Arc<dyn Registration>,
+    ) -> Result<(), Reason> {
+        let mut record = self.record();
+        if record.announced == Announced::No {
+            record.on_demand().registrations.push(registration);
+            return Ok(());
+        }
+        drop(record);
+        Err(self.reason().expect("an announced end has a reason"))
     }
 
-    /// The handler will not ask for the session any more.
-    pub(crate) fn release(&self) {
-        self.let_go(|extras| extras.held = false);
+    /// Forgets a seat that has left its map, if it is still known.
+    pub(crate) fn forget_registration(&self, id: RegistrationId) {
+        let mut record = self.record();
+        let removed = record.existing_mut().and_then(|rest| {
+            let mut registrations = rest.registrations.iter();
+            let index = registrations.position(|registration| registration.id() == id)?;
+            Some(rest.registrations.swap_remove(index))
+        });
+        drop(record);
+        // Dropped without the lock: it owns a key and a map of the application.
+        drop(removed);
     }
 
-    /// Whoever `leaves` may no longer ask for the session, nor for the seats if it was one of the
-    /// audience.
-    fn let_go(&self, leaves: impl FnOnce(&mut EndRecord)) {
-        let mut guard = self.extras();
-        let extras = &mut *guard;
-        leaves(extras);
-        let (unattended, unheld) = (extras.audience == 0, !extras.is_held());
-        let Some(rare) = &mut extras.rare else {
-            return;
-        };
-        let seats = rare.seats.take_if(|_| unattended);
-        let session = rare.session.take_if(|_| unheld);
-        drop(guard);
-        // Dropped after the lock was given back: they are the application's, and may panic.
-        panic_guard::discard(self.id, seats);
-        panic_guard::discard(self.id, session);
-    }
+    // ---- the session slot ----------------------------------------------------------------------
 
     pub(crate) fn session(&self) -> Option<Arc<dyn Any + Send + Sync>> {
-        self.extras().rare.as_ref()?.session.clone()
+        self.record().existing()?.session.clone()
     }
 
-    /// Fills the slot, unless nobody is left who could ask for it.
+    /// Fills the slot, unless it has no readers left. Returns the previous value.
     pub(crate) fn set_session(
         &self,
         session: Arc<dyn Any + Send + Sync>,
     ) -> Option<Arc<dyn Any + Send + Sync>> {
-        let mut extras = self.extras();
-        if !extras.is_held() {
+        let mut record = self.record();
+        if !record.session_has_readers() {
             return None;
         }
-        let before = extras.rare().session.replace(session);
-        let changed = extras.changed();
-        drop(extras);
-        notify(changed);
+        let before = record.on_demand().session.replace(session);
+        let changed = record.changed();
+        drop(record);
+        changed.notify();
         before
     }
 
-    /// What is notified of every change from now on.
-    fn awaited(&self) -> Arc<Notify> {
-        let mut extras = self.extras();
-        let make = || Arc::new(Notify::new());
-        Arc::clone(extras.rare().changed.get_or_insert_with(make))
+    /// The handler got its stream, and may read the session.
+    pub(crate) fn handler_has_stream(&self) {
+        self.record().handler_reads = true;
+    }
+
+    /// The handler dropped its stream.
+    pub(crate) fn handler_dropped_stream(&self) {
+        self.release_session(|record| record.handler_reads = false);
+    }
+
+    /// Removes a reader with `leave`, and empties the session slot and the seats after the last one.
+    pub(crate) fn release_session(&self, leave: impl FnOnce(&mut EndRecord)) {
+        let mut record = self.record();
+        leave(&mut record);
+        let (no_readers, session_unread) = (record.readers == 0, !record.session_has_readers());
+        let Some(rest) = record.existing_mut() else {
+            return;
+        };
+        let seats = rest.seats.take_if(|_| no_readers);
+        let session = rest.session.take_if(|_| session_unread);
+        drop(record);
+        // Dropped without the lock: they are the application's, and may panic.
+        panic_guard::discard(self.id, seats);
+        panic_guard::discard(self.id, session);
+    }
+
+    // ---- the end -------------------------------------------------------------------------------
+
+    /// Whether the end is known; its hooks may still run.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.reason().is_some()
+    }
+
+    /// Why the connection has ended; `None` if it has not.
+    pub(crate) fn reason(&self) -> Option<Reason> {
+        Some(self.record().eviction()?.reason())
+    }
+
+    /// The end, with the session and the seats if they are still there; `None` before the end.
+    fn eviction(&self) -> Option<Eviction> {
+        let record = self.record();
+        let rest = record.existing()?;
+        Some(Eviction {
+            session: rest.session.clone(),
+            seats: rest.seats.clone(),
+            ..Eviction::clone(rest.eviction.as_ref()?)
+        })
+    }
+
+    /// No transport is left, and none will come. The caller holds no lock.
+    pub(crate) fn transport_closed(&self, clean: bool) {
+        let changed = {
+            let mut record = self.record();
+            record.transport_closed = Some(clean);
+            record.changed()
+        };
+        panic_guard::wake(self.id, || changed.notify());
+    }
+
+    /// Whether the transport is gone: see [`until_transport_closed`](Self::until_transport_closed) for
+    /// the value.
+    pub(crate) fn is_transport_closed(&self) -> Option<bool> {
+        self.record().transport_closed
+    }
+
+    /// Waits until the transport is gone. Returns whether the closing handshake of an eviction was
+    /// completed: false if the peer did not answer in time, if no Close frame could be sent, and if
+    /// the connection ended without an eviction.
+    pub(crate) async fn until_transport_closed(&self) -> bool {
+        self.until(|| self.is_transport_closed()).await
+    }
+
+    /// Waits for the end, until all hooks have returned.
+    pub(crate) async fn until_announced(&self) -> Eviction {
+        let _reader = Reader::new(self);
+        self.until(|| match self.is_announced() {
+            true => self.eviction(),
+            false => None,
+        })
+        .await
+    }
+
+    /// Waits for a session of this type. Fails if the connection ends without one.
+    pub(crate) async fn until_session_set<S>(&self) -> Result<Arc<S>, Reason>
+    where
+        S: Any + Send + Sync,
+    {
+        let _reader = Reader::new(self);
+        self.until(|| {
+            let announced = self.is_announced();
+            let session = self.session().and_then(|any| any.downcast().ok());
+            match session {
+                Some(session) => Some(Ok(session)),
+                None => self.reason().filter(|_| announced).map(Err),
+            }
+        })
+        .await
+    }
+
+    fn is_announced(&self) -> bool {
+        self.record().announced == Announced::Done
+    }
+
+    /// Waits for a change of the record after which `poll` returns a value.
+    async fn until<R>(&self, poll: impl Fn() -> Option<R>) -> R {
+        let changed = {
+            let mut record = self.record();
+            let make = || Arc::new(Notify::new());
+            Arc::clone(record.on_demand().changed.get_or_insert_with(make))
+        };
+        loop {
+            let notified = changed.notified();
+            if let Some(result) = poll() {
+                return result;
+            }
+            notified.await;
+        }
     }
 }
 
-/// Holds the session and the seats for whoever awaits the end.
-struct AudienceGuard<'a>(&'a Metadata);
+/// A task that awaits the end, and may read the session and the seats.
+struct Reader<'a>(&'a Metadata);
 
-impl<'a> AudienceGuard<'a> {
+impl<'a> Reader<'a> {
     fn new(metadata: &'a Metadata) -> Self {
-        metadata.extras().audience += 1;
+        metadata.record().readers += 1;
         Self(metadata)
     }
 }
 
-impl Drop for AudienceGuard<'_> {
+impl Drop for Reader<'_> {
     fn drop(&mut self) {
-        self.0.let_go(|extras| extras.audience -= 1);
+        self.0.release_session(|record| record.readers -= 1);
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,4 +1,4 @@
-//! Who waits for the pong of a ping on demand.
+//! The tasks that await the pong of a requested ping.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use crate::panic_guard;
 #[derive(Debug, Default)]
 pub(crate) struct PingWaiters {
     waiting: Vec<PingWaiter>,
-    /// Answered, and to be told so as soon as the lock is given back.
+    /// Notified once the lock is released.
     answered: Vec<(oneshot::Sender<Duration>, Duration)>,
 }
 
 #[derive(Debug)]
 struct PingWaiter {
-    /// The sequence number of the ping whose pong is awaited; that of a later one will do, since
-    /// peers may answer only the latest (RFC 6455 section 5.5.3).
+    /// The sequence number of the awaited pong. A later one answers too, since peers may answer only
+    /// the latest ping (RFC 6455 section 5.5.3).
     sequence: u32,
     since: Moment,
     answer: oneshot::Sender<Duration>,
@@ -28,14 +28,14 @@ struct PingWaiter {
 
 impl PingWaiters {
     pub(crate) fn add(&mut self, sequence: u32, since: Moment) -> oneshot::Receiver<Duration> {
-        // Those who gave up are let go of here, so that they do not pile up; like the others after
-        // the lock was given back, since a waker of theirs may hang on it.
+        // Cancelled calls are removed here, so that they do not pile up. They are dropped without the
+        // lock, like the others, since they may own a waker.
         let waiting = std::mem::take(&mut self.waiting).into_iter();
-        let (gone, waiting): (Vec<_>, _) = waiting.partition(|caller| caller.answer.is_closed());
+        let (gone, waiting): (Vec<_>, _) = waiting.partition(|waiter| waiter.answer.is_closed());
         self.waiting = waiting;
         let gone = gone.into_iter();
         self.answered
-            .extend(gone.map(|caller| (caller.answer, Duration::ZERO)));
+            .extend(gone.map(|waiter| (waiter.answer, Duration::ZERO)));
         let (answer, receiver) = oneshot::channel();
         self.waiting.push(PingWaiter {
             sequence,
@@ -45,41 +45,41 @@ impl PingWaiters {
         receiver
     }
 
-    /// The connection is open now, and this is the first ping that will go out.
+    /// The connection is open, and the first ping has this sequence number.
     pub(crate) fn begin(&mut self, sequence: u32, now: Moment) {
-        for caller in &mut self.waiting {
-            caller.sequence = sequence;
-            caller.since = now;
+        for waiter in &mut self.waiting {
+            waiter.sequence = sequence;
+            waiter.since = now;
         }
     }
 
-    /// A pong of ours came.
+    /// A pong to one of our pings came.
     pub(crate) fn answer(&mut self, now: Moment, answer: Answer) {
         let mut index = 0;
-        while let Some(caller) = self.waiting.get(index) {
-            if caller.sequence > answer.sequence {
+        while let Some(waiter) = self.waiting.get(index) {
+            if waiter.sequence > answer.sequence {
                 index += 1;
                 continue;
             }
-            let caller = self.waiting.swap_remove(index);
-            // Where it is not known when the ping went out, it was not before the call.
-            let rtt = answer.rtt.unwrap_or_else(|| now.since(caller.since));
-            self.answered.push((caller.answer, rtt));
+            let waiter = self.waiting.swap_remove(index);
+            // If the moment of the flush is unknown, it was after the call.
+            let rtt = answer.rtt.unwrap_or_else(|| now.since(waiter.since));
+            self.answered.push((waiter.answer, rtt));
         }
     }
 
-    /// The ping of this sequence number was handed to the transport.
+    /// The ping with this sequence number was flushed.
     pub(crate) fn flushed(&mut self, sequence: u32, now: Moment) {
-        for caller in &mut self.waiting {
-            if caller.sequence == sequence {
-                caller.since = now;
+        for waiter in &mut self.waiting {
+            if waiter.sequence == sequence {
+                waiter.since = now;
             }
         }
     }
 
     pub(crate) fn any(&self) -> bool {
         let mut ping_waiters = self.waiting.iter();
-        ping_waiters.any(|caller| !caller.answer.is_closed())
+        ping_waiters.any(|waiter| !waiter.answer.is_closed())
     }
 
     pub(crate) fn has_answers(&self) -> bool {
@@ -93,17 +93,16 @@ impl PingWaiters {
         }
     }
 
-    /// Wakes those who were answered. The others, if they are still here, wait in vain, and learn
-    /// that by being dropped.
-    pub(crate) fn tell(self, id: ConnectionId) {
-        for (caller, rtt) in self.answered {
-            // A caller that gave up needs no answer.
+    /// Notifies the answered calls, and fails the others by dropping them. The waiter holds no lock.
+    pub(crate) fn notify(self, id: ConnectionId) {
+        for (waiter, rtt) in self.answered {
+            // A cancelled call needs no answer.
             panic_guard::wake(id, || {
-                let _ = caller.send(rtt);
+                let _ = waiter.send(rtt);
             });
         }
-        for caller in self.waiting {
-            panic_guard::wake(id, || drop(caller));
+        for waiter in self.waiting {
+            panic_guard::wake(id, || drop(waiter));
         }
     }
 }

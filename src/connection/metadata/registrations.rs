@@ -1,4 +1,4 @@
-//! Where a connection has seats in the application's maps, so that it can leave them at its end.
+//! The connection's seats in the application's maps, which are removed at its end.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -7,14 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::eviction::{ConnectionId, Eviction, Seats};
 use crate::hooks;
 
-/// One seat of a connection in one map, for those who know neither.
+/// One seat of a connection in one map; the types of map, key and value are erased.
 pub(crate) trait Registration: Send + Sync {
     fn id(&self) -> RegistrationId;
-    /// Takes the connection's seat out of the map, and returns it with its key, if it still is its.
+    /// Removes the connection's seat from the map and returns it with its key, if it is still the
+    /// connection's.
     fn vacate(&self, connection: ConnectionId) -> Option<Box<dyn Any + Send + Sync>>;
 }
 
-/// Tells one registration from all others.
+/// Identifies one registration, unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RegistrationId(u64);
 
@@ -26,15 +27,18 @@ impl RegistrationId {
     }
 }
 
-/// Leaves all places, and returns the seats that still were the connection's. The caller holds no
-/// lock: the maps are the application's.
-pub(crate) fn vacate(places: Vec<Arc<dyn Registration>>, eviction: &Eviction) -> Option<Seats> {
+/// Removes all seats from their maps, and returns those that were still the connection's. The caller
+/// holds no lock: the maps are the application's.
+pub(crate) fn vacate(
+    registrations: Vec<Arc<dyn Registration>>,
+    eviction: &Eviction,
+) -> Option<Seats> {
     let mut seats: Vec<Box<dyn Any + Send + Sync>> = Vec::new();
-    for place in places {
+    for registration in registrations {
         hooks::guard_map(eviction, || {
-            seats.extend(place.vacate(eviction.id()));
-            // In here, since a key of the application's may panic as it is dropped.
-            drop(place);
+            seats.extend(registration.vacate(eviction.id()));
+            // Dropped in here, since a key of the application may panic when it is dropped.
+            drop(registration);
         });
     }
     (!seats.is_empty()).then(|| Seats::new(eviction.id(), seats))

@@ -1,52 +1,47 @@
-//! When health is news, and when the driver has to come by for it.
+//! When the driver must visit the connection: for a verdict, or for a change of health.
 
-use crate::connection::state::{Phase, State};
-use crate::connection::timing::DeadlineMove;
+use super::timer_entry::DeadlineMove;
+use crate::connection::state::State;
 use crate::hooks::HealthChange;
 use crate::monitor::Moment;
 
 impl<T: 'static> State<T> {
-    /// Report what the health hooks have to be health_events, if there are any. Returns whether the caller has
-    /// to tell them, when the lock was given back.
-    pub(crate) fn note_health(&mut self) -> bool {
-        let Some(health_events) = &mut self.health_events else {
-            return false;
-        };
-        if self.monitor.is_over() {
-            self.health_events = None;
-            return false;
-        }
-        if !matches!(self.phase, Phase::Open { .. }) {
-            return false;
-        }
-        let health = self
-            .monitor
-            .lasting_health(health_events.looked, &self.policy);
-        health_events.note(health, self.monitor.rtt(), self.monitor.stats());
-        health_events.begin_telling()
-    }
-
-    pub(crate) fn next_change(&mut self) -> Option<HealthChange> {
-        self.health_events.as_mut()?.next()
-    }
-
-    /// When the driver has to come by at the latest: for a verdict, or for news.
+    /// The latest moment for the next visit of the driver.
     pub(crate) fn deadline(&self) -> Moment {
         let verdict = self.monitor.deadline(&self.policy);
         match &self.health_events {
-            Some(health_events) => verdict.min(
-                self.monitor
-                    .lasting_deadline(health_events.looked, &self.policy),
-            ),
+            Some(events) => {
+                let change = self.monitor.lasting_deadline(events.looked, &self.policy);
+                verdict.min(change)
+            }
             None => verdict,
         }
     }
 
-    /// Tells the driver when that is, if it has moved.
+    /// Moves the timer entry to the present deadline.
     pub(crate) fn rearm(&mut self, moves: DeadlineMove) {
         let deadline = self.deadline();
         if let Some(timer) = &mut self.timer {
             timer.rearm(deadline, moves);
         }
+    }
+
+    /// Queues the change of health that the last operation brought, if there are health hooks. Returns
+    /// whether the caller must deliver the queue once the lock is released.
+    pub(crate) fn queue_health_change(&mut self) -> bool {
+        if self.monitor.is_over() {
+            self.health_events = None;
+        }
+        let usable = self.monitor.lifecycle.is_usable();
+        let Some(events) = self.health_events.as_mut().filter(|_| usable) else {
+            return false;
+        };
+        let health = self.monitor.lasting_health(events.looked, &self.policy);
+        events.queue(health, self.monitor.rtt(), self.monitor.stats());
+        events.begin_delivery()
+    }
+
+    pub(crate) fn next_health_change(&mut self) -> Option<HealthChange> {
+        self.health_events.as_mut()?.next()
     }
 }

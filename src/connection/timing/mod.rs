@@ -1,4 +1,4 @@
-//! Time: the driver's visits, the deadline they come at, and the closing handshake they drive.
+//! Time: the driver's visits, the deadline that triggers them, and the closing handshake.
 
 mod close_handshake;
 mod deadline;

@@ -1,64 +1,76 @@
-//! The driver's visit to a connection, under the lock: go on with what of ours is half done, look
-//! for bytes if the handler does not, and do what the monitor says.
+//! The driver's visit: continue our frames, read for an absent handler, and act on the verdict.
 
 use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::connection::end::Departure;
-use crate::connection::io::Observer;
-use crate::connection::io::{Filled, MAX_READ_AHEAD_BYTES, MAX_READS_PER_VISIT};
-use crate::connection::state::{Phase, State};
-use crate::connection::timing::DeadlineMove;
-use crate::monitor::{Action, Moment, Outlook};
+use super::timer_entry::DeadlineMove;
+use crate::connection::io::{Filled, MAX_READ_AHEAD_BYTES, MAX_READS_PER_VISIT, Observer, Report};
+use crate::connection::state::{Parts, State};
+use crate::monitor::{Action, Moment, Outlook, TransportUse};
 
-/// Visits in a row that may end without a verdict, because there is more to look at.
-const MAX_UNFINISHED_LOOKS: u8 = 64;
+/// After so many visits in a row that left bytes unread, the verdict no longer waits for the rest: a
+/// peer that sends without end must not escape it.
+const MAX_UNFINISHED_VISITS: u8 = 64;
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
-    /// Does what is due at `now`. `waker` has the driver come by again.
-    pub(crate) fn drive(&mut self, now: Moment, waker: &Waker, scratch: &mut [u8]) {
+    /// Does what is due at `now`. `waker` schedules the driver for this connection.
+    pub(crate) fn drive(
+        &mut self,
+        now: Moment,
+        waker: &Waker,
+        scratch: &mut [u8],
+        report: &mut Report,
+    ) {
         let Some(timer) = &mut self.timer else {
             return;
         };
-        // Its time has come: the wheel has forgotten it, or is about to find it. Either way it is told
-        // anew. (The wheel was never further than `now`, or a deadline in between would be lost.)
-        let expired = now >= Moment::after_millis(timer.armed);
-        if expired {
-            timer.armed = u64::MAX;
+        let expired = timer.take_expired(now);
+        if self.monitor.lifecycle.is_usable() {
+            self.drive_open(now, waker, scratch, expired, report);
+        } else if self.monitor.lifecycle.transport() == Some(TransportUse::CloseHandshake) {
+            self.drive_close_handshake(now, waker, scratch, report);
         }
-        match self.phase {
-            Phase::Open { .. } => self.drive_open(now, waker, scratch, expired),
-            Phase::Evicting { .. } => self.drive_closing(now, waker, scratch),
-            Phase::Opening { .. } | Phase::Closed { .. } => {}
-        }
-        self.rearm(DeadlineMove::BothWays);
-        // That was the deadline as it is now.
+        self.rearm(DeadlineMove::Any);
+        // The timer entry has the present deadline.
         self.monitor.take_moved();
     }
 
-    fn drive_open(&mut self, now: Moment, waker: &Waker, scratch: &mut [u8], expired: bool) {
+    fn drive_open(
+        &mut self,
+        now: Moment,
+        waker: &Waker,
+        scratch: &mut [u8],
+        expired: bool,
+        report: &mut Report,
+    ) {
         self.monitor.mid_message(self.write_half.is_mid_message());
         self.monitor.release_ping(now);
-        self.push(waker);
+        self.continue_control_frame(waker, report);
         if self.monitor.is_uncertain() {
-            self.retry(waker);
+            self.retry_write(waker, report);
         }
-        // A control frame of ours that can go on brings the driver here before its time, and perhaps
-        // past a deadline that was rounded up: no verdict without a look.
-        let look = expired
+        // The driver may be here for a control frame, shortly before the timer entry expires and
+        // after the deadline, which is rounded up: no verdict without a read.
+        let reads = expired
             || self.reader.by_driver
             || self.reader.pending && !self.read_half.is_drained()
             || self.monitor.is_waiting()
             || now >= self.deadline();
-        if look && !self.looked(waker, scratch, false) {
+        if reads && !self.has_read_all(waker, scratch, false, report) {
             return;
         }
-        if let Some(health_events) = self.health_events.as_mut().filter(|_| look) {
-            health_events.look(now);
+        if let Some(events) = self.health_events.as_mut().filter(|_| reads) {
+            events.look(now);
         }
         loop {
-            let Ok((_, read_half, write_half, observer)) = self.parts() else {
+            let Ok(Parts {
+                read_half,
+                write_half,
+                observer,
+                ..
+            }) = self.parts(report)
+            else {
                 return;
             };
             let outlook = Outlook {
@@ -70,39 +82,44 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             match observer.monitor.poll(now, observer.policy, outlook) {
                 Action::Wait => return,
                 Action::Ping(payload) => {
-                    write_half.ping(payload);
-                    self.push(waker);
-                    if self.monitor.is_waiting() && !self.looked(waker, scratch, true) {
+                    write_half.queue_ping(payload);
+                    self.continue_control_frame(waker, report);
+                    if self.monitor.is_waiting() && !self.has_read_all(waker, scratch, true, report)
+                    {
                         return;
                     }
                 }
-                Action::Retry => self.retry(waker),
+                Action::Retry => self.retry_write(waker, report),
                 Action::Evict(reason) => {
                     let frame = self.policy.close_frame(reason);
-                    self.begin_closing(reason, frame);
+                    self.begin_close_handshake(reason, frame);
                     return;
                 }
                 Action::Cut => {
-                    self.phase = Phase::Closed {
-                        reason: self.monitor.reason(),
-                        readable: true,
-                    };
+                    self.monitor.lifecycle.release(false);
                     return;
                 }
             }
         }
     }
 
-    /// Goes on with a control frame of ours.
-    fn push(&mut self, waker: &Waker) {
-        let Ok((io, _, write_half, mut observer)) = self.parts() else {
+    /// Writes the rest of a control frame of ours.
+    fn continue_control_frame(&mut self, waker: &Waker, report: &mut Report) {
+        let Ok(Parts {
+            io,
+            write_half,
+            mut observer,
+            ..
+        }) = self.parts(report)
+        else {
             return;
         };
         if write_half.is_busy() {
-            match write_half.poll_control(io, &mut Context::from_waker(waker), &mut observer) {
+            let cx = &mut Context::from_waker(waker);
+            match write_half.poll_control(io, cx, &mut observer) {
                 Poll::Pending => {
-                    // If the handler waits too, its waker is no longer the transport's. A flush
-                    // that waits need not keep it from writing, so it is to try.
+                    // The transport has the driver's waker now, and the handler's is lost. A pending
+                    // flush need not keep the handler from writing, so the handler must poll again.
                     let flushing = write_half.is_flushing();
                     self.writer.by_driver = true;
                     self.writer.due |= flushing && self.writer.pending;
@@ -112,56 +129,78 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                 Poll::Ready(Err(error)) => self.fail(error.kind()),
             }
         }
-        // The transport's waker was ours; the handler has to register its own again.
+        // The transport had the driver's waker; the handler must poll again to register its own.
         if self.writer.by_driver {
             self.writer.by_driver = false;
             self.writer.due = self.writer.pending;
         }
     }
 
-    /// Has everybody who wants to write try again.
-    fn retry(&mut self, waker: &Waker) {
-        self.push(waker);
-        let capabilities = self.capabilities;
-        let Ok((io, _, write_half, mut observer)) = self.parts() else {
+    /// Retries a refused write: our control frame, and the handler's write by waking it.
+    fn retry_write(&mut self, waker: &Waker, report: &mut Report) {
+        self.continue_control_frame(waker, report);
+        let transport = self.transport;
+        let Ok(Parts {
+            io,
+            write_half,
+            mut observer,
+            ..
+        }) = self.parts(report)
+        else {
             return;
         };
         if !write_half.is_busy() || write_half.is_mid_frame() {
             let cx = &mut Context::from_waker(waker);
-            let room = write_half.poll_room(io, capabilities, cx, &mut observer);
+            let room = write_half.poll_room(io, transport, cx, &mut observer);
             self.writer.by_driver = room.is_pending();
             if room.is_ready() && !self.writer.pending && !self.write_half.is_claimed() {
-                self.monitor.not_held_up();
+                self.monitor.not_refused();
             }
         }
         self.writer.due = self.writer.pending;
     }
 
-    /// Whether everything that could be looked at was, so that a verdict may be given.
-    ///
-    /// A peer that always has more, none of which is the handler's, is not waited for endlessly, or
-    /// it would escape all verdicts.
-    fn looked(&mut self, waker: &Waker, scratch: &mut [u8], again: bool) -> bool {
-        if self.look(waker, scratch, again) || self.looks == MAX_UNFINISHED_LOOKS {
-            self.looks = 0;
+    /// Reads, and returns whether a verdict may be given: all bytes were read, or too many visits in a
+    /// row left some.
+    fn has_read_all(
+        &mut self,
+        waker: &Waker,
+        scratch: &mut [u8],
+        again: bool,
+        report: &mut Report,
+    ) -> bool {
+        let all = self.read_for_handler(waker, scratch, again, report);
+        if all || self.unfinished_visits == MAX_UNFINISHED_VISITS {
+            self.unfinished_visits = 0;
             return true;
         }
-        self.looks += 1;
+        self.unfinished_visits += 1;
         false
     }
 
-    /// Looks whether anything has come from the peer, on behalf of a handler that does not.
+    /// Reads on behalf of a handler that does not read.
     ///
-    /// Returns false if there may be more that can be looked at: what it is decides the verdict, so
-    /// none is to be given before the driver has come by again.
-    ///
-    /// `again` if this visit has looked before: what is here now has come since.
-    fn look(&mut self, waker: &Waker, scratch: &mut [u8], again: bool) -> bool {
+    /// Returns false if there may be more to read. The rest decides the verdict, so none may be given
+    /// before the next visit. `again` if this visit has read before: the bytes that are here now have
+    /// arrived since.
+    fn read_for_handler(
+        &mut self,
+        waker: &Waker,
+        scratch: &mut [u8],
+        again: bool,
+        report: &mut Report,
+    ) -> bool {
         for _ in 0..MAX_READS_PER_VISIT {
             let pending = self.reader.pending && !self.reader.due;
             let handler = self.reader.waker.clone().filter(|_| pending);
             let parked_by_driver = self.reader.by_driver;
-            let Ok((io, read_half, _, mut observer)) = self.parts() else {
+            let Ok(Parts {
+                io,
+                read_half,
+                mut observer,
+                ..
+            }) = self.parts(report)
+            else {
                 return true;
             };
             let room = MAX_READ_AHEAD_BYTES
@@ -170,19 +209,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             if room == 0 || read_half.has_ended() {
                 return true;
             }
-            // A handler that waits is to be woken by the transport itself, unless there is a pong
-            // to be kept from it.
             if pending && !parked_by_driver && !again {
-                // It was the handler who was to be woken, so whatever is here may have been for
-                // long. (A wake-up that finds the handler gone leaves no trace.)
-                read_half.distrust();
+                // The transport had the handler's waker, so bytes may have been here for long. (A
+                // wake-up of a handler that is gone leaves no trace.)
+                read_half.mark_undrained();
             }
+            // The transport wakes a pending handler directly, unless a pong must be kept from it.
             let by_driver = handler.is_none() || read_half.is_watched(&observer);
             let waker = handler.as_ref().filter(|_| !by_driver).unwrap_or(waker);
+            let cx = &mut Context::from_waker(waker);
             let mut buf = ReadBuf::new(&mut scratch[..room]);
-            let filled =
-                read_half.poll_fill(io, &mut Context::from_waker(waker), &mut buf, &mut observer);
-            match filled {
+            match read_half.poll_fill(io, cx, &mut buf, &mut observer) {
                 Poll::Pending => {
                     self.reader.by_driver = by_driver;
                     return true;
@@ -201,25 +238,29 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                 }
             }
         }
-        // Others wait too: come by again after them.
+        // Visit the other connections before this one again.
         self.reader.by_driver = true;
         waker.wake_by_ref();
         false
     }
 
-    fn drive_closing(&mut self, now: Moment, waker: &Waker, scratch: &mut [u8]) {
-        let Phase::Evicting { closing } = &mut self.phase else {
-            return;
-        };
-        let (Some(io), Some(timer)) = (&mut self.io, &self.timer) else {
+    fn drive_close_handshake(
+        &mut self,
+        now: Moment,
+        waker: &Waker,
+        scratch: &mut [u8],
+        report: &mut Report,
+    ) {
+        let (Some(close), Some(io), Some(timer)) = (&mut self.close, &mut self.io, &self.timer)
+        else {
             return;
         };
         let mut observer = Observer {
             monitor: &mut self.monitor,
             policy: &self.policy,
-            notes: &mut self.notes,
+            report,
             ping_waiters: &mut self.ping_waiters,
-            clock: timer.driver.clock(),
+            clock: timer.clock(),
         };
         let outlook = Outlook {
             can_inject: false,
@@ -230,16 +271,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         let late = observer.monitor.poll(now, observer.policy, outlook) == Action::Cut;
         let cx = &mut Context::from_waker(waker);
         let halves = (&mut self.read_half, &mut self.write_half);
-        let closed = closing.poll(io, halves, cx, scratch, &mut observer);
-        let clean = match closed {
+        let clean = match close.poll(io, halves, cx, scratch, &mut observer) {
             Poll::Ready(clean) => clean,
-            Poll::Pending if late => closing.is_answered(),
+            Poll::Pending if late => close.is_answered(),
             Poll::Pending => return,
         };
-        self.departure = Departure::Untold { clean };
-        self.phase = Phase::Closed {
-            reason: Some(closing.reason()),
-            readable: false,
-        };
+        self.monitor.lifecycle.release(clean);
     }
 }

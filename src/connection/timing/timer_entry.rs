@@ -1,38 +1,77 @@
-//! Where a connection stands with the driver, and what the driver is told when its deadline moves.
+//! The connection's entry in the driver's timer wheel.
 
 use std::sync::Arc;
 
-use crate::driver::{Driver, Key, tick};
+use crate::driver::{Clock, Drive, Driver, Key, tick};
 use crate::monitor::Moment;
 
-/// A connection's place in the driver's wheel.
+/// A connection's entry in the driver's timer wheel.
 pub(crate) struct TimerEntry {
-    pub(crate) driver: Arc<Driver>,
-    pub(crate) key: Key,
-    /// The tick at which the driver comes by; `u64::MAX` while it is here because of that.
-    pub(crate) armed: u64,
-    /// In ticks: deadlines are rounded up to multiples of it.
+    driver: Arc<Driver>,
+    key: Key,
+    /// The tick at which the entry expires; `u64::MAX` during the visit for that.
+    expires: u64,
+    /// Deadlines are rounded up to multiples of this, in ticks.
     pub(crate) granularity: u32,
 }
 
-/// Which moves of a deadline the driver is told of.
+/// Which changes of a deadline are passed on to the wheel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DeadlineMove {
-    /// Those that bring it nearer. Traffic puts it off all the time, which is found out when the driver
-    /// comes by.
-    Forward,
-    /// All of them. A pong that the driver has read itself puts off what is otherwise a visit for
-    /// nothing, once for every ping.
-    BothWays,
+    /// Only earlier ones. Traffic postpones the deadline all the time; the next visit finds that out.
+    Earlier,
+    /// All. Once per ping this saves the visit at a deadline that a pong has postponed.
+    Any,
 }
 
 impl TimerEntry {
-    /// Tells the driver that the deadline is another one now, if it is to know of that.
-    pub(crate) fn rearm(&mut self, deadline: Moment, moves: DeadlineMove) {
-        let deadline = tick(deadline, self.granularity);
-        if deadline < self.armed || moves == DeadlineMove::BothWays && deadline > self.armed {
-            self.armed = deadline;
-            self.driver.rearm(self.key, deadline);
+    /// Adds an entry for `connection`. `None` if the runtime is being shut down.
+    pub(crate) fn insert(
+        driver: Arc<Driver>,
+        connection: Arc<dyn Drive>,
+        deadline: Moment,
+        granularity: u32,
+    ) -> Option<Self> {
+        let expires = tick(deadline, granularity);
+        let key = driver.insert(connection, expires)?;
+        Some(Self {
+            driver,
+            key,
+            expires,
+            granularity,
+        })
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        self.driver.clock()
+    }
+
+    pub(crate) fn now(&self) -> Moment {
+        self.clock().now()
+    }
+
+    /// Whether the entry has expired at `now`. If so, the wheel has removed it or is about to, and the
+    /// next [`rearm`](Self::rearm) adds it again. (The wheel is never later than `now`, or a deadline
+    /// in between would be lost.)
+    pub(crate) fn take_expired(&mut self, now: Moment) -> bool {
+        let expired = now >= Moment::after_millis(self.expires);
+        if expired {
+            self.expires = u64::MAX;
         }
+        expired
+    }
+
+    /// Moves the entry to `deadline`, if `moves` covers that.
+    pub(crate) fn rearm(&mut self, deadline: Moment, moves: DeadlineMove) {
+        let expires = tick(deadline, self.granularity);
+        if expires < self.expires || moves == DeadlineMove::Any && expires > self.expires {
+            self.expires = expires;
+            self.driver.rearm(self.key, expires);
+        }
+    }
+
+    /// Removes the entry from the wheel. The caller holds no lock of the connection.
+    pub(crate) fn remove(self) {
+        self.driver.remove(self.key);
     }
 }

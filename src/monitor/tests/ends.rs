@@ -271,7 +271,7 @@ fn the_first_end_is_the_reason_and_the_only_one() {
             let mut line = Line::new(heartbeat(|_| {}));
             line.run(2_000);
             for event in events {
-                assert_eq!(line.monitor.take_verdict(), None);
+                assert_eq!(line.monitor.lifecycle.take_verdict(), None);
                 assert_eq!(line.monitor.reason(), None);
                 line.monitor.take_moved();
                 event(&mut line);
@@ -281,9 +281,9 @@ fn the_first_end_is_the_reason_and_the_only_one() {
             assert!(line.monitor.is_over());
             assert_eq!(line.health(), Health::Ended);
             later(&mut line);
-            assert_eq!(line.monitor.take_verdict(), Some(reason));
+            assert_eq!(line.monitor.lifecycle.take_verdict(), Some(reason));
             later(&mut line);
-            assert_eq!(line.monitor.take_verdict(), None, "once");
+            assert_eq!(line.monitor.lifecycle.take_verdict(), None, "once");
             assert_eq!(line.monitor.reason(), Some(reason), "for good");
             line.run(60_000);
             let over = 2_000 + 500 * (events.len() as u64 - 1);
@@ -310,7 +310,10 @@ fn a_closing_handshake_is_bounded_and_stops_all_other_clocks() {
         (110_000, End(Reason::CloseTimeout)),
         (210_000, Cut),
     ]);
-    assert_eq!(line.monitor.take_verdict(), Some(Reason::CloseTimeout));
+    assert_eq!(
+        line.monitor.lifecycle.take_verdict(),
+        Some(Reason::CloseTimeout)
+    );
 }
 
 #[test]

@@ -168,13 +168,13 @@ proptest! {
             line.run_before(now);
             line.meets(event);
             // A verdict within the run is taken late, and its own time is in the log.
-            let verdict = line.monitor.take_verdict();
+            let verdict = line.monitor.lifecycle.take_verdict();
             prop_assert!(actual.is_none() || verdict.is_none(), "two verdicts");
             actual = actual.or(verdict);
         }
         let (when, reason) = expected.unwrap_or_else(|| pencil.strikes());
         line.run_before(now.max(when) + Duration::from_nanos(1));
-        let last = line.monitor.take_verdict();
+        let last = line.monitor.lifecycle.take_verdict();
         prop_assert!(actual.is_none() || last.is_none(), "two verdicts");
         prop_assert_eq!(actual.or(last), Some(reason));
         let logged = line.log.iter().find(|(_, act)| matches!(act, Act::End(_)));
@@ -285,7 +285,7 @@ proptest! {
         }
         prop_assert!(!alive, "a living peer was declared dead");
         prop_assert!(line.monitor.is_over(), "the dead peer was never found");
-        prop_assert_eq!(line.monitor.take_verdict(), Some(Reason::HeartbeatTimeout { missed }));
+        prop_assert_eq!(line.monitor.lifecycle.take_verdict(), Some(Reason::HeartbeatTimeout { missed }));
         let silence = line.now.since(life);
         let bound = interval + timeout * missed;
         let delay = (tick + flush) * (missed + 1);

@@ -232,7 +232,7 @@ proptest! {
                     prop_assert_eq!(action, Action::Wait);
                 }
                 line.run_one();
-                verdicts.extend(line.monitor.take_verdict());
+                verdicts.extend(line.monitor.lifecycle.take_verdict());
             }
             prop_assert!(line.deadline() >= until || matches!(line.log.last(), Some((_, Act::Cut))), "kept busy");
             line.now = until;
@@ -243,7 +243,7 @@ proptest! {
                 line.deadline() >= before || line.monitor.take_moved(),
                 "{:?} brought the deadline nearer without a word", event
             );
-            verdicts.extend(line.monitor.take_verdict());
+            verdicts.extend(line.monitor.lifecycle.take_verdict());
         }
         let ends: Vec<_> = line.log.iter().filter_map(|(_, act)| match act {
             Act::End(reason) => Some(*reason),

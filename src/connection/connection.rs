@@ -1,0 +1,372 @@
+//! [`Connection`]: the lock that the handler's stream, the driver and the handles share.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Wake, Waker};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
+
+use super::io::TransportTraits;
+use super::layers::{
+    Admission, Attached, AttachmentId, ErasedConnection, LayerConfig, Membership, Tracker,
+    Trackers, View,
+};
+use super::metadata::{HealthEvents, Listeners, Metadata};
+use super::state::State;
+use crate::driver::{Drive, Driver};
+use crate::eviction::Eviction;
+use crate::monitor::{CloseFrame, Moment, Overrides, Reason, Stats};
+use crate::panic_guard;
+use crate::sync::{AtomicBool, Lock, Locked};
+use crate::wire::Role;
+
+/// One connection, from the request that opens it to the release of its transport.
+///
+/// Lock order: `state`, then one of: the record of `metadata`, the lock of `membership`, the driver's
+/// queue. Code from outside runs under none of them: hooks are called, wakers woken, log lines written
+/// and transports dropped after all are released. There are three exceptions. A transport is *polled*
+/// under `state`, and may clone a waker there; if one of the two locks `state`, it panics. The driver's
+/// own task is woken under `state`. The application's map is called under a lock of one registration
+/// (see [`register`](crate::Liveness::register)); inside of it the record is locked, so no other lock is
+/// acquired under the record.
+pub(crate) struct Connection<T: 'static> {
+    pub(super) metadata: Metadata,
+    pub(super) membership: Membership,
+    /// The connection is in the driver's ready queue.
+    scheduled: AtomicBool,
+    state: Lock<State<T>>,
+}
+
+// The size of every connection without its transport. Checked in our own tests only: on other
+// platforms std's locks may be larger.
+#[cfg(all(
+    test,
+    not(liveness_loom),
+    target_os = "linux",
+    target_pointer_width = "64"
+))]
+const _: () = assert!(size_of::<Connection<()>>() <= 728);
+
+impl<T> Connection<T>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    /// Creates a connection before its upgrade. `transport` describes its transport.
+    pub(crate) fn new(role: Role, transport: &'static TransportTraits<T>) -> Arc<Self> {
+        Arc::new(Self {
+            metadata: Metadata::new(),
+            membership: Membership::default(),
+            scheduled: AtomicBool::new(false),
+            state: Lock::new(State::new(role, transport)),
+        })
+    }
+
+    /// The transport will be a stream of HTTP/2, which hides that its peer grants no window.
+    pub(crate) fn over_http2(&self) {
+        self.lock().write_half.split_pings();
+    }
+
+    /// The upgrade is complete, and `io` carries frames from now on. Enters the registries and starts
+    /// the driver. False if the connection was evicted before; the driver then does the closing
+    /// handshake over `io`.
+    pub(crate) fn open(self: &Arc<Self>, io: T) -> bool {
+        let driver = Driver::expect_current();
+        self.metadata.set_driver(Arc::clone(&driver));
+        // First, so that an eviction from now on finds the connection in its registries.
+        let erased = Arc::clone(self) as Arc<dyn ErasedConnection>;
+        self.membership.enter(&erased);
+        let connection = Arc::clone(self) as Arc<dyn Drive>;
+        let opened =
+            self.enter(|state, report| state.open(io, connection, Arc::clone(&driver), report));
+        driver.start();
+        if opened {
+            let id = self.metadata.id();
+            panic_guard::log(|| tracing::debug!(conn_id = %id, "connection opened"));
+        }
+        opened
+    }
+
+    /// Evicts a connection that was opened while its registry is being drained. It is in the registry
+    /// by now, so either the drain has found it, or it finds the drain.
+    pub(super) fn evict_if_draining(self: &Arc<Self>) {
+        let mut trackers = self.membership.trackers().into_iter();
+        if let Some((reason, frame)) = trackers.find_map(|tracker| tracker.drain_order()) {
+            Arc::clone(self).evict(reason, frame);
+        }
+    }
+
+    /// The response announced an upgrade that then failed.
+    pub(crate) fn upgrade_failed(self: &Arc<Self>) {
+        self.enter(|state, _| state.upgrade_failed(self.metadata.created_moment()));
+    }
+
+    /// The response was no upgrade, so for the layers there was no connection. Hooks that the handler
+    /// added to its handle are called.
+    pub(crate) fn not_upgraded(self: &Arc<Self>) {
+        self.metadata.detach_layers();
+        self.membership.dissolve();
+        self.upgrade_failed();
+    }
+
+    /// # Panics
+    ///
+    /// During a poll of this connection's transport.
+    pub(super) fn lock(&self) -> Locked<'_, State<T>> {
+        // After a panic: only the transport can have panicked, and it must not be polled again.
+        self.state.lock(|state| {
+            state.read_half.give_up();
+            state.write_half.skip_shutdown();
+        })
+    }
+
+    /// A waker that schedules the driver for this connection.
+    pub(super) fn waker(self: &Arc<Self>) -> Waker {
+        Waker::from(Arc::clone(self))
+    }
+
+    pub(super) fn describe(&self, reason: Reason, state: &State<T>) -> Eviction {
+        let view = self.view_of(state);
+        Eviction {
+            id: self.metadata.id(),
+            reason,
+            lifetime: view.lifetime,
+            last_seen: view.last_seen,
+            idle_for: view.idle_for,
+            rtt: view.rtt,
+            stats: view.stats,
+            session: self.metadata.session(),
+            seats: None,
+        }
+    }
+
+    fn view_of(&self, state: &State<T>) -> View {
+        let monitor = &state.monitor;
+        let (Some(driver), true) = (self.metadata.driver(), monitor.was_opened()) else {
+            return View {
+                health: monitor.health(Moment::START, &state.policy),
+                lifetime: Duration::ZERO,
+                last_seen: self.metadata.created(),
+                idle_for: Duration::ZERO,
+                rtt: None,
+                stats: Stats::default(),
+            };
+        };
+        let clock = driver.clock();
+        let now = clock.now();
+        View {
+            health: monitor.health(now, &state.policy),
+            lifetime: now.since(monitor.opened()),
+            last_seen: clock.instant(monitor.last_inbound()),
+            idle_for: now.since(monitor.last_active(&state.policy)),
+            rtt: monitor.rtt(),
+            stats: monitor.stats(),
+        }
+    }
+
+    /// Adds the hooks of a layer. False if they are there already.
+    fn attach_listeners(&self, state: &mut State<T>, listeners: &Arc<Listeners>) -> bool {
+        if !listeners.health_hooks.is_empty() {
+            let events = || Box::new(HealthEvents::new(self.metadata.id()));
+            state.health_events.get_or_insert_with(events);
+        }
+        self.metadata.attach(listeners)
+    }
+
+    /// Has the driver visit this connection.
+    pub(super) fn schedule(self: &Arc<Self>) {
+        let Some(driver) = self.metadata.driver() else {
+            return;
+        };
+        if !self.scheduled.swap(true, Ordering::AcqRel) {
+            driver.schedule(Arc::clone(self) as Arc<dyn Drive>);
+        }
+    }
+
+    /// Has the driver begin the closing handshake. Without a driver the transport is dropped.
+    pub(super) fn schedule_close_handshake(self: &Arc<Self>) {
+        let driver = self.metadata.driver();
+        let scheduled =
+            driver.is_some_and(|driver| driver.schedule(Arc::clone(self) as Arc<dyn Drive>));
+        if !scheduled {
+            self.enter(|state, _| state.skip_close_handshake());
+        }
+    }
+}
+
+impl<T> Drive for Connection<T>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    fn drive(self: Arc<Self>, now: Moment, scratch: &mut [u8]) {
+        // Acquires what happened before the wake-up: this visit may be the one to see it.
+        self.scheduled.swap(false, Ordering::AcqRel);
+        let waker = self.waker();
+        let driven = panic_guard::catch(|| {
+            self.enter(|state, report| state.drive(now, &waker, scratch, report));
+        });
+        if driven.is_none() {
+            let message = "a transport panicked while it was driven";
+            let id = self.metadata.id();
+            panic_guard::log(|| tracing::warn!(conn_id = %id, "{message}"));
+            self.enter(|state, _| state.transport_panicked());
+        }
+    }
+
+    fn abandon(self: Arc<Self>) {
+        self.enter(|state, _| state.runtime_shut_down());
+    }
+}
+
+impl<T> Wake for Connection<T>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    fn wake(self: Arc<Self>) {
+        self.schedule();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.schedule();
+    }
+}
+
+impl<T> ErasedConnection for Connection<T>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    fn view(&self) -> View {
+        self.view_of(&self.lock())
+    }
+
+    fn is_polled(&self) -> bool {
+        self.state.is_held()
+    }
+
+    fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool {
+        let now = self.metadata.now();
+        self.enter(|state, _| state.evict(now, reason, frame))
+    }
+
+    fn evict_at_boundary(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool {
+        let now = self.metadata.now();
+        self.enter(|state, _| state.evict_at_boundary(now, reason, frame))
+    }
+
+    fn cut(self: Arc<Self>) {
+        let now = self.metadata.now();
+        if self.enter(|state, _| state.stop_waiting(now)) {
+            // At once, and not after the driver's visits to other connections. Nothing is read.
+            self.drive(now, &mut []);
+        }
+    }
+
+    fn ping(self: Arc<Self>) -> oneshot::Receiver<Duration> {
+        let now = self.metadata.now();
+        self.enter(|state, _| state.ping(now))
+    }
+
+    fn override_policy(self: Arc<Self>, overrides: &Overrides) {
+        let now = self.metadata.now();
+        self.enter(|state, report| state.override_policy(now, None, overrides, report));
+    }
+
+    fn change_policy(self: Arc<Self>, overrides: &Overrides) -> bool {
+        let now = self.metadata.now();
+        self.enter(|state, report| {
+            let fits = overrides.fits(&state.policy);
+            if fits {
+                state.override_policy(now, None, overrides, report);
+            }
+            fits
+        })
+    }
+
+    fn attach(&self, layer: &LayerConfig, admission: Option<Admission>) {
+        let mut state = self.lock();
+        state.attach(&layer.policy);
+        self.attach_listeners(&mut state, &layer.listeners);
+        drop(state);
+        let rest = admission.map(|admission| self.membership.add(admission));
+        drop(rest);
+    }
+
+    fn join(
+        self: Arc<Self>,
+        layer: &Arc<LayerConfig>,
+        within: Option<AttachmentId>,
+        admission: Option<Admission>,
+        overrides: Option<&Overrides>,
+    ) -> AttachmentId {
+        let now = self.metadata.now();
+        let id = AttachmentId::next();
+        // In one step: a layer that leaves at the same time must see all of this layer, or nothing.
+        let rest = self.enter(|state, report| {
+            let owns_listeners = self.attach_listeners(state, &layer.listeners);
+            let added = admission.map(|admission| self.membership.add(admission));
+            let attached = Attached {
+                id,
+                within,
+                layer: Arc::clone(layer),
+                owns_listeners,
+                owns_place: matches!(added, Some((true, _))),
+                accepted: false,
+            };
+            state.join(now, attached, overrides, report);
+            added
+        });
+        drop(rest);
+        id
+    }
+
+    fn leave(self: Arc<Self>, id: AttachmentId) {
+        let now = self.metadata.now();
+        let left = self.enter(|state, report| {
+            let removed = state.leave(now, id, report);
+            let mut admissions = Vec::new();
+            for attached in &removed {
+                let layer = &attached.layer;
+                let Some(others) = state.attachments() else {
+                    break;
+                };
+                if attached.owns_listeners && !others.inherit_listeners(layer) {
+                    self.metadata.detach(&layer.listeners);
+                }
+                if let Some(tracker) = layer.tracker.as_ref().filter(|_| attached.owns_place) {
+                    if !others.inherit_place(layer) {
+                        admissions.extend(self.membership.remove(tracker, self.metadata.id()));
+                    }
+                }
+            }
+            if !self.metadata.has_health_hooks() {
+                state.health_events = None;
+            }
+            (removed, admissions, state.take_final_attachments())
+        });
+        // It may own the last references to hooks.
+        panic_guard::discard(self.metadata.id(), left);
+    }
+
+    fn accept(&self, id: AttachmentId) {
+        let mut state = self.lock();
+        if let Some(attachments) = state.attachments() {
+            attachments.accept(id);
+        }
+        let left = state.take_final_attachments();
+        drop(state);
+        panic_guard::discard(self.metadata.id(), left);
+    }
+
+    fn is_in(&self, tracker: &Arc<dyn Tracker>) -> bool {
+        self.membership.is_in(tracker)
+    }
+
+    fn trackers(&self) -> Trackers {
+        self.membership.trackers()
+    }
+}

@@ -1,0 +1,128 @@
+//! The announcement of an end: registries, session maps, eviction streams, hooks, waiting tasks.
+
+use std::mem;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::connection::connection::Connection;
+use crate::connection::metadata::{Metadata, vacate};
+use crate::eviction::Eviction;
+use crate::hooks::{self, OnEvict};
+use crate::monitor::{Announced, Reason};
+use crate::panic_guard;
+
+impl<T> Connection<T>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    /// Announces the end, once, in this order: to the registries, which stop counting the connection;
+    /// to the session maps, from which its seats are removed; to the eviction streams; to the hooks;
+    /// to the tasks that await the end. The caller holds no lock.
+    pub(crate) fn announce_end(&self, mut eviction: Eviction) {
+        if !self.metadata.record_end(&eviction) {
+            return;
+        }
+        let trackers = self.membership.end(eviction.id());
+        self.metadata.vacate_seats(&mut eviction);
+        for tracker in trackers {
+            tracker.evicted(&eviction);
+        }
+        self.metadata.call_hooks(eviction);
+        self.membership.announced();
+    }
+
+    /// Calls the health hooks for all queued changes, including those that are queued meanwhile.
+    pub(crate) fn deliver_health_changes(&self) {
+        let next = || self.lock().next_health_change();
+        while let Some(change) = next() {
+            for hook in self.metadata.health_hooks() {
+                // The previous hook may have ended the connection.
+                if self.metadata.has_ended() {
+                    break;
+                }
+                hooks::call_on_health(&*hook, &change);
+            }
+        }
+    }
+}
+
+impl Metadata {
+    /// Records the end and its reason. False if that was done before.
+    fn record_end(&self, eviction: &Eviction) -> bool {
+        // Session and seats are recorded apart: they can be released before the rest.
+        let recorded = Box::new(Eviction {
+            session: None,
+            ..eviction.clone()
+        });
+        let mut record = self.record();
+        if record.eviction().is_some() {
+            return false;
+        }
+        record.on_demand().eviction = Some(recorded);
+        drop(record);
+        let missed = match eviction.reason() {
+            Reason::HeartbeatTimeout { missed } => Some(missed),
+            _ => None,
+        };
+        panic_guard::log(|| {
+            tracing::debug!(
+                conn_id = %self.id(),
+                reason = eviction.reason().as_str(),
+                missed,
+                idle_ms = millis(eviction.idle_for()),
+                rtt_ms = eviction.rtt().map(|rtt| millis(rtt.smoothed())),
+                "connection ended"
+            );
+        });
+        true
+    }
+
+    /// Removes the connection's seats from their maps and adds them to its eviction. From now on no
+    /// seat can be registered.
+    fn vacate_seats(&self, eviction: &mut Eviction) {
+        let registrations = {
+            let mut record = self.record();
+            record.announced.advance(Announced::InProgress);
+            mem::take(&mut record.on_demand().registrations)
+        };
+        if let Some(seats) = vacate(registrations, eviction) {
+            eviction.seats = Some(seats.clone());
+            self.record().on_demand().seats = Some(seats);
+        }
+    }
+
+    /// Calls all hooks, and wakes the tasks that await the end.
+    fn call_hooks(&self, eviction: Eviction) {
+        let (local, layers) = {
+            let mut record = self.record();
+            let local = mem::take(&mut record.on_demand().local_hooks);
+            (local, record.take_layers())
+        };
+        for hook in local {
+            hooks::call_local(hook, &eviction);
+        }
+        // A hook that several layers share is called once.
+        let mut called: Vec<&Arc<dyn OnEvict>> = Vec::new();
+        for hook in layers.iter().flat_map(|layer| &layer.hooks) {
+            if !called.iter().any(|known| Arc::ptr_eq(known, hook)) {
+                called.push(hook);
+                hooks::call_on_evict(&**hook, &eviction);
+            }
+        }
+        let changed = {
+            let mut record = self.record();
+            record.announced.advance(Announced::Done);
+            record.changed()
+        };
+        hooks::guard_waker(&eviction, || changed.notify());
+        // Its session may be the last reference, if a hook has put another into the slot.
+        panic_guard::discard(self.id(), eviction);
+        self.release_session(|record| record.readers -= 1);
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,31 @@
+//! Evictions: the connection ends, and the driver takes the transport for the closing handshake.
+
+use crate::connection::state::State;
+use crate::connection::timing::CloseHandshake;
+use crate::monitor::{CloseFrame, Lifecycle, Moment, Reason};
+
+impl<T: 'static> State<T> {
+    /// Ends the connection with this Close frame. False if it has ended before.
+    pub(crate) fn evict(&mut self, now: Moment, reason: Reason, frame: CloseFrame) -> bool {
+        match self.monitor.lifecycle {
+            Lifecycle::Ended { .. } => return false,
+            Lifecycle::Opening => {
+                self.monitor.end(now, reason);
+                // It begins as soon as there is a transport.
+                self.close = Some(Box::new(CloseHandshake::new(reason, frame)));
+            }
+            Lifecycle::Open | Lifecycle::Closing { .. } => {
+                self.monitor.end(now, reason);
+                self.begin_close_handshake(reason, frame);
+            }
+        }
+        true
+    }
+
+    /// Takes the transport of an ended connection from the handler for the closing handshake.
+    pub(crate) fn begin_close_handshake(&mut self, reason: Reason, frame: CloseFrame) {
+        self.read_half.discard_unread();
+        self.close = Some(Box::new(CloseHandshake::new(reason, frame)));
+        self.monitor.lifecycle.begin_close_handshake();
+    }
+}

@@ -1,0 +1,215 @@
+//! What connections, layers and registries ask of each other.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::connection::metadata::{Listeners, Metadata};
+use crate::eviction::{ConnectionId, Eviction};
+use crate::hooks::{OnEvict, OnHealth};
+use crate::monitor::{CloseFrame, Health, Overrides, Policy, Reason, Rtt, Stats};
+
+/// A connection of any transport, as handles, layers and registries see it.
+pub(crate) trait ErasedConnection: Send + Sync {
+    fn metadata(&self) -> &Metadata;
+    fn view(&self) -> View;
+    /// Whether this is called during a poll of the connection's own transport, or by a waker that is
+    /// cloned there. [`view`](Self::view) and most methods below then panic.
+    fn is_polled(&self) -> bool;
+    /// Ends the connection with this Close frame. False if it has ended before.
+    fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool;
+    /// Like [`evict`](Self::evict), but after the frame that the handler is in the middle of, so that
+    /// no message is torn. False if the connection has ended, or an eviction is deferred already.
+    fn evict_at_boundary(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool;
+    /// Drops the transport of a connection that has ended or whose eviction is deferred. Sends what
+    /// the transport accepts at once, and waits for nothing. Does nothing to other connections.
+    fn cut(self: Arc<Self>);
+    /// Replaces values of the layers' settings, also of layers that are added later.
+    fn override_policy(self: Arc<Self>, overrides: &Overrides);
+    /// Like [`override_policy`](Self::override_policy), unless a value is for a layer that the
+    /// connection does not have: then this does nothing and returns false.
+    fn change_policy(self: Arc<Self>, overrides: &Overrides) -> bool;
+    /// Requests a ping. The receiver gets the round trip of its pong.
+    fn ping(self: Arc<Self>) -> oneshot::Receiver<Duration>;
+    /// Adds the outermost layer.
+    fn attach(&self, layer: &LayerConfig, admission: Option<Admission>);
+    /// Adds an inner layer that may [leave](Self::leave) until its response is
+    /// [accepted](Self::accept). `within` is the next inner layer further out, if there is one;
+    /// `overrides` came with its request.
+    fn join(
+        self: Arc<Self>,
+        layer: &Arc<LayerConfig>,
+        within: Option<AttachmentId>,
+        admission: Option<Admission>,
+        overrides: Option<&Overrides>,
+    ) -> AttachmentId;
+    /// Removes an inner layer and all layers within it, with the hooks and the places in registries
+    /// that no other layer shares.
+    fn leave(self: Arc<Self>, id: AttachmentId);
+    /// Records that the response of an inner layer is an upgrade, so the layer stays.
+    fn accept(&self, id: AttachmentId);
+    /// Whether a layer of the connection has this registry.
+    fn is_in(&self, tracker: &Arc<dyn Tracker>) -> bool;
+    /// The registries of the connection's layers.
+    fn trackers(&self) -> Trackers;
+}
+
+/// The registries of a connection. Nearly always one, which then needs no allocation.
+pub(crate) type Trackers = SmallVec<[Arc<dyn Tracker>; 1]>;
+
+/// The figures of a connection at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View {
+    pub(crate) health: Health,
+    pub(crate) lifetime: Duration,
+    pub(crate) last_seen: Instant,
+    pub(crate) idle_for: Duration,
+    pub(crate) rtt: Option<Rtt>,
+    pub(crate) stats: Stats,
+}
+
+/// A registry, as the connections of its layers see it.
+pub(crate) trait Tracker: Send + Sync {
+    /// Admits one more handshake. It counts against the limit until [`vacated`](Self::vacated), and as
+    /// present until [`left`](Self::left).
+    fn admit(&self) -> Result<(), Refused>;
+    /// Like [`admit`](Self::admit), for a stream that cannot be refused: no handshake is answered.
+    fn admit_always(&self);
+    /// An admitted connection no longer counts against the limit.
+    fn vacated(&self);
+    /// An admitted connection is no longer present.
+    fn left(&self);
+
+    /// Adds an open connection to the set. Called under a lock of the connection, so no hook may be
+    /// called.
+    fn opened(&self, connection: Arc<dyn ErasedConnection>);
+    /// Calls the hooks that the last [`opened`](Self::opened) triggered.
+    fn call_alarms(&self);
+    /// How a connection must be evicted that opens while the registry is being drained. `None` if it
+    /// is not.
+    fn drain_order(&self) -> Option<DrainOrder>;
+    /// Removes a connection from the set. Also called for a connection that was never opened, and,
+    /// under a lock of the connection, for one that continues without the layer.
+    fn ended(&self, id: ConnectionId);
+    /// Passes the end to the eviction streams. Called once, after [`ended`](Self::ended).
+    fn evicted(&self, eviction: &Eviction);
+
+    /// Completes when a drain has begun.
+    fn draining(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// Reason and Close frame of an eviction by a drain.
+pub(crate) type DrainOrder = (Reason, CloseFrame);
+
+/// A handshake was refused.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refused {
+    pub(crate) cause: &'static str,
+    /// When to try again, in seconds.
+    pub(crate) retry_after: u64,
+}
+
+/// What a connection counts for in one registry. Dropping it gives that back, which may wake a task:
+/// drop it without a lock.
+pub(crate) struct Admission {
+    pub(super) tracker: Arc<dyn Tracker>,
+    /// Counts against the limit: from the handshake to the eviction.
+    pub(super) permit: bool,
+    /// Counts as present, which a shutdown waits for: from the handshake to the end of the transport.
+    pub(super) presence: bool,
+}
+
+impl Admission {
+    fn admit(tracker: &Arc<dyn Tracker>) -> Result<Self, Refused> {
+        tracker.admit()?;
+        Ok(Self::of(tracker, true, true))
+    }
+
+    fn admit_always(tracker: &Arc<dyn Tracker>) -> Self {
+        tracker.admit_always();
+        Self::of(tracker, true, true)
+    }
+
+    pub(super) fn of(tracker: &Arc<dyn Tracker>, permit: bool, presence: bool) -> Self {
+        Self {
+            tracker: Arc::clone(tracker),
+            permit,
+            presence,
+        }
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        if self.permit {
+            self.tracker.vacated();
+        }
+        if self.presence {
+            self.tracker.left();
+        }
+    }
+}
+
+/// Identifies an inner layer of a connection, unique in the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AttachmentId(u64);
+
+impl AttachmentId {
+    pub(crate) fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// What a layer gives to each of its connections: settings, registry, hooks.
+///
+/// Shared by the layer and all its services, which axum clones several times per request.
+pub(crate) struct LayerConfig {
+    pub(crate) policy: Policy,
+    pub(crate) tracker: Option<Arc<dyn Tracker>>,
+    pub(crate) listeners: Arc<Listeners>,
+}
+
+impl LayerConfig {
+    pub(crate) fn new(
+        policy: Policy,
+        tracker: Option<Arc<dyn Tracker>>,
+        hooks: Vec<Arc<dyn OnEvict>>,
+        health_hooks: Vec<Arc<dyn OnHealth>>,
+    ) -> Self {
+        Self {
+            policy,
+            tracker,
+            listeners: Arc::new(Listeners {
+                hooks,
+                health_hooks,
+            }),
+        }
+    }
+
+    /// Asks the layer's registry, if it has one, to admit one more handshake.
+    pub(crate) fn admit(&self) -> Result<Option<Admission>, Refused> {
+        self.tracker.as_ref().map(Admission::admit).transpose()
+    }
+
+    /// Has the layer's registry admit a stream that cannot be refused.
+    pub(crate) fn admit_always(&self) -> Option<Admission> {
+        self.tracker.as_ref().map(Admission::admit_always)
+    }
+}
+
+impl fmt::Debug for LayerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LayerConfig")
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,119 @@
+//! Layers and overrides that join, change and leave.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::io::Report;
+use super::layers::{Attached, AttachmentId, Attachments};
+use super::state::State;
+use crate::monitor::{Moment, Overrides, Policy};
+
+/// Settings of one connection alone.
+#[derive(Default)]
+pub(crate) struct Settings {
+    /// Values that take precedence over those of all layers.
+    overrides: Overrides,
+    /// Present only while the response of an inner layer is outstanding.
+    attachments: Option<Attachments>,
+}
+
+impl<T: 'static> State<T> {
+    /// Adds a layer's settings. The later layer of a kind is the inner one, and its values win.
+    pub(crate) fn attach(&mut self, layer: &Policy) {
+        self.policy.add(layer);
+        if let Some(settings) = &self.settings {
+            settings.overrides.apply(&mut self.policy);
+        }
+    }
+
+    /// Adds the settings of an inner layer that may leave, and the overrides that came with its
+    /// request.
+    pub(crate) fn join(
+        &mut self,
+        now: Moment,
+        attached: Attached,
+        overrides: Option<&Overrides>,
+        report: &mut Report,
+    ) {
+        let (id, layer) = (attached.id, Arc::clone(&attached.layer));
+        let settings = self.settings.get_or_insert_default();
+        let policy = &self.policy;
+        let attachments = settings
+            .attachments
+            .get_or_insert_with(|| Attachments::new(policy.clone(), settings.overrides.clone()));
+        attachments.add(attached);
+        let before = self.heartbeat_timeout();
+        self.attach(&layer.policy);
+        self.policy_changed(now, before, report);
+        if let Some(overrides) = overrides {
+            self.override_policy(now, Some(id), overrides, report);
+        }
+    }
+
+    /// Removes the settings of an inner layer and of the layers within it. Returns these layers.
+    pub(crate) fn leave(
+        &mut self,
+        now: Moment,
+        id: AttachmentId,
+        report: &mut Report,
+    ) -> Vec<Attached> {
+        let before = self.heartbeat_timeout();
+        let Some(settings) = &mut self.settings else {
+            return Vec::new();
+        };
+        let Some(attachments) = &mut settings.attachments else {
+            return Vec::new();
+        };
+        let removed = attachments.remove(id);
+        (self.policy, settings.overrides) = attachments.policy();
+        self.policy_changed(now, before, report);
+        removed
+    }
+
+    /// The inner layers, while the response of one of them is outstanding.
+    pub(crate) fn attachments(&mut self) -> Option<&mut Attachments> {
+        self.settings.as_mut()?.attachments.as_mut()
+    }
+
+    /// Takes the state of inner layers once no response is outstanding. Drop it without the lock.
+    pub(crate) fn take_final_attachments(&mut self) -> Option<Attachments> {
+        let settings = self.settings.as_mut()?;
+        let attachments = settings.attachments.take_if(|all| all.are_final())?;
+        if settings.overrides == Overrides::default() {
+            self.settings = None;
+        }
+        Some(attachments)
+    }
+
+    /// Replaces values of the policy for this connection alone. `by` is the inner layer whose request
+    /// brought them, if any.
+    pub(crate) fn override_policy(
+        &mut self,
+        now: Moment,
+        by: Option<AttachmentId>,
+        overrides: &Overrides,
+        report: &mut Report,
+    ) {
+        let before = self.heartbeat_timeout();
+        let settings = self.settings.get_or_insert_default();
+        if let Some(attachments) = &mut settings.attachments {
+            attachments.add_overrides(by, overrides);
+        }
+        settings.overrides.merge(overrides);
+        settings.overrides.apply(&mut self.policy);
+        self.policy_changed(now, before, report);
+    }
+
+    fn heartbeat_timeout(&self) -> Option<Duration> {
+        Some(self.policy.heartbeat.as_ref()?.timeout)
+    }
+
+    /// Applies a changed policy; the timeout of its pings was `before`.
+    fn policy_changed(&mut self, now: Moment, before: Option<Duration>, report: &mut Report) {
+        if let Some(timer) = &mut self.timer {
+            timer.granularity = self.policy.step_millis();
+        }
+        self.monitor.policy_changed(now, &self.policy, before);
+        self.tune(report);
+    }
+}
