@@ -1,7 +1,7 @@
-//! What the builders refuse, and how they say so.
+//! [`ConfigError`], and the bounds that configured values must meet.
 //!
-//! Every rule lives here once: all builders call these checks from `build()`, and a connection's
-//! handle from its setters, so a value that is refused in one place is accepted in none.
+//! The builders call these checks from `build()`, and [`Liveness`](crate::Liveness) from its
+//! setters, so that all of them refuse the same values.
 
 use std::error::Error;
 use std::fmt;
@@ -9,36 +9,44 @@ use std::time::Duration;
 
 use crate::monitor::CloseFrame;
 
-/// The driver's finest tick: a shorter duration could only be rounded, so it is refused instead.
+/// The shortest accepted duration: the driver's finest tick, to which a shorter one would be rounded.
 pub(crate) const MIN_DURATION: Duration = Duration::from_millis(1);
 
-/// The longest duration that is taken at its word; anything above it is a unit mix-up, not a wish.
+/// The longest accepted duration. A longer one is most likely a value in the wrong unit.
 pub(crate) const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// The most consecutive pings that may go unanswered.
 pub(crate) const MAX_MISSED_PINGS: u32 = 255;
 
-/// The most control frames per second that can be told from no limit at all.
+/// The largest accepted limit on control frames per second. A larger one has no effect in practice.
 pub(crate) const MAX_CONTROL_FRAMES: u32 = 1_000_000;
 
-/// The longest reason that fits a Close frame: 125 bytes of payload less 2 for the code (RFC 6455
+/// The longest reason in a Close frame, in bytes: a payload of 125 less 2 for the code (RFC 6455
 /// section 5.5).
 pub(crate) const MAX_CLOSE_REASON: usize = 123;
 
-// The total bound on detecting a dead peer is `interval + timeout * missed_pings`. With each factor
-// within its limits the sum fits a signed 64-bit count of nanoseconds, so nothing downstream that
-// computes it can overflow, and no check of the combination is needed.
+// A dead peer is detected within `interval + timeout * missed_pings`. With each factor within its
+// bounds the sum fits an `i64` of nanoseconds, so no computation of it can overflow, and the
+// combination needs no check of its own.
 const _: () = assert!(
     MAX_DURATION.as_nanos() * (MAX_MISSED_PINGS as u128 + 1) <= i64::MAX as u128,
     "interval + timeout * missed_pings must not overflow"
 );
 
-/// A builder, or a setter of [`Liveness`](crate::Liveness), was given a value that it cannot work
-/// with.
+/// A value was refused by a builder's `build` or by a setter of [`Liveness`](crate::Liveness).
 ///
-/// It names the setter, the value and the rule, as in
+/// The text names the setter, the value and the rule, as in
 /// `HeartbeatLayer::interval: 0ns: must be greater than zero`. If several values are refused, the
-/// error tells of the first one, in the order in which the builder's methods are documented.
+/// error names the first one, in the order in which the builder's methods are documented.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tower_ws_liveness::HeartbeatLayer;
+///
+/// let error = HeartbeatLayer::builder().interval(Duration::ZERO).build().unwrap_err();
+/// assert_eq!(error.setter(), "HeartbeatLayer::interval");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     setter: &'static str,
@@ -47,7 +55,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// The setter whose value was refused, with its layer: `"HeartbeatLayer::interval"`.
+    /// Returns the setter whose value was refused, with its type: `"HeartbeatLayer::interval"`.
     #[must_use]
     pub fn setter(&self) -> &'static str {
         self.setter
@@ -70,12 +78,13 @@ impl fmt::Display for ConfigError {
 
 impl Error for ConfigError {}
 
-/// A duration that cannot be turned off.
+/// Checks a duration that cannot be turned off.
 pub(crate) fn duration(setter: &'static str, value: Duration) -> Result<(), ConfigError> {
     duration_or(setter, value, "must be greater than zero")
 }
 
-/// A duration that is off when absent. Zero does not mean "off", and the error says what does.
+/// Checks a duration that `None` turns off. Zero does not turn it off; the error says that `None`
+/// does.
 pub(crate) fn optional_duration(
     setter: &'static str,
     value: Option<Duration>,
@@ -107,13 +116,13 @@ fn duration_or(
     Err(ConfigError::new(setter, format!("{value:?}"), rule))
 }
 
-/// A value for a connection that has no layer that it could mean anything to.
+/// The error for a setting of a layer that is not applied to the connection.
 pub(crate) fn missing_layer(setter: &'static str, value: Duration) -> ConfigError {
     let rule = "needs the layer whose setting it is: the request has passed none so far";
     ConfigError::new(setter, format!("{value:?}"), rule)
 }
 
-/// How many control frames a peer may send per second. Zero does not mean "off".
+/// Checks a limit on control frames per second. Zero does not turn the limit off, `None` does.
 pub(crate) fn control_frame_limit(
     setter: &'static str,
     value: Option<u32>,
@@ -127,7 +136,7 @@ pub(crate) fn control_frame_limit(
     Err(ConfigError::new(setter, value.to_string(), rule))
 }
 
-/// The number of consecutive pings that may go unanswered.
+/// Checks a number of consecutive unanswered pings.
 pub(crate) fn missed_pings(setter: &'static str, value: u32) -> Result<(), ConfigError> {
     if (1..=MAX_MISSED_PINGS).contains(&value) {
         return Ok(());
@@ -136,7 +145,7 @@ pub(crate) fn missed_pings(setter: &'static str, value: u32) -> Result<(), Confi
     Err(ConfigError::new(setter, value.to_string(), rule))
 }
 
-/// By how many sessions a growth is worth an alarm. More than none, or every one would be.
+/// Checks a growth in sessions that triggers an alarm. Zero would trigger one for every session.
 pub(crate) fn growth(setter: &'static str, value: usize) -> Result<(), ConfigError> {
     if value > 0 {
         return Ok(());
@@ -145,7 +154,7 @@ pub(crate) fn growth(setter: &'static str, value: usize) -> Result<(), ConfigErr
     Err(ConfigError::new(setter, value.to_string(), rule))
 }
 
-/// A fraction; NaN lies in no range and is refused with the rest.
+/// Checks a fraction. NaN is in no range, so it is refused too.
 pub(crate) fn jitter(setter: &'static str, value: f64) -> Result<(), ConfigError> {
     if (0.0..=1.0).contains(&value) {
         return Ok(());
@@ -154,8 +163,8 @@ pub(crate) fn jitter(setter: &'static str, value: f64) -> Result<(), ConfigError
     Err(ConfigError::new(setter, format!("{value:?}"), rule))
 }
 
-/// A Close frame that an endpoint may send: RFC 6455 section 7.4 on the code, section 5.5 on the
-/// length of the reason.
+/// Checks that an endpoint may send this Close frame: its code by RFC 6455 section 7.4, the length
+/// of its reason by section 5.5.
 pub(crate) fn close_frame(setter: &'static str, frame: &CloseFrame) -> Result<(), ConfigError> {
     if let Some(rule) = unsendable(frame.code) {
         let value = format!("code {}", frame.code);
@@ -170,7 +179,7 @@ pub(crate) fn close_frame(setter: &'static str, frame: &CloseFrame) -> Result<()
     Ok(())
 }
 
-/// The code that a Close frame carries for this one: 1011 stands in for one that may not be sent.
+/// Returns the code to send for `code`: 1011 in place of a code that must not be sent.
 pub(crate) fn on_wire(code: u16) -> u16 {
     match unsendable(code) {
         None => code,
@@ -178,10 +187,10 @@ pub(crate) fn on_wire(code: u16) -> u16 {
     }
 }
 
-/// The rule that keeps a close code off the wire, if there is one.
+/// Returns the rule that forbids sending this close code, if there is one.
 fn unsendable(code: u16) -> Option<&'static str> {
     match code {
-        // 1012 to 1014 came later than the RFC; IANA's registry has them.
+        // 1012 to 1014 are not in the RFC but in IANA's registry.
         1000..=1003 | 1007..=1014 | 3000..=4999 => None,
         1004 => Some("must be a defined code, 1004 is not (RFC 6455 section 7.4.1)"),
         1005 | 1006 | 1015 => Some(
@@ -211,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn error_names_setter_value_and_rule() {
+    fn the_error_names_setter_value_and_rule() {
         let error = duration("HeartbeatLayer::interval", Duration::ZERO).unwrap_err();
         assert_eq!(error.setter(), "HeartbeatLayer::interval");
         assert_eq!(
@@ -224,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_at_the_edges() {
+    fn durations_are_accepted_within_their_bounds_only() {
         for value in [MIN_DURATION, Duration::from_secs(30), MAX_DURATION] {
             assert_eq!(duration("x", value), Ok(()));
             assert_eq!(optional_duration("x", Some(value)), Ok(()));
@@ -253,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn missed_pings_at_the_edges() {
+    fn missed_pings_are_accepted_within_their_bounds_only() {
         for value in [1, 2, MAX_MISSED_PINGS] {
             assert_eq!(missed_pings("x", value), Ok(()));
         }
@@ -269,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn jitter_at_the_edges() {
+    fn jitter_is_accepted_from_0_to_1_only() {
         for value in [0.0, -0.0, f64::MIN_POSITIVE, 0.5, 1.0] {
             assert_eq!(jitter("x", value), Ok(()));
         }
@@ -289,8 +298,8 @@ mod tests {
     }
 
     #[test]
-    fn every_close_code() {
-        // An independent list, so that a slip in the match's ranges shows.
+    fn a_close_code_is_accepted_if_an_endpoint_may_send_it() {
+        // Listed independently of the ranges in `unsendable`, to detect a mistake there.
         let sendable = |code: u16| {
             let registered = [
                 1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014,
@@ -304,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_close_codes_say_why() {
+    fn a_refused_close_code_is_reported_with_its_rule() {
         let range = "must be within 1000..=4999 (RFC 6455 section 7.4.2)";
         let reports = "must be a code that may be sent, this is for reports only \
                        (RFC 6455 section 7.4.1)";
@@ -334,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn close_reason_is_measured_in_bytes() {
+    fn a_close_reason_is_limited_in_bytes_not_characters() {
         assert_eq!(close_frame("x", &frame(1000, "r".repeat(123))), Ok(()));
         // 41 three-byte characters are 123 bytes, 42 are 126.
         assert_eq!(close_frame("x", &frame(1000, "€".repeat(41))), Ok(()));
