@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use crate::monitor::CloseFrame;
 
-/// The shortest accepted duration: the driver's finest tick, to which a shorter one would be rounded.
+/// The shortest accepted duration: the driver's finest tick, to which a shorter one would be
+/// rounded.
 pub(crate) const MIN_DURATION: Duration = Duration::from_millis(1);
 
 /// The longest accepted duration. A longer one is most likely a value in the wrong unit.
@@ -161,6 +162,14 @@ pub(crate) fn jitter(setter: &'static str, value: f64) -> Result<(), ConfigError
     }
     let rule = "must be a number within 0.0..=1.0";
     Err(ConfigError::new(setter, format!("{value:?}"), rule))
+}
+
+/// Checks a Close frame that is optional.
+pub(crate) fn optional_close_frame(
+    setter: &'static str,
+    frame: Option<&CloseFrame>,
+) -> Result<(), ConfigError> {
+    frame.map_or(Ok(()), |frame| close_frame(setter, frame))
 }
 
 /// Checks that an endpoint may send this Close frame: its code by RFC 6455 section 7.4, the length

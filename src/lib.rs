@@ -133,7 +133,7 @@ mod wire;
 pub use config_error::ConfigError;
 pub use layer::{
     Heartbeat, HeartbeatLayer, HeartbeatLayerBuilder, IdleTimeout, IdleTimeoutLayer,
-    IdleTimeoutLayerBuilder,
+    IdleTimeoutLayerBuilder, LivenessService,
 };
 pub use monitor::{ProofOfLife, Traffic};
 #[cfg(feature = "tcp")]

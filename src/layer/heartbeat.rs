@@ -1,49 +1,55 @@
-//! [`HeartbeatLayer`]: pings silent peers, and evicts those who do not answer.
+//! [`HeartbeatLayer`]: pings silent peers and evicts dead ones.
 
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower_layer::Layer;
-use tower_service::Service;
 
 use super::heartbeat_builder::HeartbeatLayerBuilder;
+use super::service::Heartbeat;
+use super::shared_settings::SharedSettings;
 use crate::connection::{LayerConfig, Liveness, LivenessStream};
 use crate::handshake::HandshakeStream;
-use crate::hooks::OnEvict;
-use crate::hooks::OnHealth;
 use crate::monitor::{HeartbeatPolicy, Policy};
 use crate::registry::Registry;
 #[cfg(feature = "tcp")]
 use crate::tcp::TcpOptions;
-use crate::upgrade::{self, ResponseFuture};
 use crate::wire::Role;
 
-/// Evicts WebSocket peers that are dead.
+/// Evicts WebSocket connections whose peer is dead.
 ///
-/// After an `interval` without a byte from the peer a ping is sent (RFC 6455 section 5.5.2). If
-/// nothing comes from the peer within the `timeout` after that, `missed_pings` times in a row, the
-/// connection is evicted. It does not matter whether the handler reads, writes, or is stuck.
+/// After an `interval` without a byte from the peer, the layer sends a ping (RFC 6455 section
+/// 5.5.2). If no byte arrives from the peer within `timeout` after the ping, `missed_pings` times
+/// in a row, the layer evicts the connection. This works whether the handler reads, writes, or is
+/// stuck.
 ///
 /// The default is an interval of 30 s, a timeout of 15 s, and one missed ping; see
 /// [`HeartbeatLayerBuilder`] for all settings.
 ///
-/// Cloning is cheap. All clones, and all services made of them, share the hooks and the registry.
+/// Cloning is cheap. All clones of a layer, and all its services, share the hooks and the registry.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tower_ws_liveness::HeartbeatLayer;
+///
+/// let layer = HeartbeatLayer::new(Duration::from_secs(20), Duration::from_secs(10));
+/// # let _: axum::Router = axum::Router::new().layer(layer);
+/// ```
 #[derive(Clone, Debug)]
 pub struct HeartbeatLayer {
-    share: Arc<LayerConfig>,
+    config: Arc<LayerConfig>,
     registry: Registry,
 }
 
 impl HeartbeatLayer {
-    /// A layer with these times, and defaults for everything else.
+    /// Creates a layer with these times, and defaults for everything else.
     ///
     /// # Panics
     ///
-    /// If [`build`](HeartbeatLayerBuilder::build) would refuse a time: zero, less than 1 ms, or more
-    /// than 365 days.
+    /// Panics if [`build`](HeartbeatLayerBuilder::build) refuses a time: zero, less than 1 ms, or
+    /// more than 365 days.
     #[must_use]
     pub fn new(interval: Duration, timeout: Duration) -> Self {
         match Self::builder().interval(interval).timeout(timeout).build() {
@@ -52,43 +58,44 @@ impl HeartbeatLayer {
         }
     }
 
-    /// A builder with the defaults.
+    /// Returns a builder with the defaults.
     pub fn builder() -> HeartbeatLayerBuilder {
         HeartbeatLayerBuilder::default()
     }
 
-    /// The live connections of this layer.
+    /// Returns the registry of this layer's open connections.
     #[must_use]
     pub fn registry(&self) -> Registry {
         self.registry.clone()
     }
 
-    /// The socket options that follow from this layer's times.
+    /// Returns the socket options that follow from this layer's times.
     ///
-    /// The layer sets them by itself where it finds a tokio `TcpStream`, unless
-    /// [`tune_tcp`](HeartbeatLayerBuilder::tune_tcp) is off. For a transport that wraps one, TLS say,
-    /// apply them yourself: see [`TcpOptions`].
+    /// The layer sets them itself on a tokio `TcpStream`, unless
+    /// [`tune_tcp`](HeartbeatLayerBuilder::tune_tcp) is off. On a transport that wraps a
+    /// `TcpStream`, such as TLS, apply them yourself: see [`TcpOptions`].
     #[cfg(feature = "tcp")]
     #[must_use]
     pub fn tcp_options(&self) -> TcpOptions {
-        let policy = self.share.policy.heartbeat.as_deref();
+        let policy = self.config.policy.heartbeat.as_deref();
         policy.map_or_else(TcpOptions::default, TcpOptions::of)
     }
 
-    /// Puts the server's end of a WebSocket under this layer, below HTTP: `io` is a stream whose
-    /// opening handshake is complete and of which no frame was read yet.
+    /// Wraps the server's end of a WebSocket, below HTTP. `io` is a stream whose opening handshake
+    /// is complete and from which no frame has been read.
     ///
-    /// For a library that does the handshake itself, over the stream that it is given, there is
-    /// [`wrap_server_handshake`](Self::wrap_server_handshake). Given to this method, a stream with the
-    /// handshake still to come is one of malformed frames: bytes pass, and nobody is ever pinged.
+    /// For a library that performs the handshake itself on the stream that it is given, use
+    /// [`wrap_server_handshake`](Self::wrap_server_handshake). This method would parse the
+    /// handshake as malformed frames: the bytes pass, but the layer never pings the peer.
     ///
-    /// `io` is a transport, or what decrypts it, but nothing beneath TLS. Its socket options are left
-    /// alone; see `TcpOptions`. If it buffers what is written, its `poll_flush` has
-    /// to write that out, which pings make use of.
+    /// `io` carries frames in plain text: it is the transport itself or the TLS stream on top of
+    /// it, not the transport below TLS. The layer does not set its socket options; see
+    /// `TcpOptions`. If `io` buffers writes, its `poll_flush` must write the buffer out, because
+    /// pings rely on that.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime with time enabled.
+    /// Panics outside of a tokio runtime with time enabled.
     ///
     /// # Examples
     ///
@@ -97,8 +104,11 @@ impl HeartbeatLayer {
     /// use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
     /// use tower_ws_liveness::{HeartbeatLayer, Liveness, LivenessStream};
     ///
-    /// /// `io` comes from whatever has answered the opening handshake.
-    /// async fn serve<T>(heartbeat: &HeartbeatLayer, io: T) -> (WebSocketStream<LivenessStream<T>>, Liveness)
+    /// /// `io` is the stream on which the opening handshake has been answered.
+    /// async fn serve<T>(
+    ///     heartbeat: &HeartbeatLayer,
+    ///     io: T,
+    /// ) -> (WebSocketStream<LivenessStream<T>>, Liveness)
     /// where
     ///     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     /// {
@@ -110,33 +120,33 @@ impl HeartbeatLayer {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        LivenessStream::wrap(io, Role::Server, &self.share)
+        LivenessStream::wrap(io, Role::Server, &self.config)
     }
 
-    /// Puts the client's end of a WebSocket under this layer: pings are masked, as a client's
-    /// frames have to be (RFC 6455 section 5.1). Otherwise like
+    /// Wraps the client's end of a WebSocket, below HTTP. The layer masks its pings, as RFC 6455
+    /// section 5.1 requires of a client's frames. Otherwise like
     /// [`wrap_server`](Self::wrap_server).
     ///
-    /// Beware of what a library has read beyond the handshake's answer: the server's first frames may
-    /// have come in one piece with it. [`wrap_client_handshake`](Self::wrap_client_handshake) sees to
-    /// that.
+    /// The server's first frames may arrive in one piece with its response, so the library that
+    /// performed the handshake may have read them already. With
+    /// [`wrap_client_handshake`](Self::wrap_client_handshake) such frames are not lost.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime with time enabled.
+    /// Panics outside of a tokio runtime with time enabled.
     pub fn wrap_client<T>(&self, io: T) -> (LivenessStream<T>, Liveness)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        LivenessStream::wrap(io, Role::Client, &self.share)
+        LivenessStream::wrap(io, Role::Client, &self.config)
     }
 
-    /// Puts the server's end of a WebSocket under this layer before its opening handshake, of which
-    /// nothing was read yet. The handshake passes; see [`HandshakeStream`] for what that means.
+    /// Wraps the server's end of a WebSocket before its opening handshake. No byte of the handshake
+    /// has been read from `io`. The handshake passes through; see [`HandshakeStream`].
     ///
     /// # Panics
     ///
-    /// The stream panics if the handshake is completed outside of a tokio runtime with time enabled.
+    /// The stream panics if the handshake completes outside of a tokio runtime with time enabled.
     ///
     /// # Examples
     ///
@@ -150,11 +160,11 @@ impl HeartbeatLayer {
     ///
     /// async fn serve(heartbeat: HeartbeatLayer, io: TcpStream) -> Result<(), Error> {
     ///     let (io, live) = heartbeat.wrap_server_handshake(io);
-    ///     // Nothing else bounds the handshake.
+    ///     // The layer does not bound the handshake.
     ///     let accepted = tokio::time::timeout(Duration::from_secs(10), accept_async(io)).await;
     ///     let Ok(socket) = accepted else { return Ok(()) };
     ///     let mut socket = socket?;
-    ///     println!("{} is here", live.id());
+    ///     println!("connection {} is open", live.id());
     ///     while let Some(message) = socket.next().await {
     ///         let message = message?;
     ///         if message.is_text() || message.is_binary() {
@@ -168,19 +178,19 @@ impl HeartbeatLayer {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        HandshakeStream::wrap(io, Role::Server, &self.share)
+        HandshakeStream::wrap(io, Role::Server, &self.config)
     }
 
-    /// Puts the client's end of a WebSocket under this layer before its opening handshake, of which
-    /// nothing was written yet. Otherwise like
+    /// Wraps the client's end of a WebSocket before its opening handshake. No byte of the handshake
+    /// has been written to `io`. Otherwise like
     /// [`wrap_server_handshake`](Self::wrap_server_handshake).
     ///
-    /// Under TLS it is the stream that TLS gives which is to be wrapped, so a library's function that
-    /// also sets TLS up cannot be used: connect first, then have it do the handshake.
+    /// With TLS, wrap the TLS stream, not the stream below it. A library function that also sets up
+    /// TLS can therefore not be used: connect first, then let the library perform the handshake.
     ///
     /// # Panics
     ///
-    /// The stream panics if the handshake is completed outside of a tokio runtime with time enabled.
+    /// The stream panics if the handshake completes outside of a tokio runtime with time enabled.
     ///
     /// # Examples
     ///
@@ -202,26 +212,17 @@ impl HeartbeatLayer {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        HandshakeStream::wrap(io, Role::Client, &self.share)
+        HandshakeStream::wrap(io, Role::Client, &self.config)
     }
 
-    pub(crate) fn from_parts(
-        policy: HeartbeatPolicy,
-        registry: Registry,
-        hooks: Vec<Arc<dyn OnEvict>>,
-        health_hooks: Vec<Arc<dyn OnHealth>>,
-    ) -> Self {
+    pub(super) fn from_parts(policy: HeartbeatPolicy, mut settings: SharedSettings) -> Self {
         let policy = Policy {
             heartbeat: Some(Arc::new(policy)),
             idle: None,
         };
+        let registry = settings.registry_or_new();
         Self {
-            share: Arc::new(LayerConfig::new(
-                policy,
-                Some(registry.tracker()),
-                hooks,
-                health_hooks,
-            )),
+            config: settings.into_config(policy),
             registry,
         }
     }
@@ -229,12 +230,7 @@ impl HeartbeatLayer {
 
 impl Default for HeartbeatLayer {
     fn default() -> Self {
-        Self::from_parts(
-            HeartbeatPolicy::default(),
-            Registry::default(),
-            Vec::new(),
-            Vec::new(),
-        )
+        Self::from_parts(HeartbeatPolicy::default(), SharedSettings::default())
     }
 }
 
@@ -242,57 +238,6 @@ impl<S> Layer<S> for HeartbeatLayer {
     type Service = Heartbeat<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Heartbeat {
-            inner,
-            share: Arc::clone(&self.share),
-        }
-    }
-}
-
-/// Service of [`HeartbeatLayer`].
-///
-/// The type of the response stays as it is, so that `option_layer` and its like work. Its body has to
-/// be `Default`: it is that of the answer to an upgrade that the layer's [`Registry`] has no room for.
-///
-/// The bodies of axum, of http-body-util, and of most layers are. Those of layers that watch a body,
-/// tower-http's `TraceLayer` for one, are not, nor is hyper's `Incoming`. With `Router::layer` that
-/// does not matter, since between two layers all bodies are axum's. In one `ServiceBuilder`, put such
-/// layers further out, or box their bodies in between:
-///
-/// ```
-/// use axum::response::IntoResponse;
-/// use tower::ServiceBuilder;
-/// use tower_http::trace::TraceLayer;
-/// use tower_ws_liveness::HeartbeatLayer;
-///
-/// let layers = ServiceBuilder::new()
-///     .layer(HeartbeatLayer::default())
-///     .map_response(IntoResponse::into_response)
-///     .layer(TraceLayer::new_for_http());
-/// # let _: axum::Router = axum::Router::new().layer(layers);
-/// ```
-///
-/// Without axum, tower-http's `MapResponseBodyLayer::new(BodyExt::boxed)` does the same.
-#[derive(Clone, Debug)]
-pub struct Heartbeat<S> {
-    inner: S,
-    share: Arc<LayerConfig>,
-}
-
-impl<S, B, R> Service<Request<B>> for Heartbeat<S>
-where
-    S: Service<Request<B>, Response = Response<R>>,
-    R: Default,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = ResponseFuture<S::Future>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, req: Request<B>) -> Self::Future {
-        upgrade::call(&self.share, &mut self.inner, req)
+        Heartbeat::new(inner, &self.config)
     }
 }

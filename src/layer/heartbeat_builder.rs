@@ -1,25 +1,24 @@
-//! The builder of [`HeartbeatLayer`].
+//! [`HeartbeatLayerBuilder`]: the settings of [`HeartbeatLayer`].
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::heartbeat::HeartbeatLayer;
+use super::shared_settings::SharedSettings;
 use crate::config_error::{self, ConfigError};
-use crate::hooks::OnHealth;
-use crate::hooks::{IntoHook, OnEvict};
+use crate::hooks::{IntoHook, OnEvict, OnHealth};
 use crate::monitor::{CloseFrame, HeartbeatPolicy, ProofOfLife};
 use crate::registry::Registry;
 
 /// Configures a [`HeartbeatLayer`].
 ///
-/// Made by [`HeartbeatLayer::builder`]. Setters take any value; [`build`](Self::build) checks them
-/// all. Calling a setter again replaces its value, except for [`on_evict`](Self::on_evict) and
-/// [`on_health`](Self::on_health), which add.
+/// Created by [`HeartbeatLayer::builder`]. Setters accept any value; [`build`](Self::build) checks
+/// all values. Calling a setter again replaces its value, except for [`on_evict`](Self::on_evict)
+/// and [`on_health`](Self::on_health), which add a hook.
 ///
-/// A dead peer is evicted within `interval + timeout × missed_pings`, plus one tick of the driver:
-/// at most a 32nd of the shortest configured duration and at most 256 ms, or 1 ms per step. If no
-/// ping can be sent, [`write_timeout`](Self::write_timeout) or
-/// [`handler_stall_timeout`](Self::handler_stall_timeout) decide.
+/// A dead peer is evicted within `interval + timeout × missed_pings`, plus one tick of the driver.
+/// A tick is at most a 32nd of the shortest configured duration and at most 256 ms, or 1 ms per
+/// step. If no ping can be sent, [`write_timeout`](Self::write_timeout) or
+/// [`handler_stall_timeout`](Self::handler_stall_timeout) applies instead.
 ///
 /// ```
 /// use std::time::Duration;
@@ -40,17 +39,15 @@ use crate::registry::Registry;
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct HeartbeatLayerBuilder {
     policy: HeartbeatPolicy,
-    registry: Option<Registry>,
-    hooks: Vec<Arc<dyn OnEvict>>,
-    health_hooks: Vec<Arc<dyn OnHealth>>,
+    shared: SharedSettings,
 }
 
 impl HeartbeatLayerBuilder {
-    /// How long the peer may be silent before it is sent a ping. Default: 30 s.
+    /// Sets how long the peer may be silent before the layer sends a ping. Default: 30 s.
     ///
-    /// Any byte from the peer starts the interval anew, so a busy connection is never pinged; with
-    /// [`ProofOfLife::MatchingPong`] only pongs do. Keep it below the idle timeout of the proxies in
-    /// between: nginx and AWS ALB cut after 60 s.
+    /// Any byte from the peer restarts the interval, so the layer never pings a busy connection.
+    /// With [`ProofOfLife::MatchingPong`] only a matching pong restarts it. Keep the interval below
+    /// the idle timeout of the proxies in between: nginx and AWS ALB close after 60 s.
     ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     pub fn interval(mut self, interval: Duration) -> Self {
@@ -58,15 +55,16 @@ impl HeartbeatLayerBuilder {
         self
     }
 
-    /// How long to wait for a sign of life after a ping. Default: 15 s.
+    /// Sets how long to wait for proof of life after a ping. Default: 15 s.
     ///
-    /// Counted from the moment the ping was handed to the transport, for each ping anew. What is a
-    /// sign of life is up to [`proof_of_life`](Self::proof_of_life).
+    /// The timeout runs from the moment the ping is handed to the transport, anew for each ping.
+    /// [`proof_of_life`](Self::proof_of_life) sets what counts as proof.
     ///
-    /// A ping that becomes due between two fragments of an outbound message first waits for the end of
-    /// the message, for at most this time. RFC 6455 section 5.4 allows control frames there, but wsproto
-    /// 1.3 and aiohttp before 3.14.5 lose a compressed message that one interrupts. A dead peer is
-    /// evicted later by as much as the pings of its silence wait.
+    /// A ping that becomes due between two fragments of an outbound message first waits for the end
+    /// of the message, for at most this timeout. RFC 6455 section 5.4 allows control frames there,
+    /// but wsproto 1.3 and aiohttp before 3.14.5 lose a compressed message that a control frame
+    /// interrupts. The eviction of a dead peer is delayed by as much as the pings during its
+    /// silence wait.
     ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -74,7 +72,7 @@ impl HeartbeatLayerBuilder {
         self
     }
 
-    /// How many pings in a row have to go unanswered for the peer to count as dead. Default: 1.
+    /// Sets how many pings in a row must go unanswered for the peer to count as dead. Default: 1.
     ///
     /// Refused: 0, more than 255.
     pub fn missed_pings(mut self, missed_pings: u32) -> Self {
@@ -82,32 +80,33 @@ impl HeartbeatLayerBuilder {
         self
     }
 
-    /// Which inbound traffic answers a ping. Default: [`ProofOfLife::AnyBytes`].
+    /// Sets which inbound traffic answers a ping. Default: [`ProofOfLife::AnyBytes`].
     ///
-    /// Nothing is refused.
+    /// No value is refused.
     pub fn proof_of_life(mut self, proof_of_life: ProofOfLife) -> Self {
         self.policy.proof_of_life = proof_of_life;
         self
     }
 
-    /// How far to spread the first pings, as a fraction of the interval. Default: 0.5.
+    /// Sets how far to spread the first pings, as a fraction of the interval. Default: 0.5.
     ///
-    /// A connection's first ping comes at a random point of the last `jitter` part of its first
-    /// interval: with 0.5 in its second half, with 0.0 at its end, with 1.0 anywhere in it. So
-    /// clients that reconnected all at once, after a deployment say, are not pinged all at once.
+    /// The layer sends the first ping of a connection at a random point in the last `jitter`
+    /// fraction of the first interval: with 0.5 in its second half, with 0.0 at its end, with 1.0
+    /// anywhere in it. Clients that all reconnect at once, after a deployment for example, are then
+    /// not pinged all at once.
     ///
-    /// Refused: NaN, anything outside of `0.0..=1.0`.
+    /// Refused: NaN, and any value outside `0.0..=1.0`.
     pub fn jitter(mut self, jitter: f64) -> Self {
         self.policy.jitter = jitter;
         self
     }
 
-    /// How long a pending write may go without one byte of it being accepted. `None` turns the
-    /// check off. Default: 30 s.
+    /// Sets how long a pending write may wait without the transport accepting one byte of it.
+    /// `None` turns the check off. Default: 30 s.
     ///
-    /// Ends the connection with [`Reason::WriteStalled`]. A slow peer is safe as long as it drains
-    /// anything at all. Before the verdict whoever waits is asked to try once more, for which there are
-    /// up to 100 ms.
+    /// Ends the connection with [`Reason::WriteStalled`]. A slow peer is safe if it drains any
+    /// bytes at all. Before the verdict the task that waits to write is woken to try once more, and
+    /// has up to 100 ms for that.
     ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     ///
@@ -117,11 +116,11 @@ impl HeartbeatLayerBuilder {
         self
     }
 
-    /// How long the peer's bytes may wait for the handler to read them, or a ping for the end of a
-    /// frame that the handler has begun. `None` turns the check off. Default: off.
+    /// Sets how long the peer's bytes may wait for the handler to read them, or a ping for the end
+    /// of a frame that the handler has begun to write. `None` turns the check off. Default: off.
     ///
-    /// While the handler does not read, the driver looks at the transport once an interval, so it
-    /// may take an interval more until it is noticed that bytes wait.
+    /// While the handler does not read, the driver checks the transport once per interval, so
+    /// waiting bytes may be noticed up to one interval late.
     ///
     /// Ends the connection with [`Reason::HandlerStalled`]. Off by default because a handler that
     /// does long work between two reads is slow, not broken.
@@ -137,19 +136,20 @@ impl HeartbeatLayerBuilder {
         self
     }
 
-    /// How many control frames the peer may send per second: pings, and pongs that answer no ping of
-    /// the layer. `None` turns the check off. Default: off.
+    /// Sets how many control frames the peer may send per second: pings, and pongs that answer no
+    /// ping of the layer. `None` turns the check off. Default: off.
     ///
-    /// A second's worth may come all at once. What is seen after a time of silence is taken to have
-    /// come as slowly as it may have, for nobody knows whether it was there before (the runtime stood
-    /// still, the handler was busy): after a quiet minute, a minute's worth may come at once. So a
-    /// peer that keeps to the limit is not evicted because its frames are seen late. But what the
-    /// network holds back for seconds may come in two pieces, the second of which is a burst: keep
-    /// the limit well above what clients send.
+    /// The frames of one second may arrive all at once. Frames that are read after a pause are
+    /// assumed to have arrived as slowly as the pause allows, because the layer cannot know whether
+    /// they were there earlier (the runtime may have been stopped, or the handler busy). So after a
+    /// quiet minute, a minute's worth of frames may arrive at once, and a peer that keeps the limit
+    /// is not evicted because its frames are read late. Frames that the network holds back for
+    /// seconds may still arrive in two pieces, the second of which is a burst: keep the limit well
+    /// above the rate at which clients send.
     ///
-    /// Ends the connection with [`Reason::ControlFlood`] and a Close frame of 1008 (RFC 6455 section
-    /// 7.4.1). The WebSocket library has to answer every ping (section 5.5.2), which is what makes a
-    /// flood of them expensive. Stock clients send none or one every few seconds.
+    /// Ends the connection with [`Reason::ControlFlood`] and close code 1008 (RFC 6455 section
+    /// 7.4.1). A flood is expensive because the WebSocket library must answer every ping (section
+    /// 5.5.2). Stock clients send none, or one every few seconds.
     ///
     /// Refused: 0, more than 1,000,000.
     ///
@@ -159,31 +159,33 @@ impl HeartbeatLayerBuilder {
         self
     }
 
-    /// Whether the transport accepts other bytes after a write that returned `Pending`. Default: false.
+    /// Sets whether the transport accepts other bytes after a write that returned `Pending`.
+    /// Default: false.
     ///
-    /// Ignored for tokio's TCP sockets, for Unix sockets given to
-    /// [`wrap_server`](HeartbeatLayer::wrap_server) and its like (both with the feature `tcp`), and for
-    /// HTTP/2 streams, which are known to. Any other transport may be TLS by OpenSSL, which sends the bytes of such a write
-    /// whatever is written next, so the same bytes must be written again first. Until the handler does
-    /// that, no ping and no Close frame is sent. As a rule the transport is full at that time and would
-    /// accept neither. But if the handler abandons the write, they stay unsent, and
+    /// Ignored for transports that are known to accept other bytes: tokio's TCP sockets; Unix
+    /// sockets given to [`wrap_server`](HeartbeatLayer::wrap_server) and the other `wrap_*` methods
+    /// (both with the feature `tcp`); and HTTP/2 streams. Any other transport may be TLS by
+    /// OpenSSL, which sends the bytes of a pending write whatever is written next, so the same
+    /// bytes must be written again first. Until the handler does that, the layer sends no ping and
+    /// no Close frame. Normally the transport is full at that time and would accept neither. But if
+    /// the handler abandons the write, the ping and the Close frame stay unsent, and
     /// [`write_timeout`](Self::write_timeout) ends the connection.
     ///
-    /// Set this to true over transports that forget a write which returned `Pending`: rustls, Unix
-    /// sockets behind the layers, QUIC streams, in-memory pipes. Pings are then sent behind an abandoned write too. Over OpenSSL, true
-    /// corrupts what the peer receives.
+    /// Set this to true for transports that forget a write that returned `Pending`: rustls, Unix
+    /// sockets behind the layers, QUIC streams, in-memory pipes. The layer then also sends pings
+    /// after an abandoned write. Over OpenSSL, true corrupts what the peer receives.
     ///
-    /// Nothing is refused.
+    /// No value is refused.
     pub fn takes_any_bytes(mut self, takes_any_bytes: bool) -> Self {
         self.policy.takes_any_bytes = takes_any_bytes;
         self
     }
 
-    /// How long the closing handshake, and the close of the transport after it, may take. Default:
-    /// 5 s.
+    /// Sets how long the closing handshake, and the close of the transport after it, may take.
+    /// Default: 5 s.
     ///
-    /// This also bounds how long a slow peer has to read what was sent before: the transport is kept
-    /// until the peer ends its direction, but no longer than this.
+    /// This also bounds how long a slow peer has to read earlier data: the transport is kept until
+    /// the peer ends its direction, but no longer than this.
     ///
     /// RFC 6455 section 7.1.1 leaves the bound to the endpoint.
     ///
@@ -193,8 +195,8 @@ impl HeartbeatLayerBuilder {
         self
     }
 
-    /// Code and reason of the Close frame that is sent to a peer that is evicted by the heartbeat.
-    /// Default: for each reason its own.
+    /// Sets the code and reason of the Close frame that the heartbeat's evictions send. Default: a
+    /// frame for each reason.
     ///
     /// | evicted for | code | reason | because |
     /// |---|---|---|---|
@@ -203,16 +205,16 @@ impl HeartbeatLayerBuilder {
     /// | [`HandlerStalled`] | 1013 | "handler stalled" | IANA: Try Again Later. The server is at fault; the client should reconnect |
     /// | [`ControlFlood`] | 1008 | "too many control frames" | RFC 6455 section 7.4.1: Policy Violation. The client is at fault |
     ///
-    /// The stock clients in the README's table reconnect after 3008 and 1013. After 1011, which RFC 6455
-    /// section 7.4.1 assigns to a server's faults, some of them never do.
+    /// The stock clients in the README's table reconnect after 3008 and 1013. After 1011, which RFC
+    /// 6455 section 7.4.1 assigns to server errors, some of them never reconnect.
     ///
-    /// A frame that is set replaces the defaults of all these reasons except `ControlFlood`. The reason
-    /// may be empty. The frame is sent on a best effort, since the peer is most likely dead. While the
-    /// handler has a frame half-written no Close frame can be sent (RFC 6455 section 5.4), and the
-    /// transport is closed without one.
+    /// A frame that is set here replaces the defaults of all these reasons except `ControlFlood`.
+    /// The reason may be empty. Sending is best effort, since the peer is most likely dead. While
+    /// the handler has written only part of a frame, no Close frame can be sent (RFC 6455 section
+    /// 5.4), and the transport is closed without one.
     ///
-    /// Refused, by RFC 6455 section 7.4: codes that are not to be sent (1004, 1005, 1006, 1015),
-    /// reserved ones (1016 to 2999), and those below 1000 or above 4999. Refused, by section 5.5:
+    /// Refused, by RFC 6455 section 7.4: codes that must not be sent (1004, 1005, 1006, 1015),
+    /// reserved codes (1016 to 2999), and codes below 1000 or above 4999. Refused, by section 5.5:
     /// reasons of more than 123 bytes.
     ///
     /// [`HeartbeatTimeout`]: crate::Reason::HeartbeatTimeout
@@ -227,74 +229,68 @@ impl HeartbeatLayerBuilder {
         self
     }
 
-    /// Whether a connection over plain TCP gets socket options that follow from the layer's times.
+    /// Sets whether the layer sets socket options on plain TCP connections, derived from its times.
     /// Default: true.
     ///
-    /// They are those of [`HeartbeatLayer::tcp_options`], and are set when the connection opens, if
-    /// the transport is a tokio `TcpStream` (behind `axum::serve`, say). A socket that refuses one is
-    /// used as it is. With false, and for every other transport, the socket is left alone; TLS
-    /// servers apply [`TcpOptions`](crate::TcpOptions) themselves. They follow from the times that
-    /// hold for the connection, also when these are changed later, and replace what was set on the
-    /// socket before: turn this off to have other options than these. Streams that are given to
-    /// [`wrap_server`](HeartbeatLayer::wrap_server) are left alone.
+    /// They are those of [`HeartbeatLayer::tcp_options`]. The layer sets them when the connection
+    /// opens, if the transport is a tokio `TcpStream` (behind `axum::serve` for example). A socket
+    /// that refuses an option is used as it is. With false, and on every other transport, the layer
+    /// sets no options; TLS servers apply [`TcpOptions`](crate::TcpOptions) themselves. The options
+    /// follow from the times that hold for the connection, also when these change later, and
+    /// replace earlier options of the socket: turn this off to keep other options. The layer sets
+    /// no options on streams that are given to [`wrap_server`](HeartbeatLayer::wrap_server).
     ///
-    /// Nothing is refused.
+    /// No value is refused.
     #[cfg(feature = "tcp")]
     pub fn tune_tcp(mut self, tune_tcp: bool) -> Self {
         self.policy.tune_tcp = tune_tcp;
         self
     }
 
-    /// The registry that connections are entered in. Default: one of the layer's own.
+    /// Sets the registry in which connections are entered. Default: a registry of this layer alone.
     ///
-    /// LayerConfig one between layers to count their connections together.
+    /// Share one between layers to count their connections together.
     ///
-    /// Nothing is refused.
+    /// No value is refused.
     pub fn registry(mut self, registry: Registry) -> Self {
-        self.registry = Some(registry);
+        self.shared.set_registry(registry);
         self
     }
 
-    /// Adds a hook that is told of each connection's end. Default: none.
+    /// Adds a hook that is called when a connection ends. Default: none.
     ///
     /// May be called several times. Each hook is called once per connection, in the order in which
-    /// they were added. The hook is told of every end, not only of those that the heartbeat brings
-    /// about: see [`Reason`](crate::Reason). An [`Arc`] that is given to several layers is one hook,
-    /// called once per connection: see [`IntoHook`].
+    /// the hooks were added. The hook is called for every end, not only for the heartbeat's own
+    /// verdicts: see [`Reason`](crate::Reason). An [`Arc`](std::sync::Arc) that is given to several
+    /// layers is one hook, called once per connection: see [`IntoHook`].
     ///
-    /// Nothing is refused.
+    /// No value is refused.
     pub fn on_evict<M>(mut self, hook: impl IntoHook<dyn OnEvict, M>) -> Self {
-        self.hooks.push(hook.into_arc());
+        self.shared.add_evict_hook(hook);
         self
     }
 
-    /// Adds a hook that is told when the health of a connection has changed for a while. Default:
-    /// none.
+    /// Adds a hook that is called when a changed health of a connection has lasted. Default: none.
     ///
-    /// May be called several times. Each hook is told of each change once, in the order in which they
-    /// were added. What counts as a change is said at [`OnHealth`]. An [`Arc`] that is given to several
-    /// layers is one hook, see [`IntoHook`].
+    /// May be called several times. Each hook is called once per change, in the order in which the
+    /// hooks were added. [`OnHealth`] defines what counts as a change. An
+    /// [`Arc`](std::sync::Arc) that is given to several layers is one hook: see [`IntoHook`].
     ///
-    /// Nothing is refused.
+    /// No value is refused.
     pub fn on_health<M>(mut self, hook: impl IntoHook<dyn OnHealth, M>) -> Self {
-        self.health_hooks.push(hook.into_arc());
+        self.shared.add_health_hook(hook);
         self
     }
 
-    /// Checks the values and makes the layer.
+    /// Checks all values and builds the layer.
     ///
     /// # Errors
     ///
-    /// If a value is refused; each setter tells which values are. The error names the first one.
+    /// Returns an error if a value is refused. Each setter lists the values that it refuses. The
+    /// error names the first refused one.
     pub fn build(self) -> Result<HeartbeatLayer, ConfigError> {
         validate(&self.policy)?;
-        let registry = self.registry.unwrap_or_default();
-        Ok(HeartbeatLayer::from_parts(
-            self.policy,
-            registry,
-            self.hooks,
-            self.health_hooks,
-        ))
+        Ok(HeartbeatLayer::from_parts(self.policy, self.shared))
     }
 }
 
@@ -313,10 +309,7 @@ fn validate(policy: &HeartbeatPolicy) -> Result<(), ConfigError> {
         policy.control_frame_limit,
     )?;
     config_error::duration("HeartbeatLayer::close_timeout", policy.close_timeout)?;
-    match &policy.close_frame {
-        Some(frame) => config_error::close_frame("HeartbeatLayer::close_frame", frame),
-        None => Ok(()),
-    }
+    config_error::optional_close_frame("HeartbeatLayer::close_frame", policy.close_frame.as_ref())
 }
 
 #[cfg(test)]

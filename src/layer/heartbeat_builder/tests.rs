@@ -1,28 +1,19 @@
-use super::*;
-use crate::eviction::Eviction;
 use proptest::prelude::*;
 
-const ZERO: Duration = Duration::ZERO;
-const SHORT: Duration = Duration::from_micros(999);
-const LONG: Duration = Duration::from_secs(365 * 24 * 60 * 60 + 1);
+use super::*;
+use crate::eviction::Eviction;
+use crate::layer::builder_checks::{
+    NOT_ZERO, NOT_ZERO_OR_NONE, assert_duration_bounds, assert_refused, check_names_setter,
+    close_codes, durations,
+};
 
 fn builder() -> HeartbeatLayerBuilder {
     HeartbeatLayerBuilder::default()
 }
 
-fn refusal(builder: HeartbeatLayerBuilder) -> String {
-    builder.build().expect_err("must be refused").to_string()
-}
-
 #[test]
-fn defaults_are_accepted() {
-    assert!(builder().build().is_ok());
-}
-
-#[test]
-fn setters_set() {
+fn every_setter_sets_its_value() {
     let seconds = Duration::from_secs;
-    let registry = Registry::default();
     let builder = builder()
         .interval(seconds(1))
         .timeout(seconds(2))
@@ -35,7 +26,7 @@ fn setters_set() {
         .takes_any_bytes(true)
         .close_timeout(seconds(6))
         .close_frame(4000, "bye")
-        .registry(registry)
+        .registry(Registry::default())
         .on_evict(|_: &Eviction| {})
         .on_evict(|_: &Eviction| {});
     #[cfg(feature = "tcp")]
@@ -59,8 +50,8 @@ fn setters_set() {
         tune_tcp: false,
     };
     assert_eq!(builder.policy, expected);
-    assert!(builder.registry.is_some());
-    assert_eq!(builder.hooks.len(), 2);
+    assert!(builder.shared.has_registry());
+    assert_eq!(builder.shared.evict_hook_count(), 2);
     assert!(builder.clone().build().is_ok());
 
     let off = builder
@@ -74,39 +65,20 @@ fn setters_set() {
 }
 
 #[test]
-fn durations_are_refused_by_name() {
-    type Setter = fn(HeartbeatLayerBuilder, Duration) -> HeartbeatLayerBuilder;
-    let must = "must be greater than zero";
-    let optional = "must be greater than zero (None turns it off)";
-    let setters: [(&str, &str, Setter); 5] = [
-        ("interval", must, |b, d| b.interval(d)),
-        ("timeout", must, |b, d| b.timeout(d)),
-        ("write_timeout", optional, |b, d| b.write_timeout(d)),
-        ("handler_stall_timeout", optional, |b, d| {
+fn a_refused_duration_is_reported_with_its_setter() {
+    assert_duration_bounds::<HeartbeatLayerBuilder>(&[
+        ("interval", NOT_ZERO, |b, d| b.interval(d)),
+        ("timeout", NOT_ZERO, |b, d| b.timeout(d)),
+        ("write_timeout", NOT_ZERO_OR_NONE, |b, d| b.write_timeout(d)),
+        ("handler_stall_timeout", NOT_ZERO_OR_NONE, |b, d| {
             b.handler_stall_timeout(d)
         }),
-        ("close_timeout", must, |b, d| b.close_timeout(d)),
-    ];
-    for (name, zero, set) in setters {
-        let refused = [
-            (ZERO, format!("0ns: {zero}")),
-            (SHORT, "999µs: must be at least 1ms".to_owned()),
-            (LONG, "31536001s: must be at most 365 days".to_owned()),
-        ];
-        for (value, expected) in refused {
-            assert_eq!(
-                refusal(set(builder(), value)),
-                format!("HeartbeatLayer::{name}: {expected}")
-            );
-        }
-        for value in [config_error::MIN_DURATION, config_error::MAX_DURATION] {
-            assert!(set(builder(), value).build().is_ok(), "{name}: {value:?}");
-        }
-    }
+        ("close_timeout", NOT_ZERO, |b, d| b.close_timeout(d)),
+    ]);
 }
 
 #[test]
-fn other_values_are_refused_by_name() {
+fn other_refused_values_are_reported_with_their_setter() {
     let refused = [
         (
             builder().missed_pings(0),
@@ -144,18 +116,19 @@ fn other_values_are_refused_by_name() {
         ),
     ];
     for (builder, expected) in refused {
-        assert_eq!(refusal(builder), expected);
+        assert_refused(builder, expected);
     }
 }
 
 #[test]
-fn first_refused_setter_is_named() {
-    let error = builder().jitter(2.0).interval(ZERO).build().unwrap_err();
+fn the_error_names_the_first_refused_setter() {
+    let zero = Duration::ZERO;
+    let error = builder().jitter(2.0).interval(zero).build().unwrap_err();
     assert_eq!(error.setter(), "HeartbeatLayer::interval");
 }
 
 #[test]
-fn largest_values_do_not_overflow_together() {
+fn the_largest_values_do_not_overflow_together() {
     let builder = builder()
         .interval(config_error::MAX_DURATION)
         .timeout(config_error::MAX_DURATION)
@@ -166,15 +139,6 @@ fn largest_values_do_not_overflow_together() {
     assert!(builder.build().is_ok());
 }
 
-/// Values around the edges as well as any, so that both answers of `build` are seen.
-fn durations() -> impl Strategy<Value = Duration> {
-    prop_oneof![
-        3 => (1_u64..100_000).prop_map(Duration::from_millis),
-        1 => any::<Duration>(),
-        1 => Just(ZERO),
-    ]
-}
-
 proptest! {
     #[test]
     fn build_never_panics(
@@ -183,7 +147,7 @@ proptest! {
         handler_stall_timeout in proptest::option::of(durations()),
         missed_pings in prop_oneof![1_u32..300, any::<u32>()],
         jitter in prop_oneof![0.0..=1.0, any::<f64>()],
-        code in prop_oneof![1000_u16..1016, any::<u16>()],
+        code in close_codes(),
         reason in ".{0,60}",
     ) {
         let builder = builder()
@@ -203,11 +167,7 @@ proptest! {
                 prop_assert!(jitter.is_finite());
                 prop_assert!(reason.len() <= config_error::MAX_CLOSE_REASON);
             }
-            Err(error) => {
-                let text = error.to_string();
-                prop_assert!(error.setter().starts_with("HeartbeatLayer::"));
-                prop_assert!(text.starts_with(error.setter()), "{}", text);
-            }
+            Err(error) => check_names_setter::<HeartbeatLayerBuilder>(&error)?,
         }
     }
 }
