@@ -1,22 +1,25 @@
-//! Turns one [`OnUpgrade`] into another that yields an IO of our own.
+//! [`Bridge`]: an [`OnUpgrade`] that yields a stream of this crate.
 //!
-//! hyper has no public constructor for [`OnUpgrade`] or [`Upgraded`]; only its connections make them. So a [`Bridge`] is
-//! a hyper server connection in memory, without a socket, a task or a timer:
+//! hyper has no public constructor for [`OnUpgrade`] or [`Upgraded`]; only its connections create
+//! them. So a [`Bridge`] is a hyper server connection in memory, without a socket, a task or a
+//! timer:
 //!
-//! 1. [`Bridge::new`] lets the connection read a canned `CONNECT` request. hyper attaches an `OnUpgrade` to it, which the
-//!    connection's service takes out. The service then leaves the request unanswered: the connection is parked.
-//! 2. [`Bridge::complete`] hands over the stream and lets the service answer. [`BridgeIo`] swallows the response head and
-//!    becomes the stream, and hyper fulfils the `OnUpgrade` with it.
+//! 1. [`Bridge::new`] lets the connection read a fixed `CONNECT` request. hyper attaches an
+//!    `OnUpgrade` to the request, and the connection's service takes it out. The service leaves the
+//!    request unanswered, so the connection is parked.
+//! 2. [`Bridge::complete`] hands over the stream and lets the service answer. [`BridgeIo`] discards
+//!    the response head and becomes the stream, and hyper resolves the `OnUpgrade` with it.
 //!
-//! A `Bridge` that is dropped instead makes its `OnUpgrade` fail, exactly as when a real connection goes away.
+//! If a `Bridge` is dropped instead, its `OnUpgrade` fails, as it does when a real connection ends.
 //!
-//! The canned request is a `CONNECT` rather than a `GET` with `Upgrade`, because hyper makes both upgradable and the
-//! former needs no headers.
+//! The request is a `CONNECT`, not a `GET` with `Upgrade`: hyper can upgrade both, and a `CONNECT`
+//! needs no headers.
 //!
-//! # What lives on
-//! After completion only [`Upgraded`] with a box of `T` and one word. The connection's 8 KiB read buffer (hyper knows no
-//! smaller one) is what hyper keeps as the bytes that it read too much; there are none, so the first read of the
-//! `Upgraded` frees it.
+//! # Memory
+//!
+//! After completion only [`Upgraded`] stays allocated, with a box of `T` and one word. hyper passes
+//! on the connection's read buffer of 8 KiB (its minimum) as bytes read in excess. It is empty, so
+//! the first read of the `Upgraded` frees it.
 //!
 //! [`Upgraded`]: hyper::upgrade::Upgraded
 
@@ -39,13 +42,14 @@ use crate::panic_guard;
 
 mod io;
 
-/// A parked connection, waiting for the stream that its [`OnUpgrade`] shall yield.
+/// A parked connection whose [`OnUpgrade`] yields the stream passed to
+/// [`complete`](Self::complete).
 pub(crate) struct Bridge<T>
 where
     T: Read + Write + Unpin + Send + 'static,
 {
-    /// Boxed, since a service's future carries a bridge with every request, upgrade or not.
-    conn: Box<http1::UpgradeableConnection<BridgeIo<T>, Attendant<T>>>,
+    /// Boxed because the response future reserves space for a bridge for every request.
+    conn: Box<http1::UpgradeableConnection<BridgeIo<T>, BridgeService<T>>>,
     slot: Slot<T>,
 }
 
@@ -53,17 +57,18 @@ impl<T> Bridge<T>
 where
     T: Read + Write + Unpin + Send + 'static,
 {
-    /// Returns a parked bridge and the [`OnUpgrade`] at its other end.
+    /// Returns a parked bridge and its [`OnUpgrade`].
     ///
-    /// `None` if hyper did not attach an `OnUpgrade` to the canned request. No known release does that; the caller then
-    /// leaves the request alone, so that the application works, only without us.
+    /// `None` if hyper attached no `OnUpgrade` to the fixed request. No known release does that.
+    /// The caller then leaves the application's request unchanged, so that the application still
+    /// works, without liveness.
     pub(crate) fn new() -> Option<(Self, OnUpgrade)> {
         let slot = Slot::default();
         let conn = http1::Builder::new()
-            // Without it hyper reads on while the service is busy, to notice a peer that leaves.
+            // Otherwise hyper keeps reading while the service is pending, to detect the peer's EOF.
             .half_close(true)
             .auto_date_header(false)
-            .serve_connection(BridgeIo::new(slot.clone()), Attendant(slot.clone()))
+            .serve_connection(BridgeIo::new(slot.clone()), BridgeService(slot.clone()))
             .with_upgrades();
         let mut bridge = Bridge {
             conn: Box::new(conn),
@@ -81,22 +86,24 @@ where
         }
     }
 
-    /// Makes the [`OnUpgrade`] yield `io`, before this function returns.
+    /// Resolves the [`OnUpgrade`] with `io` before it returns.
     ///
-    /// `io` itself is not polled meanwhile. If hyper should not complete the upgrade, `io` is dropped and the `OnUpgrade`
-    /// fails.
+    /// `io` itself is not polled. If hyper does not complete the upgrade, `io` is dropped and the
+    /// `OnUpgrade` fails.
     pub(crate) fn complete(mut self, io: T) {
         self.slot.lock().io = Some(io);
         let result = self.poll_conn();
-        // hyper gives up its connection when it has fulfilled the upgrade, and only then.
+        // `into_parts` returns `None` only after hyper has completed the upgrade.
         if self.conn.into_parts().is_some() {
             let message = "hyper did not complete the bridge's upgrade";
             panic_guard::log(|| tracing::warn!(?result, "{message}"));
         }
     }
 
-    /// Polls the connection, which runs as far as it can go: its IO never makes it wait for a wake-up. The one thing that
-    /// it ever waits for is the slot, and whoever fills the slot polls next.
+    /// Polls the connection until it waits for the slot.
+    ///
+    /// No waker is needed: [`BridgeIo`] never blocks the connection, and `complete` polls after it
+    /// has filled the slot.
     fn poll_conn(&mut self) -> Poll<hyper::Result<()>> {
         Pin::new(&mut *self.conn).poll(&mut Context::from_waker(Waker::noop()))
     }
@@ -111,19 +118,19 @@ where
     }
 }
 
-/// What passes between a [`Bridge`] and its connection, which hyper owns.
-struct Slot<T>(Arc<Mutex<Exchange<T>>>);
+/// Shared between a [`Bridge`] and the service and IO of its connection, which hyper owns.
+struct Slot<T>(Arc<Mutex<SlotContents<T>>>);
 
-struct Exchange<T> {
-    /// Out of the connection: what hyper attached to the canned request.
+struct SlotContents<T> {
+    /// From the service to the bridge: the upgrade that hyper attached to the fixed request.
     on_upgrade: Option<OnUpgrade>,
-    /// Into the connection: the stream, which also is the word to go on.
+    /// From the bridge to the IO: the stream. The service answers once it is present.
     io: Option<T>,
 }
 
 impl<T> Slot<T> {
-    fn lock(&self) -> MutexGuard<'_, Exchange<T>> {
-        // The lock only covers moves in and out, which leave nothing half done.
+    fn lock(&self) -> MutexGuard<'_, SlotContents<T>> {
+        // Values are only moved in and out under this lock, so a poisoned slot is still consistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -136,31 +143,31 @@ impl<T> Clone for Slot<T> {
 
 impl<T> Default for Slot<T> {
     fn default() -> Self {
-        Slot(Arc::new(Mutex::new(Exchange {
+        Slot(Arc::new(Mutex::new(SlotContents {
             on_upgrade: None,
             io: None,
         })))
     }
 }
 
-/// The connection's service: takes the [`OnUpgrade`] out of the canned request and answers when the stream is there.
-struct Attendant<T>(Slot<T>);
+/// The connection's service: takes the [`OnUpgrade`] out of the fixed request.
+struct BridgeService<T>(Slot<T>);
 
-impl<T> Service<Request<Incoming>> for Attendant<T> {
+impl<T> Service<Request<Incoming>> for BridgeService<T> {
     type Response = Response<String>;
     type Error = Infallible;
-    type Future = Attend<T>;
+    type Future = PendingResponse<T>;
 
     fn call(&self, mut req: Request<Incoming>) -> Self::Future {
         self.0.lock().on_upgrade = req.extensions_mut().remove();
-        Attend(self.0.clone())
+        PendingResponse(self.0.clone())
     }
 }
 
-/// The answer to the canned request, due once there is a stream in the slot.
-struct Attend<T>(Slot<T>);
+/// The response to the fixed request, ready once the slot contains a stream.
+struct PendingResponse<T>(Slot<T>);
 
-impl<T> Future for Attend<T> {
+impl<T> Future for PendingResponse<T> {
     type Output = Result<Response<String>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
@@ -182,10 +189,10 @@ mod tests {
 
     use super::*;
 
-    /// A stream that must not be polled.
-    struct Untouchable;
+    /// A stream that panics when it is polled.
+    struct PanickingIo;
 
-    impl Read for Untouchable {
+    impl Read for PanickingIo {
         fn poll_read(
             self: Pin<&mut Self>,
             _: &mut Context<'_>,
@@ -195,7 +202,7 @@ mod tests {
         }
     }
 
-    impl Write for Untouchable {
+    impl Write for PanickingIo {
         fn poll_write(
             self: Pin<&mut Self>,
             _: &mut Context<'_>,
@@ -218,21 +225,21 @@ mod tests {
     }
 
     #[test]
-    fn completes_at_once_and_leaves_the_stream_alone() {
-        let (bridge, mut on_upgrade) = Bridge::<Untouchable>::new().unwrap();
+    fn complete_resolves_the_upgrade_without_polling_the_stream() {
+        let (bridge, mut on_upgrade) = Bridge::<PanickingIo>::new().unwrap();
         assert!(poll_once(&mut on_upgrade).is_pending());
 
-        bridge.complete(Untouchable);
+        bridge.complete(PanickingIo);
         let Poll::Ready(Ok(upgraded)) = poll_once(&mut on_upgrade) else {
             panic!("not upgraded")
         };
-        let parts = upgraded.downcast::<BridgeIo<Untouchable>>().unwrap();
+        let parts = upgraded.downcast::<BridgeIo<PanickingIo>>().unwrap();
         assert!(parts.read_buf.is_empty());
     }
 
     #[test]
-    fn dropped_bridge_fails_the_upgrade() {
-        let (bridge, mut on_upgrade) = Bridge::<Untouchable>::new().unwrap();
+    fn the_drop_of_a_bridge_fails_its_upgrade() {
+        let (bridge, mut on_upgrade) = Bridge::<PanickingIo>::new().unwrap();
         drop(bridge);
         let Poll::Ready(Err(error)) = poll_once(&mut on_upgrade) else {
             panic!("not failed")
@@ -241,7 +248,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_left_to_upgrade_drops_the_stream() {
+    async fn the_stream_is_dropped_if_the_upgrade_was_dropped() {
         let (bridge, on_upgrade) = Bridge::new().unwrap();
         drop(on_upgrade);
         let (ours, mut theirs) = duplex(16);
@@ -251,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn carries_the_stream_afterwards() {
+    async fn the_upgraded_stream_reads_and_writes() {
         let (bridge, on_upgrade) = Bridge::<TokioIo<DuplexStream>>::new().unwrap();
         let (ours, mut theirs) = duplex(64);
         theirs.write_all(b"early").await.unwrap();

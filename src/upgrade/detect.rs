@@ -1,17 +1,18 @@
-//! Is this request an opening handshake, and did this response complete it?
+//! Recognises opening handshakes, and the responses that accept them.
 //!
-//! Both questions are asked of headers alone, before and after the application's service ran. Everything that is not
-//! clearly a WebSocket stays untouched: other upgrades, plain `CONNECT` tunnels, and requests that hyper cannot upgrade.
-//! Whether the handshake is *valid* (`Sec-WebSocket-Key`, the version, the `Connection` header) is for the application's
-//! WebSocket library to judge; an answer that refuses it makes [`accepted`] say no.
+//! Both checks read the heads alone, before and after the application's service runs. All other
+//! requests stay untouched: other upgrades, plain `CONNECT` tunnels, and requests that hyper cannot
+//! upgrade. Whether a handshake is *valid* (`Sec-WebSocket-Key`, the version, the `Connection`
+//! header) is checked by the application's WebSocket library; [`is_accepted`] returns false for its
+//! refusal.
 
 use http::header::{HeaderMap, UPGRADE};
 use http::{Extensions, Method, Request, Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 
-/// How a client asks for a WebSocket.
+/// How a client requests a WebSocket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Handshake {
+pub(crate) enum HandshakeKind {
     /// `GET` with `Upgrade: websocket` over HTTP/1.1 ([RFC 6455 section 4.2.1]).
     ///
     /// [RFC 6455 section 4.2.1]: https://www.rfc-editor.org/rfc/rfc6455#section-4.2.1
@@ -23,14 +24,14 @@ pub(crate) enum Handshake {
     ExtendedConnect,
 }
 
-impl Handshake {
-    /// Whether it asks for a stream among others, and not for the whole connection.
-    pub(crate) fn is_stream(self) -> bool {
+impl HandshakeKind {
+    /// Whether the WebSocket shares its HTTP connection with other streams.
+    pub(crate) fn is_multiplexed(self) -> bool {
         self != Self::Http1
     }
 }
 
-/// Why a request is not an opening handshake, by its head alone, so that the client is at fault.
+/// Why the head of a request is not that of an opening handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotHandshake {
     /// HTTP/1.x with a method other than `GET`.
@@ -43,72 +44,76 @@ pub(crate) enum NotHandshake {
     OtherProtocol,
     /// HTTP/1.1, and `websocket` is not among the tokens of `Upgrade`.
     NoUpgrade,
-    /// A version of HTTP over which WebSockets do not exist, or are not supported by this build.
+    /// A version of HTTP over which WebSockets are not defined, or not supported by this build.
     Version,
 }
 
-/// Marks an opening handshake that passed a layer but had no [`OnUpgrade`], so that it cannot be upgraded.
-/// The extractor needs the mark to distinguish it from a request on a route without layers.
+/// Request extension: an opening handshake passed a layer, but cannot be upgraded because it has no
+/// [`OnUpgrade`].
+///
+/// The extractor distinguishes it by this from a request on a route without layers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NotUpgradable;
 
-/// Returns the kind of handshake that a request with this head is, whether or not hyper can upgrade it.
+/// Returns the kind of handshake of a request with this head, whether or not hyper can upgrade it.
 #[cfg_attr(
     not(feature = "http2"),
     expect(unused_variables, reason = "`:protocol` is among the extensions")
 )]
-pub(crate) fn handshake(
+pub(crate) fn classify(
     method: &Method,
     version: Version,
     headers: &HeaderMap,
     extensions: &Extensions,
-) -> Result<Handshake, NotHandshake> {
+) -> Result<HandshakeKind, NotHandshake> {
     match version {
         #[cfg(feature = "http2")]
         Version::HTTP_2 if *method != Method::CONNECT => Err(NotHandshake::MethodNotConnect),
         #[cfg(feature = "http2")]
         Version::HTTP_2 if !is_websocket_protocol(extensions) => Err(NotHandshake::OtherProtocol),
         #[cfg(feature = "http2")]
-        Version::HTTP_2 => Ok(Handshake::ExtendedConnect),
+        Version::HTTP_2 => Ok(HandshakeKind::ExtendedConnect),
         Version::HTTP_10 | Version::HTTP_11 if *method != Method::GET => {
             Err(NotHandshake::MethodNotGet)
         }
-        Version::HTTP_11 if names_websocket(headers) => Ok(Handshake::Http1),
+        Version::HTTP_11 if names_websocket(headers) => Ok(HandshakeKind::Http1),
         Version::HTTP_11 => Err(NotHandshake::NoUpgrade),
-        // An `Upgrade` in a request of HTTP/1.0 has to be ignored (RFC 9110 section 7.8).
+        // A server must ignore an `Upgrade` in an HTTP/1.0 request (RFC 9110 section 7.8).
         _ => Err(NotHandshake::Version),
     }
 }
 
-/// Returns the kind of handshake that `req` is. `None` if it does not ask for a WebSocket, or if it has no
-/// [`OnUpgrade`] in its extensions and so cannot be upgraded; it is then marked [`NotUpgradable`].
-pub(crate) fn detect<B>(req: &mut Request<B>) -> Option<Handshake> {
+/// Returns the kind of handshake of `req`, if hyper can upgrade it.
+///
+/// `None` if it does not request a WebSocket, or if it has no [`OnUpgrade`] in its extensions. In
+/// the latter case it is marked [`NotUpgradable`].
+pub(crate) fn detect<B>(req: &mut Request<B>) -> Option<HandshakeKind> {
     let (method, headers) = (req.method(), req.headers());
-    let handshake = handshake(method, req.version(), headers, req.extensions()).ok()?;
+    let kind = classify(method, req.version(), headers, req.extensions()).ok()?;
     if req.extensions().get::<OnUpgrade>().is_none() {
         req.extensions_mut().insert(NotUpgradable);
         return None;
     }
-    Some(handshake)
+    Some(kind)
 }
 
-/// Whether `res` completes the handshake, so that hyper is about to hand out the upgraded stream.
+/// Whether `res` accepts the handshake, so that hyper will resolve the upgrade.
 ///
-/// Over HTTP/1.1 the answer is a 101. It should name the protocol, but a 101 that names none can only mean what was
-/// asked for. A 101 that names *another* protocol (the client may have offered several) is not a WebSocket. Over HTTP/2
-/// any 2xx answer opens the tunnel.
-pub(crate) fn accepted<B>(handshake: Handshake, res: &Response<B>) -> bool {
-    match handshake {
-        Handshake::Http1 => {
+/// Over HTTP/1.1 the response is a 101. It should name the protocol, but a 101 that names none can
+/// only mean the requested one. A 101 that names *another* protocol (the client may have offered
+/// several) is not a WebSocket. Over HTTP/2 any 2xx response opens the tunnel.
+pub(crate) fn is_accepted<B>(kind: HandshakeKind, res: &Response<B>) -> bool {
+    match kind {
+        HandshakeKind::Http1 => {
             res.status() == StatusCode::SWITCHING_PROTOCOLS
                 && (!res.headers().contains_key(UPGRADE) || names_websocket(res.headers()))
         }
         #[cfg(feature = "http2")]
-        Handshake::ExtendedConnect => res.status().is_success(),
+        HandshakeKind::ExtendedConnect => res.status().is_success(),
     }
 }
 
-/// Whether `websocket` is among the tokens of the `Upgrade` header, which is a list and may be spread over several lines
+/// Whether `websocket` is among the tokens of `Upgrade`, a list that may span several header lines
 /// (RFC 9110 section 7.8).
 fn names_websocket(headers: &HeaderMap) -> bool {
     headers
@@ -118,7 +123,7 @@ fn names_websocket(headers: &HeaderMap) -> bool {
         .any(|token| token.trim_ascii().eq_ignore_ascii_case(b"websocket"))
 }
 
-/// Whether the `:protocol` pseudo-header is `websocket`. Compared as axum does it, byte for byte.
+/// Whether the `:protocol` pseudo-header is `websocket`, compared byte for byte, as axum does.
 #[cfg(feature = "http2")]
 fn is_websocket_protocol(extensions: &Extensions) -> bool {
     extensions
@@ -130,7 +135,7 @@ fn is_websocket_protocol(extensions: &Extensions) -> bool {
 mod tests {
     use super::*;
 
-    /// An `OnUpgrade` that never upgrades: enough to be found in the extensions.
+    /// An `OnUpgrade` that fails, for the extensions of a request.
     fn on_upgrade() -> OnUpgrade {
         hyper::upgrade::on(Request::new(()))
     }
@@ -145,7 +150,7 @@ mod tests {
         req
     }
 
-    fn answer(status: u16, upgrade: &[&'static str]) -> Response<()> {
+    fn response(status: u16, upgrade: &[&'static str]) -> Response<()> {
         let mut res = Response::builder().status(status);
         for line in upgrade {
             res = res.header(UPGRADE, *line);
@@ -153,16 +158,17 @@ mod tests {
         res.body(()).unwrap()
     }
 
-    fn why<B>(req: &mut Request<B>) -> Result<Handshake, NotHandshake> {
+    /// Classifies `req`, and checks that `detect` agrees.
+    fn kind_of<B>(req: &mut Request<B>) -> Result<HandshakeKind, NotHandshake> {
         let (method, headers) = (req.method(), req.headers());
-        let found = handshake(method, req.version(), headers, req.extensions());
-        assert_eq!(detect(req), found.ok());
+        let kind = classify(method, req.version(), headers, req.extensions());
+        assert_eq!(detect(req), kind.ok());
         assert!(req.extensions().get::<NotUpgradable>().is_none());
-        found
+        kind
     }
 
     #[test]
-    fn upgrade_header_is_a_case_insensitive_list() {
+    fn the_upgrade_header_is_read_as_a_case_insensitive_list() {
         let yes: [&[&[u8]]; 6] = [
             &[b"websocket"],
             &[b"WebSocket"],
@@ -172,7 +178,11 @@ mod tests {
             &[b"h2c", b"websocket"],
         ];
         for lines in yes {
-            assert_eq!(why(&mut http1(lines)), Ok(Handshake::Http1), "{lines:?}");
+            assert_eq!(
+                kind_of(&mut http1(lines)),
+                Ok(HandshakeKind::Http1),
+                "{lines:?}"
+            );
         }
         let no: [&[&[u8]]; 7] = [
             &[],
@@ -184,24 +194,24 @@ mod tests {
             &[b"\xffwebsocket\xfe, \x80"],
         ];
         for lines in no {
-            let why = why(&mut http1(lines));
-            assert_eq!(why, Err(NotHandshake::NoUpgrade), "{lines:?}");
+            let kind = kind_of(&mut http1(lines));
+            assert_eq!(kind, Err(NotHandshake::NoUpgrade), "{lines:?}");
         }
     }
 
     #[test]
-    fn only_an_upgradable_http1_get_counts() {
+    fn over_http1_only_an_upgradable_get_is_a_handshake() {
         for method in [Method::POST, Method::CONNECT] {
             let mut other = http1(&[b"websocket"]);
             *other.method_mut() = method;
-            assert_eq!(why(&mut other), Err(NotHandshake::MethodNotGet));
+            assert_eq!(kind_of(&mut other), Err(NotHandshake::MethodNotGet));
         }
 
         for version in [Version::HTTP_09, Version::HTTP_10, Version::HTTP_3] {
             let mut other = http1(&[b"websocket"]);
             *other.version_mut() = version;
-            let why = why(&mut other);
-            assert_eq!(why, Err(NotHandshake::Version), "{version:?}");
+            let kind = kind_of(&mut other);
+            assert_eq!(kind, Err(NotHandshake::Version), "{version:?}");
         }
 
         let mut taken = http1(&[b"websocket"]);
@@ -212,23 +222,32 @@ mod tests {
 
     #[test]
     #[cfg(not(feature = "http2"))]
-    fn http2_is_none_of_our_versions() {
+    fn without_the_http2_feature_http2_is_an_unsupported_version() {
         for method in [Method::GET, Method::CONNECT] {
             let mut other = http1(&[b"websocket"]);
             *other.method_mut() = method;
             *other.version_mut() = Version::HTTP_2;
-            assert_eq!(why(&mut other), Err(NotHandshake::Version));
+            assert_eq!(kind_of(&mut other), Err(NotHandshake::Version));
         }
     }
 
     #[test]
-    fn a_101_completes_the_http1_handshake() {
-        assert!(accepted(Handshake::Http1, &answer(101, &["websocket"])));
-        assert!(accepted(Handshake::Http1, &answer(101, &["WebSocket"])));
-        assert!(accepted(Handshake::Http1, &answer(101, &[])));
-        assert!(!accepted(Handshake::Http1, &answer(101, &["h2c"])));
+    fn a_101_for_websocket_accepts_an_http1_handshake() {
+        assert!(is_accepted(
+            HandshakeKind::Http1,
+            &response(101, &["websocket"])
+        ));
+        assert!(is_accepted(
+            HandshakeKind::Http1,
+            &response(101, &["WebSocket"])
+        ));
+        assert!(is_accepted(HandshakeKind::Http1, &response(101, &[])));
+        assert!(!is_accepted(HandshakeKind::Http1, &response(101, &["h2c"])));
         for status in [100, 200, 204, 400, 426, 500] {
-            assert!(!accepted(Handshake::Http1, &answer(status, &["websocket"])));
+            assert!(!is_accepted(
+                HandshakeKind::Http1,
+                &response(status, &["websocket"])
+            ));
         }
     }
 
@@ -249,17 +268,17 @@ mod tests {
         }
 
         #[test]
-        fn extended_connect_asks_for_its_protocol() {
+        fn over_http2_only_an_extended_connect_for_websocket_is_a_handshake() {
             let mut websocket = connect(Some("websocket"));
-            assert_eq!(why(&mut websocket), Ok(Handshake::ExtendedConnect));
+            assert_eq!(kind_of(&mut websocket), Ok(HandshakeKind::ExtendedConnect));
 
             let other = Err(NotHandshake::OtherProtocol);
-            assert_eq!(why(&mut connect(Some("connect-udp"))), other);
-            assert_eq!(why(&mut connect(None)), other, "a plain tunnel");
+            assert_eq!(kind_of(&mut connect(Some("connect-udp"))), other);
+            assert_eq!(kind_of(&mut connect(None)), other, "a plain tunnel");
 
             let mut get = connect(Some("websocket"));
             *get.method_mut() = Method::GET;
-            assert_eq!(why(&mut get), Err(NotHandshake::MethodNotConnect));
+            assert_eq!(kind_of(&mut get), Err(NotHandshake::MethodNotConnect));
 
             let mut taken = connect(Some("websocket"));
             taken.extensions_mut().remove::<OnUpgrade>();
@@ -268,12 +287,12 @@ mod tests {
         }
 
         #[test]
-        fn any_success_completes_extended_connect() {
-            for (status, completes) in [(200, true), (204, true), (101, false), (404, false)] {
-                let res = answer(status, &[]);
+        fn any_2xx_accepts_an_extended_connect() {
+            for (status, expected) in [(200, true), (204, true), (101, false), (404, false)] {
+                let res = response(status, &[]);
                 assert_eq!(
-                    accepted(Handshake::ExtendedConnect, &res),
-                    completes,
+                    is_accepted(HandshakeKind::ExtendedConnect, &res),
+                    expected,
                     "{status}"
                 );
             }

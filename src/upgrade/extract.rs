@@ -9,20 +9,37 @@ use http::header::{ALLOW, CONNECTION, HeaderValue, UPGRADE};
 use http::request::Parts;
 use http::{StatusCode, Version};
 
-use super::detect::{NotHandshake, NotUpgradable, handshake};
+use super::detect::{NotHandshake, NotUpgradable, classify};
 use crate::connection::Liveness;
 
-/// There is no [`Liveness`] for this request.
+/// Rejection of the [`Liveness`] extractor: the request has no [`Liveness`].
 ///
-/// Except for [`MissingLayer`](Self::MissingLayer) the request is at fault. The status is then the one of
-/// axum's `WebSocketUpgrade`, except that a request which does not ask for a WebSocket at all is answered
-/// 426 instead of 400. Over HTTP/1.x a 426 carries `Upgrade: websocket` and `Connection: upgrade` (RFC 9110
-/// sections 15.5.22 and 7.8); over HTTP/2 these headers are forbidden (RFC 9113 section 8.2.2). A 405
-/// carries `Allow`.
+/// The cause is the request, except for [`MissingLayer`](Self::MissingLayer). The status is that of
+/// axum's `WebSocketUpgrade`, except that a request which does not request a WebSocket at all is
+/// answered 426 instead of 400. Over HTTP/1.x a 426 carries `Upgrade: websocket` and
+/// `Connection: upgrade` (RFC 9110 sections 15.5.22 and 7.8); over HTTP/2 these headers are
+/// forbidden (RFC 9113 section 8.2.2). A 405 carries `Allow`.
+///
+/// ```
+/// use axum::extract::ws::WebSocketUpgrade;
+/// use axum::response::{IntoResponse, Response};
+/// use tower_ws_liveness::{Liveness, LivenessRejection};
+///
+/// async fn handler(
+///     live: Result<Liveness, LivenessRejection>,
+///     ws: WebSocketUpgrade,
+/// ) -> Response {
+///     match live {
+///         Ok(live) => ws.on_upgrade(move |_| async move { println!("{}", live.id()) }),
+///         Err(rejection) => rejection.into_response(),
+///     }
+/// }
+/// # let _: axum::Router = axum::Router::new().route("/ws", axum::routing::any(handler));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LivenessRejection {
-    /// The request opens a WebSocket, and no layer of this crate is on the route. A fault of the
+    /// The request opens a WebSocket, but the route has no layer of this crate. An error of the
     /// server: 500 Internal Server Error.
     MissingLayer,
     /// `Upgrade` is missing, or `websocket` is not among its tokens: 426 Upgrade Required.
@@ -31,25 +48,25 @@ pub enum LivenessRejection {
     MethodNotGet,
     /// Over HTTP/2 only a `CONNECT` opens a WebSocket (RFC 8441 section 5): 405 Method Not Allowed.
     MethodNotConnect,
-    /// Over HTTP/2 the pseudo-header `:protocol` is missing or is not `websocket` (RFC 8441 section 5):
-    /// 400 Bad Request.
+    /// Over HTTP/2 the pseudo-header `:protocol` is missing or is not `websocket` (RFC 8441 section
+    /// 5): 400 Bad Request.
     InvalidProtocol,
-    /// No WebSocket can be opened over this version of HTTP: 1.0, 3, or 2 without the feature `http2`.
-    /// 426 Upgrade Required.
+    /// No WebSocket can be opened over this version of HTTP: 1.0, 3, or 2 without the feature
+    /// `http2`. 426 Upgrade Required.
     UnsupportedVersion(Version),
-    /// The request is a handshake over this version of HTTP, and passed a layer, but hyper's `OnUpgrade` is
-    /// not among its extensions, so it cannot be upgraded: 426 Upgrade Required.
+    /// The request is a handshake over this version of HTTP and passed a layer, but it cannot be
+    /// upgraded because hyper's `OnUpgrade` is not among its extensions: 426 Upgrade Required.
     ///
-    /// This happens in unit tests that drive a `Router` with `oneshot`, without a server. A handler that
-    /// takes `Option<Liveness>` can be tested that way; it gets `None`.
+    /// This happens in unit tests that call a `Router` with `oneshot`, without a server. A handler
+    /// that takes `Option<Liveness>` can be tested that way; it gets `None`.
     NotUpgradable(Version),
 }
 
 impl LivenessRejection {
-    /// Why there is no [`Liveness`] among the extensions.
+    /// Returns why the extensions contain no [`Liveness`].
     fn of(parts: &Parts) -> Self {
         let (version, headers, extensions) = (parts.version, &parts.headers, &parts.extensions);
-        match handshake(&parts.method, version, headers, extensions) {
+        match classify(&parts.method, version, headers, extensions) {
             Ok(_) if extensions.get::<NotUpgradable>().is_some() => Self::NotUpgradable(version),
             Ok(_) => Self::MissingLayer,
             Err(NotHandshake::MethodNotGet) => Self::MethodNotGet,

@@ -1,5 +1,4 @@
-//! The response future: completes the upgrade when the handshake is accepted, and otherwise leaves
-//! no trace.
+//! [`ResponseFuture`]: completes or abandons the upgrade once the handshake is answered.
 
 use std::fmt;
 use std::future::Future;
@@ -17,8 +16,8 @@ use tokio::runtime::Handle;
 use tower_service::Service;
 
 use super::bridge::Bridge;
-use super::detect::{Handshake, NotUpgradable, accepted, detect};
-use super::either::Either;
+use super::detect::{HandshakeKind, NotUpgradable, detect, is_accepted};
+use super::handler_stream::HandlerStream;
 use super::policy_override::PolicyOverride;
 use super::transport::Transport;
 use crate::connection::{
@@ -30,30 +29,31 @@ use crate::monitor::Overrides;
 use crate::panic_guard;
 use crate::wire::Role;
 
-/// Calls `inner` with `req`. If it is upgraded, its connection is under the layer of `share`. An opening
-/// handshake is refused without calling `inner` if the layer's registry is full, or if the current thread
-/// has no driver.
+/// Calls `inner` with `req`, and puts the connection under `config` if the request is upgraded.
+///
+/// An opening handshake is refused without a call to `inner` if the layer's registry is full, or if
+/// the current thread has no driver.
 pub(crate) fn call<S, B>(
-    share: &Arc<LayerConfig>,
+    config: &Arc<LayerConfig>,
     inner: &mut S,
     mut req: Request<B>,
 ) -> ResponseFuture<S::Future>
 where
     S: Service<Request<B>>,
 {
-    let answer = match Part::take(share, &mut req) {
-        Ok(part) => Answer::Inner {
+    let state = match PendingLayer::intercept(config, &mut req) {
+        Ok(pending) => ResponseState::Called {
             inner: inner.call(req),
-            part,
+            pending,
         },
         Err(refusal) => {
             if let Refusal::ByRegistry(Refused { cause, retry_after }) = refusal {
                 panic_guard::log(|| tracing::debug!(cause, retry_after, "upgrade refused"));
             }
-            Answer::Refused { refusal }
+            ResponseState::Refused { refusal }
         }
     };
-    ResponseFuture { answer }
+    ResponseFuture { state }
 }
 
 /// Why an opening handshake is refused before the handler is called.
@@ -63,53 +63,63 @@ enum Refusal {
     NoDriver(NoDriver),
 }
 
-/// What a layer does with an opening handshake that its service has not answered yet.
+/// A layer whose service has not answered the opening handshake yet.
 ///
-/// Dropping it detaches the layer.
-enum Part {
-    /// The outermost layer creates the connection.
-    Outermost(Opening),
-    /// An inner layer has joined the connection.
-    Inner(Handshake, Attachment),
+/// Dropping it detaches the layer from the connection.
+enum PendingLayer {
+    /// The outermost layer, which creates the connection.
+    Outermost(PendingUpgrade),
+    /// A layer further in, which has joined the connection.
+    Inner(HandshakeKind, Attachment),
 }
 
-/// The innermost layer that has joined so far, in the request's extensions for the layers further in.
+/// The innermost layer that has joined so far, stored in the request for the layers further in.
 #[derive(Clone, Copy)]
-struct Within(AttachmentId);
+struct InnermostAttachment(AttachmentId);
 
-impl Part {
-    /// `None` if there is nothing to be done for this request by this layer.
-    fn take<B>(share: &Arc<LayerConfig>, req: &mut Request<B>) -> Result<Option<Self>, Refusal> {
-        let Some(handshake) = detect(req) else {
+impl PendingLayer {
+    /// Creates the request's connection, or joins it. `None` if the request cannot be upgraded.
+    fn intercept<B>(
+        config: &Arc<LayerConfig>,
+        req: &mut Request<B>,
+    ) -> Result<Option<Self>, Refusal> {
+        let Some(kind) = detect(req) else {
             return Ok(None);
         };
-        // Taken out, so that a layer further in does not put it above what was set since.
+        // Removed from the request, so that a layer further in does not apply the override again
+        // over values that were set after this layer.
         let overrides = req.extensions_mut().remove::<PolicyOverride>();
         let overrides = overrides.as_ref().map(PolicyOverride::values);
         let extensions = req.extensions();
         let Some(live) = extensions.get::<Liveness>() else {
-            let opening = Opening::intercept(share, handshake, overrides, req)?;
-            return Ok(opening.map(Self::Outermost));
+            let upgrade = PendingUpgrade::intercept(config, kind, overrides, req)?;
+            return Ok(upgrade.map(Self::Outermost));
         };
-        // A layer further out has done all of it: one wrapper, one deadline.
-        let within = extensions.get::<Within>().map(|within| within.0);
+        // The outermost layer has replaced the upgrade: all layers share its stream and deadlines.
+        let within = extensions
+            .get::<InnermostAttachment>()
+            .map(|attachment| attachment.0);
         let attachment = live
-            .join(share, within, overrides)
+            .join(config, within, overrides)
             .map_err(Refusal::ByRegistry)?;
-        req.extensions_mut().insert(Within(attachment.id()));
-        Ok(Some(Self::Inner(handshake, attachment)))
+        req.extensions_mut()
+            .insert(InnermostAttachment(attachment.id()));
+        Ok(Some(Self::Inner(kind, attachment)))
     }
 
     /// Handles the response of the layer's service.
-    fn answered<B>(self, response: &Response<B>) {
-        // hyper fulfils its own end of any upgrade request some day, with a stream that is long
-        // dead. So whatever is not an accepted handshake ends here.
+    fn on_response<B>(self, response: &Response<B>) {
+        // hyper eventually resolves the `OnUpgrade` of every upgrade request, also of a refused
+        // one, with a stream that ended long before. So a handshake that is not accepted is
+        // abandoned here, by the drop of `self`.
         match self {
-            Self::Outermost(opening) if accepted(opening.handshake, response) => opening.arm(),
-            Self::Outermost(opening) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                opening.pass();
+            Self::Outermost(upgrade) if is_accepted(upgrade.kind, response) => {
+                upgrade.spawn_opening();
             }
-            Self::Inner(handshake, attachment) if accepted(handshake, response) => {
+            Self::Outermost(upgrade) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                upgrade.spawn_passthrough();
+            }
+            Self::Inner(kind, attachment) if is_accepted(kind, response) => {
                 attachment.accept();
             }
             Self::Outermost(_) | Self::Inner(..) => {}
@@ -117,21 +127,23 @@ impl Part {
     }
 }
 
-/// An opening handshake that the handler has not answered yet.
-struct Opening {
-    /// Kept because the response may be polled outside of the runtime.
+/// The connection and the replaced upgrade of a handshake that has not been answered yet.
+struct PendingUpgrade {
+    /// Stored because the response may be polled outside of the runtime.
     runtime: Handle,
-    handshake: Handshake,
-    real: OnUpgrade,
-    bridge: Bridge<Either>,
-    unanswered: Unanswered,
+    kind: HandshakeKind,
+    /// hyper's own, removed from the request.
+    on_upgrade: OnUpgrade,
+    /// Resolves the `OnUpgrade` that the request has instead.
+    bridge: Bridge<HandlerStream>,
+    connection: NotUpgradedGuard,
 }
 
-impl Opening {
-    /// `None` if the request cannot be upgraded after all.
+impl PendingUpgrade {
+    /// Replaces the request's `OnUpgrade`. `None` if the request cannot be upgraded.
     fn intercept<B>(
-        share: &LayerConfig,
-        handshake: Handshake,
+        config: &LayerConfig,
+        kind: HandshakeKind,
         overrides: Option<&Overrides>,
         req: &mut Request<B>,
     ) -> Result<Option<Self>, Refusal> {
@@ -139,54 +151,57 @@ impl Opening {
         if req.extensions().get::<OnUpgrade>().is_some() {
             Driver::current().map_err(Refusal::NoDriver)?;
         }
-        let place = share.admit().map_err(Refusal::ByRegistry)?;
-        // In this order: without a bridge the request stays as it was.
-        let Some((bridge, on_upgrade)) = Bridge::new() else {
+        let admission = config.admit().map_err(Refusal::ByRegistry)?;
+        // The bridge first: if there is none, the request keeps its own `OnUpgrade`.
+        let Some((bridge, bridged)) = Bridge::new() else {
             req.extensions_mut().insert(NotUpgradable);
             return Ok(None);
         };
-        let Some(real) = req.extensions_mut().remove::<OnUpgrade>() else {
+        let Some(on_upgrade) = req.extensions_mut().remove::<OnUpgrade>() else {
             return Ok(None);
         };
         let connection = Connection::new(Role::Server, Transport::CAPABILITIES);
-        if handshake.is_stream() {
+        if kind.is_multiplexed() {
             connection.over_http2();
         }
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn ErasedConnection>);
-        live.attach(share, place);
+        live.attach(config, admission);
         if let Some(overrides) = overrides {
             live.override_policy(overrides);
         }
-        req.extensions_mut().insert(on_upgrade);
+        req.extensions_mut().insert(bridged);
         req.extensions_mut().insert(live);
         Ok(Some(Self {
             runtime: Handle::current(),
-            handshake,
-            real,
+            kind,
+            on_upgrade,
             bridge,
-            unanswered: Unanswered(Some(connection)),
+            connection: NotUpgradedGuard(Some(connection)),
         }))
     }
 
-    /// The handshake was accepted: waits for hyper to hand the stream out, which it does as soon as
-    /// the response head is written, or to give up. The task is gone after that.
-    fn arm(self) {
+    /// The handshake was accepted: spawns a task that opens the connection.
+    ///
+    /// The task ends when hyper resolves the upgrade, which it does as soon as it has written the
+    /// response head, or when the upgrade fails.
+    fn spawn_opening(self) {
         let Self {
             runtime,
-            handshake,
-            real,
+            kind,
+            on_upgrade,
             bridge,
-            unanswered,
+            connection,
         } = self;
-        let promised = unanswered.accepted();
+        let connection = connection.into_accepted();
         runtime.spawn(async move {
-            match real.await {
+            match on_upgrade.await {
                 Ok(upgraded) => {
-                    if let Some(stream) = promised.keep(Transport::of(handshake, upgraded)) {
-                        bridge.complete(Either::WebSocket(TokioIo::new(stream)));
+                    if let Some(stream) = connection.open(Transport::new(kind, upgraded)) {
+                        bridge.complete(HandlerStream::WebSocket(TokioIo::new(stream)));
                     }
                 }
-                // Dropping the bridge tells the handler, dropping the promise tells everybody else.
+                // The drop of `bridge` fails the handler's upgrade. The drop of `connection` ends
+                // the connection.
                 Err(error) => panic_guard::log(
                     || tracing::debug!(%error, "upgrade failed after the handshake"),
                 ),
@@ -194,33 +209,33 @@ impl Opening {
         });
     }
 
-    /// The handler switched to another protocol that the client offered besides: it gets hyper's
-    /// stream as it is.
-    fn pass(self) {
+    /// The handler switched to another protocol that the client offered: spawns a task that gives
+    /// it hyper's stream unchanged.
+    fn spawn_passthrough(self) {
         let Self {
             runtime,
-            real,
+            on_upgrade,
             bridge,
             ..
         } = self;
         runtime.spawn(async move {
-            if let Ok(upgraded) = real.await {
-                bridge.complete(Either::Other(Box::new(upgraded)));
+            if let Ok(upgraded) = on_upgrade.await {
+                bridge.complete(HandlerStream::Other(Box::new(upgraded)));
             }
         });
     }
 }
 
-/// A connection whose response is open. Dropped, there is none.
-struct Unanswered(Option<Arc<Connection<Transport>>>);
+/// A connection whose handshake is not answered yet. Dropping it reports that no upgrade happened.
+struct NotUpgradedGuard(Option<Arc<Connection<Transport>>>);
 
-impl Unanswered {
-    fn accepted(mut self) -> Promised {
-        Promised(self.0.take())
+impl NotUpgradedGuard {
+    fn into_accepted(mut self) -> UpgradeFailedGuard {
+        UpgradeFailedGuard(self.0.take())
     }
 }
 
-impl Drop for Unanswered {
+impl Drop for NotUpgradedGuard {
     fn drop(&mut self) {
         if let Some(connection) = self.0.take() {
             connection.not_upgraded();
@@ -228,16 +243,16 @@ impl Drop for Unanswered {
     }
 }
 
-/// A connection that was promised to the peer. Dropped, the upgrade has failed.
-struct Promised(Option<Arc<Connection<Transport>>>);
+/// A connection whose handshake was accepted. Dropping it reports that its upgrade failed.
+struct UpgradeFailedGuard(Option<Arc<Connection<Transport>>>);
 
-impl Promised {
-    fn keep(mut self, io: Transport) -> Option<LivenessStream<Transport>> {
+impl UpgradeFailedGuard {
+    fn open(mut self, io: Transport) -> Option<LivenessStream<Transport>> {
         LivenessStream::open(self.0.take()?, io)
     }
 }
 
-impl Drop for Promised {
+impl Drop for UpgradeFailedGuard {
     fn drop(&mut self) {
         if let Some(connection) = self.0.take() {
             connection.upgrade_failed();
@@ -246,20 +261,20 @@ impl Drop for Promised {
 }
 
 pin_project! {
-    /// Response future of [`Heartbeat`](crate::Heartbeat) and [`IdleTimeout`](crate::IdleTimeout).
+    /// Response future of [`LivenessService`](crate::LivenessService).
     pub struct ResponseFuture<F> {
         #[pin]
-        answer: Answer<F>,
+        state: ResponseState<F>,
     }
 }
 
 pin_project! {
-    #[project = AnswerProj]
-    enum Answer<F> {
-        Inner {
+    #[project = ResponseStateProj]
+    enum ResponseState<F> {
+        Called {
             #[pin]
             inner: F,
-            part: Option<Part>,
+            pending: Option<PendingLayer>,
         },
         Refused {
             refusal: Refusal,
@@ -275,20 +290,22 @@ where
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let (inner, part) = match self.project().answer.project() {
-            AnswerProj::Inner { inner, part } => (inner, part),
-            AnswerProj::Refused { refusal } => return Poll::Ready(Ok(refusal.response())),
+        let (inner, pending) = match self.project().state.project() {
+            ResponseStateProj::Called { inner, pending } => (inner, pending),
+            ResponseStateProj::Refused { refusal } => {
+                return Poll::Ready(Ok(refusal.to_response()));
+            }
         };
         let result = ready!(inner.poll(cx));
-        if let (Some(part), Ok(response)) = (part.take(), &result) {
-            part.answered(response);
+        if let (Some(pending), Ok(response)) = (pending.take(), &result) {
+            pending.on_response(response);
         }
         Poll::Ready(result)
     }
 }
 
 impl Refusal {
-    fn response<B: Default>(self) -> Response<B> {
+    fn to_response<B: Default>(self) -> Response<B> {
         let mut response = Response::new(B::default());
         match self {
             // RFC 9110 sections 15.6.4 and 10.2.3.
@@ -297,7 +314,8 @@ impl Refusal {
                 let retry_after = HeaderValue::from(refused.retry_after);
                 response.headers_mut().insert(RETRY_AFTER, retry_after);
             }
-            // The body's type is the application's, so only the status line can carry the message.
+            // The layer cannot build a body of the application's type from a text, so the status
+            // line carries the message.
             Self::NoDriver(missing) => {
                 *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
                 let phrase = ReasonPhrase::from_static(missing.as_str().as_bytes());
@@ -310,9 +328,9 @@ impl Refusal {
 
 impl<F> fmt::Debug for ResponseFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_handshake = match &self.answer {
-            Answer::Inner { part, .. } => part.is_some(),
-            Answer::Refused { .. } => true,
+        let is_handshake = match &self.state {
+            ResponseState::Called { pending, .. } => pending.is_some(),
+            ResponseState::Refused { .. } => true,
         };
         f.debug_struct("ResponseFuture")
             .field("is_handshake", &is_handshake)
@@ -334,9 +352,9 @@ mod tests {
     use crate::{IdleTimeoutLayer, Registry};
 
     #[derive(Clone)]
-    struct Unreachable;
+    struct UncalledHandler;
 
-    impl Service<Request<()>> for Unreachable {
+    impl Service<Request<()>> for UncalledHandler {
         type Response = Response<String>;
         type Error = Infallible;
         type Future = Ready<Result<Self::Response, Infallible>>;
@@ -352,11 +370,11 @@ mod tests {
 
     #[traced_test]
     #[tokio::test]
-    async fn a_refusal_is_answered_and_logged() {
+    async fn a_refused_handshake_gets_503_and_a_debug_log_line() {
         let registry = Registry::new();
         registry.limit(0);
         let layer = IdleTimeoutLayer::builder().registry(registry.clone());
-        let service = layer.build().unwrap().layer(Unreachable);
+        let service = layer.build().unwrap().layer(UncalledHandler);
         for cause in ["limit", "draining"] {
             let mut request = Request::get("/")
                 .header(UPGRADE, "websocket")

@@ -1,17 +1,19 @@
-//! From a request that asks for a WebSocket to a connection under liveness.
+//! The upgrade: from an opening handshake over HTTP to an open connection.
 //!
-//! - [`detect`]: is this an opening handshake, and was it accepted?
-//! - [`bridge`]: how the handler comes to get our stream from hyper's own types
-//! - [`either`]: what the handler then has in its hands
-//! - [`transport`]: what hyper hands out, as concrete as it can be had
-//! - [`future`]: the response future, which makes the connection once the handshake was accepted
+//! - [`detect`]: recognises opening handshakes and their accepting responses
+//! - [`future`]: the response future, which opens the connection once the handshake is accepted
+//! - [`bridge`]: creates the `OnUpgrade` through which the handler gets this crate's stream
+//! - [`handler_stream`]: the stream that the handler gets
+//! - [`transport`]: the stream that hyper provides, as a socket where possible
+//! - [`policy_override`]: other times for the connection of one request
+//! - `extract`: `Liveness` as an axum extractor
 
 mod bridge;
 mod detect;
-mod either;
 #[cfg(feature = "axum")]
 mod extract;
 mod future;
+mod handler_stream;
 mod policy_override;
 mod transport;
 

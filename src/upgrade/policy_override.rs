@@ -1,4 +1,4 @@
-//! [`PolicyOverride`]: other times for one request's connection.
+//! [`PolicyOverride`]: other times for the connection of one request.
 
 use std::time::Duration;
 
@@ -7,16 +7,17 @@ use crate::monitor::Overrides;
 
 /// Replaces values of the layers for one connection.
 ///
-/// Put it into the extensions of the request, in a layer further out than those of this crate: an
-/// authentication layer may know that a client is a phone, or until when its token is valid. It
-/// holds against all layers, whichever of them the request passes later. Put in behind the innermost
-/// of them it comes too late, and does nothing. A second one that is put in before the first layer
-/// takes the place of the first as a whole. A value for a layer that the request does not pass is
-/// ignored. What has no setter here (write, stall and close timeouts, the limit on control frames,
-/// Close frames) is the layers' for all.
+/// Insert it into the extensions of the request, in a layer further out than the layers of this
+/// crate: an authentication layer may know that a client is a phone, or when its token expires. It
+/// applies to all layers of this crate on the request's path, whichever it passes later. An
+/// override that is inserted further in than the innermost of them has no effect. A second override
+/// that is inserted before the first layer replaces the first as a whole. A value for a layer that
+/// the request does not pass is ignored. Values without a setter here (write, stall and close
+/// timeouts, the limit on control frames, Close frames) are those of the layers.
 ///
-/// At run time, [`Liveness::set_interval`](crate::Liveness::set_interval) and its neighbours do the
-/// same for the interval, the timeout and the idle timeout.
+/// At run time, [`Liveness::set_interval`](crate::Liveness::set_interval),
+/// [`set_timeout`](crate::Liveness::set_timeout) and
+/// [`set_idle_timeout`](crate::Liveness::set_idle_timeout) change these three times.
 ///
 /// ```
 /// use std::time::Duration;
@@ -25,15 +26,15 @@ use crate::monitor::Overrides;
 /// use axum::response::Response;
 /// use tower_ws_liveness::PolicyOverride;
 ///
-/// // To be layered outside of `HeartbeatLayer`: `.layer(heartbeat).layer(from_fn(phones))`.
-/// async fn phones(mut request: Request, next: Next) -> Response {
+/// // Further out than `HeartbeatLayer`: `.layer(heartbeat).layer(from_fn(override_phones))`.
+/// async fn override_phones(mut request: Request, next: Next) -> Response {
 ///     if request.headers().contains_key("x-phone") {
-///         let patient = PolicyOverride::builder()
+///         let longer = PolicyOverride::builder()
 ///             .interval(Duration::from_secs(240))
 ///             .timeout(Duration::from_secs(60))
 ///             .build()
 ///             .expect("times within their limits");
-///         request.extensions_mut().insert(patient);
+///         request.extensions_mut().insert(longer);
 ///     }
 ///     next.run(request).await
 /// }
@@ -44,7 +45,7 @@ pub struct PolicyOverride {
 }
 
 impl PolicyOverride {
-    /// A builder that overrides nothing yet.
+    /// Returns a builder that overrides nothing yet.
     pub fn builder() -> PolicyOverrideBuilder {
         PolicyOverrideBuilder::default()
     }
@@ -56,8 +57,20 @@ impl PolicyOverride {
 
 /// Configures a [`PolicyOverride`].
 ///
-/// Setters take any value; [`build`](Self::build) checks them all. Values that are not set are the
-/// layers'.
+/// Created by [`PolicyOverride::builder`]. Setters accept any value; [`build`](Self::build) checks
+/// all values. Values that are not set are those of the layers.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tower_ws_liveness::{ConfigError, PolicyOverride};
+///
+/// # fn main() -> Result<(), ConfigError> {
+/// let token_expires_in = Duration::from_secs(900);
+/// let with_expiry = PolicyOverride::builder().max_lifetime(token_expires_in).build()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct PolicyOverrideBuilder {
@@ -65,7 +78,7 @@ pub struct PolicyOverrideBuilder {
 }
 
 impl PolicyOverrideBuilder {
-    /// Instead of [`HeartbeatLayerBuilder::interval`](crate::HeartbeatLayerBuilder::interval).
+    /// Overrides [`HeartbeatLayerBuilder::interval`](crate::HeartbeatLayerBuilder::interval).
     ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     pub fn interval(mut self, interval: Duration) -> Self {
@@ -73,7 +86,7 @@ impl PolicyOverrideBuilder {
         self
     }
 
-    /// Instead of [`HeartbeatLayerBuilder::timeout`](crate::HeartbeatLayerBuilder::timeout).
+    /// Overrides [`HeartbeatLayerBuilder::timeout`](crate::HeartbeatLayerBuilder::timeout).
     ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -81,7 +94,7 @@ impl PolicyOverrideBuilder {
         self
     }
 
-    /// Instead of
+    /// Overrides
     /// [`HeartbeatLayerBuilder::missed_pings`](crate::HeartbeatLayerBuilder::missed_pings).
     ///
     /// Refused: 0, more than 255.
@@ -90,7 +103,7 @@ impl PolicyOverrideBuilder {
         self
     }
 
-    /// Instead of [`IdleTimeoutLayerBuilder::timeout`](crate::IdleTimeoutLayerBuilder::timeout).
+    /// Overrides [`IdleTimeoutLayerBuilder::timeout`](crate::IdleTimeoutLayerBuilder::timeout).
     ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     pub fn idle_timeout(mut self, idle_timeout: Duration) -> Self {
@@ -98,7 +111,7 @@ impl PolicyOverrideBuilder {
         self
     }
 
-    /// Instead of
+    /// Overrides
     /// [`IdleTimeoutLayerBuilder::first_message`](crate::IdleTimeoutLayerBuilder::first_message).
     /// `None` turns the check off for this connection.
     ///
@@ -108,7 +121,7 @@ impl PolicyOverrideBuilder {
         self
     }
 
-    /// Instead of
+    /// Overrides
     /// [`IdleTimeoutLayerBuilder::message_timeout`](crate::IdleTimeoutLayerBuilder::message_timeout).
     /// `None` turns the check off for this connection.
     ///
@@ -118,7 +131,7 @@ impl PolicyOverrideBuilder {
         self
     }
 
-    /// Instead of
+    /// Overrides
     /// [`IdleTimeoutLayerBuilder::max_lifetime`](crate::IdleTimeoutLayerBuilder::max_lifetime).
     /// `None` turns the check off for this connection.
     ///
@@ -128,11 +141,12 @@ impl PolicyOverrideBuilder {
         self
     }
 
-    /// Checks the values.
+    /// Checks all values and builds the override.
     ///
     /// # Errors
     ///
-    /// If a value is refused; each setter tells which values are. The error names the first one.
+    /// Returns an error if a value is refused. Each setter lists the values that it refuses. The
+    /// error names the first refused one.
     pub fn build(self) -> Result<PolicyOverride, ConfigError> {
         let values = &self.values;
         if let Some(interval) = values.interval {
@@ -168,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn setters_set() {
+    fn every_setter_sets_its_value() {
         let seconds = Duration::from_secs;
         let all = builder()
             .interval(seconds(1))
@@ -195,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_refused_by_name() {
+    fn a_refused_value_is_reported_with_its_setter() {
         let zero = Duration::ZERO;
         let must = "0ns: must be greater than zero";
         let optional = "0ns: must be greater than zero (None turns it off)";

@@ -1,8 +1,9 @@
-//! What hyper hands out, as concrete as it can be had.
+//! [`Transport`]: the upgraded stream from hyper, as a TCP socket where possible.
 //!
-//! hyper's `Upgraded` is a box of something. Where that is a tokio `TcpStream` it is taken out: calls
-//! to it need no dynamic dispatch then, and it has socket options to set. Everything else (HTTP/2,
-//! TLS, Unix sockets, streams in memory) stays in its box; HTTP/2 is given a little at a time.
+//! hyper's `Upgraded` boxes a stream of any type. A tokio `TcpStream` is taken out of the box:
+//! calls to it then need no dynamic dispatch, and its socket options can be set. All other streams
+//! (HTTP/2, TLS, Unix sockets, in-memory pipes) stay boxed. Writes to HTTP/2 streams are limited in
+//! size.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -18,49 +19,52 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 #[cfg(feature = "tcp")]
 use tokio::net::TcpStream;
 
-use super::detect::Handshake;
+use super::detect::HandshakeKind;
 use crate::connection::TransportTraits;
 use crate::monitor::HeartbeatPolicy;
 #[cfg(feature = "tcp")]
 use crate::tcp::TcpOptions;
 
-/// What a stream of HTTP/2 is given at once: a DATA frame of the size that every peer accepts
+/// The most bytes of one write to an HTTP/2 stream: the DATA frame size that every peer accepts
 /// (RFC 9113 section 6.5.2).
 #[cfg(feature = "http2")]
-const MOST: usize = 16 * 1024;
+const MAX_HTTP2_WRITE_BYTES: usize = 16 * 1024;
 
 /// The transport of an upgraded connection.
 pub(super) enum Transport {
     /// A plain TCP socket.
     #[cfg(feature = "tcp")]
     Tcp {
-        /// What hyper read after the request head, which the peer sent without waiting for the
-        /// answer. Never empty: it keeps the buffer of hyper's connection alive.
+        /// Bytes that hyper read after the request head: the peer sent them without waiting for
+        /// the response. Never empty, because even an empty `Bytes` keeps the read buffer of
+        /// hyper's connection allocated.
         early: Option<Box<Bytes>>,
         socket: TcpStream,
     },
-    /// A stream of an HTTP/2 connection. hyper accepts all of a write, however long, and keeps a copy
-    /// of it for as long as the peer's window is closed. Pings would wait behind that, and accepted
-    /// bytes would not say that the peer drains others.
+    /// A stream of an HTTP/2 connection.
+    ///
+    /// hyper accepts a write of any length, and buffers a copy while the peer's flow-control window
+    /// is closed. Pings would be queued behind it, and an accepted write would not show that the
+    /// peer drains earlier ones.
     #[cfg(feature = "http2")]
-    Stream(Box<TokioIo<Upgraded>>),
-    /// Anything else. In a box of its own, or it would be twice the size of a socket.
+    Http2Stream(Box<TokioIo<Upgraded>>),
+    /// Any other stream. Boxed because the variant would otherwise be twice the size of `Tcp`.
     Upgraded(Box<TokioIo<Upgraded>>),
 }
 
 #[cfg(feature = "tcp")]
 impl Transport {
-    /// The socket, if that is what it is.
+    /// Returns the socket of a plain TCP transport.
     pub(super) fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp { socket, .. } => Some(socket),
             #[cfg(feature = "http2")]
-            Self::Stream(_) => None,
+            Self::Http2Stream(_) => None,
             Self::Upgraded(_) => None,
         }
     }
 
-    /// DeadlineMove early bytes into `buf`, as far as they fit. False if there are none left.
+    /// Moves as many early bytes into `buf` as fit. False if there are none left.
     fn take_early(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let Self::Tcp { early, .. } = self else {
             return false;
@@ -77,7 +81,7 @@ impl Transport {
         true
     }
 
-    fn over(socket: TokioIo<TcpStream>, early: Bytes) -> Self {
+    fn from_socket(socket: TokioIo<TcpStream>, early: Bytes) -> Self {
         Self::Tcp {
             early: (!early.is_empty()).then(|| Box::new(early)),
             socket: socket.into_inner(),
@@ -92,7 +96,7 @@ impl Transport {
         poll_writable: Self::poll_writable,
     };
 
-    /// Sets the socket options that follow from the heartbeat's times, if the transport is a TCP socket.
+    /// Sets the socket options that follow from the heartbeat's times, on a plain TCP transport.
     #[cfg(feature = "tcp")]
     fn tune(&self, heartbeat: &HeartbeatPolicy) -> io::Result<()> {
         match self.tcp() {
@@ -106,7 +110,7 @@ impl Transport {
         Ok(())
     }
 
-    /// False for hyper's boxed stream, which may be TLS by OpenSSL.
+    /// False for a boxed stream, which may be TLS by OpenSSL.
     fn takes_any_bytes(&self) -> bool {
         !matches!(self, Self::Upgraded(_))
     }
@@ -124,26 +128,25 @@ impl Transport {
         Poll::Ready(())
     }
 
-    /// What became of an opening handshake of this kind.
-    pub(super) fn of(handshake: Handshake, upgraded: Upgraded) -> Self {
-        match handshake {
-            Handshake::Http1 => Self::from(upgraded),
+    /// Wraps the upgraded stream of a handshake of this kind.
+    pub(super) fn new(kind: HandshakeKind, upgraded: Upgraded) -> Self {
+        match kind {
+            HandshakeKind::Http1 => Self::from(upgraded),
             #[cfg(feature = "http2")]
-            Handshake::ExtendedConnect => Self::Stream(Box::new(TokioIo::new(upgraded))),
+            HandshakeKind::ExtendedConnect => Self::Http2Stream(Box::new(TokioIo::new(upgraded))),
         }
     }
 }
 
 impl From<Upgraded> for Transport {
     fn from(upgraded: Upgraded) -> Self {
-        // The connections of `axum::serve` are of hyper-util's making, which puts a wrapper of its
-        // own around the socket; those of hyper itself have none. An attempt that fails only
-        // compares two type ids, and gives back what it was given.
+        // hyper-util, which `axum::serve` uses, wraps the socket in a type of its own; hyper's own
+        // connections do not. A failed downcast only compares type ids and returns its argument.
         #[cfg(feature = "tcp")]
         let upgraded = match auto::downcast::<TokioIo<TcpStream>>(upgraded) {
-            Ok(parts) => return Self::over(parts.io, parts.read_buf),
+            Ok(parts) => return Self::from_socket(parts.io, parts.read_buf),
             Err(upgraded) => match upgraded.downcast::<TokioIo<TcpStream>>() {
-                Ok(parts) => return Self::over(parts.io, parts.read_buf),
+                Ok(parts) => return Self::from_socket(parts.io, parts.read_buf),
                 Err(upgraded) => upgraded,
             },
         };
@@ -151,8 +154,8 @@ impl From<Upgraded> for Transport {
     }
 }
 
-/// Calls the same method on whichever stream it is.
-macro_rules! transport {
+/// Evaluates `$call` with `$io` pinned, for the stream of any variant.
+macro_rules! with_stream {
     ($this:expr, $io:ident => $call:expr) => {
         match $this {
             #[cfg(feature = "tcp")]
@@ -161,7 +164,7 @@ macro_rules! transport {
                 $call
             }
             #[cfg(feature = "http2")]
-            Transport::Stream(stream) => {
+            Transport::Http2Stream(stream) => {
                 let $io = Pin::new(stream);
                 $call
             }
@@ -184,7 +187,7 @@ impl AsyncRead for Transport {
         if this.take_early(buf) {
             return Poll::Ready(Ok(()));
         }
-        transport!(this, io => io.poll_read(cx, buf))
+        with_stream!(this, io => io.poll_read(cx, buf))
     }
 }
 
@@ -196,10 +199,10 @@ impl AsyncWrite for Transport {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         #[cfg(feature = "http2")]
-        if let Self::Stream(stream) = this {
-            return Pin::new(stream).poll_write(cx, &buf[..buf.len().min(MOST)]);
+        if let Self::Http2Stream(stream) = this {
+            return Pin::new(stream).poll_write(cx, &buf[..buf.len().min(MAX_HTTP2_WRITE_BYTES)]);
         }
-        transport!(this, io => io.poll_write(cx, buf))
+        with_stream!(this, io => io.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -208,11 +211,11 @@ impl AsyncWrite for Transport {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         #[cfg(feature = "http2")]
-        if matches!(*self, Self::Stream(_)) {
+        if matches!(*self, Self::Http2Stream(_)) {
             let first = bufs.iter().find(|buf| !buf.is_empty());
             return self.poll_write(cx, first.map_or(&[], |buf| &**buf));
         }
-        transport!(self.get_mut(), io => io.poll_write_vectored(cx, bufs))
+        with_stream!(self.get_mut(), io => io.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -220,17 +223,17 @@ impl AsyncWrite for Transport {
             #[cfg(feature = "tcp")]
             Self::Tcp { socket, .. } => socket.is_write_vectored(),
             #[cfg(feature = "http2")]
-            Self::Stream(_) => false,
+            Self::Http2Stream(_) => false,
             Self::Upgraded(upgraded) => upgraded.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        transport!(self.get_mut(), io => io.poll_flush(cx))
+        with_stream!(self.get_mut(), io => io.poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        transport!(self.get_mut(), io => io.poll_shutdown(cx))
+        with_stream!(self.get_mut(), io => io.poll_shutdown(cx))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The IO under a [`Bridge`](super::Bridge)'s connection: first a canned client, then the stream.
+//! [`BridgeIo`]: the IO of a bridge's connection, which becomes the handler's stream.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -8,26 +8,29 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 
 use super::Slot;
 
-/// What the connection in memory gets to read. Only its form matters, the target is never looked at.
-const REQUEST: &[u8] = b"CONNECT a:1 HTTP/1.1\r\n\r\n";
+/// The request that the in-memory connection reads. Its target is not used.
+const CONNECT_REQUEST: &[u8] = b"CONNECT a:1 HTTP/1.1\r\n\r\n";
 
-/// The connection's IO: plays the client's part of the canned exchange, then is the stream.
+/// Acts as the client of the fixed request, then as the stream.
 ///
-/// It stays allocated as long as the stream, so what only the exchange needs must not make it larger.
+/// Stays allocated as long as the stream, so the fields of the handshake must not make it larger.
 pub(super) enum BridgeIo<T> {
-    /// hyper's connection reads and writes.
+    /// hyper's connection reads the request and writes the response head.
     Handshake {
         slot: Slot<T>,
-        /// How much of the canned request was read.
+        /// How many bytes of the request have been read.
         read: u8,
         head_end: HeadEnd,
     },
     /// The application reads and writes.
     Open {
         io: T,
-        /// Not used by the application yet. hyper's connection flushes once more after it wrote the response head, and
-        /// its waker leads nowhere: that flush must not reach `io`. An application that flushes first loses nothing.
-        fresh: bool,
+        /// The application has neither read nor written yet, so a flush does not reach `io`.
+        ///
+        /// hyper's connection flushes once more after it has written the response head, with a
+        /// no-op waker that must not be registered with `io`. If the application flushes first,
+        /// there is nothing to flush.
+        unused: bool,
     },
 }
 
@@ -56,9 +59,9 @@ where
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             BridgeIo::Handshake { read, .. } => {
-                let rest = &REQUEST[usize::from(*read)..];
+                let rest = &CONNECT_REQUEST[usize::from(*read)..];
                 if rest.is_empty() {
-                    // Never `Ready` with nothing, which hyper would take for the end of the connection.
+                    // hyper would take an empty `Ready` for the end of the connection.
                     return Poll::Pending;
                 }
                 let now = rest.len().min(buf.remaining());
@@ -66,8 +69,8 @@ where
                 *read += now as u8;
                 Poll::Ready(Ok(()))
             }
-            BridgeIo::Open { io, fresh } => {
-                *fresh = false;
+            BridgeIo::Open { io, unused } => {
+                *unused = false;
                 Pin::new(io).poll_read(cx, buf)
             }
         }
@@ -86,17 +89,17 @@ where
         let this = self.get_mut();
         match this {
             BridgeIo::Handshake { slot, head_end, .. } => {
-                let Some(swallowed) = head_end.find(buf) else {
+                let Some(head_bytes) = head_end.find(buf) else {
                     return Poll::Ready(Ok(buf.len()));
                 };
                 let io = slot.lock().io.take();
                 if let Some(io) = io {
-                    *this = BridgeIo::Open { io, fresh: true };
+                    *this = BridgeIo::Open { io, unused: true };
                 }
-                Poll::Ready(Ok(swallowed))
+                Poll::Ready(Ok(head_bytes))
             }
-            BridgeIo::Open { io, fresh } => {
-                *fresh = false;
+            BridgeIo::Open { io, unused } => {
+                *unused = false;
                 Pin::new(io).poll_write(cx, buf)
             }
         }
@@ -108,8 +111,8 @@ where
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            BridgeIo::Open { io, fresh } => {
-                *fresh = false;
+            BridgeIo::Open { io, unused } => {
+                *unused = false;
                 Pin::new(io).poll_write_vectored(cx, bufs)
             }
             handshake => {
@@ -128,7 +131,7 @@ where
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            BridgeIo::Handshake { .. } | BridgeIo::Open { fresh: true, .. } => Poll::Ready(Ok(())),
+            BridgeIo::Handshake { .. } | BridgeIo::Open { unused: true, .. } => Poll::Ready(Ok(())),
             BridgeIo::Open { io, .. } => Pin::new(io).poll_flush(cx),
         }
     }
@@ -136,18 +139,18 @@ where
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             BridgeIo::Handshake { .. } => Poll::Ready(Ok(())),
-            BridgeIo::Open { io, fresh } => {
-                *fresh = false;
+            BridgeIo::Open { io, unused } => {
+                *unused = false;
                 Pin::new(io).poll_shutdown(cx)
             }
         }
     }
 }
 
-/// Looks for the empty line at the end of a response head, in whatever pieces it comes.
+/// Finds the empty line at the end of a response head that is written in pieces.
 #[derive(Default)]
 pub(super) struct HeadEnd {
-    /// How much of the end the last bytes were, at most three.
+    /// How many bytes of [`END`](Self::END) the last bytes match, at most three.
     matched: u8,
 }
 
@@ -177,14 +180,14 @@ mod tests {
 
     use super::*;
 
-    /// A stream that records what is written, and counts the flushes.
+    /// A stream that records the written bytes and counts the flushes.
     #[derive(Default)]
-    struct Recorder {
+    struct RecordingIo {
         written: Vec<u8>,
         flushes: usize,
     }
 
-    impl Write for Recorder {
+    impl Write for RecordingIo {
         fn poll_write(
             mut self: Pin<&mut Self>,
             _: &mut Context<'_>,
@@ -217,21 +220,21 @@ mod tests {
         }
     }
 
-    fn handshake() -> BridgeIo<Recorder> {
+    fn handshake() -> BridgeIo<RecordingIo> {
         let slot = Slot::default();
-        slot.lock().io = Some(Recorder::default());
+        slot.lock().io = Some(RecordingIo::default());
         BridgeIo::new(slot)
     }
 
-    fn opened(io: BridgeIo<Recorder>) -> Recorder {
+    fn into_stream(io: BridgeIo<RecordingIo>) -> RecordingIo {
         match io {
             BridgeIo::Open { io, .. } => io,
             BridgeIo::Handshake { .. } => panic!("still in the handshake"),
         }
     }
 
-    /// Returns what a write that must not wait accepted.
-    fn write(io: &mut BridgeIo<Recorder>, bufs: &[&[u8]]) -> usize {
+    /// Returns how many bytes a write accepts, and panics if it is pending.
+    fn write(io: &mut BridgeIo<RecordingIo>, bufs: &[&[u8]]) -> usize {
         let bufs: Vec<_> = bufs.iter().map(|buf| IoSlice::new(buf)).collect();
         let mut cx = Context::from_waker(Waker::noop());
         let accepted = match &bufs[..] {
@@ -244,13 +247,13 @@ mod tests {
         accepted
     }
 
-    fn flush(io: &mut BridgeIo<Recorder>) {
+    fn flush(io: &mut BridgeIo<RecordingIo>) {
         let flushed = Pin::new(io).poll_flush(&mut Context::from_waker(Waker::noop()));
         assert!(matches!(flushed, Poll::Ready(Ok(()))));
     }
 
     #[test]
-    fn swallows_the_response_head_however_it_is_cut() {
+    fn the_response_head_is_discarded_for_every_split_into_writes() {
         let head = b"HTTP/1.1 200 OK\r\nx: \r\r\n\r\r\n\n\r\n\r\n";
         let frames = b"\r\n\r\nframes";
         let wire = [&head[..], frames].concat();
@@ -267,13 +270,13 @@ mod tests {
                     assert_ne!(accepted, 0);
                     rest = &rest[accepted..];
                 }
-                assert_eq!(opened(io).written, frames, "{piece} {vectored}");
+                assert_eq!(into_stream(io).written, frames, "{piece} {vectored}");
             }
         }
     }
 
     #[test]
-    fn flushes_reach_a_used_stream_only() {
+    fn a_flush_reaches_the_stream_only_after_its_first_use() {
         let mut io = handshake();
         flush(&mut io);
         assert!(!io.is_write_vectored());
@@ -282,13 +285,13 @@ mod tests {
         assert!(io.is_write_vectored());
         write(&mut io, &[b"fra", b"me"]);
         flush(&mut io);
-        let io = opened(io);
+        let io = into_stream(io);
         assert_eq!((&io.written[..], io.flushes), (&b"frame"[..], 1));
     }
 
     #[test]
-    fn head_without_a_stream_is_swallowed_too() {
-        let mut io = BridgeIo::<Recorder>::new(Slot::default());
+    fn a_response_head_is_discarded_also_without_a_stream() {
+        let mut io = BridgeIo::<RecordingIo>::new(Slot::default());
         for _ in 0..2 {
             assert_eq!(write(&mut io, &[b"HTTP/1.1 400 Bad Request\r\n\r\n"]), 28);
         }

@@ -16,25 +16,25 @@ use super::*;
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
 
-/// Whose connection it is that hands the stream out.
+/// The server that upgrades the connection.
 #[derive(Clone, Copy, Debug)]
 enum Server {
-    /// hyper's own.
+    /// hyper's `http1` connection.
     Http1,
-    /// hyper-util's, which is that of `axum::serve`.
+    /// hyper-util's `auto` connection, which `axum::serve` uses.
     Auto,
 }
 
 const SERVERS: [Server; 2] = [Server::Http1, Server::Auto];
 
-/// What `server` hands out over `io`, from which it gets an upgrade request.
+/// Returns the upgraded stream of `server` over `io`, from which it reads an upgrade request.
 async fn upgraded<I>(server: Server, io: I) -> Upgraded
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (upgrade_tx, mut upgrade_rx) = mpsc::unbounded_channel();
     let service = service_fn(move |mut request: Request<Incoming>| {
-        tell.send(hyper::upgrade::on(&mut request)).unwrap();
+        upgrade_tx.send(hyper::upgrade::on(&mut request)).unwrap();
         let mut response = Response::new(String::new());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         async { Ok::<_, Infallible>(response) }
@@ -53,10 +53,10 @@ where
             });
         }
     }
-    told.recv().await.unwrap().await.unwrap()
+    upgrade_rx.recv().await.unwrap().await.unwrap()
 }
 
-/// A client that has sent `sent` by the time the server first looks, and the server's end.
+/// Connects a client that sends `sent` before the server first reads. Returns both ends.
 async fn tcp(sent: &[u8]) -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap())
@@ -67,7 +67,7 @@ async fn tcp(sent: &[u8]) -> (TcpStream, TcpStream) {
     (client, server)
 }
 
-/// The transport over TCP, after a request that these bytes came with.
+/// Returns a client and the transport over TCP, with `early` sent in one piece with the request.
 async fn transport(server: Server, early: &[u8]) -> (TcpStream, Transport) {
     let (client, io) = tcp(&[REQUEST.as_bytes(), early].concat()).await;
     (client, Transport::from(upgraded(server, io).await))
@@ -76,18 +76,18 @@ async fn transport(server: Server, early: &[u8]) -> (TcpStream, Transport) {
 fn early(transport: &Transport) -> Option<&[u8]> {
     match transport {
         Transport::Tcp { early, .. } => early.as_ref().map(|early| &early[..]),
-        _ => panic!("not the socket itself"),
+        _ => panic!("not a plain TCP transport"),
     }
 }
 
-/// Reads bytes that must come: the bound only decides how late a failure is noticed.
+/// Fills `buf`. The timeout only bounds how late a failure is noticed.
 async fn read_all(transport: &mut Transport, buf: &mut [u8]) {
     let read = transport.read_exact(buf);
     let read = tokio::time::timeout(Duration::from_secs(20), read).await;
     read.expect("bytes within 20 s").unwrap();
 }
 
-/// Reads without waiting.
+/// Polls a read once.
 fn read(transport: &mut Transport, buf: &mut [u8]) -> Poll<usize> {
     let mut buf = ReadBuf::new(buf);
     let mut cx = Context::from_waker(Waker::noop());
@@ -96,10 +96,10 @@ fn read(transport: &mut Transport, buf: &mut [u8]) -> Poll<usize> {
 }
 
 #[tokio::test]
-async fn plain_tcp_is_the_socket_itself() {
+async fn a_plain_tcp_stream_is_unboxed_to_its_socket() {
     for server in SERVERS {
         let (client, transport) = transport(server, b"").await;
-        // Not even an empty rest, which would keep 8 KiB alive.
+        // An empty `Bytes` would keep hyper's buffer of 8 KiB allocated.
         assert_eq!(early(&transport), None, "{server:?}");
         let socket = transport.tcp().unwrap();
         assert_eq!(
@@ -111,7 +111,7 @@ async fn plain_tcp_is_the_socket_itself() {
 }
 
 #[tokio::test]
-async fn everything_else_is_left_as_it_was() {
+async fn a_unix_socket_stays_boxed_and_keeps_its_early_bytes() {
     for server in SERVERS {
         let (mut client, io) = UnixStream::pair().unwrap();
         client.write_all(REQUEST.as_bytes()).await.unwrap();
@@ -127,7 +127,7 @@ async fn everything_else_is_left_as_it_was() {
 }
 
 #[tokio::test]
-async fn early_bytes_come_first_and_go_when_they_are_read() {
+async fn early_bytes_are_read_first_and_freed_afterwards() {
     for server in SERVERS {
         let sent: Vec<u8> = (0..=255).cycle().take(3_000).collect();
         let (mut client, mut transport) = transport(server, &sent).await;
@@ -140,14 +140,14 @@ async fn early_bytes_come_first_and_go_when_they_are_read() {
             got.extend_from_slice(&buf[..size]);
             assert_eq!(early(&transport), Some(&sent[got.len()..]));
         }
-        // The rest is shorter than the buffer: what is behind it comes with the next read.
+        // The rest is shorter than the buffer: later bytes are returned by the next read.
         let rest = sent.len() - got.len();
         assert_eq!(read(&mut transport, &mut buf), Poll::Ready(rest));
         got.extend_from_slice(&buf[..rest]);
         assert_eq!(got, sent);
         assert_eq!(early(&transport), None, "{server:?}");
 
-        // Nothing left is not the end of the stream.
+        // The end of the early bytes is not the end of the stream.
         assert_eq!(read(&mut transport, &mut buf), Poll::Pending, "{server:?}");
         client.write_all(b"late").await.unwrap();
         read_all(&mut transport, &mut buf[..4]).await;
@@ -158,7 +158,7 @@ async fn early_bytes_come_first_and_go_when_they_are_read() {
 }
 
 #[tokio::test]
-async fn writes_reach_the_socket_early_bytes_or_not() {
+async fn writes_reach_the_socket_while_early_bytes_are_unread() {
     for server in SERVERS {
         let (mut client, mut transport) = transport(server, b"early").await;
         let mut head = [0; 512];
@@ -176,7 +176,7 @@ async fn writes_reach_the_socket_early_bytes_or_not() {
         let mut got = String::new();
         client.read_to_string(&mut got).await.unwrap();
         assert_eq!(got, "one two three four", "{server:?}");
-        // Only the way out is shut.
+        // Only the write half is shut down.
         let mut bytes = [0; 5];
         read_all(&mut transport, &mut bytes).await;
         assert_eq!(&bytes, b"early");

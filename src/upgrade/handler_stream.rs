@@ -1,4 +1,4 @@
-//! What the bridge hands to the handler: nearly always our stream, and otherwise hyper's own.
+//! [`HandlerStream`]: the stream that the handler's `Upgraded` wraps.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,28 +11,28 @@ use hyper_util::rt::TokioIo;
 use super::transport::Transport;
 use crate::connection::LivenessStream;
 
-/// The stream behind the handler's `Upgraded`.
-pub(super) enum Either {
-    /// A WebSocket.
+/// The stream that the bridge passes to the handler.
+pub(super) enum HandlerStream {
+    /// A WebSocket, under liveness.
     WebSocket(TokioIo<LivenessStream<Transport>>),
-    /// The client offered several protocols, and the handler chose another one: none of ours. Boxed,
-    /// since it is so rare and the larger one.
+    /// hyper's own stream: the client offered several protocols, and the handler chose another one.
+    /// Boxed because it is the larger variant, and rare.
     Other(Box<Upgraded>),
 }
 
-// It stays allocated with every connection.
+// Stays allocated as long as the connection.
 #[cfg(all(test, target_pointer_width = "64"))]
-const _: () = assert!(size_of::<Either>() == 16);
+const _: () = assert!(size_of::<HandlerStream>() == 16);
 
-/// Calls the same method on whichever stream it is.
-macro_rules! either {
+/// Evaluates `$call` with `$io` pinned, for the stream of either variant.
+macro_rules! with_stream {
     ($this:expr, $io:ident => $call:expr) => {
         match $this.get_mut() {
-            Either::WebSocket($io) => {
+            HandlerStream::WebSocket($io) => {
                 let $io = Pin::new($io);
                 $call
             }
-            Either::Other($io) => {
+            HandlerStream::Other($io) => {
                 let $io = Pin::new($io);
                 $call
             }
@@ -40,23 +40,23 @@ macro_rules! either {
     };
 }
 
-impl Read for Either {
+impl Read for HandlerStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        either!(self, io => io.poll_read(cx, buf))
+        with_stream!(self, io => io.poll_read(cx, buf))
     }
 }
 
-impl Write for Either {
+impl Write for HandlerStream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        either!(self, io => io.poll_write(cx, buf))
+        with_stream!(self, io => io.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -64,7 +64,7 @@ impl Write for Either {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        either!(self, io => io.poll_write_vectored(cx, bufs))
+        with_stream!(self, io => io.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -75,10 +75,10 @@ impl Write for Either {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, io => io.poll_flush(cx))
+        with_stream!(self, io => io.poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, io => io.poll_shutdown(cx))
+        with_stream!(self, io => io.poll_shutdown(cx))
     }
 }
