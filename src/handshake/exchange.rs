@@ -1,25 +1,26 @@
-//! How far an opening handshake has come, from the bytes that passed; without IO.
+//! [`Exchange`]: follows the HTTP/1.1 messages of an opening handshake, without I/O.
 
 use super::head::Head;
 use crate::wire::Role;
 
-/// A request and its answers, seen from one end.
+/// A request and its responses, seen from one end.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Exchange {
     role: Role,
     request: Head,
     request_ended: bool,
     response: Head,
+    /// The request is not a handshake, or a final response other than 101 has passed.
     failed: bool,
 }
 
-/// A final answer.
+/// The outcome of the exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
-    /// 101: frames follow.
-    Switching,
-    /// Anything else: there will be no connection.
-    Other,
+pub(super) enum Outcome {
+    /// A 101 response: frames follow.
+    Switched,
+    /// Another final response, or a request that is not a handshake: no WebSocket follows.
+    NotSwitched,
 }
 
 impl Exchange {
@@ -33,41 +34,42 @@ impl Exchange {
         }
     }
 
-    /// Bytes were read. Returns where the head that they are of ends, if it does, and what has been
-    /// answered by that.
-    pub(super) fn inbound(&mut self, bytes: &[u8]) -> Option<(usize, Option<Answer>)> {
+    /// Follows bytes that were read.
+    ///
+    /// If a head ends in them, returns the length up to its end, and the outcome if it decides one.
+    pub(super) fn on_read(&mut self, bytes: &[u8]) -> Option<(usize, Option<Outcome>)> {
         match self.role {
-            Role::Server => self.request(bytes),
-            Role::Client => self.response(bytes),
+            Role::Server => self.on_request(bytes),
+            Role::Client => self.on_response(bytes),
         }
     }
 
-    /// The same for bytes that were written.
-    pub(super) fn outbound(&mut self, bytes: &[u8]) -> Option<(usize, Option<Answer>)> {
+    /// Follows bytes that were written. Returns the same as [`on_read`](Self::on_read).
+    pub(super) fn on_write(&mut self, bytes: &[u8]) -> Option<(usize, Option<Outcome>)> {
         match self.role {
-            Role::Server => self.response(bytes),
-            Role::Client => self.request(bytes),
+            Role::Server => self.on_response(bytes),
+            Role::Client => self.on_request(bytes),
         }
     }
 
-    /// Whether the request has passed, in whatever direction `role` has it, and no answer yet: it is
-    /// too early for frames of the client's.
-    pub(super) fn awaits_answer(&self, role: Role) -> bool {
+    /// Whether this end has `role` and the request has passed, but not the response. The client
+    /// must not send frames yet.
+    pub(super) fn awaits_response(&self, role: Role) -> bool {
         self.role == role && self.request_ended && !self.failed
     }
 
-    fn request(&mut self, bytes: &[u8]) -> Option<(usize, Option<Answer>)> {
+    fn on_request(&mut self, bytes: &[u8]) -> Option<(usize, Option<Outcome>)> {
         if self.failed {
             return None;
         }
         let end = self.request.advance(bytes)?;
         self.request_ended = true;
-        // What another request has for a body is not to wait for an answer.
+        // The body of another request must not wait for the response.
         self.failed = !self.request.is_get();
-        Some((end, self.failed.then_some(Answer::Other)))
+        Some((end, self.failed.then_some(Outcome::NotSwitched)))
     }
 
-    fn response(&mut self, bytes: &[u8]) -> Option<(usize, Option<Answer>)> {
+    fn on_response(&mut self, bytes: &[u8]) -> Option<(usize, Option<Outcome>)> {
         if self.failed {
             return None;
         }
@@ -75,12 +77,12 @@ impl Exchange {
         loop {
             at += self.response.advance(&bytes[at..])?;
             match self.response.status() {
-                Some(101) => return Some((at, Some(Answer::Switching))),
-                // Interim ones may come before (RFC 9110 section 15.2).
+                Some(101) => return Some((at, Some(Outcome::Switched))),
+                // Interim responses may precede the final one (RFC 9110 section 15.2).
                 Some(100..=199) => self.response = Head::default(),
                 _ => {
                     self.failed = true;
-                    return Some((at, Some(Answer::Other)));
+                    return Some((at, Some(Outcome::NotSwitched)));
                 }
             }
         }

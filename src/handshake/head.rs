@@ -1,21 +1,21 @@
-//! Where the head of an HTTP/1.1 message ends, in whatever pieces it comes.
+//! [`Head`]: finds the end of an HTTP/1.1 message head that arrives in pieces.
 
-/// Enough of the first line for a method, or for a version and a status: `HTTP/1.1 101`.
-const START: usize = 12;
+/// The length of `HTTP/1.1 101`: enough of the first line for a method, or for a version and a
+/// status.
+const START_BYTES: usize = 12;
 
-/// Looks for the end of one head.
+/// Finds the end of one head, and keeps the start of its first line.
 ///
-/// As lenient as parsers are (RFC 9112 section 2.2): a line may end with LF alone, and empty lines
-/// before the first are no end.
+/// As lenient as HTTP parsers (RFC 9112 section 2.2): a line may end with LF alone, and empty lines
+/// before the first line do not end the head.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Head {
-    start: [u8; START],
-    len: u8,
-    /// The first line has begun.
-    begun: bool,
-    /// It has ended.
-    started: bool,
-    /// The current line is not empty.
+    start: [u8; START_BYTES],
+    /// How many bytes of `start` are filled.
+    start_len: u8,
+    first_line_begun: bool,
+    first_line_ended: bool,
+    /// Whether the current line is not empty.
     in_line: bool,
 }
 
@@ -24,18 +24,18 @@ impl Head {
     pub(super) fn advance(&mut self, bytes: &[u8]) -> Option<usize> {
         for (index, &byte) in bytes.iter().enumerate() {
             match byte {
-                b'\n' if self.begun && !self.in_line => return Some(index + 1),
+                b'\n' if self.first_line_begun && !self.in_line => return Some(index + 1),
                 b'\n' => {
-                    self.started = self.begun;
+                    self.first_line_ended = self.first_line_begun;
                     self.in_line = false;
                 }
                 b'\r' => {}
                 _ => {
-                    self.begun = true;
+                    self.first_line_begun = true;
                     self.in_line = true;
-                    if !self.started && usize::from(self.len) < START {
-                        self.start[usize::from(self.len)] = byte;
-                        self.len += 1;
+                    if !self.first_line_ended && usize::from(self.start_len) < START_BYTES {
+                        self.start[usize::from(self.start_len)] = byte;
+                        self.start_len += 1;
                     }
                 }
             }
@@ -43,12 +43,12 @@ impl Head {
         None
     }
 
-    /// A request that may be an opening handshake (RFC 6455 section 4.2.1), as far as its method tells.
+    /// Whether the method is that of an opening handshake (RFC 6455 section 4.2.1).
     pub(super) fn is_get(&self) -> bool {
         self.start.starts_with(b"GET ")
     }
 
-    /// The status of a response; `None` if its first line has none.
+    /// Returns the status of a response. `None` if the first line contains none.
     pub(super) fn status(&self) -> Option<u16> {
         let (version, digits) = self.start.split_at(9);
         let is_response = version.starts_with(b"HTTP/") && version[8] == b' ';
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ends_at_the_empty_line_however_it_is_cut() {
+    fn a_head_ends_at_its_empty_line_for_every_split_into_pieces() {
         let heads: [&[u8]; 4] = [
             b"GET /chat HTTP/1.1\r\nhost: a\r\nx: \r\n\r\n",
             b"\r\n\nGET / HTTP/1.1\r\n\r\n",
@@ -73,10 +73,10 @@ mod tests {
             for rest in [&b""[..], b"\x81\x01a", b"\r\n\r\n"] {
                 let wire = [head, rest].concat();
                 for cut in 1..=wire.len() {
-                    let (mut scan, mut at, mut end) = (Head::default(), 0, None);
+                    let (mut scanned, mut at, mut end) = (Head::default(), 0, None);
                     for piece in wire.chunks(cut) {
                         if end.is_none() {
-                            end = scan.advance(piece).map(|count| at + count);
+                            end = scanned.advance(piece).map(|count| at + count);
                         }
                         at += piece.len();
                     }
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_the_first_line_and_nothing_else() {
+    fn only_the_first_line_sets_the_method_and_the_status() {
         let start = |line: &str| {
             let mut head = Head::default();
             head.advance(line.as_bytes());

@@ -1,7 +1,7 @@
-//! [`HandshakeStream`]: liveness for a stream over which the opening handshake is still to come.
+//! [`HandshakeStream`]: liveness for a stream whose opening handshake is not complete yet.
 //!
-//! What is read and written passes as it is, up to the end of a 101 response. The byte after that is
-//! the first of a frame, and the connection opens there.
+//! Bytes pass unchanged up to the end of a 101 response. The connection opens there: the next byte
+//! is the first of a frame.
 
 mod exchange;
 mod head;
@@ -14,49 +14,56 @@ use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use self::exchange::{Answer, Exchange};
+use self::exchange::{Exchange, Outcome};
 use self::rewind::Rewind;
 use crate::connection::{LayerConfig, Liveness, LivenessStream};
 use crate::wire::Role;
 
-/// A stream that is under liveness once its opening handshake is complete.
+/// A stream that comes under liveness when its opening handshake completes.
 ///
-/// Give it to a WebSocket library that does the handshake itself, in place of the transport. Until
-/// the end of the response head (RFC 6455 section 4.2.2) it passes bytes on, and nothing is sent or
-/// timed by the layer. From there on it is what a [`LivenessStream`] is. Frames that came in one piece
-/// with the handshake are not lost, nor unseen.
+/// Pass it, in place of the transport, to a WebSocket library that performs the handshake itself.
+/// Up to the end of the response head (RFC 6455 section 4.2.2) the stream passes bytes on, and the
+/// layer sends nothing and sets no deadline. After that it behaves like a [`LivenessStream`].
+/// Frames that arrive in one piece with the handshake are neither lost nor skipped by the layer.
 ///
-/// An answer that is final and not 101 means that there is no connection. Then, or if the stream is
-/// dropped before the answer is complete, the layer's hooks and the registry's streams are told
-/// nothing, and who waits for the end on the [`Liveness`] is told of
-/// [`UpgradeFailed`](crate::Reason::UpgradeFailed). What follows such an answer passes through.
+/// A final response other than 101 means that there is no connection. In that case, and if the
+/// stream is dropped before the response is complete, the layer's hooks are not called and the
+/// registry's streams yield no event; a task that waits for the end on the [`Liveness`] gets
+/// [`UpgradeFailed`](crate::Reason::UpgradeFailed). Bytes after such a response pass through.
 ///
-/// **Nothing here bounds the handshake**: a peer may never finish it. Put a timeout around what does
-/// the handshake; dropping that drops this stream and gives everything back. After an eviction during
-/// the handshake, the Close frame is sent when the handshake completes. A handshake under way takes a place
-/// in the registry, as behind the layers, and is waited for by
-/// [`Registry::wait_idle`](crate::Registry::wait_idle).
+/// **The layer does not bound the handshake**: a peer may never finish it. Put a timeout around the
+/// handshake; dropping its future drops this stream and releases all resources. If the connection
+/// is evicted during the handshake, the Close frame is sent when the handshake completes. A
+/// handshake in progress counts in the registry, as it does behind the layers, and
+/// [`Registry::wait_idle`](crate::Registry::wait_idle) waits for it.
 ///
-/// A client has to wait for the answer before it sends frames (RFC 6455 section 4.1). A server that
-/// reads on before it has answered gets nothing, except the end of the stream if nothing came before
-/// that, and a client's frames are not accepted for writing. So the head of the request is the first thing
-/// that passes, and it has no body: what a proxy is told, or TLS, has to be over by then.
+/// A client must wait for the response before it sends frames (RFC 6455 section 4.1). A server's
+/// read between the request and its own response is therefore pending: it returns no bytes, and
+/// returns the end of the stream only if no bytes came before it. A client's write of frames is
+/// pending until the response arrives. The head of the request must be the first bytes on the
+/// stream, and the request has no body: exchanges with a proxy and the TLS handshake must be
+/// complete before.
 ///
-/// Memory: of the two heads nothing is kept, and of what comes behind them what one read has brought,
-/// which the caller's buffer bounds.
+/// Memory: the two heads are not stored. Of the bytes behind them at most one read is stored, whose
+/// size the caller's buffer bounds.
 ///
-/// Cancel safety is that of the transport: a read or a write that was dropped before it was ready has
-/// taken and written nothing of the caller's.
+/// # Cancel safety
 ///
-/// Made by [`HeartbeatLayer::wrap_server_handshake`](crate::HeartbeatLayer::wrap_server_handshake) and
-/// [`wrap_client_handshake`](crate::HeartbeatLayer::wrap_client_handshake).
+/// That of the transport: a read or write that is dropped while it is pending has neither filled
+/// the caller's buffer nor written bytes from it.
+///
+/// # Examples
+///
+/// See [`HeartbeatLayer::wrap_server_handshake`](crate::HeartbeatLayer::wrap_server_handshake) and
+/// [`wrap_client_handshake`](crate::HeartbeatLayer::wrap_client_handshake), which create it.
 pub struct HandshakeStream<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    /// `None` once it is complete. Boxed, since the stream outlives it by far. Dropped before that,
-    /// so that a transport which nothing came of is gone when this is told.
-    handshake: Option<Box<Handshake<T>>>,
+    /// `None` once the handshake is complete. Boxed because it lasts only for a fraction of the
+    /// stream's lifetime. Declared before `stream`, so that after a failed handshake the transport
+    /// is dropped before the failure is reported.
+    handshake: Option<Box<PendingHandshake<T>>>,
     stream: LivenessStream<Rewind<T>>,
 }
 
@@ -66,20 +73,20 @@ where
 {
     pub(crate) fn wrap(io: T, role: Role, layer: &LayerConfig) -> (Self, Liveness) {
         let (stream, live) = LivenessStream::promise(role, io.is_write_vectored(), layer);
-        let handshake = Some(Box::new(Handshake::new(role, io)));
+        let handshake = Some(Box::new(PendingHandshake::new(role, io)));
         (Self { handshake, stream }, live)
     }
 
-    /// Does what follows from an answer.
-    fn answered(&mut self, answer: Option<Answer>) {
-        let Some(answer) = answer else { return };
+    /// Opens the connection, or reports that there is none.
+    fn on_outcome(&mut self, outcome: Option<Outcome>) {
+        let Some(outcome) = outcome else { return };
         let Some(mut handshake) = self.handshake.take() else {
             return;
         };
         let wakers = handshake.take_wakers();
-        match answer {
-            Answer::Switching => self.stream.keep(handshake.io),
-            Answer::Other => {
+        match outcome {
+            Outcome::Switched => self.stream.keep(handshake.io),
+            Outcome::NotSwitched => {
                 self.handshake = Some(handshake);
                 self.stream.not_upgraded();
             }
@@ -100,8 +107,8 @@ where
         let Some(handshake) = &mut self.handshake else {
             return Pin::new(&mut self.stream).poll_read(cx, buf);
         };
-        let answer = ready!(handshake.poll_read(cx, buf))?;
-        self.answered(answer);
+        let outcome = ready!(handshake.poll_read(cx, buf))?;
+        self.on_outcome(outcome);
         Poll::Ready(Ok(()))
     }
 }
@@ -118,8 +125,8 @@ where
         let Some(handshake) = &mut self.handshake else {
             return Pin::new(&mut self.stream).poll_write(cx, buf);
         };
-        let (written, answer) = ready!(handshake.poll_write(cx, buf))?;
-        self.answered(answer);
+        let (written, outcome) = ready!(handshake.poll_write(cx, buf))?;
+        self.on_outcome(outcome);
         Poll::Ready(Ok(written))
     }
 
@@ -165,17 +172,17 @@ where
     }
 }
 
-/// A handshake, of which no 101 has come yet, and perhaps never will.
-struct Handshake<T> {
+/// The transport before a 101 response.
+struct PendingHandshake<T> {
     exchange: Exchange,
     io: Rewind<T>,
-    /// Who waits at the transport itself. Once the driver polls that too, they have to wait at the
-    /// stream, which knows how to share it.
+    /// The wakers of pending reads and writes. They are woken when the connection opens: the driver
+    /// then polls the transport too, and only polls through the [`LivenessStream`] share it.
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Handshake<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> PendingHandshake<T> {
     fn new(role: Role, io: T) -> Self {
         Self {
             exchange: Exchange::new(role),
@@ -189,9 +196,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Handshake<T> {
         &mut self,
         cx: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<Option<Answer>>> {
-        let awaits_answer = self.exchange.awaits_answer(Role::Server);
-        if awaits_answer && self.io.has_early() {
+    ) -> Poll<io::Result<Option<Outcome>>> {
+        let awaits_response = self.exchange.awaits_response(Role::Server);
+        if awaits_response && self.io.has_early() {
             return park(&mut self.reader, cx);
         }
         let before = out.filled().len();
@@ -199,36 +206,37 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Handshake<T> {
             return park(&mut self.reader, cx);
         }
         let read = &out.filled()[before..];
-        if awaits_answer && !read.is_empty() {
+        if awaits_response && !read.is_empty() {
             self.io.take_back(out, before);
             return park(&mut self.reader, cx);
         }
-        let Some((end, answer)) = self.exchange.inbound(read) else {
+        let Some((end, outcome)) = self.exchange.on_read(read) else {
             return Poll::Ready(Ok(None));
         };
-        if answer != Some(Answer::Other) {
+        if outcome != Some(Outcome::NotSwitched) {
             self.io.take_back(out, before + end);
         }
-        Poll::Ready(Ok(answer))
+        Poll::Ready(Ok(outcome))
     }
 
     fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         bytes: &[u8],
-    ) -> Poll<io::Result<(usize, Option<Answer>)>> {
-        if self.exchange.awaits_answer(Role::Client) {
+    ) -> Poll<io::Result<(usize, Option<Outcome>)>> {
+        if self.exchange.awaits_response(Role::Client) {
             return park(&mut self.writer, cx);
         }
-        // What is behind the head goes another way, or waits.
+        // Bytes behind the head are frames: they are written through the open connection, or not
+        // yet.
         let mut preview = self.exchange;
-        let head = match preview.outbound(bytes) {
+        let head = match preview.on_write(bytes) {
             Some((end, _)) => &bytes[..end],
             None => bytes,
         };
         let written = ready!(self.poll_out(cx, |io, cx| io.poll_write(cx, head)))?;
-        let answer = self.exchange.outbound(&head[..written]);
-        Poll::Ready(Ok((written, answer.and_then(|(_, answer)| answer))))
+        let ended = self.exchange.on_write(&head[..written]);
+        Poll::Ready(Ok((written, ended.and_then(|(_, outcome)| outcome))))
     }
 
     fn poll_out<R>(
@@ -248,7 +256,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Handshake<T> {
     }
 }
 
-fn park<R>(place: &mut Option<Waker>, cx: &Context<'_>) -> Poll<R> {
-    *place = Some(cx.waker().clone());
+/// Registers the waker, and returns `Pending`.
+fn park<R>(waker: &mut Option<Waker>, cx: &Context<'_>) -> Poll<R> {
+    *waker = Some(cx.waker().clone());
     Poll::Pending
 }

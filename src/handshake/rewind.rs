@@ -1,4 +1,4 @@
-//! A transport that gives back what was read too much of it.
+//! [`Rewind`]: a transport that returns bytes that were read in excess once more.
 
 use std::io::{self, IoSlice};
 use std::mem;
@@ -7,11 +7,11 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A transport, and bytes that came before what it has to give now.
+/// A transport, and bytes of it that the next reads return first.
 #[derive(Debug)]
 pub(super) struct Rewind<T> {
     early: Vec<u8>,
-    pub(super) io: T,
+    io: T,
 }
 
 impl<T> Rewind<T> {
@@ -22,7 +22,7 @@ impl<T> Rewind<T> {
         }
     }
 
-    /// Takes back what `out` has beyond its first `keep` bytes.
+    /// Truncates `out` to its first `keep` filled bytes, and stores the rest for the next read.
     pub(super) fn take_back(&mut self, out: &mut ReadBuf<'_>, keep: usize) {
         self.early.extend_from_slice(&out.filled()[keep..]);
         out.set_filled(keep);
@@ -44,7 +44,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Rewind<T> {
         }
         let count = self.early.len().min(out.remaining());
         out.put_slice(&self.early[..count]);
-        // Whole, most likely, and then its memory goes too.
+        // Normally one read takes all bytes, and the replaced buffer is freed.
         let rest = self.early.split_off(count);
         drop(mem::replace(&mut self.early, rest));
         Poll::Ready(Ok(()))
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_taken_back_comes_first_in_whatever_pieces() {
+    async fn bytes_that_were_taken_back_are_read_first_for_every_read_size() {
         for piece in 1..=12 {
             let (near, mut far) = duplex(16);
             let mut io = Rewind::new(near);
