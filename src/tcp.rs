@@ -1,4 +1,4 @@
-//! [`TcpOptions`]: what the kernel can do for liveness, derived from the heartbeat's times.
+//! [`TcpOptions`]: socket options for liveness, derived from the heartbeat's times.
 
 use std::io;
 use std::time::Duration;
@@ -8,37 +8,38 @@ use tokio::net::TcpStream;
 
 use crate::monitor::HeartbeatPolicy;
 
-/// Unsent bytes that the kernel may hold: enough to keep a fast link busy from one wake-up to the
-/// next, little enough for a ping to pass soon.
-const UNSENT_LIMIT: u32 = 16 * 1024;
+/// The kernel's limit on unsent bytes. Enough to keep a fast link busy between two wakes, and
+/// little enough for a ping to be sent soon.
+const UNSENT_LIMIT_BYTES: u32 = 16 * 1024;
 
-/// Retransmissions begin after 0.2 s and double their distance. Less time than this, and a few lost
-/// packets would look like a lost peer.
+/// TCP retransmits after 0.2 s and doubles the delay each time. Within less than this, a few lost
+/// packets would look like a dead peer.
 const MIN_USER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The kernel takes a signed number of milliseconds.
 const MAX_USER_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
 
-/// Linux refuses more, for both times of keepalive.
-const MAX_KEEPALIVE: Duration = Duration::from_secs(32_767);
+/// Linux refuses longer keepalive times, idle and interval.
+const MAX_KEEPALIVE_TIME: Duration = Duration::from_secs(32_767);
 
-/// A probe that is lost is not sent again, as a ping's bytes are: one or two say nothing.
-const MIN_PROBES: u32 = 3;
+/// TCP retransmits the bytes of a ping but not a keepalive probe, so one or two lost probes do not
+/// prove that the peer is dead.
+const MIN_KEEPALIVE_PROBES: u32 = 3;
 
 /// Linux refuses more.
-const MAX_PROBES: u32 = 127;
+const MAX_KEEPALIVE_PROBES: u32 = 127;
 
-/// Options of a TCP socket that make liveness better than it can be from above TCP.
+/// TCP socket options that detect dead peers where the layers above TCP cannot.
 ///
-/// [`HeartbeatLayer::tcp_options`](crate::HeartbeatLayer::tcp_options) derives them from the layer's
-/// times. `TcpOptions::default()` are those of the layer's defaults. Each can be changed, or left
-/// off: `None` leaves what the socket has.
+/// [`HeartbeatLayer::tcp_options`](crate::HeartbeatLayer::tcp_options) derives them from the
+/// layer's times. `TcpOptions::default()` returns those of the layer's default times. Each option
+/// can be changed, or set to `None`: the socket then keeps its current value.
 ///
 /// Where the upgraded stream is a plain tokio `TcpStream`, as behind `axum::serve` and hyper's own
-/// servers, the layer applies them by itself, unless
+/// servers, the layer applies the options itself, unless
 /// [`tune_tcp`](crate::HeartbeatLayerBuilder::tune_tcp) is off. Elsewhere, apply them to the socket
-/// before it vanishes in something else: before the TLS handshake, or as axum accepts it, so that
-/// they hold for HTTP/2 and during the opening handshake too:
+/// before another type wraps it: before the TLS handshake, or when axum accepts it, so that they
+/// also hold for HTTP/2 and during the opening handshake:
 ///
 /// ```
 /// use axum::{Router, serve::ListenerExt};
@@ -49,7 +50,7 @@ const MAX_PROBES: u32 = 127;
 /// let heartbeat = HeartbeatLayer::default();
 /// let options = heartbeat.tcp_options();
 /// let listener = TcpListener::bind("127.0.0.1:3000").await?;
-/// // A socket that refuses an option works all the same.
+/// // A socket that refuses an option still works.
 /// let listener = listener.tap_io(move |io| {
 ///     let _ = options.apply(io);
 /// });
@@ -58,78 +59,88 @@ const MAX_PROBES: u32 = 127;
 /// # }
 /// ```
 ///
-/// Options that are applied like this do not follow when one connection is given other times (see
-/// [`PolicyOverride`](crate::PolicyOverride)). If some are given longer ones, set `user_timeout` above
-/// the longest, or to `None`: the kernel would end them before the layer does.
+/// Options that are applied like this do not change when one connection gets other times (see
+/// [`PolicyOverride`](crate::PolicyOverride)). If some connections get longer times, set
+/// `user_timeout` above the longest, or to `None`: otherwise the kernel ends these connections
+/// before the layer does.
 ///
 /// # Platforms
 ///
-/// What a platform lacks is skipped without an error:
+/// An option that a platform lacks is skipped without an error:
 ///
-/// | option | where |
+/// | option | platforms |
 /// |---|---|
 /// | `unsent_limit` | Linux, Android |
 /// | `user_timeout` | Linux, Android, Fuchsia |
-/// | `keepalive`: on, and `idle` | everywhere; OpenBSD and Haiku know no idle time of one socket |
+/// | `keepalive`: on, and `idle` | all; OpenBSD and Haiku have no idle time per socket |
 /// | `keepalive`: `interval` | Linux, Android, Apple's, FreeBSD, NetBSD, DragonFly, illumos, Fuchsia, Windows |
 /// | `keepalive`: `retries` | the same without Windows |
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TcpOptions {
-    /// How many bytes the kernel may hold that it has not sent yet (`TCP_NOTSENT_LOWAT`).
-    /// Default: 16 KiB.
+    /// How many unsent bytes the kernel buffers (`TCP_NOTSENT_LOWAT`). Default: 16 KiB.
     ///
-    /// Without a limit the kernel takes megabytes from the handler at once, and a ping waits behind
-    /// them: over a slow link its round trip is that of the whole queue, and may well take longer
-    /// than `timeout`. With it, a ping waits behind so much at most, and behind what is on its way
-    /// to the peer. That a writer is held back is seen sooner too. The kernel counts whole
-    /// segments, so it takes somewhat more.
+    /// Without a limit the kernel accepts megabytes from the handler at once, and a ping is queued
+    /// behind them: over a slow link its round trip includes the whole queue and may take longer
+    /// than `timeout`. With the limit, a ping is queued behind at most this many bytes and the
+    /// unacknowledged ones. The layer also notices sooner that a writer is blocked. The kernel
+    /// counts whole segments, so it accepts somewhat more.
     ///
-    /// It does not slow down a transfer: what is sent and unacknowledged is not counted.
+    /// The limit does not slow down a transfer, because bytes that are sent and not yet
+    /// acknowledged do not count.
     pub unsent_limit: Option<u32>,
 
-    /// How long bytes may stay unacknowledged, or wait for a peer that takes none, before the kernel
-    /// gives the connection up (`TCP_USER_TIMEOUT`). In whole milliseconds, at most 24 days. The
-    /// default is 60 s, by the rule below from the layer's defaults.
+    /// How long bytes may stay unacknowledged, or wait for a peer whose receive window is closed,
+    /// before the kernel ends the connection (`TCP_USER_TIMEOUT`). In whole milliseconds, at most
+    /// 24 days. Default: 60 s, which follows from the layer's default times by the rule below.
     ///
-    /// The connection then ends with
-    /// [`Reason::Transport(TimedOut)`](crate::Reason::Transport). It decides where nobody else can:
-    /// the handler does not read, all buffers up to the peer's are full, and the peer dies in
-    /// silence; or the handler leaves a frame half-written, so that no ping can be sent. For
-    /// keepalive it takes the place of `retries`.
+    /// The connection then ends with [`Reason::Transport(TimedOut)`](crate::Reason::Transport).
+    /// This option decides where the layer cannot: the handler does not read, all buffers on the
+    /// way to the peer are full, and the peer dies silently; or the handler has written only part
+    /// of a frame, so that no ping can be sent. For keepalive it replaces `retries`.
     ///
-    /// Linux also gives up a peer that is alive, acknowledges every probe, and yet takes no byte of
-    /// those that wait for it for so long (its window is zero). So the derived value is later than
-    /// every verdict of the layer: the largest of `interval + timeout × missed_pings`, of
-    /// `write_timeout`, and of `interval + handler_stall_timeout` if that is set; and then another
-    /// `timeout`, for the rounding of the layer's timer and for what was under way when the peer
-    /// was last heard. It is at least 5 s, so that TCP has time for some retransmissions. It is off
-    /// if `write_timeout` is `None`, since a peer that takes nothing for as long as it likes is then
-    /// wanted, and if it would be more than the kernel's 24 days.
+    /// Linux also ends the connection of a live peer that acknowledges every probe but keeps its
+    /// window at zero for this long while bytes wait for it. So the derived value is later than
+    /// every verdict of the layer. It is the largest of `interval + timeout × missed_pings`,
+    /// `write_timeout`, and `interval + handler_stall_timeout` if that is set; plus another
+    /// `timeout`, for the rounding of the layer's timer and for bytes in transit when the peer was
+    /// last heard. It is at least 5 s, so that TCP has time for some retransmissions. It is off if
+    /// `write_timeout` is `None`, which permits a peer to read nothing for any time, and if it
+    /// would exceed the kernel's 24 days.
     pub user_timeout: Option<Duration>,
 
-    /// Probes of a silent connection, by the kernel (`SO_KEEPALIVE`). Default: as
-    /// [`TcpKeepalive`] says.
+    /// Keepalive probes by the kernel on a silent connection (`SO_KEEPALIVE`). Default: see
+    /// [`TcpKeepalive`].
     ///
-    /// The peer's kernel answers them, not its program: they find a peer that is gone even where no
-    /// ping can be sent, and nothing else.
+    /// The peer's kernel answers the probes, not its program. They detect a peer whose host is
+    /// unreachable, also where no ping can be sent, but not a program that is stuck.
     pub keepalive: Option<TcpKeepalive>,
 }
 
-/// When the kernel probes a silent connection, and when it gives it up.
+/// When the kernel probes a silent connection, and when it ends it.
 ///
-/// Whole seconds: fractions are cut off. Linux refuses times outside of 1 s to 32,767 s, and
-/// retries outside of 1 to 127.
+/// Whole seconds: fractions are truncated. Linux refuses times outside 1 s to 32,767 s, and retries
+/// outside 1 to 127.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tower_ws_liveness::{TcpKeepalive, TcpOptions};
+///
+/// let mut options = TcpOptions::default();
+/// let (idle, interval) = (Duration::from_secs(60), Duration::from_secs(10));
+/// options.keepalive = Some(TcpKeepalive::new(idle, interval, 5));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TcpKeepalive {
-    /// Silence before the first probe (`TCP_KEEPIDLE`). Derived: the layer's `interval`.
+    /// Silence before the first probe (`TCP_KEEPIDLE`). Derived from the layer's `interval`.
     pub idle: Duration,
-    /// From probe to probe (`TCP_KEEPINTVL`). Derived: the layer's `timeout`.
+    /// Time between two probes (`TCP_KEEPINTVL`). Derived from the layer's `timeout`.
     pub interval: Duration,
-    /// Unanswered probes until the peer is given up (`TCP_KEEPCNT`). Derived: the layer's
-    /// `missed_pings`, but at least 3, for TCP does not repeat a probe that is lost. Where
-    /// `user_timeout` is set, Linux goes by that instead.
+    /// Unanswered probes before the connection ends (`TCP_KEEPCNT`). Derived from the layer's
+    /// `missed_pings`, but at least 3, because TCP does not retransmit a lost probe. If
+    /// `user_timeout` is set, Linux uses that instead.
     pub retries: u32,
 }
 
@@ -138,8 +149,8 @@ impl TcpOptions {
     ///
     /// # Errors
     ///
-    /// What the system said to the first option that it refused. The others are set nevertheless
-    /// (those of keepalive count as one).
+    /// Returns the error of the first option that the system refuses. The other options are set
+    /// nevertheless (those of keepalive count as one).
     pub fn apply(&self, socket: &TcpStream) -> io::Result<()> {
         let socket = SockRef::from(socket);
         let unsent_limit = self
@@ -155,8 +166,8 @@ impl TcpOptions {
         unsent_limit.and(user_timeout).and(keepalive)
     }
 
-    /// Sets these options on a socket that may have others, of a heartbeat whose times were changed:
-    /// a user timeout that is off now is turned off.
+    /// Sets these options on a socket with options from earlier times of its heartbeat: in contrast
+    /// to [`apply`](Self::apply), `None` turns off an earlier user timeout.
     pub(crate) fn replace(&self, socket: &TcpStream) -> io::Result<()> {
         let applied = self.apply(socket);
         let turned_off = match self.user_timeout {
@@ -166,15 +177,17 @@ impl TcpOptions {
         applied.and(turned_off)
     }
 
-    /// The options that follow from a heartbeat.
+    /// Derives the options from a heartbeat's times.
     pub(crate) fn of(policy: &HeartbeatPolicy) -> Self {
         Self {
-            unsent_limit: Some(UNSENT_LIMIT),
+            unsent_limit: Some(UNSENT_LIMIT_BYTES),
             user_timeout: user_timeout(policy),
             keepalive: Some(TcpKeepalive {
                 idle: keepalive_time(policy.interval),
                 interval: keepalive_time(policy.timeout),
-                retries: policy.missed_pings.clamp(MIN_PROBES, MAX_PROBES),
+                retries: policy
+                    .missed_pings
+                    .clamp(MIN_KEEPALIVE_PROBES, MAX_KEEPALIVE_PROBES),
             }),
         }
     }
@@ -187,7 +200,8 @@ impl Default for TcpOptions {
 }
 
 impl TcpKeepalive {
-    /// Probes after `idle`, every `interval`, and so many.
+    /// Creates keepalive settings: the first probe after `idle`, the next ones every `interval`,
+    /// and the end of the connection after `retries` unanswered probes.
     #[must_use]
     pub fn new(idle: Duration, interval: Duration, retries: u32) -> Self {
         Self {
@@ -254,11 +268,11 @@ fn set_user_timeout(_: &SockRef<'_>, _: Option<Duration>) -> io::Result<()> {
     Ok(())
 }
 
-/// Later than every verdict of the layer, or off.
+/// Returns a user timeout later than every verdict of the layer, or `None` for off.
 fn user_timeout(policy: &HeartbeatPolicy) -> Option<Duration> {
     let peer_dead = policy.interval + policy.timeout * policy.missed_pings;
     let write_stalled = policy.write_timeout?;
-    // It may take an interval until the layer notices that bytes wait for the handler.
+    // The layer may notice up to one interval late that bytes wait for the handler.
     let handler_stalled = policy
         .handler_stall_timeout
         .map_or(Duration::ZERO, |timeout| policy.interval + timeout);
@@ -267,10 +281,11 @@ fn user_timeout(policy: &HeartbeatPolicy) -> Option<Duration> {
     (limit <= MAX_USER_TIMEOUT).then_some(limit)
 }
 
-/// Whole seconds, rounded up: the kernel is not to be sooner than the layer.
+/// Rounds up to whole seconds, so that the kernel does not decide before the layer.
 fn keepalive_time(time: Duration) -> Duration {
-    let begun = u64::from(time.subsec_nanos() > 0);
-    Duration::from_secs(time.as_secs() + begun).clamp(Duration::from_secs(1), MAX_KEEPALIVE)
+    let partial_second = u64::from(time.subsec_nanos() > 0);
+    Duration::from_secs(time.as_secs() + partial_second)
+        .clamp(Duration::from_secs(1), MAX_KEEPALIVE_TIME)
 }
 
 #[cfg(test)]

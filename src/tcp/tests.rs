@@ -23,7 +23,7 @@ fn policy(interval: Duration, timeout: Duration, missed_pings: u32) -> Heartbeat
 }
 
 #[test]
-fn defaults() {
+fn the_default_options_follow_from_the_default_times() {
     let expected = TcpOptions {
         unsent_limit: Some(16_384),
         user_timeout: Some(secs(60)),
@@ -41,7 +41,7 @@ fn defaults() {
 }
 
 #[test]
-fn user_timeout_table() {
+fn the_user_timeout_follows_from_the_heartbeats_times() {
     let day = secs(24 * 60 * 60);
     let with = |policy: HeartbeatPolicy, write, stall| HeartbeatPolicy {
         write_timeout: write,
@@ -52,22 +52,22 @@ fn user_timeout_table() {
     let millis = |limit: u64| Some(ms(limit));
     let five = || policy(secs(5), secs(5), 1);
     let table = [
-        // The silence of a dead peer, 10 s, and another timeout.
+        // The dead peer's verdict after 10 s, plus another timeout.
         (with(five(), write(7), None), millis(15_000)),
         // A stalled write may take longer.
         (with(five(), write(30), None), millis(35_000)),
-        // So may a stalled handler, which may be noticed an interval late.
+        // So may a stalled handler, which is noticed up to one interval late.
         (with(five(), write(30), write(60)), millis(70_000)),
         (with(five(), write(30), write(1)), millis(35_000)),
-        // Several pings.
+        // Several missed pings.
         (
             with(policy(secs(5), secs(5), 4), write(7), None),
             millis(30_000),
         ),
-        // A peer may take nothing for as long as it likes.
+        // Without a write timeout a peer may read nothing for any time.
         (with(five(), None, None), None),
         (with(five(), None, write(60)), None),
-        // TCP needs some time.
+        // At least 5 s for retransmissions.
         (
             with(policy(ms(10), ms(10), 1), Some(ms(10)), None),
             millis(5_000),
@@ -108,12 +108,12 @@ fn user_timeout_table() {
 }
 
 #[test]
-fn keepalive_table() {
+fn the_keepalive_times_follow_from_the_heartbeats_times() {
     let table = [
         ((secs(30), secs(15), 4), (30, 15, 4)),
-        // One lost probe is no verdict.
+        // At least three probes.
         ((secs(30), secs(15), 1), (30, 15, 3)),
-        // Never sooner than the layer.
+        // Rounded up to whole seconds.
         ((ms(1_500), ms(2_001), 3), (2, 3, 3)),
         ((MIN_DURATION, MIN_DURATION, 2), (1, 1, 3)),
         ((secs(32_767), secs(32_767), 127), (32_767, 32_767, 127)),
@@ -146,7 +146,7 @@ async fn socket() -> TcpStream {
 }
 
 #[tokio::test]
-async fn what_is_off_is_left_alone() {
+async fn an_option_that_is_none_keeps_the_sockets_value() {
     let socket = socket().await;
     let off = TcpOptions {
         unsent_limit: None,
@@ -165,7 +165,7 @@ async fn what_is_off_is_left_alone() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn one_refused_option_keeps_none_of_the_others_back() {
+async fn a_refused_option_does_not_prevent_the_others() {
     let refused = TcpOptions {
         unsent_limit: Some(1_000),
         user_timeout: Some(Duration::MAX),
@@ -184,7 +184,7 @@ async fn one_refused_option_keeps_none_of_the_others_back() {
     assert_eq!(socket.tcp_keepalive_retries().unwrap(), 9);
 }
 
-/// Times of all sizes that a builder accepts.
+/// Generates durations that a builder accepts.
 fn durations() -> impl Strategy<Value = Duration> {
     prop_oneof![
         (1_u64..100_000).prop_map(ms),
@@ -195,9 +195,9 @@ fn durations() -> impl Strategy<Value = Duration> {
 }
 
 proptest! {
-    /// The kernel never gives a live peer up before the layer would have.
+    /// The kernel never ends a connection before the layer's own verdicts.
     #[test]
-    fn user_timeout_is_later_than_every_verdict(
+    fn the_user_timeout_is_later_than_every_verdict_of_the_layer(
         (interval, timeout, write) in (durations(), durations(), durations()),
         handler_stall_timeout in proptest::option::of(durations()),
         missed_pings in 1..=MAX_MISSED_PINGS,
