@@ -10,7 +10,7 @@ use super::end::drop_transport;
 use super::io::Report;
 use super::metadata::PingWaiters;
 use super::state::State;
-use super::timing::{DeadlineMove, TimerEntry};
+use crate::driver::{DeadlineMove, TimerEntry};
 use crate::eviction::{ConnectionId, Eviction};
 use crate::monitor::TransportUse;
 use crate::panic_guard;

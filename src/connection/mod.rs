@@ -4,12 +4,13 @@
 //! |---|---|
 //! | [`connection`] | [`Connection`]: the lock, and what layers, handles and the driver do with it |
 //! | [`state`] | what the lock protects: transport, monitor, both I/O halves |
+//! | [`handler_polls`] | the handler's reads and writes |
 //! | [`effects`] | what follows from an operation once the lock is released |
 //! | [`settings`] | settings of layers and overrides, while the connection is open |
 //! | [`stream`] | [`LivenessStream`], which the application's WebSocket library reads and writes |
 //! | [`handle`] | [`Liveness`], the handle of one connection |
-//! | [`io`] | bytes: read half, write half, our pings and Close frames, wakers |
-//! | [`timing`] | the driver's visits, deadlines, the closing handshake |
+//! | [`io`] | bytes: read half, write half, our pings and Close frames, closing handshake, wakers |
+//! | [`timing`] | the driver's visits, and their deadlines |
 //! | [`end`] | the end: eviction, announcement, release of the transport |
 //! | [`layers`] | what layers and registries know of a connection, and it of them |
 //! | [`metadata`] | what does not depend on the transport: identity, hooks, seats |
@@ -22,6 +23,7 @@ mod connection;
 mod effects;
 mod end;
 mod handle;
+mod handler_polls;
 mod io;
 mod layers;
 #[cfg(all(test, liveness_loom))]

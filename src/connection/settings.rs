@@ -8,15 +8,6 @@ use super::layers::{Attached, AttachmentId, Attachments};
 use super::state::State;
 use crate::monitor::{Moment, Overrides, Policy};
 
-/// Settings of one connection alone.
-#[derive(Default)]
-pub(crate) struct Settings {
-    /// Values that take precedence over those of all layers.
-    overrides: Overrides,
-    /// Present only while the response of an inner layer is outstanding.
-    attachments: Option<Attachments>,
-}
-
 impl<T: 'static> State<T> {
     /// Adds a layer's settings. The later layer of a kind is the inner one, and its values win.
     pub(crate) fn attach(&mut self, layer: &Policy) {

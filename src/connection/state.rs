@@ -6,11 +6,12 @@ use std::task::Waker;
 
 use tokio::sync::oneshot;
 
-use super::io::{HandlerWaker, Observer, ReadHalf, Report, TransportTraits, WriteHalf};
+use super::io::{
+    CloseHandshake, HandlerWaker, Observer, ReadHalf, Report, TransportTraits, WriteHalf,
+};
+use super::layers::Settings;
 use super::metadata::{HealthEvents, PingWaiters};
-use super::settings::Settings;
-use super::timing::{CloseHandshake, TimerEntry};
-use crate::driver::{Drive, Driver};
+use crate::driver::{Drive, Driver, TimerEntry};
 use crate::eviction::Evicted;
 use crate::monitor::{Lifecycle, Moment, Monitor, Policy};
 use crate::wire::Role;

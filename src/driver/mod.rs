@@ -13,6 +13,7 @@ mod clock;
 mod loom_models;
 mod runtimes;
 mod task;
+mod timer_entry;
 mod wheel;
 mod workers;
 
@@ -26,7 +27,8 @@ use tokio::task::unconstrained;
 pub(crate) use clock::Clock;
 pub(crate) use runtimes::NoDriver;
 use task::Turn;
-pub(crate) use wheel::Key;
+pub(crate) use timer_entry::{DeadlineMove, TimerEntry};
+use wheel::Key;
 use wheel::Wheel;
 use workers::Workers;
 

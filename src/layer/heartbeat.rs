@@ -1,12 +1,10 @@
 //! [`HeartbeatLayer`]: pings silent peers and evicts dead ones.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower_layer::Layer;
 
-use super::heartbeat_builder::HeartbeatLayerBuilder;
 use super::service::Heartbeat;
 use super::shared_settings::SharedSettings;
 use crate::connection::{LayerConfig, Liveness, LivenessStream};
@@ -25,7 +23,7 @@ use crate::wire::Role;
 /// stuck.
 ///
 /// The default is an interval of 30 s, a timeout of 15 s, and one missed ping; see
-/// [`HeartbeatLayerBuilder`] for all settings.
+/// [`HeartbeatLayerBuilder`](crate::HeartbeatLayerBuilder) for all settings.
 ///
 /// Cloning is cheap. All clones of a layer, and all its services, share the hooks and the registry.
 ///
@@ -44,25 +42,6 @@ pub struct HeartbeatLayer {
 }
 
 impl HeartbeatLayer {
-    /// Creates a layer with these times, and defaults for everything else.
-    ///
-    /// # Panics
-    ///
-    /// Panics if [`build`](HeartbeatLayerBuilder::build) refuses a time: zero, less than 1 ms, or
-    /// more than 365 days.
-    #[must_use]
-    pub fn new(interval: Duration, timeout: Duration) -> Self {
-        match Self::builder().interval(interval).timeout(timeout).build() {
-            Ok(layer) => layer,
-            Err(error) => panic!("{error}"),
-        }
-    }
-
-    /// Returns a builder with the defaults.
-    pub fn builder() -> HeartbeatLayerBuilder {
-        HeartbeatLayerBuilder::default()
-    }
-
     /// Returns the registry of this layer's open connections.
     #[must_use]
     pub fn registry(&self) -> Registry {
@@ -72,7 +51,7 @@ impl HeartbeatLayer {
     /// Returns the socket options that follow from this layer's times.
     ///
     /// The layer sets them itself on a tokio `TcpStream`, unless
-    /// [`tune_tcp`](HeartbeatLayerBuilder::tune_tcp) is off. On a transport that wraps a
+    /// [`tune_tcp`](crate::HeartbeatLayerBuilder::tune_tcp) is off. On a transport that wraps a
     /// `TcpStream`, such as TLS, apply them yourself: see [`TcpOptions`].
     #[cfg(feature = "tcp")]
     #[must_use]

@@ -42,6 +42,27 @@ pub struct HeartbeatLayerBuilder {
     shared: SharedSettings,
 }
 
+impl HeartbeatLayer {
+    /// Creates a layer with these times, and defaults for everything else.
+    ///
+    /// # Panics
+    ///
+    /// Panics if [`build`](HeartbeatLayerBuilder::build) refuses a time: zero, less than 1 ms, or
+    /// more than 365 days.
+    #[must_use]
+    pub fn new(interval: Duration, timeout: Duration) -> Self {
+        match Self::builder().interval(interval).timeout(timeout).build() {
+            Ok(layer) => layer,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Returns a builder with the defaults.
+    pub fn builder() -> HeartbeatLayerBuilder {
+        HeartbeatLayerBuilder::default()
+    }
+}
+
 impl HeartbeatLayerBuilder {
     /// Sets how long the peer may be silent before the layer sends a ping. Default: 30 s.
     ///

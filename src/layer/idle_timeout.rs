@@ -1,11 +1,9 @@
 //! [`IdleTimeoutLayer`]: evicts connections that carry no data.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tower_layer::Layer;
 
-use super::idle_timeout_builder::IdleTimeoutLayerBuilder;
 use super::service::IdleTimeout;
 use super::shared_settings::SharedSettings;
 use crate::connection::LayerConfig;
@@ -17,8 +15,8 @@ use crate::monitor::{IdlePolicy, Policy};
 /// message counts as use (RFC 6455 section 5.6), also before the message is complete. Pings and
 /// pongs do not count.
 ///
-/// The default is a timeout of 5 min, with all other checks off; see [`IdleTimeoutLayerBuilder`]
-/// for all settings.
+/// The default is a timeout of 5 min, with all other checks off; see
+/// [`IdleTimeoutLayerBuilder`](crate::IdleTimeoutLayerBuilder) for all settings.
 ///
 /// The layer works on upgrades over HTTP. Below HTTP, under
 /// [`HeartbeatLayer::wrap_server`](crate::HeartbeatLayer::wrap_server), idle connections are not
@@ -41,25 +39,6 @@ pub struct IdleTimeoutLayer {
 }
 
 impl IdleTimeoutLayer {
-    /// Creates a layer with this timeout, and defaults for everything else.
-    ///
-    /// # Panics
-    ///
-    /// Panics if [`build`](IdleTimeoutLayerBuilder::build) refuses the timeout: zero, less than
-    /// 1 ms, or more than 365 days.
-    #[must_use]
-    pub fn new(timeout: Duration) -> Self {
-        match Self::builder().timeout(timeout).build() {
-            Ok(layer) => layer,
-            Err(error) => panic!("{error}"),
-        }
-    }
-
-    /// Returns a builder with the defaults.
-    pub fn builder() -> IdleTimeoutLayerBuilder {
-        IdleTimeoutLayerBuilder::default()
-    }
-
     pub(super) fn from_parts(policy: IdlePolicy, settings: SharedSettings) -> Self {
         let policy = Policy {
             heartbeat: None,

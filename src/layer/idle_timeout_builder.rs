@@ -35,6 +35,27 @@ pub struct IdleTimeoutLayerBuilder {
     shared: SharedSettings,
 }
 
+impl IdleTimeoutLayer {
+    /// Creates a layer with this timeout, and defaults for everything else.
+    ///
+    /// # Panics
+    ///
+    /// Panics if [`build`](IdleTimeoutLayerBuilder::build) refuses the timeout: zero, less than
+    /// 1 ms, or more than 365 days.
+    #[must_use]
+    pub fn new(timeout: Duration) -> Self {
+        match Self::builder().timeout(timeout).build() {
+            Ok(layer) => layer,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Returns a builder with the defaults.
+    pub fn builder() -> IdleTimeoutLayerBuilder {
+        IdleTimeoutLayerBuilder::default()
+    }
+}
+
 impl IdleTimeoutLayerBuilder {
     /// Sets how long a connection may go without a byte of a data message. Default: 5 min.
     ///

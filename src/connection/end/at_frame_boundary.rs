@@ -1,7 +1,7 @@
 //! Evictions deferred until the handler finishes its current frame.
 
+use crate::connection::io::CloseHandshake;
 use crate::connection::state::State;
-use crate::connection::timing::CloseHandshake;
 use crate::monitor::{CloseFrame, Moment, Reason, TransportUse};
 
 impl<T: 'static> State<T> {

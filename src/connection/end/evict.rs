@@ -1,7 +1,7 @@
 //! Evictions: the connection ends, and the driver takes the transport for the closing handshake.
 
+use crate::connection::io::CloseHandshake;
 use crate::connection::state::State;
-use crate::connection::timing::CloseHandshake;
 use crate::monitor::{CloseFrame, Lifecycle, Moment, Reason};
 
 impl<T: 'static> State<T> {

@@ -6,8 +6,8 @@ use std::task::{Context, Waker};
 
 use tokio::io::AsyncWrite;
 
+use crate::connection::io::CloseHandshake;
 use crate::connection::state::State;
-use crate::connection::timing::CloseHandshake;
 use crate::monitor::{Moment, Reason, TransportUse};
 use crate::panic_guard;
 

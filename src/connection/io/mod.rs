@@ -1,7 +1,7 @@
 //! Bytes: how the handler and the driver read from and write to the transport.
 
+mod close_handshake;
 mod control_frame;
-mod handler_polls;
 mod observer;
 mod pong_buffer;
 mod read_half;
@@ -10,6 +10,7 @@ mod transport_traits;
 mod wakers;
 mod write_half;
 
+pub(crate) use close_handshake::CloseHandshake;
 pub(crate) use observer::Observer;
 pub(crate) use read_half::{Filled, MAX_READ_AHEAD_BYTES, MAX_READS_PER_VISIT, ReadHalf};
 pub(crate) use report::Report;

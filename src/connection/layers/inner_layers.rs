@@ -13,6 +13,15 @@ use std::sync::Arc;
 use super::contracts::{AttachmentId, LayerConfig};
 use crate::monitor::{Overrides, Policy};
 
+/// Settings of one connection alone.
+#[derive(Default)]
+pub(crate) struct Settings {
+    /// Values that take precedence over those of all layers.
+    pub(crate) overrides: Overrides,
+    /// Present only while the response of an inner layer is outstanding.
+    pub(crate) attachments: Option<Attachments>,
+}
+
 /// One inner layer of a connection.
 pub(crate) struct Attached {
     pub(crate) id: AttachmentId,

@@ -8,5 +8,5 @@ pub(crate) use contracts::{
     Admission, AttachmentId, DrainOrder, ErasedConnection, LayerConfig, Refused, Tracker, Trackers,
     View,
 };
-pub(crate) use inner_layers::{Attached, Attachments};
+pub(crate) use inner_layers::{Attached, Attachments, Settings};
 pub(crate) use membership::Membership;

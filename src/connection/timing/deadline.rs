@@ -1,7 +1,7 @@
 //! When the driver must visit the connection: for a verdict, or for a change of health.
 
-use super::timer_entry::DeadlineMove;
 use crate::connection::state::State;
+use crate::driver::DeadlineMove;
 use crate::hooks::HealthChange;
 use crate::monitor::Moment;
 

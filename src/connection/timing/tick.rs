@@ -4,9 +4,9 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::timer_entry::DeadlineMove;
 use crate::connection::io::{Filled, MAX_READ_AHEAD_BYTES, MAX_READS_PER_VISIT, Observer, Report};
 use crate::connection::state::{Parts, State};
+use crate::driver::DeadlineMove;
 use crate::monitor::{Action, Moment, Outlook, TransportUse};
 
 /// After so many visits in a row that left bytes unread, the verdict no longer waits for the rest: a

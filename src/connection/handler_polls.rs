@@ -9,11 +9,8 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::observer::Observer;
-use super::read_half::{Filled, MAX_READS_PER_VISIT};
-use super::report::Report;
-use super::write_half::{Outgoing, WriteHalf};
-use crate::connection::state::{Parts, State};
+use super::io::{Filled, MAX_READS_PER_VISIT, Observer, Outgoing, Report, WriteHalf};
+use super::state::{Parts, State};
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
     pub(crate) fn poll_read(

@@ -1,8 +1,9 @@
-//! The connection's entry in the driver's timer wheel.
+//! A connection's entry in the driver's timer wheel.
 
 use std::sync::Arc;
 
-use crate::driver::{Clock, Drive, Driver, Key, tick};
+use super::wheel::Key;
+use super::{Clock, Drive, Driver, tick};
 use crate::monitor::Moment;
 
 /// A connection's entry in the driver's timer wheel.

@@ -5,7 +5,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::connection::io::{MAX_READS_PER_VISIT, Observer, ReadHalf, WriteHalf};
+use super::observer::Observer;
+use super::read_half::{MAX_READS_PER_VISIT, ReadHalf};
+use super::write_half::WriteHalf;
 use crate::monitor::{CloseFrame, Reason};
 
 /// The steps in which the driver closes a transport before it drops it. The caller bounds their time.
