@@ -1,4 +1,4 @@
-//! How many are live, and who wants to hear of too many.
+//! Counts live connections and calls the high-water and growth hooks.
 
 use std::mem;
 use std::sync::atomic::AtomicUsize;
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::growth::Pile;
+use super::growth::GrowthDetector;
 use crate::panic_guard;
 
-/// More connections are live than the mark: see
+/// The number of live connections has risen above a mark: see
 /// [`Registry::on_high_water`](crate::Registry::on_high_water).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -21,20 +21,21 @@ pub struct HighWater {
 }
 
 impl HighWater {
-    /// How many connections were live when the mark was passed.
+    /// The number of live connections when it rose above the mark.
     #[must_use]
     pub fn live(&self) -> usize {
         self.live
     }
 
-    /// The mark.
+    /// The mark that was passed to [`Registry::on_high_water`](crate::Registry::on_high_water).
     #[must_use]
     pub fn mark(&self) -> usize {
         self.mark
     }
 }
 
-/// Sessions are piling up: see [`Registry::on_growth`](crate::Registry::on_growth).
+/// The number of live connections has grown by more than a limit: see
+/// [`Registry::on_growth`](crate::Registry::on_growth).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Growth {
@@ -44,30 +45,32 @@ pub struct Growth {
 }
 
 impl Growth {
-    /// How many connections were live.
+    /// The number of live connections.
     #[must_use]
     pub fn live(&self) -> usize {
         self.live
     }
 
-    /// How many that were more than the fewest lately.
+    /// The difference between [`live`](Self::live) and the minimum within
+    /// [`within`](Self::within).
     #[must_use]
     pub fn grown_by(&self) -> usize {
         self.grown_by
     }
 
-    /// What "lately" is: the `per` of the hook.
+    /// The length of the window: the `per` that was passed to
+    /// [`Registry::on_growth`](crate::Registry::on_growth).
     #[must_use]
     pub fn within(&self) -> Duration {
         self.within
     }
 }
 
-pub(super) type Hook<T> = Arc<dyn Fn(&T) + Send + Sync>;
+pub(super) type AlarmHook<T> = Arc<dyn Fn(&T) + Send + Sync>;
 
-/// The numbers are changed under the lock, so that alarms see each of them, in order.
+/// The counters change only under the lock of `alarms`, so that alarms see every value, in order.
 #[derive(Default)]
-pub(super) struct Tally {
+pub(super) struct Counters {
     live: AtomicUsize,
     high_water: AtomicUsize,
     alarms: Mutex<Alarms>,
@@ -75,24 +78,32 @@ pub(super) struct Tally {
 
 #[derive(Default)]
 struct Alarms {
-    marks: Vec<Mark>,
-    piles: Vec<(Pile, Instant, Hook<Growth>)>,
-    /// To be told as soon as no lock is held.
-    due: Vec<Due>,
+    high_water: Vec<HighWaterAlarm>,
+    growth: Vec<GrowthAlarm>,
+    /// Hook calls that must wait until no lock is held.
+    due: Vec<DueCall>,
 }
 
-struct Mark {
+struct HighWaterAlarm {
     mark: usize,
-    passed: bool,
-    hook: Hook<HighWater>,
+    /// The hook is not called again until the count falls to nine tenths of `mark`.
+    triggered: bool,
+    hook: AlarmHook<HighWater>,
 }
 
-enum Due {
-    HighWater(Hook<HighWater>, HighWater),
-    Growth(Hook<Growth>, Growth),
+struct GrowthAlarm {
+    detector: GrowthDetector,
+    /// Time zero of the detector.
+    start: Instant,
+    hook: AlarmHook<Growth>,
 }
 
-impl Tally {
+enum DueCall {
+    HighWater(AlarmHook<HighWater>, HighWater),
+    Growth(AlarmHook<Growth>, Growth),
+}
+
+impl Counters {
     pub(super) fn live(&self) -> usize {
         self.live.load(Acquire)
     }
@@ -101,93 +112,107 @@ impl Tally {
         self.high_water.load(Acquire)
     }
 
-    pub(super) fn on_high_water(&self, mark: usize, hook: Hook<HighWater>) {
-        let passed = false;
-        self.alarms().marks.push(Mark { mark, passed, hook });
+    pub(super) fn on_high_water(&self, mark: usize, hook: AlarmHook<HighWater>) {
+        self.alarms().high_water.push(HighWaterAlarm {
+            mark,
+            triggered: false,
+            hook,
+        });
     }
 
-    pub(super) fn on_growth(&self, limit: usize, per: Duration, hook: Hook<Growth>) {
+    pub(super) fn on_growth(&self, limit: usize, per: Duration, hook: AlarmHook<Growth>) {
         let mut alarms = self.alarms();
-        let pile = Pile::new(limit, per, self.live());
-        alarms.piles.push((pile, Instant::now(), hook));
+        let detector = GrowthDetector::new(limit, per, self.live());
+        alarms.growth.push(GrowthAlarm {
+            detector,
+            start: Instant::now(),
+            hook,
+        });
     }
 
-    pub(super) fn came(&self) {
+    pub(super) fn increment(&self) {
         let mut alarms = self.alarms();
         let live = self.live.fetch_add(1, Release) + 1;
         self.high_water.fetch_max(live, Release);
-        alarms.came(live);
+        alarms.on_increment(live);
     }
 
-    pub(super) fn went(&self) {
+    pub(super) fn decrement(&self) {
         let mut alarms = self.alarms();
         let live = self.live.fetch_sub(1, Release) - 1;
-        alarms.went(live);
+        alarms.on_decrement(live);
     }
 
-    /// Tells what is due. No lock may be held.
-    pub(super) fn announce(&self) {
+    /// Calls the hooks that are due. The caller must hold no lock.
+    pub(super) fn call_due_hooks(&self) {
         let due = mem::take(&mut self.alarms().due);
-        for due in due {
-            let (alarm, live) = match &due {
-                Due::HighWater(_, high) => ("high water", high.live),
-                Due::Growth(_, growth) => ("growth", growth.live),
+        for call in due {
+            let (alarm, live) = match &call {
+                DueCall::HighWater(_, high_water) => ("high water", high_water.live),
+                DueCall::Growth(_, growth) => ("growth", growth.live),
             };
-            let tell = || match due {
-                Due::HighWater(hook, high) => hook(&high),
-                Due::Growth(hook, growth) => hook(&growth),
+            let call_hook = || match call {
+                DueCall::HighWater(hook, high_water) => hook(&high_water),
+                DueCall::Growth(hook, growth) => hook(&growth),
             };
             let slow =
                 |took_ms| tracing::warn!(alarm, live, took_ms, "a hook of a registry was slow");
-            panic_guard::call_timed(tell, slow, |panic| {
+            panic_guard::call_timed(call_hook, slow, |panic| {
                 tracing::warn!(alarm, live, panic, "a hook of a registry panicked");
             });
         }
     }
 
     fn alarms(&self) -> MutexGuard<'_, Alarms> {
-        // Nothing foreign runs under this lock.
+        // No application code runs under this lock, so a poisoned one still holds consistent data.
         self.alarms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Alarms {
-    fn came(&mut self, live: usize) {
-        for Mark { mark, passed, hook } in &mut self.marks {
-            let mark = *mark;
-            if live > mark && !*passed {
-                *passed = true;
-                let high = HighWater { live, mark };
-                self.due.push(Due::HighWater(Arc::clone(hook), high));
+    fn on_increment(&mut self, live: usize) {
+        for alarm in &mut self.high_water {
+            if live > alarm.mark && !alarm.triggered {
+                alarm.triggered = true;
+                let high_water = HighWater {
+                    live,
+                    mark: alarm.mark,
+                };
+                let hook = Arc::clone(&alarm.hook);
+                self.due.push(DueCall::HighWater(hook, high_water));
             }
         }
-        if self.piles.is_empty() {
+        if self.growth.is_empty() {
             return;
         }
         let now = Instant::now();
-        for (pile, since, hook) in &mut self.piles {
-            if let Some(grown_by) = pile.came(now.saturating_duration_since(*since), live) {
+        for alarm in &mut self.growth {
+            let elapsed = now.saturating_duration_since(alarm.start);
+            if let Some(grown_by) = alarm.detector.on_increment(elapsed, live) {
                 let growth = Growth {
                     live,
                     grown_by,
-                    within: pile.per(),
+                    within: alarm.detector.per(),
                 };
-                self.due.push(Due::Growth(Arc::clone(hook), growth));
+                let hook = Arc::clone(&alarm.hook);
+                self.due.push(DueCall::Growth(hook, growth));
             }
         }
     }
 
-    fn went(&mut self, live: usize) {
-        for Mark { mark, passed, .. } in &mut self.marks {
-            // Nine tenths, rounded down.
-            *passed &= live > *mark - mark.div_ceil(10);
+    fn on_decrement(&mut self, live: usize) {
+        for alarm in &mut self.high_water {
+            // Nine tenths of the mark, rounded down.
+            let rearm_at = alarm.mark - alarm.mark.div_ceil(10);
+            alarm.triggered &= live > rearm_at;
         }
-        if self.piles.is_empty() {
+        if self.growth.is_empty() {
             return;
         }
         let now = Instant::now();
-        for (pile, since, _) in &mut self.piles {
-            pile.went(now.saturating_duration_since(*since), live);
+        for alarm in &mut self.growth {
+            let elapsed = now.saturating_duration_since(alarm.start);
+            alarm.detector.on_decrement(elapsed, live);
         }
     }
 }
@@ -200,14 +225,15 @@ mod tests {
     #[traced_test]
     #[test]
     fn slow_hooks_are_logged_with_their_duration() {
-        let tally = Tally::default();
-        let nap = Duration::from_millis(150);
-        tally.on_high_water(0, Arc::new(move |_: &HighWater| std::thread::sleep(nap)));
-        let slow = move |_: &Growth| std::thread::sleep(nap);
-        tally.on_growth(1, Duration::from_secs(1), Arc::new(slow));
+        let counters = Counters::default();
+        let duration = Duration::from_millis(150);
+        let slow_high_water = move |_: &HighWater| std::thread::sleep(duration);
+        counters.on_high_water(0, Arc::new(slow_high_water));
+        let slow_growth = move |_: &Growth| std::thread::sleep(duration);
+        counters.on_growth(1, Duration::from_secs(1), Arc::new(slow_growth));
         for _ in 0..2 {
-            tally.came();
-            tally.announce();
+            counters.increment();
+            counters.call_due_hooks();
         }
         logs_assert(|lines| {
             let expected = [("high water", "live=1"), ("growth", "live=2")];
@@ -226,19 +252,19 @@ mod tests {
 
     #[traced_test]
     #[test]
-    fn a_hook_that_panics_is_logged_and_the_others_are_told() {
-        let tally = Tally::default();
-        let (tell, told) = std::sync::mpsc::channel();
-        tally.on_high_water(0, Arc::new(|_: &HighWater| panic!("a literal")));
+    fn a_hook_that_panics_is_logged_and_the_others_are_called() {
+        let counters = Counters::default();
+        let (sender, calls) = std::sync::mpsc::channel();
+        counters.on_high_water(0, Arc::new(|_: &HighWater| panic!("a literal")));
         let panics = |growth: &Growth| panic!("grown by {}", growth.grown_by());
-        tally.on_growth(1, Duration::from_secs(1), Arc::new(panics));
-        let hook = move |growth: &Growth| tell.send(growth.grown_by()).unwrap();
-        tally.on_growth(1, Duration::from_secs(1), Arc::new(hook));
+        counters.on_growth(1, Duration::from_secs(1), Arc::new(panics));
+        let records = move |growth: &Growth| sender.send(growth.grown_by()).unwrap();
+        counters.on_growth(1, Duration::from_secs(1), Arc::new(records));
         for _ in 0..2 {
-            tally.came();
-            tally.announce();
+            counters.increment();
+            counters.call_due_hooks();
         }
-        assert_eq!(told.try_iter().collect::<Vec<_>>(), [2]);
+        assert_eq!(calls.try_iter().collect::<Vec<_>>(), [2]);
         logs_assert(|lines| {
             let expected = [("high water", "a literal"), ("growth", "grown by 2")];
             // A panic that prints its backtrace on a busy machine may be slow as well.

@@ -1,4 +1,4 @@
-//! Graceful shutdown: everybody is told to go, in batches, waited for, and cut in the end.
+//! Graceful shutdown: evicts all connections in batches and cuts the rest at a deadline.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -14,13 +14,13 @@ use crate::connection::Liveness;
 use crate::eviction::ConnectionId;
 use crate::monitor::{CloseFrame, Reason};
 
-/// After so many connections in a row the executor's other tasks run.
-const BREATH: usize = 64;
+/// The drain yields to the executor after this many connections in a row.
+const CONNECTIONS_PER_YIELD: usize = 64;
 
 /// tokio's timer rounds a sleep up to whole milliseconds.
 const TIMER_STEP: Duration = Duration::from_millis(1);
 
-/// How [`Registry::drain`] goes about it.
+/// The settings of [`Registry::drain`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -35,23 +35,23 @@ const TIMER_STEP: Duration = Duration::from_millis(1);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drain {
-    /// The status code of the Close frames: 1001, going away, by default (RFC 6455 section 7.4.1).
+    /// The status code of the Close frames. Default: 1001, going away (RFC 6455 section 7.4.1).
     /// A code that must not be sent is replaced by 1011, as by
     /// [`Liveness::evict`](crate::Liveness::evict).
     pub code: u16,
-    /// How many connections are closed before the first pause, and between two: 100 by default. 0 is
-    /// taken as 1.
+    /// The number of connections that are evicted before the first pause, and between two pauses.
+    /// Default: 100. 0 counts as 1.
     ///
-    /// Every connection is evicted within the first half of the deadline, so batches are larger if the
-    /// pauses would not fit into it: with the defaults, for more than 15,000 connections.
+    /// Every connection is evicted within the first half of the deadline, so batches are larger if
+    /// the pauses would not fit into it: with the defaults, for more than 15,000 connections.
     pub batch: usize,
-    /// The time between two batches: 100 ms by default. Each pause lasts at random from half of this
-    /// to one and a half, so that the clients do not all come back in step, and less if the first
-    /// half of the deadline would otherwise end before the last batch. At zero there is no pause, but other
-    /// tasks still get their turn.
+    /// The mean time between two batches. Default: 100 ms. Each pause lasts a random time between
+    /// half of this and one and a half times this, so that the clients do not reconnect in step. It
+    /// is shorter if the first half of the deadline would otherwise end before the last batch. With
+    /// zero there is no pause, but the drain still yields to other tasks.
     pub pause: Duration,
-    /// The time for all of it: 30 s by default. What is not closed by then is cut; at zero,
-    /// everything is. More than 365 days are taken as that.
+    /// The total time. Default: 30 s. Connections that are not closed by then are cut; with zero,
+    /// all connections are. Values above 365 days count as 365 days.
     pub deadline: Duration,
 }
 
@@ -67,9 +67,9 @@ impl Default for Drain {
 }
 
 impl Drain {
-    /// How many of `count` connections are evicted between two pauses, so that the pauses fit into the
-    /// first half of the deadline.
-    fn batch_of(&self, count: usize) -> usize {
+    /// The batch size for `count` connections with which the pauses fit into the first half of the
+    /// deadline.
+    fn batch_size(&self, count: usize) -> usize {
         if self.pause.is_zero() {
             return self.batch.max(1);
         }
@@ -79,15 +79,16 @@ impl Drain {
         self.batch.max(needed).max(1)
     }
 
-    /// Draws a pause so that `pauses` (at least 1) of them fit into `budget` at any random value.
+    /// Draws a random pause such that `pauses` (at least 1) of them always fit into `budget`.
     fn pause_within(&self, budget: Duration, pauses: usize) -> Duration {
-        // Reserves half a mean pause, because the last pause may last one and a half of it.
+        // Reserves half a mean pause, because the last pause may last one and a half times the
+        // mean.
         let mean = self.pause.min(budget.div_f64(pauses as f64 + 0.5));
         mean / 2 + mean.mul_f64(fastrand::f64())
     }
 }
 
-/// What became of the connections that [`Registry::drain`] came to, each counted once.
+/// The result of [`Registry::drain`]. Each connection that the drain found is counted once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainReport {
@@ -104,22 +105,22 @@ impl DrainReport {
         self.clean
     }
 
-    /// Connections whose transport was dropped without that: the deadline or their `close_timeout`
-    /// came first, the peer was dead, the transport failed, or no Close frame could be sent because
-    /// the handler was in the middle of a frame, or the framing was malformed.
+    /// Connections whose transport was dropped without a completed closing handshake: the deadline
+    /// or their `close_timeout` expired, the peer was dead, the transport failed, or no Close frame
+    /// could be sent because the handler was in the middle of a frame or the framing was malformed.
     #[must_use]
     pub const fn cut(&self) -> usize {
         self.cut
     }
 
-    /// Connections that it found, and that somebody else has ended: for another reason, for another
-    /// drain, or, because a drain was under way, as they opened.
+    /// Connections that the drain found but did not end: they ended for another reason, through
+    /// another drain, or, because a drain was in progress, as they opened.
     #[must_use]
     pub const fn already_gone(&self) -> usize {
         self.already_gone
     }
 
-    /// All of them.
+    /// The number of connections that the drain found: the sum of the other three.
     #[must_use]
     pub const fn total(&self) -> usize {
         self.clean + self.cut + self.already_gone
@@ -127,256 +128,271 @@ impl DrainReport {
 }
 
 impl Registry {
-    /// Ends all connections for [`Reason::Drained`], and waits until they are closed.
+    /// Evicts all connections with [`Reason::Drained`] and waits until their transports are closed.
     ///
-    /// 1. Upgrades are refused from now on, as by [`begin_drain`](Self::begin_drain). That is never
-    ///    taken back.
-    /// 2. The live connections are closed in batches, in the order in which they came, all within the
-    ///    first half of the deadline. Each is evicted: its hooks are called, its handler's reads and writes
-    ///    fail, and its peer gets a Close frame (RFC 6455 section 5.5.1). A connection that is in the middle
-    ///    of a frame which its handler writes is evicted after that frame, so that no message is torn, as
-    ///    long as the deadline allows. (A message whose *fragments* the handler writes is not waited for.)
-    /// 3. Their closing handshakes are waited for, each at most for the `close_timeout` of its layer,
-    ///    and so is whatever else keeps [`wait_idle`](Self::wait_idle) from returning, handshakes
-    ///    that were let in before among it.
-    /// 4. At the deadline everything that is left is cut. Peers that were not told yet get their
-    ///    Close frame if their transport takes it at once.
+    /// 1. Upgrades are refused from now on, as by [`begin_drain`](Self::begin_drain). This cannot
+    ///    be undone.
+    /// 2. The live connections are evicted in batches, oldest first, all within the first half of
+    ///    the deadline. An eviction calls the connection's hooks, fails its handler's reads and
+    ///    writes, and sends its peer a Close frame (RFC 6455 section 5.5.1). If the handler has
+    ///    written part of a frame, the connection is evicted after that frame, so that no message
+    ///    is torn, provided that the frame ends before the deadline. (The drain does not wait for
+    ///    the remaining *fragments* of a message.)
+    /// 3. The drain waits for the closing handshakes, each for at most the `close_timeout` of its
+    ///    layer, and for everything else that keeps [`wait_idle`](Self::wait_idle) from returning,
+    ///    including handshakes that were admitted before.
+    /// 4. At the deadline every remaining connection is cut: its transport is dropped. A peer that
+    ///    was not sent a Close frame yet gets one if the transport accepts it at once.
     ///
     /// When this returns, the registry is empty, the transports of all connections that were in it
-    /// are gone, and the hooks of those that the drain has ended have returned. After the deadline
-    /// two things may be left: the transport of a connection that had ended before the drain came, or
-    /// ended as it opened, within its `close_timeout`; and a handshake that was let in before
-    /// and is not answered yet. If it is later, the connection ends as it opens, and its peer is told
-    /// `code` as well.
+    /// are dropped, and the hooks of the connections that this drain ended have returned. After the
+    /// deadline two things may remain: the transport of a connection that had ended before the
+    /// drain found it, or ended as it opened, for at most its `close_timeout`; and a handshake that
+    /// was admitted before and has no response yet. If such a handshake completes later, the
+    /// connection ends as it opens, and its peer gets a Close frame with `code` as well.
     ///
-    /// The handlers are not asked, and what they have not written yet is not sent. To let them finish
-    /// first call [`begin_drain`](Self::begin_drain), wait with [`wait_idle`](Self::wait_idle) for as
-    /// long as seems right, and drain whoever is left.
+    /// Handlers are not asked first: data that they have not written yet is not sent. To let them
+    /// finish, call [`begin_drain`](Self::begin_drain), wait in [`wait_idle`](Self::wait_idle) for
+    /// as long as is acceptable, and then drain the remaining connections.
     ///
-    /// Hooks run inside this call, as in [`Liveness::evict`](crate::Liveness::evict): one that blocks
-    /// delays all later evictions, and the deadline. The pauses are shortened by the time that hooks take;
-    /// if hooks alone take more than half of the deadline, the last connections are evicted after it.
+    /// Hooks run inside this call, as in [`Liveness::evict`](crate::Liveness::evict): a hook that
+    /// blocks delays all later evictions, and the deadline. The pauses are shortened by the time
+    /// that hooks take; if the hooks alone take more than half of the deadline, the last
+    /// connections are evicted after that half.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before it returns, the drain has closed some connections, whose closing handshakes go
-    /// on; the others live on, and upgrades stay refused. Drain again to go on. Two drains may be
-    /// under way at once: each connection is told once, one of them counts it as closed and the
-    /// other, if it came to it, as already gone, and the earlier deadline cuts for both.
+    /// If the future is dropped before it completes, the closing handshakes of the connections that
+    /// were evicted continue, the other connections stay open, and upgrades stay refused. Call
+    /// `drain` again to continue. Two drains may run at once: each connection is evicted once; one
+    /// drain counts it as clean or cut, the other, if it found it, as already gone; and the earlier
+    /// deadline cuts the connections of both.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime with time enabled.
+    /// Panics outside of a tokio runtime with time enabled.
     pub async fn drain(&self, drain: Drain) -> DrainReport {
         let drain = Drain {
             deadline: drain.deadline.min(config_error::MAX_DURATION),
             ..drain
         };
-        let begun = Instant::now();
-        let deadline = begun + drain.deadline;
-        self.shared.gate.say(drain.code);
+        let started = Instant::now();
+        let deadline = started + drain.deadline;
+        self.state.admission.set_drain_close_code(drain.code);
         self.begin_drain();
-        let mut run = Run {
+        let mut run = DrainRun {
             registry: self,
             drain,
-            begun,
+            started,
             paused: Duration::ZERO,
-            seen: HashSet::new(),
-            told: Vec::new(),
+            found: HashSet::new(),
+            closing: Vec::new(),
             report: DrainReport::default(),
         };
-        // Without time, nobody is given any.
-        if drain.deadline.is_zero() || timeout_at(deadline, run.gently()).await.is_err() {
+        // `timeout_at` polls the future once even if the deadline has passed, hence the first
+        // check.
+        if drain.deadline.is_zero() || timeout_at(deadline, run.run_gracefully()).await.is_err() {
             run.cut_all().await;
-            run.all_closed().await;
+            run.wait_closed().await;
         }
         run.report
     }
 }
 
 /// One call of [`Registry::drain`].
-struct Run<'a> {
+struct DrainRun<'a> {
     registry: &'a Registry,
     drain: Drain,
-    begun: Instant,
-    /// The time that was spent in pauses.
+    started: Instant,
+    /// The time spent in pauses.
     paused: Duration,
-    /// Whom it has come to.
-    seen: HashSet<ConnectionId>,
-    /// Whom it has told, and not counted yet.
-    told: Vec<Liveness>,
+    /// The connections that this drain has found.
+    found: HashSet<ConnectionId>,
+    /// The connections that this drain ends and that are not in the report yet.
+    closing: Vec<Liveness>,
     report: DrainReport,
 }
 
-impl Run<'_> {
-    /// All of it, as long as it takes.
-    async fn gently(&mut self) {
-        self.tell_all().await;
-        self.all_closed().await;
+impl DrainRun<'_> {
+    /// Runs the drain without a time limit.
+    async fn run_gracefully(&mut self) {
+        self.evict_all().await;
+        self.wait_closed().await;
         self.registry.wait_idle().await;
     }
 
-    /// Tells everybody, in batches. Also whoever opens meanwhile.
-    async fn tell_all(&mut self) {
-        let mut fresh = self.fresh();
-        let batch = self.drain.batch_of(fresh.len());
-        let mut room = batch;
-        while !fresh.is_empty() {
-            let all = fresh.len();
-            for (count, live) in fresh.into_iter().enumerate() {
-                if room == 0 {
-                    self.pause(all - count, batch).await;
-                    room = batch;
+    /// Evicts all connections in batches, including those that open meanwhile.
+    async fn evict_all(&mut self) {
+        let mut pending = self.not_yet_found();
+        let batch = self.drain.batch_size(pending.len());
+        let mut left_in_batch = batch;
+        while !pending.is_empty() {
+            let total = pending.len();
+            for (processed, live) in pending.into_iter().enumerate() {
+                if left_in_batch == 0 {
+                    self.pause(total - processed, batch).await;
+                    left_in_batch = batch;
                 }
-                breathe(count).await;
-                if self.tell(live) {
-                    room -= 1;
+                yield_periodically(processed).await;
+                if self.evict(live) {
+                    left_in_batch -= 1;
                 }
             }
-            fresh = self.fresh();
+            pending = self.not_yet_found();
         }
     }
 
-    /// The live connections that this drain has not come to.
-    fn fresh(&self) -> Vec<Liveness> {
+    /// The live connections that this drain has not found yet, oldest first.
+    fn not_yet_found(&self) -> Vec<Liveness> {
         let mut handles = self.registry.handles();
-        handles.retain(|live| !self.seen.contains(&live.id()));
+        handles.retain(|live| !self.found.contains(&live.id()));
         handles.sort_unstable_by_key(Liveness::id);
         handles
     }
 
-    /// False if it has ended already, or is about to end.
-    fn tell(&mut self, live: Liveness) -> bool {
-        self.seen.insert(live.id());
-        // First of all, so that there is no moment in which another drain could not cut it.
-        self.registry.leaving().enter(live.clone());
-        let told = live.evict_at_boundary(Reason::Drained, goodbye(self.drain.code));
-        if told {
-            self.told.push(live);
+    /// Evicts a connection after the handler's current frame. Returns false if it has ended
+    /// already, or its end is already requested.
+    fn evict(&mut self, live: Liveness) -> bool {
+        self.found.insert(live.id());
+        // Inserted before the eviction, so that another drain can cut it at any time.
+        self.registry.draining_connections().insert(live.clone());
+        let is_ours = live.evict_at_boundary(Reason::Drained, close_frame(self.drain.code));
+        if is_ours {
+            self.closing.push(live);
         } else {
             self.report.already_gone += 1;
         }
-        told
+        is_ours
     }
 
-    /// Pauses before the next batch, given how many connections are still to be evicted.
+    /// Pauses before the next batch. `left` is the number of connections that are not evicted yet.
     async fn pause(&mut self, left: usize, batch: usize) {
-        let before = Instant::now();
-        let elapsed = before - self.begun;
-        // Hooks and other tasks are assumed to take as long per connection as they did so far.
-        let each = (elapsed.saturating_sub(self.paused)).div_f64(self.seen.len() as f64);
+        let now = Instant::now();
+        let elapsed = now - self.started;
+        // Assumes that hooks and other tasks take as long per connection as they did so far.
+        let per_connection = elapsed
+            .saturating_sub(self.paused)
+            .div_f64(self.found.len() as f64);
         let budget = (self.drain.deadline / 2)
             .saturating_sub(elapsed + TIMER_STEP)
-            .saturating_sub(each.mul_f64(left as f64));
+            .saturating_sub(per_connection.mul_f64(left as f64));
         let pause = self.drain.pause_within(budget, left.div_ceil(batch));
         if pause.is_zero() {
             yield_now().await;
         } else {
             sleep(pause).await;
-            self.paused += before.elapsed();
+            self.paused += now.elapsed();
         }
     }
 
-    /// Waits until the transports of all who were told are gone, and counts them.
-    async fn all_closed(&mut self) {
-        // One after the other: they go on meanwhile. Who was waited for in vain stays in the list.
-        while let Some(live) = self.told.last() {
+    /// Waits until the transports of all connections in `closing` are closed, and counts them.
+    async fn wait_closed(&mut self) {
+        // Waits for one after the other; the others close meanwhile. An entry leaves the list only
+        // after it is counted, so a wait that the deadline cancels is repeated after the cut.
+        while let Some(live) = self.closing.last() {
             let clean = live.until_transport_closed().await;
-            // The end may have come from elsewhere before the handler had finished its frame.
+            // The connection may have ended for another reason before the handler's frame ended.
             let drained = live.evicted().await.reason() == Reason::Drained;
             match (drained, clean) {
                 (false, _) => self.report.already_gone += 1,
                 (true, true) => self.report.clean += 1,
                 (true, false) => self.report.cut += 1,
             }
-            self.told.pop();
+            self.closing.pop();
         }
     }
 
-    /// Cuts everybody, whichever drain has told them.
+    /// Cuts all connections, including those that other drains end.
     async fn cut_all(&mut self) {
-        // In this order: whom another drain tells is among the leaving before it ends.
-        let mut fresh = self.fresh();
-        for (count, live) in self.registry.leaving().open().into_iter().enumerate() {
-            breathe(count).await;
+        // In this order: a connection that another drain evicts enters `draining_connections`
+        // before it leaves the set of live ones, so one of the two lists has it.
+        let mut pending = self.not_yet_found();
+        let draining = self.registry.draining_connections().open();
+        for (processed, live) in draining.into_iter().enumerate() {
+            yield_periodically(processed).await;
             live.cut();
         }
-        while !fresh.is_empty() {
-            for (count, live) in fresh.into_iter().enumerate() {
-                breathe(count).await;
-                self.tell(live.clone());
+        while !pending.is_empty() {
+            for (processed, live) in pending.into_iter().enumerate() {
+                yield_periodically(processed).await;
+                self.evict(live.clone());
                 live.cut();
             }
-            fresh = self.fresh();
+            pending = self.not_yet_found();
         }
     }
 }
 
+impl Drop for DrainRun<'_> {
+    fn drop(&mut self) {
+        // In `drop`, so that a cancelled drain does it too.
+        self.registry.draining_connections().remove_closed();
+    }
+}
+
 /// The Close frame of a drain.
-pub(super) fn goodbye(code: u16) -> CloseFrame {
+pub(super) fn close_frame(code: u16) -> CloseFrame {
     CloseFrame {
         code: config_error::on_wire(code),
         reason: "server is going away".into(),
     }
 }
 
-impl Drop for Run<'_> {
-    fn drop(&mut self) {
-        // Also of a drain that is given up.
-        self.registry.leaving().forget_closed();
-    }
-}
-
-/// Lets others run now and then, given how many were dealt with before.
-async fn breathe(count: usize) {
-    if count % BREATH == BREATH - 1 {
+/// Yields to other tasks after every [`CONNECTIONS_PER_YIELD`] connections.
+async fn yield_periodically(processed: usize) {
+    if processed % CONNECTIONS_PER_YIELD == CONNECTIONS_PER_YIELD - 1 {
         yield_now().await;
     }
 }
 
-/// The connections that a drain has come to, until they are closed: they are no longer among the
-/// live ones, and a deadline that comes has to find them, be it that of another drain.
+/// The connections that a drain has evicted and whose transport may still be open.
+///
+/// They are no longer in the set of live connections, but a deadline must find them, also that of
+/// another drain.
 #[derive(Default)]
-pub(super) struct Leaving {
+pub(super) struct DrainingConnections {
     connections: Mutex<HashMap<ConnectionId, Liveness>>,
 }
 
-impl Leaving {
-    fn enter(&self, live: Liveness) {
-        // Whoever is in it already is the same; a handle's last clone is not dropped under the lock.
-        let _known = self.lock().insert(live.id(), live);
+impl DrainingConnections {
+    fn insert(&self, live: Liveness) {
+        // A replaced handle is one of the same connection, so this does not drop its last handle
+        // under the lock.
+        let _replaced = self.lock().insert(live.id(), live);
     }
 
-    /// Those whose transport is still there.
+    /// The connections whose transport is still open.
     fn open(&self) -> Vec<Liveness> {
         let mut handles: Vec<_> = self.lock().values().cloned().collect();
         handles.retain(|live| !live.is_transport_closed());
         handles
     }
 
-    fn forget_closed(&self) {
+    fn remove_closed(&self) {
         let handles: Vec<_> = self.lock().values().cloned().collect();
         let closed = handles.iter().filter(|live| live.is_transport_closed());
-        let mut forgotten = Vec::new();
+        let mut removed = Vec::new();
         {
             let mut connections = self.lock();
-            forgotten.extend(closed.filter_map(|live| connections.remove(&live.id())));
+            removed.extend(closed.filter_map(|live| connections.remove(&live.id())));
         }
-        // Dropped after the lock was given back: a session value may hang on it.
-        drop(forgotten);
+        // Dropped with the lock released: a handle may be the last owner of a session value, whose
+        // `Drop` is application code.
+        drop(removed);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ConnectionId, Liveness>> {
-        // Nothing foreign runs under this lock, and a map is whole between two calls into it.
+        // No application code runs under this lock, so a poisoned one still holds a consistent map.
         self.connections
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl fmt::Debug for Leaving {
+impl fmt::Debug for DrainingConnections {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Leaving").finish_non_exhaustive()
+        f.debug_struct("DrainingConnections")
+            .finish_non_exhaustive()
     }
 }
 
@@ -388,17 +404,17 @@ mod tests {
     use crate::HeartbeatLayer;
 
     #[test]
-    fn batches_grow_so_that_all_are_told_in_half_of_the_time() {
+    fn batches_grow_so_that_all_are_evicted_within_half_of_the_deadline() {
         let millis = Duration::from_millis;
         let table = [
-            // With the defaults there is room for 150 pauses.
+            // With the defaults 150 pauses fit.
             (Drain::default(), 15_100, 100),
             (Drain::default(), 15_101, 101),
             (Drain::default(), 100_000, 663),
             (Drain::default(), 0, 100),
         ];
         for (drain, count, batch) in table {
-            assert_eq!(drain.batch_of(count), batch, "{count}");
+            assert_eq!(drain.batch_size(count), batch, "{count}");
         }
         let drain = |batch, pause, deadline| Drain {
             batch,
@@ -406,25 +422,25 @@ mod tests {
             deadline: millis(deadline),
             ..Drain::default()
         };
-        assert_eq!(drain(0, 10, 1_000).batch_of(5), 1);
-        assert_eq!(drain(1, 1_000, 1_600).batch_of(52), 52, "no pause fits");
-        assert_eq!(drain(7, 0, 1_000).batch_of(1_000_000), 7, "no pauses");
-        assert_eq!(drain(1, 0, 0).batch_of(10), 1, "no pauses");
+        assert_eq!(drain(0, 10, 1_000).batch_size(5), 1);
+        assert_eq!(drain(1, 1_000, 1_600).batch_size(52), 52, "no pause fits");
+        assert_eq!(drain(7, 0, 1_000).batch_size(1_000_000), 7, "no pauses");
+        assert_eq!(drain(1, 0, 0).batch_size(10), 1, "no pauses");
         let endless = Drain {
             deadline: Duration::MAX,
             ..drain(1, 1, 0)
         };
-        assert_eq!(endless.batch_of(1_000_000), 1);
-        // The timer makes a millisecond of it.
+        assert_eq!(endless.batch_size(1_000_000), 1);
+        // The timer rounds this pause up to a millisecond.
         let short = Drain {
             pause: Duration::from_nanos(1),
             ..drain(1, 0, 1_000)
         };
-        assert_eq!(short.batch_of(5_010), 10);
+        assert_eq!(short.batch_size(5_010), 10);
     }
 
     #[test]
-    fn pauses_fit_into_their_budget_however_they_turn_out() {
+    fn random_pauses_always_fit_into_their_budget() {
         let drain = Drain::default();
         let millis = Duration::from_millis;
         for pauses in [1, 2, 3, 150] {
@@ -433,7 +449,7 @@ mod tests {
                 for pauses in (1..=pauses).rev() {
                     let pause = drain.pause_within(left, pauses);
                     assert!(pause <= millis(150), "{pause:?}");
-                    left = left.checked_sub(pause).expect("no more than was left");
+                    left = left.checked_sub(pause).expect("a pause fits into the rest");
                 }
                 if budget > millis(150) * pauses as u32 {
                     let pause = drain.pause_within(budget, pauses);
@@ -444,7 +460,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_is_kept_in_mind_who_is_gone() {
+    async fn closed_connections_are_removed_and_a_cancelled_drain_is_cut_by_the_next() {
         let layer = HeartbeatLayer::default();
         let registry = layer.registry();
         let _pairs = [(); 3].map(|()| {
@@ -453,15 +469,15 @@ mod tests {
         });
         let cancelled = tokio::time::timeout(Duration::ZERO, registry.drain(Drain::default()));
         assert!(cancelled.await.is_err());
-        assert_eq!(registry.leaving().open().len(), 3);
+        assert_eq!(registry.draining_connections().open().len(), 3);
         let deadline = Duration::from_secs(1);
         let drain = Drain {
             deadline,
             ..Drain::default()
         };
-        // It came to nobody itself, and yet the first one's were cut at its deadline.
+        // The second drain finds no live connection, and still cuts those of the first.
         assert_eq!(registry.drain(drain).await, DrainReport::default());
-        assert!(registry.leaving().open().is_empty());
-        assert!(registry.leaving().lock().is_empty());
+        assert!(registry.draining_connections().open().is_empty());
+        assert!(registry.draining_connections().lock().is_empty());
     }
 }

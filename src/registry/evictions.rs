@@ -1,4 +1,4 @@
-//! Ends as a stream: bounded, and never in the way of whoever reports them.
+//! Evictions as a bounded stream whose producer never waits.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -14,21 +14,21 @@ use crate::eviction::Eviction;
 use crate::hooks;
 use crate::panic_guard;
 
-/// How many evictions wait for a consumer that has no wish of its own.
-pub(super) const CAPACITY: usize = 1024;
+/// Capacity of a stream whose consumer does not set one.
+pub(super) const DEFAULT_CAPACITY: usize = 1024;
 
-/// The ends of the connections of a [`Registry`](crate::Registry), in the order in which they were
-/// reported. Made by [`Registry::evictions`](crate::Registry::evictions).
+/// A stream of the evictions of a [`Registry`](crate::Registry), in the order in which they were
+/// reported. Created by [`Registry::evictions`](crate::Registry::evictions).
 ///
-/// Each consumer gets all of them from the moment on at which it subscribed. A consumer that is too
-/// slow misses some, never without being told: see [`Overrun`].
+/// Each consumer gets every eviction that is reported after it subscribed. A consumer that is too
+/// slow misses some, and gets an [`Overrun`] in their place.
 ///
-/// The stream ends when the registry with all its clones is gone, with the layers and the handles of
-/// connections that have one. What was reported before is still delivered. An eviction that waits
-/// here keeps the value in its session slot and its seats alive; dropping the stream drops what waits.
-/// So a handler that waits for a channel whose sender is in its seat also waits for a lagging consumer.
-/// Such a handler should wait for [`evicted`](crate::Liveness::evicted) as well. The capacity bounds the
-/// lag.
+/// The stream ends when the registry and all its clones are dropped, including those that layers
+/// and the handles of connections hold. Evictions that were reported before are still delivered. An
+/// eviction that is queued here keeps the value in its session slot and its seats alive; dropping
+/// the stream drops the queue. So a handler that waits for the end of a channel whose sender is in
+/// its seat also waits for a lagging consumer: let such a handler wait for
+/// [`evicted`](crate::Liveness::evicted) as well. The capacity bounds the lag.
 ///
 /// ```
 /// # async fn run(registry: tower_ws_liveness::Registry) {
@@ -36,21 +36,21 @@ pub(super) const CAPACITY: usize = 1024;
 /// while let Some(next) = evictions.recv().await {
 ///     match next {
 ///         Ok(ev) => println!("{} is gone: {}", ev.id(), ev.reason()),
-///         Err(overrun) => println!("too slow, {} not seen", overrun.missed()),
+///         Err(overrun) => println!("too slow: missed {}", overrun.missed()),
 ///     }
 /// }
 /// # }
 /// ```
 #[must_use = "a stream that is dropped gets nothing"]
 pub struct Evictions {
-    queue: Arc<Queue>,
+    queue: Arc<EvictionQueue>,
     subscribers: Weak<Subscribers>,
 }
 
-/// Evictions that a consumer did not get, since it was too slow and its queue was full.
+/// The number of evictions that a consumer missed because its queue was full.
 ///
-/// It stands in the stream where they would have stood, and the stream goes on after it: mind that `?`
-/// and `try_next` do not. Hooks were told of them as of all others.
+/// It takes their place in the stream, which continues after it; note that `?` and `try_next` stop
+/// here. Hooks are called for missed evictions as for all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Overrun {
@@ -58,7 +58,7 @@ pub struct Overrun {
 }
 
 impl Overrun {
-    /// How many they were, at least 1.
+    /// The number of missed evictions, at least 1.
     #[must_use]
     pub fn missed(&self) -> u64 {
         self.missed
@@ -75,7 +75,7 @@ impl Error for Overrun {}
 
 impl Evictions {
     pub(super) fn subscribe(subscribers: &Arc<Subscribers>, capacity: usize) -> Self {
-        let queue = Arc::new(Queue {
+        let queue = Arc::new(EvictionQueue {
             capacity,
             state: Mutex::default(),
         });
@@ -86,9 +86,12 @@ impl Evictions {
         }
     }
 
-    /// The next eviction, or how many were missed at this place. `None` when there will be no more.
+    /// Waits for the next eviction, or the number of evictions that were missed at this place.
+    /// Returns `None` when the stream has ended.
     ///
-    /// Cancel safe: what was not returned stays in the stream.
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it completes, the next item stays in the stream.
     pub async fn recv(&mut self) -> Option<Result<Eviction, Overrun>> {
         poll_fn(|cx| self.queue.poll_pop(cx)).await
     }
@@ -114,44 +117,47 @@ impl fmt::Debug for Evictions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Evictions")
             .field("capacity", &self.queue.capacity)
-            .field("waiting", &self.queue.lock().evictions)
+            .field("waiting", &self.queue.lock().queued_evictions)
             .finish_non_exhaustive()
     }
 }
 
-/// Who gets the ends. The list is replaced as a whole, so that it can be walked without its lock.
+/// The queues of all consumers. Changes replace the whole list, so that `publish` iterates over it
+/// without holding the lock.
 #[derive(Default)]
-pub(super) struct Subscribers(Mutex<Arc<Vec<Arc<Queue>>>>);
+pub(super) struct Subscribers(Mutex<QueueList>);
+
+type QueueList = Arc<Vec<Arc<EvictionQueue>>>;
 
 impl Subscribers {
-    /// Gives everybody an eviction. No lock may be held.
-    pub(super) fn tell(&self, eviction: &Eviction) {
+    /// Appends an eviction to every queue. The caller must hold no lock, because this wakes tasks.
+    pub(super) fn publish(&self, eviction: &Eviction) {
         let queues = Arc::clone(&self.list());
         for queue in queues.iter() {
             hooks::guard_waker(eviction, || queue.push(eviction));
         }
-        // If a stream was dropped just now, what waits in it goes here.
+        // May drop the last reference to the queue of a stream that was dropped meanwhile.
         panic_guard::discard(eviction.id(), queues);
     }
 
-    fn add(&self, queue: &Arc<Queue>) {
+    fn add(&self, queue: &Arc<EvictionQueue>) {
         let mut list = self.list();
         let mut queues = list.to_vec();
         queues.push(Arc::clone(queue));
         *list = Arc::new(queues);
     }
 
-    fn remove(&self, queue: &Arc<Queue>) {
+    fn remove(&self, queue: &Arc<EvictionQueue>) {
         let mut list = self.list();
         let others = list.iter().filter(|known| !Arc::ptr_eq(known, queue));
         let others = Arc::new(others.cloned().collect());
-        let before = std::mem::replace(&mut *list, others);
+        let previous = std::mem::replace(&mut *list, others);
         drop(list);
-        drop(before);
+        drop(previous);
     }
 
-    fn list(&self) -> MutexGuard<'_, Arc<Vec<Arc<Queue>>>> {
-        // Nothing foreign runs under this lock.
+    fn list(&self) -> MutexGuard<'_, QueueList> {
+        // No application code runs under this lock, so a poisoned one still holds a complete list.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -165,65 +171,66 @@ impl Drop for Subscribers {
     }
 }
 
-/// What waits for one consumer.
-struct Queue {
-    /// At least 1.
+/// The items that one consumer has not taken yet.
+struct EvictionQueue {
+    /// At least 1. Bounds the evictions; overruns do not count.
     capacity: usize,
-    state: Mutex<Waiting>,
+    state: Mutex<QueueState>,
 }
 
 #[derive(Default)]
-struct Waiting {
-    /// Between two overruns there is an eviction, so there are not many of them.
+struct QueueState {
+    /// Two overruns are never adjacent, so there is at most one more of them than of evictions.
     items: VecDeque<Result<Eviction, Overrun>>,
-    /// How many of the items are evictions.
-    evictions: usize,
+    /// The number of items that are evictions.
+    queued_evictions: usize,
     closed: bool,
     waker: Option<Waker>,
 }
 
-impl Queue {
+impl EvictionQueue {
     fn push(&self, eviction: &Eviction) {
-        let mut waiting = self.lock();
-        if waiting.evictions < self.capacity {
-            waiting.evictions += 1;
-            waiting.items.push_back(Ok(eviction.clone()));
-        } else if let Some(Err(overrun)) = waiting.items.back_mut() {
+        let mut state = self.lock();
+        if state.queued_evictions < self.capacity {
+            state.queued_evictions += 1;
+            state.items.push_back(Ok(eviction.clone()));
+        } else if let Some(Err(overrun)) = state.items.back_mut() {
             overrun.missed += 1;
         } else {
-            waiting.items.push_back(Err(Overrun { missed: 1 }));
+            state.items.push_back(Err(Overrun { missed: 1 }));
         }
-        let waker = waiting.waker.take();
-        drop(waiting);
+        let waker = state.waker.take();
+        drop(state);
         waker.into_iter().for_each(Waker::wake);
     }
 
     fn poll_pop(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Eviction, Overrun>>> {
-        let mut waiting = self.lock();
-        if let Some(item) = waiting.items.pop_front() {
-            waiting.evictions -= usize::from(item.is_ok());
+        let mut state = self.lock();
+        if let Some(item) = state.items.pop_front() {
+            state.queued_evictions -= usize::from(item.is_ok());
             return Poll::Ready(Some(item));
         }
-        if waiting.closed {
+        if state.closed {
             return Poll::Ready(None);
         }
-        let before = waiting.waker.replace(cx.waker().clone());
-        drop(waiting);
-        // With it may go a task, and whatever is in there.
-        drop(before);
+        let previous = state.waker.replace(cx.waker().clone());
+        drop(state);
+        // With the lock released: a waker may be the last owner of a task and all that it holds.
+        drop(previous);
         Poll::Pending
     }
 
     fn close(&self) {
-        let mut waiting = self.lock();
-        waiting.closed = true;
-        let waker = waiting.waker.take();
-        drop(waiting);
+        let mut state = self.lock();
+        state.closed = true;
+        let waker = state.waker.take();
+        drop(state);
         waker.into_iter().for_each(Waker::wake);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // Nothing foreign runs under this lock but the clone of a waker.
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
+        // The only code from outside that runs under this lock is the clone of a waker, which
+        // changes nothing here if it panics.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

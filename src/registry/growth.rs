@@ -1,28 +1,28 @@
-//! Whether sessions are piling up, with the time passed in.
+//! Detects fast growth of the number of live connections; callers pass the time.
 
 use std::time::Duration;
 
-/// Into how many steps the time is divided that is looked back on.
+/// Number of steps into which the window is divided.
 const STEPS: usize = 16;
 
-/// Tells when there are more than `limit` sessions more than the fewest within the last `per`, and
-/// does so at most once per `per`.
+/// Reports when the count exceeds its minimum of the last `per` by more than `limit`, at most once
+/// per `per`.
 #[derive(Debug)]
-pub(super) struct Pile {
+pub(super) struct GrowthDetector {
     limit: usize,
     per: Duration,
-    recent: Recent,
-    told: Option<Duration>,
+    window: WindowMinimum,
+    last_report: Option<Duration>,
 }
 
-impl Pile {
-    /// `live` sessions at the time zero.
+impl GrowthDetector {
+    /// `live` is the count at time zero.
     pub(super) fn new(limit: usize, per: Duration, live: usize) -> Self {
         Self {
             limit,
             per,
-            recent: Recent::new(per, live),
-            told: None,
+            window: WindowMinimum::new(per, live),
+            last_report: None,
         }
     }
 
@@ -30,72 +30,74 @@ impl Pile {
         self.per
     }
 
-    /// A session went, and so many are left.
-    pub(super) fn went(&mut self, now: Duration, live: usize) {
-        self.recent.record(now, live);
+    /// The count has fallen to `live`.
+    pub(super) fn on_decrement(&mut self, now: Duration, live: usize) {
+        self.window.record(now, live);
     }
 
-    /// A session came, and so many there are. Returns by how many they have grown, if that is to be
-    /// told.
-    pub(super) fn came(&mut self, now: Duration, live: usize) -> Option<usize> {
-        self.recent.record(now, live);
-        let grown = live.saturating_sub(self.recent.lowest());
-        let muted = self.told.is_some_and(|told| now < told + self.per);
-        if grown <= self.limit || muted {
+    /// The count has risen to `live`. Returns the growth if it must be reported.
+    pub(super) fn on_increment(&mut self, now: Duration, live: usize) -> Option<usize> {
+        self.window.record(now, live);
+        let grown_by = live.saturating_sub(self.window.minimum());
+        let is_muted = self
+            .last_report
+            .is_some_and(|reported| now < reported + self.per);
+        if grown_by <= self.limit || is_muted {
             return None;
         }
-        self.told = Some(now);
-        Some(grown)
+        self.last_report = Some(now);
+        Some(grown_by)
     }
 }
 
-/// The lowest number in each of the last steps of time.
+/// The minimum of the count in a sliding window, kept per step.
 #[derive(Debug)]
-struct Recent {
-    /// In nanoseconds.
-    step: u128,
-    /// A ring: the present step, which is not over yet, and `STEPS` before it.
-    lows: [usize; STEPS + 1],
-    /// The present step, counted from the time zero.
-    present: u128,
-    /// The number since the last record.
+struct WindowMinimum {
+    step_nanos: u128,
+    /// A ring: the current step, which has not ended yet, and the `STEPS` steps before it.
+    minima: [usize; STEPS + 1],
+    /// The current step, counted from time zero.
+    current_step: u128,
+    /// The count since the last record.
     live: usize,
 }
 
-impl Recent {
+impl WindowMinimum {
     fn new(per: Duration, live: usize) -> Self {
         Self {
-            step: per.as_nanos().div_ceil(STEPS as u128),
-            lows: [live; STEPS + 1],
-            present: 0,
+            step_nanos: per.as_nanos().div_ceil(STEPS as u128),
+            minima: [live; STEPS + 1],
+            current_step: 0,
             live,
         }
     }
 
-    /// The number is `live` from `now` on. A time that has gone back counts as the last one.
+    /// Records that the count is `live` from `now` on. A time before the last one counts as the
+    /// last one.
     fn record(&mut self, now: Duration, live: usize) {
-        let step = now.as_nanos() / self.step;
-        let passed = step.saturating_sub(self.present);
-        self.present += passed;
-        // A step that began since has begun with what the number was until now.
-        let begun = usize::try_from(passed).unwrap_or(usize::MAX);
-        for back in 0..begun.min(self.lows.len()) {
-            *self.low(back) = self.live;
+        let step = now.as_nanos() / self.step_nanos;
+        let advance = step.saturating_sub(self.current_step);
+        self.current_step += advance;
+        // Each step that began since the last record began with the previous count.
+        let started = usize::try_from(advance).unwrap_or(usize::MAX);
+        for steps_back in 0..started.min(self.minima.len()) {
+            *self.minimum_of_step(steps_back) = self.live;
         }
-        let low = self.low(0);
-        *low = live.min(*low);
+        let minimum = self.minimum_of_step(0);
+        *minimum = live.min(*minimum);
         self.live = live;
     }
 
-    fn lowest(&self) -> usize {
-        self.lows.iter().copied().fold(self.live, usize::min)
+    fn minimum(&self) -> usize {
+        self.minima.iter().copied().fold(self.live, usize::min)
     }
 
-    /// That of a step `back` before the present one, which lies no further back than the ring.
-    fn low(&mut self, back: usize) -> &mut usize {
-        let len = self.lows.len();
-        let present = (self.present % len as u128) as usize;
-        &mut self.lows[(present + len - back) % len]
+    /// The entry of the step `steps_back` before the current one. The ring holds the last
+    /// `STEPS` + 1 steps.
+    fn minimum_of_step(&mut self, steps_back: usize) -> &mut usize {
+        let len = self.minima.len();
+        let current = (self.current_step % len as u128) as usize;
+        &mut self.minima[(current + len - steps_back) % len]
     }
 }
 
@@ -110,34 +112,37 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    /// Comings and goings: when, the number after it, and what is told.
     #[test]
-    fn table() {
+    fn growth_above_the_limit_is_reported_once_per_window() {
+        /// Time in milliseconds, the count from then on, and the expected report.
         type Row = (u64, usize, Option<usize>);
         let tables: [(&str, &[Row]); 7] = [
             (
-                "up to the limit",
+                "growth by the limit",
                 &[(0, 1, None), (0, 2, None), (0, 3, None)],
             ),
-            ("over it", &[(0, 3, None), (10, 4, Some(4)), (20, 5, None)]),
             (
-                "once per time",
+                "growth above the limit",
+                &[(0, 3, None), (10, 4, Some(4)), (20, 5, None)],
+            ),
+            (
+                "growth that goes on after a report",
                 &[(0, 4, Some(4)), (1_599, 5, None), (1_600, 6, Some(6))],
             ),
             (
-                "slowly",
+                "growth above the limit within the window",
                 &[(1_000, 3, None), (2_000, 4, Some(4)), (2_600, 5, None)],
             ),
             (
-                "slowly enough",
+                "growth above the limit over more than the window",
                 &[(1_000, 3, None), (2_700, 6, None), (4_400, 9, None)],
             ),
             (
-                "back and forth",
+                "a count that rises and falls",
                 &[(0, 3, None), (10, 1, None), (20, 3, None), (30, 1, None)],
             ),
             (
-                "from a dip",
+                "growth after a decrease",
                 &[
                     (0, 3, None),
                     (5_000, 3, None),
@@ -147,69 +152,71 @@ mod tests {
             ),
         ];
         for (name, rows) in tables {
-            let mut pile = Pile::new(3, PER, 0);
-            let mut before = 0;
-            for &(at, live, told) in rows {
-                if live > before {
-                    assert_eq!(pile.came(ms(at), live), told, "{name}, at {at}");
+            let mut detector = GrowthDetector::new(3, PER, 0);
+            let mut previous = 0;
+            for &(at, live, expected) in rows {
+                if live > previous {
+                    let reported = detector.on_increment(ms(at), live);
+                    assert_eq!(reported, expected, "{name}, at {at}");
                 } else {
-                    pile.went(ms(at), live);
+                    detector.on_decrement(ms(at), live);
                 }
-                before = live;
+                previous = live;
             }
         }
     }
 
-    /// The step in which the last `per` began counts as a whole.
     #[test]
-    fn the_edge_of_the_window() {
-        for (at, lowest) in [(1_600, 1), (1_699, 1), (1_700, 10)] {
-            let mut recent = Recent::new(PER, 1);
-            recent.record(ms(99), 10);
-            recent.record(ms(at), 10);
-            assert_eq!(recent.lowest(), lowest, "at {at}");
+    fn the_step_in_which_the_window_begins_counts_as_a_whole() {
+        for (at, expected) in [(1_600, 1), (1_699, 1), (1_700, 10)] {
+            let mut window = WindowMinimum::new(PER, 1);
+            window.record(ms(99), 10);
+            window.record(ms(at), 10);
+            assert_eq!(window.minimum(), expected, "at {at}");
         }
     }
 
     #[test]
-    fn a_time_that_goes_back_and_one_far_ahead() {
-        let mut pile = Pile::new(3, PER, 2);
-        pile.went(ms(5_000), 0);
-        assert_eq!(pile.came(ms(10), 4), Some(4));
-        assert_eq!(pile.came(Duration::MAX / 2, 5), None);
-        assert_eq!(pile.came(Duration::MAX / 2, 9), Some(5));
-        let mut shortest = Pile::new(1, ms(1), 0);
-        assert_eq!(shortest.came(Duration::from_secs(1 << 40), 2), Some(2));
+    fn times_that_go_back_or_far_ahead_are_accepted() {
+        let mut detector = GrowthDetector::new(3, PER, 2);
+        detector.on_decrement(ms(5_000), 0);
+        assert_eq!(detector.on_increment(ms(10), 4), Some(4));
+        assert_eq!(detector.on_increment(Duration::MAX / 2, 5), None);
+        assert_eq!(detector.on_increment(Duration::MAX / 2, 9), Some(5));
+        let mut shortest = GrowthDetector::new(1, ms(1), 0);
+        let far_ahead = Duration::from_secs(1 << 40);
+        assert_eq!(shortest.on_increment(far_ahead, 2), Some(2));
     }
 
     proptest! {
-        /// Against a list of everything that ever was.
+        /// Compares with a reference that keeps every record.
         #[test]
-        fn lowest_of_a_list(
+        fn the_minimum_is_that_of_the_complete_history(
             per in 1_u64..5_000,
             first in 0_usize..50,
             events in prop::collection::vec((0_u64..2_000, 0_usize..50), 1..80),
         ) {
             let per = ms(per);
-            let mut recent = Recent::new(per, first);
-            let step = recent.step;
-            let mut list = vec![(0_u128, first)];
+            let mut window = WindowMinimum::new(per, first);
+            let step = window.step_nanos;
+            let mut history = vec![(0_u128, first)];
             let mut now = 0;
             for (pause, live) in events {
                 now += pause;
-                list.push((ms(now).as_nanos(), live));
-                recent.record(ms(now), live);
-                let lowest_since = |from: u128| {
-                    // What it was when `from` came is the last before it.
-                    let held = list.iter().rposition(|(at, _)| *at < from).unwrap_or(0);
-                    list[held..].iter().map(|(_, live)| *live).min().unwrap()
+                history.push((ms(now).as_nanos(), live));
+                window.record(ms(now), live);
+                let minimum_since = |start: u128| {
+                    // The last record before `start` is the count at `start`.
+                    let last_before = history.iter().rposition(|(at, _)| *at < start);
+                    let records = &history[last_before.unwrap_or(0)..];
+                    records.iter().map(|(_, live)| *live).min().unwrap()
                 };
                 let now = ms(now).as_nanos();
-                let from = (now / step).saturating_sub(STEPS as u128) * step;
-                prop_assert_eq!(recent.lowest(), lowest_since(from));
-                // And the promise: all of `per`, and not more than a step besides.
-                prop_assert!(from <= now.saturating_sub(per.as_nanos()));
-                prop_assert!(from + step * (STEPS as u128 + 1) > now);
+                let start = (now / step).saturating_sub(STEPS as u128) * step;
+                prop_assert_eq!(window.minimum(), minimum_since(start));
+                // The window covers all of `per`, and at most one step more.
+                prop_assert!(start <= now.saturating_sub(per.as_nanos()));
+                prop_assert!(start + step * (STEPS as u128 + 1) > now);
             }
         }
     }

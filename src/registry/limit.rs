@@ -1,4 +1,4 @@
-//! Who is let in, and when everybody has gone.
+//! Admission of handshakes: the connection limit, the drain flag, and waiting for idle.
 
 use std::fmt;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -10,108 +10,105 @@ use tokio::sync::Notify;
 use crate::connection::Refused;
 use crate::panic_guard;
 
-/// Stands for no limit. No machine has so many sockets.
+/// Stands for no limit. No machine has this many sockets.
 const UNLIMITED: usize = usize::MAX;
 
-pub(super) struct Gate {
+pub(super) struct AdmissionControl {
     limit: AtomicUsize,
-    /// In seconds.
-    retry_after: AtomicU64,
-    /// Handshakes under way and live connections: what the limit counts.
+    retry_after_seconds: AtomicU64,
+    /// Handshakes in progress and live connections: what the limit counts.
     admitted: AtomicUsize,
-    /// These, and what has ended but is not wholly over.
+    /// As `admitted`, plus ended connections whose transport is open or whose hooks still run.
     present: AtomicUsize,
-    /// `present` came down to zero.
+    /// Notified when `present` falls to zero.
     idle: Notify,
     draining: AtomicBool,
-    /// What those are told who open when a drain has begun.
-    farewell: AtomicU16,
-    /// `draining` was set.
-    begun: Notify,
+    /// The Close code for connections that open after the drain has begun.
+    drain_close_code: AtomicU16,
+    /// Notified when `draining` is set.
+    drain_begun: Notify,
 }
 
-impl Default for Gate {
+impl Default for AdmissionControl {
     fn default() -> Self {
         Self {
             limit: AtomicUsize::new(UNLIMITED),
-            retry_after: AtomicU64::new(10),
+            retry_after_seconds: AtomicU64::new(10),
             admitted: AtomicUsize::new(0),
             present: AtomicUsize::new(0),
             idle: Notify::new(),
             draining: AtomicBool::new(false),
             // Going away (RFC 6455 section 7.4.1).
-            farewell: AtomicU16::new(1001),
-            begun: Notify::new(),
+            drain_close_code: AtomicU16::new(1001),
+            drain_begun: Notify::new(),
         }
     }
 }
 
-impl Gate {
-    pub(super) fn limit(&self, max: Option<usize>) {
+impl AdmissionControl {
+    pub(super) fn set_limit(&self, max: Option<usize>) {
         self.limit.store(max.unwrap_or(UNLIMITED), SeqCst);
     }
 
-    pub(super) fn retry_after(&self, delay: Duration) {
-        let part = u64::from(delay.subsec_nanos() > 0);
-        let seconds = delay.as_secs().saturating_add(part);
-        self.retry_after.store(seconds, Relaxed);
+    pub(super) fn set_retry_after(&self, delay: Duration) {
+        let rounded_up = u64::from(delay.subsec_nanos() > 0);
+        let seconds = delay.as_secs().saturating_add(rounded_up);
+        self.retry_after_seconds.store(seconds, Relaxed);
     }
 
-    /// Lets one more in, or nobody. Each success is followed by one [`vacated`](Self::vacated) and
-    /// one [`left`](Self::left).
+    /// Admits one more handshake, or refuses it. The caller must follow each success with one
+    /// [`release_permit`](Self::release_permit) and one
+    /// [`release_presence`](Self::release_presence).
     pub(super) fn admit(&self) -> Result<(), Refused> {
         if self.is_draining() {
             return Err(self.refused("draining"));
         }
         let limit = self.limit.load(SeqCst);
-        let one_more = |admitted| (admitted < limit).then_some(admitted + 1);
-        if self
-            .admitted
-            .fetch_update(SeqCst, SeqCst, one_more)
-            .is_err()
-        {
+        let add_one = |admitted| (admitted < limit).then_some(admitted + 1);
+        if self.admitted.fetch_update(SeqCst, SeqCst, add_one).is_err() {
             return Err(self.refused("limit"));
         }
         self.present.fetch_add(1, SeqCst);
-        // Looked at again once this one can be seen: whoever began the drain since may have found
-        // nobody, and gone.
+        // Checked again now that `present` counts this handshake: a drain that began since the
+        // first check may have read zero, and its `wait_idle` may have returned.
         if self.is_draining() {
-            self.vacated();
-            self.left();
+            self.release_permit();
+            self.release_presence();
             return Err(self.refused("draining"));
         }
         Ok(())
     }
 
-    /// Counts one that cannot be refused.
-    pub(super) fn take_in(&self) {
+    /// Counts a connection that cannot be refused.
+    pub(super) fn admit_unconditionally(&self) {
         self.admitted.fetch_add(1, SeqCst);
         self.present.fetch_add(1, SeqCst);
     }
 
-    pub(super) fn vacated(&self) {
+    pub(super) fn release_permit(&self) {
         self.admitted.fetch_sub(1, SeqCst);
     }
 
-    pub(super) fn left(&self) {
+    pub(super) fn release_presence(&self) {
         if self.present.fetch_sub(1, SeqCst) == 1 {
-            wake_all(&self.idle);
+            notify_all(&self.idle);
         }
     }
 
-    /// The Close code for those who come too late.
-    pub(super) fn say(&self, code: u16) {
-        self.farewell.store(code, Relaxed);
+    /// Sets the Close code for connections that open after the drain has begun.
+    pub(super) fn set_drain_close_code(&self, code: u16) {
+        self.drain_close_code.store(code, Relaxed);
     }
 
-    /// What whoever opens now is to be told, if it comes too late.
-    pub(super) fn farewell(&self) -> Option<u16> {
-        self.is_draining().then(|| self.farewell.load(Relaxed))
+    /// The Close code for a connection that opens now; `None` if no drain has begun.
+    pub(super) fn close_code_if_draining(&self) -> Option<u16> {
+        self.is_draining()
+            .then(|| self.drain_close_code.load(Relaxed))
     }
 
     pub(super) fn begin_drain(&self) {
         if !self.draining.swap(true, SeqCst) {
-            wake_all(&self.begun);
+            notify_all(&self.drain_begun);
         }
     }
 
@@ -120,8 +117,9 @@ impl Gate {
     }
 
     pub(super) async fn draining(&self) {
-        // Asked for before the look, it tells of everything after.
-        let begun = self.begun.notified();
+        // `notified` receives every `notify_waiters` after its creation, so it must exist before
+        // the flag is read.
+        let begun = self.drain_begun.notified();
         if !self.is_draining() {
             begun.await;
         }
@@ -137,7 +135,7 @@ impl Gate {
         }
     }
 
-    pub(super) fn describe(&self, debug: &mut fmt::DebugStruct<'_, '_>) {
+    pub(super) fn debug_fields(&self, debug: &mut fmt::DebugStruct<'_, '_>) {
         let limit = self.limit.load(SeqCst);
         debug
             .field("limit", &(limit != UNLIMITED).then_some(limit))
@@ -149,14 +147,15 @@ impl Gate {
     fn refused(&self, cause: &'static str) -> Refused {
         Refused {
             cause,
-            retry_after: self.retry_after.load(Relaxed),
+            retry_after: self.retry_after_seconds.load(Relaxed),
         }
     }
 }
 
-/// A waker that panics must not stop a connection's end, or a drain.
-fn wake_all(waiting: &Notify) {
-    if panic_guard::catch(|| waiting.notify_waiters()).is_none() {
+/// Wakes all waiting tasks. A waker that panics must stop neither the end of a connection nor a
+/// drain.
+fn notify_all(notify: &Notify) {
+    if panic_guard::catch(|| notify.notify_waiters()).is_none() {
         panic_guard::log(|| tracing::warn!("a waker panicked"));
     }
 }
@@ -166,67 +165,67 @@ mod tests {
     use super::*;
     use std::thread;
 
-    /// Meets another thread at `step`, on the spot: what is looked for takes nanoseconds.
-    fn meet(steps: &[AtomicUsize; 2], me: usize, step: usize) {
-        steps[me].store(step, SeqCst);
-        while steps[1 - me].load(SeqCst) < step {
-            // Of two threads on one core, the other one has to run.
+    /// Spins until the other thread has reached `step` too: the race lasts nanoseconds, and a
+    /// blocking barrier would miss it.
+    fn rendezvous(steps: &[AtomicUsize; 2], thread: usize, step: usize) {
+        steps[thread].store(step, SeqCst);
+        while steps[1 - thread].load(SeqCst) < step {
+            // On a single core the other thread must get to run.
             if fastrand::u8(..) == 0 {
                 thread::yield_now();
             }
         }
     }
 
-    /// Whoever closes the door and finds nobody inside may go home.
     #[test]
-    fn nobody_comes_in_behind_a_drain() {
+    fn no_handshake_is_admitted_after_a_drain_found_none_present() {
         const ROUNDS: usize = 50_000;
-        let gates: Vec<_> = (0..ROUNDS).map(|_| Gate::default()).collect();
+        let controls: Vec<_> = (0..ROUNDS).map(|_| AdmissionControl::default()).collect();
         let steps = [AtomicUsize::new(0), AtomicUsize::new(0)];
         thread::scope(|scope| {
-            let newcomers = scope.spawn(|| {
-                let admitted = gates.iter().enumerate().map(|(round, gate)| {
-                    meet(&steps, 0, round + 1);
-                    gate.admit().is_ok()
+            let admitting = scope.spawn(|| {
+                let admitted = controls.iter().enumerate().map(|(round, control)| {
+                    rendezvous(&steps, 0, round + 1);
+                    control.admit().is_ok()
                 });
                 admitted.collect::<Vec<_>>()
             });
-            let closed = gates.iter().enumerate().map(|(round, gate)| {
-                meet(&steps, 1, round + 1);
-                gate.begin_drain();
-                gate.present.load(SeqCst) == 0
+            let idle = controls.iter().enumerate().map(|(round, control)| {
+                rendezvous(&steps, 1, round + 1);
+                control.begin_drain();
+                control.present.load(SeqCst) == 0
             });
-            let closed: Vec<_> = closed.collect();
-            let admitted = newcomers.join().unwrap();
-            for ((gate, empty), admitted) in gates.iter().zip(closed).zip(admitted) {
-                assert!(!(empty && admitted));
-                assert_eq!(gate.present.load(SeqCst), usize::from(admitted));
-                assert_eq!(gate.admitted.load(SeqCst), usize::from(admitted));
+            let idle: Vec<_> = idle.collect();
+            let admitted = admitting.join().unwrap();
+            for ((control, idle), admitted) in controls.iter().zip(idle).zip(admitted) {
+                assert!(!(idle && admitted));
+                assert_eq!(control.present.load(SeqCst), usize::from(admitted));
+                assert_eq!(control.admitted.load(SeqCst), usize::from(admitted));
             }
         });
     }
 
     #[test]
     fn the_limit_is_exact() {
-        let gate = Gate::default();
-        gate.limit(Some(2));
-        assert!(gate.admit().is_ok() && gate.admit().is_ok());
-        assert_eq!(gate.admit().unwrap_err().cause, "limit");
-        gate.take_in();
-        gate.vacated();
-        assert!(gate.admit().is_err(), "two are inside");
-        gate.vacated();
-        assert!(gate.admit().is_ok());
-        gate.begin_drain();
-        gate.limit(None);
-        assert_eq!(gate.admit().unwrap_err().cause, "draining");
+        let control = AdmissionControl::default();
+        control.set_limit(Some(2));
+        assert!(control.admit().is_ok() && control.admit().is_ok());
+        assert_eq!(control.admit().unwrap_err().cause, "limit");
+        control.admit_unconditionally();
+        control.release_permit();
+        assert!(control.admit().is_err(), "two permits are taken");
+        control.release_permit();
+        assert!(control.admit().is_ok());
+        control.begin_drain();
+        control.set_limit(None);
+        assert_eq!(control.admit().unwrap_err().cause, "draining");
     }
 
     #[test]
-    fn seconds_are_rounded_up() {
-        let gate = Gate::default();
-        gate.limit(Some(0));
-        assert_eq!(gate.admit().unwrap_err().retry_after, 10);
+    fn retry_after_is_rounded_up_to_seconds() {
+        let control = AdmissionControl::default();
+        control.set_limit(Some(0));
+        assert_eq!(control.admit().unwrap_err().retry_after, 10);
         let table = [
             (Duration::ZERO, 0),
             (Duration::from_nanos(1), 1),
@@ -235,8 +234,8 @@ mod tests {
             (Duration::MAX, u64::MAX),
         ];
         for (delay, seconds) in table {
-            gate.retry_after(delay);
-            assert_eq!(gate.admit().unwrap_err().retry_after, seconds);
+            control.set_retry_after(delay);
+            assert_eq!(control.admit().unwrap_err().retry_after, seconds);
         }
     }
 }

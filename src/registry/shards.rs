@@ -1,4 +1,4 @@
-//! The set of live connections, in parts, so that nobody holds a lock for long.
+//! The set of live connections, sharded so that each lock is held only briefly.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,25 +6,25 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::connection::Liveness;
 use crate::eviction::ConnectionId;
 
-const SHARDS: usize = 32;
+const SHARD_COUNT: usize = 32;
 
 type Shard = HashMap<ConnectionId, Liveness>;
 
 #[derive(Default)]
-pub(super) struct Shards([Mutex<Shard>; SHARDS]);
+pub(super) struct Shards([Mutex<Shard>; SHARD_COUNT]);
 
 impl Shards {
-    /// Enters a connection. `count` runs under the lock, so that the number agrees with the set.
+    /// Inserts a connection. Calls `count` under the lock, so that the counters agree with the set.
     pub(super) fn insert(&self, live: Liveness, count: impl FnOnce()) {
         let id = live.id();
         let mut shard = self.shard(id);
-        let before = shard.insert(id, live);
-        debug_assert!(before.is_none(), "a connection is opened once");
+        let previous = shard.insert(id, live);
+        debug_assert!(previous.is_none(), "a connection opens once");
         count();
     }
 
-    /// Takes a connection out, if it is in. The handle is to be dropped without a lock: a session
-    /// value may hang on it.
+    /// Removes a connection if it is in the set. The caller must drop the handle without holding a
+    /// lock: it may be the last owner of a session value, whose `Drop` is application code.
     pub(super) fn remove(&self, id: ConnectionId, count: impl FnOnce()) -> Option<Liveness> {
         let mut shard = self.shard(id);
         let live = shard.remove(&id)?;
@@ -36,7 +36,7 @@ impl Shards {
         self.shard(id).get(&id).cloned()
     }
 
-    /// All handles, shard by shard; `expected` is a guess of how many.
+    /// Returns all handles, shard by shard. `expected` is the initial capacity of the result.
     pub(super) fn handles(&self, expected: usize) -> Vec<Liveness> {
         let mut handles = Vec::with_capacity(expected);
         for shard in &self.0 {
@@ -47,12 +47,12 @@ impl Shards {
 
     fn shard(&self, id: ConnectionId) -> MutexGuard<'_, Shard> {
         // Ids are consecutive, so they spread evenly.
-        let index = id.as_u64() % SHARDS as u64;
+        let index = id.as_u64() % SHARD_COUNT as u64;
         lock(&self.0[index as usize])
     }
 }
 
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    // Nothing foreign runs under this lock, and a map is whole between two calls into it.
+    // No application code runs under this lock, so a poisoned one still holds a consistent map.
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! One look at one connection.
+//! The state of one connection at one moment.
 
 use std::time::Duration;
 
@@ -8,11 +8,12 @@ use crate::connection::{Liveness, View};
 use crate::eviction::ConnectionId;
 use crate::monitor::{Health, Rtt, Stats};
 
-/// What one live connection looked like, all at the same moment: an entry of
+/// The state of one live connection at one moment: an entry of
 /// [`Registry::snapshot`](crate::Registry::snapshot).
 ///
-/// It holds no connection, and no session. [`Registry::get`](crate::Registry::get) finds the
-/// connection by its id, as long as it is live.
+/// It keeps neither the connection nor its session value alive.
+/// [`Registry::get`](crate::Registry::get) returns the handle of the connection by its id while it
+/// is live.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct ConnectionSnapshot {
@@ -28,7 +29,7 @@ impl ConnectionSnapshot {
         }
     }
 
-    /// Which connection it is.
+    /// The id of the connection.
     #[must_use]
     pub fn id(&self) -> ConnectionId {
         self.id
@@ -40,26 +41,28 @@ impl ConnectionSnapshot {
         self.view.lifetime
     }
 
-    /// Its state. Never [`Health::Ended`]; [`Health::Opening`] in the moment of the upgrade.
+    /// The connection's health. Never [`Health::Ended`]; [`Health::Opening`] only while the upgrade
+    /// completes.
     #[must_use]
     pub fn health(&self) -> Health {
         self.view.health
     }
 
-    /// Round-trip time by the layer's own pings. `None` before the first pong.
+    /// Round-trip time of the layer's own pings. `None` before the first pong.
     #[must_use]
     pub fn rtt(&self) -> Option<Rtt> {
         self.view.rtt
     }
 
     /// Time since the last byte of a data message in the watched directions (see
-    /// [`Traffic`](crate::Traffic)), or since the upgrade.
+    /// [`Traffic`](crate::Traffic)), or since the upgrade if there was none.
     #[must_use]
     pub fn idle_for(&self) -> Duration {
         self.view.idle_for
     }
 
-    /// When the last byte from the peer was seen; the time of the upgrade if none was.
+    /// The time at which the last byte from the peer was read; the time of the upgrade if there was
+    /// none.
     #[must_use]
     pub fn last_seen(&self) -> Instant {
         self.view.last_seen

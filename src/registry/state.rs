@@ -1,69 +1,71 @@
-//! What all clones of a registry share, and what its layers tell it.
+//! The state that all clones of a registry share, and its [`Tracker`] implementation.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use super::counters::Tally;
-use super::drain::{self, Leaving};
+use super::counters::Counters;
+use super::drain::{self, DrainingConnections};
 use super::evictions::Subscribers;
-use super::limit::Gate;
+use super::limit::AdmissionControl;
 use super::shards::Shards;
 use crate::connection::{DrainOrder, ErasedConnection, Liveness, Refused, Tracker};
 use crate::eviction::{ConnectionId, Eviction};
 use crate::monitor::Reason;
 
-/// Lock order: the connection's, a shard's, the tally's. The subscribers' stand alone.
+/// Lock order: a connection's lock, then a shard's, then that of the counters. The lock of the
+/// subscribers is never held together with another.
 #[derive(Default)]
-pub(super) struct Shared {
-    pub(super) set: Shards,
-    pub(super) tally: Tally,
-    pub(super) gate: Gate,
+pub(super) struct RegistryState {
+    pub(super) live: Shards,
+    pub(super) counters: Counters,
+    pub(super) admission: AdmissionControl,
     pub(super) subscribers: Arc<Subscribers>,
-    pub(super) leaving: Leaving,
+    pub(super) draining: DrainingConnections,
 }
 
-impl Tracker for Shared {
+impl Tracker for RegistryState {
     fn admit(&self) -> Result<(), Refused> {
-        self.gate.admit()
+        self.admission.admit()
     }
 
     fn admit_always(&self) {
-        self.gate.take_in();
+        self.admission.admit_unconditionally();
     }
 
     fn vacated(&self) {
-        self.gate.vacated();
+        self.admission.release_permit();
     }
 
     fn left(&self) {
-        self.gate.left();
+        self.admission.release_presence();
     }
 
     fn opened(&self, connection: Arc<dyn ErasedConnection>) {
         let live = Liveness::new(connection);
-        self.set.insert(live, || self.tally.came());
+        self.live.insert(live, || self.counters.increment());
     }
 
     fn call_alarms(&self) {
-        self.tally.announce();
+        self.counters.call_due_hooks();
     }
 
     fn drain_order(&self) -> Option<DrainOrder> {
-        let code = self.gate.farewell()?;
-        Some((Reason::Drained, drain::goodbye(code)))
+        let code = self.admission.close_code_if_draining()?;
+        Some((Reason::Drained, drain::close_frame(code)))
     }
 
     fn ended(&self, id: ConnectionId) {
-        let removed = self.set.remove(id, || self.tally.went());
+        let removed = self.live.remove(id, || self.counters.decrement());
+        // With the shard's lock released.
         drop(removed);
     }
 
     fn evicted(&self, eviction: &Eviction) {
-        self.subscribers.tell(eviction);
+        self.subscribers.publish(eviction);
     }
 
     fn draining(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(async move { self.gate.draining().await })
+        Box::pin(async move { self.admission.draining().await })
     }
 }
