@@ -1,5 +1,7 @@
-//! Seats against ends: whatever comes first, the map holds exactly the seats of live connections,
-//! and hooks are told of exactly those that were taken out.
+//! Loom models of registrations that race with the end of a connection.
+//!
+//! In every order of events the map holds exactly the seats of live connections, and hooks get
+//! exactly the seats that the end of their connection removed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,11 +16,11 @@ use crate::sync::Mutex;
 use crate::sync::modelled::{all_done, check, thread};
 use crate::wire::Role;
 
-/// A map whose every look and change is a step of its own in the model.
+/// A map that loom can interleave with: each call is one step of the model.
 #[derive(Default)]
-struct Steps(Mutex<HashMap<u8, Seat<u8>>>);
+struct ModelMap(Mutex<HashMap<u8, Seat<u8>>>);
 
-impl SessionMap<u8, u8> for Steps {
+impl SessionMap<u8, u8> for ModelMap {
     fn insert_if(
         &self,
         key: u8,
@@ -34,12 +36,12 @@ impl SessionMap<u8, u8> for Steps {
 
     fn remove_if(&self, key: &u8, id: ConnectionId) -> Option<Seat<u8>> {
         let mut map = self.0.lock().unwrap();
-        let is_its = map.get(key).is_some_and(|seat| seat.id() == id);
-        is_its.then(|| map.remove(key)).flatten()
+        let holds_seat = map.get(key).is_some_and(|seat| seat.id() == id);
+        holds_seat.then(|| map.remove(key)).flatten()
     }
 }
 
-impl Steps {
+impl ModelMap {
     fn holder(&self) -> Option<ConnectionId> {
         self.0.lock().unwrap().get(&KEY).map(Seat::id)
     }
@@ -47,7 +49,7 @@ impl Steps {
 
 const KEY: u8 = 7;
 
-/// A connection whose end needs no driver: it is not open yet.
+/// A connection that is not open yet, so that its end needs no driver.
 fn connection() -> Liveness {
     Liveness::new(
         Connection::<Empty>::new(Role::Server, TransportTraits::FOREIGN)
@@ -55,20 +57,20 @@ fn connection() -> Liveness {
     )
 }
 
-/// How many seats the hooks of a connection were told of, per call.
-fn told(live: &Liveness) -> Arc<Mutex<Vec<usize>>> {
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let hook = Arc::clone(&told);
+/// Records the number of seats in each call of the connection's eviction hook.
+fn record_seats(live: &Liveness) -> Arc<Mutex<Vec<usize>>> {
+    let seat_counts = Arc::new(Mutex::new(Vec::new()));
+    let hook = Arc::clone(&seat_counts);
     live.on_evict(move |ev| hook.lock().unwrap().push(ev.seats::<u8, u8>().count()));
-    told
+    seat_counts
 }
 
 #[test]
-fn loom_register_against_evict() {
+fn loom_register_races_with_evict() {
     check("register and evict", 3, || {
-        let map = Arc::new(Steps::default());
+        let map = Arc::new(ModelMap::default());
         let live = connection();
-        let told = told(&live);
+        let seats = record_seats(&live);
         let (registering, into) = (live.clone(), Arc::clone(&map));
         let registered = Arc::new(Mutex::new(None));
         let result = Arc::clone(&registered);
@@ -80,39 +82,39 @@ fn loom_register_against_evict() {
             );
             *result.lock().unwrap() = Some(registered.is_ok());
         });
-        let (kicked, seen) = (live.clone(), Arc::clone(&map));
+        let (evicted, map_at_end) = (live.clone(), Arc::clone(&map));
         thread(move || {
-            assert!(kicked.evict(4_000, ""));
-            // When `evict` returns there is no seat, and there will be none.
-            assert_eq!(seen.holder(), None);
+            assert!(evicted.evict(4_000, ""));
+            // When `evict` returns there is no seat, and none is inserted later.
+            assert_eq!(map_at_end.holder(), None);
         });
         all_done();
         let registered = registered.lock().unwrap().unwrap();
         assert_eq!(map.holder(), None);
-        // The seat was either never there, or the hooks saw it go.
-        assert_eq!(*told.lock().unwrap(), [usize::from(registered)]);
+        // Either the seat was never inserted, or the hook got it.
+        assert_eq!(*seats.lock().unwrap(), [usize::from(registered)]);
         assert_eq!(Arc::strong_count(&map), 1);
     });
 }
 
 #[test]
-fn loom_two_registrations_and_an_end() {
-    check("the same key twice, and evict", 3, || {
-        let map = Arc::new(Steps::default());
+fn loom_two_registrations_of_one_key_race_with_evict() {
+    check("register one key twice, and evict", 3, || {
+        let map = Arc::new(ModelMap::default());
         let live = connection();
         for value in [1, 2] {
             let (live, map) = (live.clone(), Arc::clone(&map));
             thread(move || {
                 let registered = live.register(&map, KEY, value);
-                if let Ok(Some(before)) = &registered {
-                    assert_eq!(before.id(), live.id());
+                if let Ok(Some(previous)) = &registered {
+                    assert_eq!(previous.id(), live.id());
                 }
             });
         }
-        let (kicked, seen) = (live.clone(), Arc::clone(&map));
+        let (evicted, map_at_end) = (live.clone(), Arc::clone(&map));
         thread(move || {
-            assert!(kicked.evict(4_000, ""));
-            assert_eq!(seen.holder(), None);
+            assert!(evicted.evict(4_000, ""));
+            assert_eq!(map_at_end.holder(), None);
         });
         all_done();
         assert_eq!(map.holder(), None);
@@ -121,52 +123,53 @@ fn loom_two_registrations_and_an_end() {
 }
 
 #[test]
-fn loom_a_newcomer_against_the_end_of_the_old() {
-    check("newest wins, while the old one ends", 3, || {
-        let map = Arc::new(Steps::default());
+fn loom_newest_wins_races_with_the_end_of_the_occupant() {
+    check("newest wins, while the occupant ends", 3, || {
+        let map = Arc::new(ModelMap::default());
         let (old, live) = (connection(), connection());
-        let (old_told, told) = (told(&old), told(&live));
+        let (old_seats, seats) = (record_seats(&old), record_seats(&live));
         old.register(&map, KEY, 1).unwrap();
-        let (newcomer, into) = (live.clone(), Arc::clone(&map));
+        let (newest, into) = (live.clone(), Arc::clone(&map));
         thread(move || {
-            let before = newcomer.register(&into, KEY, 2).unwrap();
-            assert_eq!(into.holder(), Some(newcomer.id()));
-            // Whoever had it is told before `register` returns, or is being told by somebody else.
-            if let Some(before) = before {
-                assert_eq!(before.live().health(), Health::Ended);
+            let previous = newest.register(&into, KEY, 2).unwrap();
+            assert_eq!(into.holder(), Some(newest.id()));
+            // The occupant has ended when `register` returns, even if another thread evicted it and
+            // still calls its hooks.
+            if let Some(previous) = previous {
+                assert_eq!(previous.live().health(), Health::Ended);
             }
         });
-        let kicked = old.clone();
+        let evicted = old.clone();
         thread(move || {
-            kicked.evict(4_000, "");
+            evicted.evict(4_000, "");
         });
         all_done();
         assert_eq!(map.holder(), Some(live.id()));
-        let old_told = old_told.lock().unwrap().clone();
-        assert!(old_told == [0] || old_told == [1], "{old_told:?}");
-        assert!(told.lock().unwrap().is_empty());
-        // For the models that follow there is nothing left.
+        let old_seats = old_seats.lock().unwrap().clone();
+        assert!(old_seats == [0] || old_seats == [1], "{old_seats:?}");
+        assert!(seats.lock().unwrap().is_empty());
+        // Ends it, so that this run leaves nothing behind for the next.
         assert!(live.evict(4_000, ""));
         assert_eq!(Arc::strong_count(&map), 1);
     });
 }
 
 #[test]
-fn loom_oldest_wins_against_the_end_of_the_old() {
-    check("oldest wins, while the old one ends", 3, || {
-        let map = Arc::new(Steps::default());
+fn loom_oldest_wins_races_with_the_end_of_the_occupant() {
+    check("oldest wins, while the occupant ends", 3, || {
+        let map = Arc::new(ModelMap::default());
         let (old, live) = (connection(), connection());
         old.register(&map, KEY, 1).unwrap();
-        let (newcomer, into, before) = (live.clone(), Arc::clone(&map), old.clone());
+        let (newest, into, old_handle) = (live.clone(), Arc::clone(&map), old.clone());
         let seated = Arc::new(Mutex::new(false));
         let result = Arc::clone(&seated);
         thread(move || {
             let policy = ReplacePolicy::oldest_wins();
-            match newcomer.register_with(&into, KEY, 2, &policy) {
+            match newest.register_with(&into, KEY, 2, &policy) {
                 Ok(None) => {}
-                Ok(Some(old)) => assert_eq!(old.id(), before.id()),
+                Ok(Some(old)) => assert_eq!(old.id(), old_handle.id()),
                 Err(RegisterError::Occupied { occupant, .. }) => {
-                    assert_eq!(occupant.id(), before.id());
+                    assert_eq!(occupant.id(), old_handle.id());
                     return;
                 }
                 Err(error) => panic!("{error}"),
@@ -185,26 +188,26 @@ fn loom_oldest_wins_against_the_end_of_the_old() {
 }
 
 #[test]
-fn loom_giving_back_against_the_end() {
+fn loom_unregister_races_with_evict() {
     check("unregister and evict", 3, || {
-        let map = Arc::new(Steps::default());
+        let map = Arc::new(ModelMap::default());
         let live = connection();
-        let told = told(&live);
+        let seats = record_seats(&live);
         live.register(&map, KEY, 1).unwrap();
-        let (giving, from) = (live.clone(), Arc::clone(&map));
-        let given = Arc::new(Mutex::new(false));
-        let result = Arc::clone(&given);
+        let (unregistering, from) = (live.clone(), Arc::clone(&map));
+        let unregistered = Arc::new(Mutex::new(false));
+        let result = Arc::clone(&unregistered);
         thread(move || {
-            *result.lock().unwrap() = giving.unregister(&from, &KEY).is_some();
+            *result.lock().unwrap() = unregistering.unregister(&from, &KEY).is_some();
         });
-        let kicked = live.clone();
+        let evicted = live.clone();
         thread(move || {
-            kicked.evict(4_000, "");
+            evicted.evict(4_000, "");
         });
         all_done();
-        let given = *given.lock().unwrap();
+        let unregistered = *unregistered.lock().unwrap();
         assert_eq!(map.holder(), None);
-        assert_eq!(*told.lock().unwrap(), [usize::from(!given)]);
+        assert_eq!(*seats.lock().unwrap(), [usize::from(!unregistered)]);
         assert_eq!(Arc::strong_count(&map), 1);
     });
 }

@@ -1,12 +1,12 @@
-//! The application's own map of sessions, kept right.
+//! Seats of connections in the application's own session maps.
 //!
-//! - [`map`]: what a map has to be able to do, and [`maps`], those that can: one file each
-//! - [`seat`]: what stands in the map
-//! - [`register`]: how a connection takes a seat, against its own end and against newer connections
-//! - [`policy`]: who wins if two want the same seat
+//! - [`session_map`]: the trait of such a map; [`maps`]: its implementations, one file each
+//! - [`seat`]: the entry that a map holds for a connection
+//! - [`register`]: how a connection takes a seat, in races with its own end and newer connections
+//! - [`replace_policy`]: which of two connections gets the same seat
 //!
-//! That the seat goes with the connection is the connection's part: it remembers its places (see
-//! [`Registration`](crate::connection::Registration)) and leaves them at its end, before any hook is called.
+//! The connection keeps a list of its [registrations](crate::connection::Registration). When it
+//! ends, it removes its seats from the maps before any hook is called.
 
 #[cfg(all(test, liveness_loom))]
 mod loom_models;

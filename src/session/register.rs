@@ -1,4 +1,4 @@
-//! Taking a seat, and giving it back.
+//! Registers a connection in a session map, and unregisters it.
 
 use std::any::Any;
 use std::error::Error;
@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use super::replace_policy::{Kind, ReplacePolicy};
+use super::replace_policy::{ReplaceAction, ReplacePolicy};
 use super::seat::Seat;
 use super::session_map::SessionMap;
 use crate::connection::{Liveness, Registration, RegistrationId};
@@ -17,8 +17,8 @@ use crate::monitor::Reason;
 use crate::sync::{AtomicBool, Mutex, ThreadId, current_thread};
 
 impl Liveness {
-    /// Takes a seat for this connection: puts `value` into `map` at `key`, and takes it out again when
-    /// the connection ends, on whatever path. Returns the seat that was replaced.
+    /// Inserts `value` into `map` at `key` as this connection's seat, and removes it when the
+    /// connection ends, on every path. Returns the seat that was replaced.
     ///
     /// ```
     /// use std::collections::HashMap;
@@ -38,7 +38,7 @@ impl Liveness {
     /// }
     ///
     /// fn push(sessions: &Sessions, user: &str, text: &str) -> bool {
-    ///     // Cloned, so that the lock is free again while we push.
+    ///     // Cloned, so that the lock is released before the push.
     ///     let seat = sessions
     ///         .lock()
     ///         .unwrap_or_else(PoisonError::into_inner)
@@ -48,42 +48,44 @@ impl Liveness {
     /// }
     /// ```
     ///
-    /// What holds, whatever happens at once elsewhere:
+    /// These rules hold under any concurrency:
     ///
-    /// - Either the connection ends first, and nothing is put into the map, or the seat is there and
-    ///   will be taken out at the end. It is out before any hook is called; hooks find it in
-    ///   [`Eviction::seats`](crate::Eviction::seats), and when [`evicted`](Self::evicted) returns all of
-    ///   it is done.
-    /// - At the end a seat is only taken out if it still is this connection's. Whoever has replaced it
-    ///   keeps it.
-    /// - The connection that had the seat before is evicted with
-    ///   [`Reason::Replaced`], before this returns: see [`ReplacePolicy`] for that, and
-    ///   [`register_with`](Self::register_with) for other rules. The newest is who registers last, not
-    ///   who connected last.
+    /// - Either the connection ends first and nothing is inserted, or the seat is inserted and
+    ///   removed when the connection ends. It is removed before any hook is called; hooks find it
+    ///   in [`Eviction::seats`](crate::Eviction::seats). When [`evicted`](Self::evicted) returns,
+    ///   all of this is complete.
+    /// - At the end a seat is removed only if it still belongs to this connection. A seat that has
+    ///   replaced it stays.
+    /// - The connection that held the seat before is evicted with [`Reason::Replaced`] before this
+    ///   returns: see [`ReplacePolicy`], and [`register_with`](Self::register_with) for other
+    ///   policies. The newest connection is the one that registers last, not the one that connected
+    ///   last.
     ///
-    /// A connection may hold any number of seats, in one map and in several. If it registers at a key
-    /// that it holds already, its new value replaces the old one, which is returned, and nobody is
-    /// evicted. A handler may register before the upgrade is complete; if it fails, or if the response
-    /// turns out to be none, the seat goes. An older connection that was evicted for it does not come
-    /// back: to replace it only by one that is open, register in the task that gets the socket. Any
-    /// task may register, as long as the connection lives.
+    /// A connection may hold any number of seats, in one map and in several. If it registers at a
+    /// key that it holds already, the new value replaces the old one, which is returned, and no
+    /// connection is evicted. Any task may register while the connection is open.
     ///
-    /// The map takes its lock in here, and the hooks of whoever is replaced are called: do not call this
-    /// while you hold a lock that one of them takes.
+    /// A handler may register before the upgrade is complete. If the upgrade fails, or the response
+    /// is not an upgrade, the seat is removed, but an older connection that was evicted for it
+    /// stays evicted. To evict the older connection only for one that is open, register in the task
+    /// that gets the socket.
     ///
-    /// The map is kept alive by the connections that are registered in it. A seat that you take out
-    /// of the map yourself is gone; use [`unregister`](Self::unregister) to have the connection forget
-    /// it as well.
+    /// This call takes the map's lock, and calls the hooks of a connection that is replaced: do not
+    /// call it while you hold a lock that one of them takes.
+    ///
+    /// Connections keep the maps alive in which they are registered. If you remove a seat from the
+    /// map yourself, the connection still keeps its registration; [`unregister`](Self::unregister)
+    /// removes both.
     ///
     /// # Errors
     ///
-    /// [`RegisterError::Ended`] if the connection has ended. The value is given back.
+    /// Returns [`RegisterError::Ended`] with the value if the connection has ended.
     ///
     /// # Panics
     ///
-    /// If the map panics, for example because the key's `Hash` does. A seat that the map inserted before it
-    /// panicked is removed at the end of the connection, like any other. The maps of the standard library
-    /// are not poisoned.
+    /// Panics if the map does, for example because the key's `Hash` panics. A seat that the map
+    /// inserted before it panicked is removed when the connection ends, like any other. The maps of
+    /// the standard library are not poisoned.
     pub fn register<K, V, M>(
         &self,
         map: &Arc<M>,
@@ -98,12 +100,12 @@ impl Liveness {
         self.register_with(map, key, value, &ReplacePolicy::newest_wins())
     }
 
-    /// As [`register`](Self::register), with a rule for a seat that another connection holds.
+    /// As [`register`](Self::register), with a policy for a seat that another connection holds.
     ///
     /// # Errors
     ///
-    /// As for [`register`](Self::register), and [`RegisterError::Occupied`] with
-    /// [`ReplacePolicy::oldest_wins`].
+    /// As for [`register`](Self::register). With [`ReplacePolicy::oldest_wins`], also
+    /// [`RegisterError::Occupied`] if another connection holds the seat.
     ///
     /// # Panics
     ///
@@ -121,107 +123,113 @@ impl Liveness {
         M: SessionMap<K, V> + ?Sized,
     {
         let value = Arc::new(value);
-        let chair = Arc::new(MapRegistration {
+        let registration = Arc::new(MapRegistration {
             id: RegistrationId::next(),
             map: Arc::clone(map),
             key: key.clone(),
-            taking: Mutex::new(()),
-            taker: current_thread().id(),
-            missed: AtomicBool::new(false),
+            inserting: Mutex::new(()),
+            inserting_thread: current_thread().id(),
+            ended_while_inserting: AtomicBool::new(false),
             value: PhantomData,
         });
-        let place = chair.id;
-        let taking = chair.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        let registration_id = registration.id;
+        let inserting = registration
+            .inserting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Err(reason) = self
             .metadata()
-            .add_registration(Arc::clone(&chair) as Arc<dyn Registration>)
+            .add_registration(Arc::clone(&registration) as Arc<dyn Registration>)
         {
             return Err(RegisterError::Ended { reason, value });
         }
-        let (id, refuses) = (self.id(), policy.kind == Kind::Refuse);
-        let seat = Seat::new(self.clone(), Arc::clone(&value), place);
+        let (id, refuses) = (self.id(), policy.action == ReplaceAction::Refuse);
+        let seat = Seat::new(self.clone(), Arc::clone(&value), registration_id);
         let inserted = catch_unwind(AssertUnwindSafe(|| {
             map.insert_if(key, seat, &mut |occupant| {
                 !refuses || occupant.id() == id || occupant.live().has_ended()
             })
         }));
-        drop(taking);
-        // Here and not later: what is done below may end the connection as well.
-        let missed = chair.missed.load(Ordering::Relaxed);
-        let before = match inserted {
-            Ok(Ok(before)) => before,
+        drop(inserting);
+        // Read before the code below, which may end the connection as well.
+        let ended_meanwhile = registration.ended_while_inserting.load(Ordering::Relaxed);
+        let previous = match inserted {
+            Ok(Ok(previous)) => previous,
             Ok(Err(occupant)) => {
-                self.metadata().forget_registration(place);
+                self.metadata().forget_registration(registration_id);
                 return Err(RegisterError::Occupied { occupant, value });
             }
             Err(panicked) => {
-                // Only the map knows whether it has inserted the seat, so the place is kept: the seat is
-                // removed at the end, or here if the connection has ended meanwhile.
-                if missed {
-                    let remove = AssertUnwindSafe(|| map.remove_if(&chair.key, id));
+                // Only the map knows whether it has inserted the seat, so the registration is kept:
+                // the seat is removed at the end, or here if the connection has ended meanwhile.
+                if ended_meanwhile {
+                    let remove = AssertUnwindSafe(|| map.remove_if(&registration.key, id));
                     let _removed = catch_unwind(remove);
                 }
                 resume_unwind(panicked)
             }
         };
-        if missed {
-            map.remove_if(&chair.key, id);
+        if ended_meanwhile {
+            map.remove_if(&registration.key, id);
         }
-        if let Some(before) = &before {
-            match &policy.kind {
-                Kind::Evict(frame) if before.id() != id => {
-                    before.live().evict_for(Reason::Replaced, frame.clone());
+        if let Some(previous) = &previous {
+            match &policy.action {
+                ReplaceAction::Evict(frame) if previous.id() != id => {
+                    previous.live().evict_for(Reason::Replaced, frame.clone());
                 }
-                // Its connection lives on. It is not to remember every seat that it once had.
-                _ => before.live().metadata().forget_registration(before.place()),
+                // Its connection stays open, and must not accumulate registrations of lost seats.
+                _ => previous
+                    .live()
+                    .metadata()
+                    .forget_registration(previous.registration()),
             }
         }
-        if missed {
+        if ended_meanwhile {
             let reason = self
                 .metadata()
                 .reason()
-                .expect("a place is left at the end");
+                .expect("the reason is set before seats are removed");
             return Err(RegisterError::Ended { reason, value });
         }
-        Ok(before)
+        Ok(previous)
     }
 
-    /// Gives this connection's seat at `key` back before the connection ends, and returns it. `None` if
-    /// the seat is not, or no longer, this connection's.
+    /// Removes this connection's seat at `key` before the connection ends, and returns it. Returns
+    /// `None` if the connection does not hold the seat, or no longer does.
     ///
     /// # Panics
     ///
-    /// If the map does.
+    /// Panics if the map does.
     pub fn unregister<K, V, M>(&self, map: &Arc<M>, key: &K) -> Option<Seat<V>>
     where
         M: SessionMap<K, V> + ?Sized,
     {
         let seat = map.remove_if(key, self.id())?;
-        self.metadata().forget_registration(seat.place());
+        self.metadata().forget_registration(seat.registration());
         Some(seat)
     }
 }
 
-/// A seat could not be taken.
+/// The error of a registration that failed.
 #[non_exhaustive]
 pub enum RegisterError<V> {
-    /// The connection has ended, and this is why. Nothing was put into the map.
+    /// The connection has ended. The map does not hold the value.
     Ended {
-        /// Why the connection ended.
+        /// The reason of the connection's end.
         reason: Reason,
-        /// What was to be registered.
+        /// The value that was passed to the registration.
         value: Arc<V>,
     },
     /// Another connection holds the seat, and keeps it by [`ReplacePolicy::oldest_wins`].
     Occupied {
-        /// Who holds it.
+        /// The seat of the other connection.
         occupant: Seat<V>,
-        /// What was to be registered.
+        /// The value that was passed to the registration.
         value: Arc<V>,
     },
 }
 
-// Not derived: the application's value need not be `Debug` for its error to be one.
+// Not derived, so that the error is `Debug` even if the application's value is not.
 impl<V> fmt::Debug for RegisterError<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -253,19 +261,20 @@ impl<V> fmt::Display for RegisterError<V> {
 
 impl<V> Error for RegisterError<V> {}
 
-/// A connection's place at a key of a map.
+/// The registration of one connection at one key of one map.
 struct MapRegistration<K, V, M: ?Sized> {
     id: RegistrationId,
     map: Arc<M>,
     key: K,
-    /// Held while the seat is being put into the map. An end that comes meanwhile waits for it, as it
-    /// would for a lock of the map's own: so what it looks for is there, in a map without locks too.
-    taking: Mutex<()>,
-    /// Who puts it there, and may be the one who ends the connection: a map may evict somebody while
-    /// it is at it, or drop a value of the application's that does. It cannot wait for itself.
-    taker: ThreadId,
-    /// The taker came by, and there was no seat. If it is at it still, there will be one.
-    missed: AtomicBool,
+    /// Held while the map inserts the seat. If the connection ends meanwhile, its end waits for
+    /// this lock as it would for the map's own, so that it finds the seat in a lock-free map too.
+    inserting: Mutex<()>,
+    /// The thread that inserts the seat. It must not wait for itself: a map may evict a connection
+    /// while it inserts, or drop an application value that does.
+    inserting_thread: ThreadId,
+    /// Set if `inserting_thread` ended the connection and the map had no seat to remove. If the map
+    /// is still inserting, it will have one.
+    ended_while_inserting: AtomicBool,
     value: PhantomData<fn() -> V>,
 }
 
@@ -280,12 +289,17 @@ where
     }
 
     fn vacate(&self, connection: ConnectionId) -> Option<Box<dyn Any + Send + Sync>> {
-        let is_taker = current_thread().id() == self.taker;
-        if !is_taker {
-            drop(self.taking.lock().unwrap_or_else(PoisonError::into_inner));
+        let is_inserting_thread = current_thread().id() == self.inserting_thread;
+        if !is_inserting_thread {
+            drop(
+                self.inserting
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
         }
         let Some(seat) = self.map.remove_if(&self.key, connection) else {
-            self.missed.store(is_taker, Ordering::Relaxed);
+            self.ended_while_inserting
+                .store(is_inserting_thread, Ordering::Relaxed);
             return None;
         };
         Some(Box::new((self.key.clone(), seat)))

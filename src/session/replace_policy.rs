@@ -1,54 +1,58 @@
-//! Who wins if two connections want the same seat.
+//! Decides which of two connections gets the same seat.
 
 use std::borrow::Cow;
 
 use crate::config_error::{self, ConfigError};
 use crate::monitor::CloseFrame;
 
-/// What [`Liveness::register_with`](crate::Liveness::register_with) does with a seat that another
-/// connection holds.
+/// Decides what [`Liveness::register_with`](crate::Liveness::register_with) does if another
+/// connection holds the seat. Default: [`newest_wins`](Self::newest_wins).
 ///
-/// All three keep one seat per key. For several connections of a user side by side, let the key say
-/// which is which: `(user, device)`, or `(user, live.id())`.
+/// All three policies keep one seat per key. For several connections per user, use keys that
+/// distinguish them: `(user, device)`, or `(user, live.id())`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplacePolicy {
-    pub(super) kind: Kind,
+    pub(super) action: ReplaceAction,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ReplaceAction {
+    /// Takes the seat, and evicts the connection that held it with this Close frame.
     Evict(CloseFrame),
-    Keep,
+    /// Takes the seat, and keeps the connection that held it open.
+    KeepOpen,
+    /// Leaves the seat to the connection that holds it.
     Refuse,
 }
 
 impl ReplacePolicy {
-    /// Who registers last has the seat, and the connection that had it is evicted with
-    /// [`Reason::Replaced`](crate::Reason::Replaced). The default, and what
-    /// [`Liveness::register`](crate::Liveness::register) does.
+    /// The connection that registers last gets the seat, and the connection that held it is evicted
+    /// with [`Reason::Replaced`](crate::Reason::Replaced). The default, used by
+    /// [`Liveness::register`](crate::Liveness::register).
     ///
-    /// The older peer is told Close 4000 (RFC 6455 section 7.4.2: private use), "replaced by a newer
-    /// connection", so that a client can tell this end from others and does not take the seat back at
-    /// once. See [`newest_wins_with`](Self::newest_wins_with) for a code of your own: all
-    /// stock clients in the README's table reconnect after 4000, and some after every code. Two clients
-    /// with one key then replace each other in turns, unless the application closes one of them.
+    /// The older peer gets a Close frame with code 4000 (RFC 6455 section 7.4.2: private use) and
+    /// the reason "replaced by a newer connection", so that a client can distinguish this end from
+    /// others and does not take the seat back at once. See
+    /// [`newest_wins_with`](Self::newest_wins_with) for another code: all stock clients in the
+    /// README's table reconnect after 4000, and some after every code. Two clients with one key
+    /// then replace each other in turns, unless the application closes one of them.
     #[must_use]
     pub const fn newest_wins() -> Self {
         Self {
-            kind: Kind::Evict(CloseFrame {
+            action: ReplaceAction::Evict(CloseFrame {
                 code: 4000,
                 reason: Cow::Borrowed("replaced by a newer connection"),
             }),
         }
     }
 
-    /// As [`newest_wins`](Self::newest_wins), with this Close frame for the older peer.
+    /// As [`newest_wins`](Self::newest_wins), with the given Close frame for the older peer.
     ///
     /// # Errors
     ///
-    /// By RFC 6455 section 7.4: codes that are not to be sent (1004, 1005, 1006, 1015), reserved ones
-    /// (1016 to 2999), and those below 1000 or above 4999. By section 5.5: reasons of more than 123
-    /// bytes.
+    /// Returns an error for codes that RFC 6455 section 7.4 does not allow in a Close frame: 1004,
+    /// 1005, 1006 and 1015, the reserved ones (1016 to 2999), and those below 1000 or above 4999;
+    /// and for reasons of more than 123 bytes (section 5.5).
     pub fn newest_wins_with(code: u16, reason: impl Into<String>) -> Result<Self, ConfigError> {
         let frame = CloseFrame {
             code,
@@ -56,25 +60,30 @@ impl ReplacePolicy {
         };
         config_error::close_frame("ReplacePolicy::newest_wins_with", &frame)?;
         Ok(Self {
-            kind: Kind::Evict(frame),
+            action: ReplaceAction::Evict(frame),
         })
     }
 
-    /// Who has the seat keeps it, and the newcomer is refused with
-    /// [`RegisterError::Occupied`](crate::RegisterError::Occupied). What becomes of its connection is
-    /// up to you.
+    /// The connection that holds the seat keeps it, and the registration of the newer one fails
+    /// with [`RegisterError::Occupied`](crate::RegisterError::Occupied). The newer connection stays
+    /// open; the application decides what to do with it.
     ///
-    /// A peer that is dead holds its seat until that was noticed. One whose end was noticed does not,
-    /// even if its hooks have not been told yet.
+    /// The connection of a dead peer holds its seat until its end is detected. From then on it does
+    /// not hold the seat, even if its hooks have not been called yet.
     #[must_use]
     pub const fn oldest_wins() -> Self {
-        Self { kind: Kind::Refuse }
+        Self {
+            action: ReplaceAction::Refuse,
+        }
     }
 
-    /// Who registers last has the seat, and the connection that had it lives on without one.
+    /// The connection that registers last gets the seat, and the connection that held it stays open
+    /// without one.
     #[must_use]
     pub const fn keep_both() -> Self {
-        Self { kind: Kind::Keep }
+        Self {
+            action: ReplaceAction::KeepOpen,
+        }
     }
 }
 

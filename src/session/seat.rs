@@ -1,4 +1,4 @@
-//! What stands in a session map.
+//! The entry that a session map holds for a connection.
 
 use std::fmt;
 use std::ops::Deref;
@@ -7,23 +7,27 @@ use std::sync::Arc;
 use crate::connection::{Liveness, RegistrationId};
 use crate::eviction::{ConnectionId, Eviction};
 
-/// A session in a map: your value, and whose it is.
+/// An entry of a session map: the application's value and the connection that holds the seat.
 ///
-/// Made by [`Liveness::register`]; it dereferences to the value. Cloning it is cheap, and clones share
-/// the value: clone the seats you want to push to, give the map's lock back, and push then. A clone
-/// that you put somewhere yourself is yours to remove.
+/// Created by [`Liveness::register`]. It dereferences to the value. Cloning is cheap, and clones
+/// share the value: to push to seats, clone them, release the map's lock, and then push. The layer
+/// removes only the seat in the map; clones that the application stores are its own to remove.
 pub struct Seat<V> {
     live: Liveness,
     value: Arc<V>,
-    place: RegistrationId,
+    registration: RegistrationId,
 }
 
 impl<V> Seat<V> {
-    pub(super) fn new(live: Liveness, value: Arc<V>, place: RegistrationId) -> Self {
-        Self { live, value, place }
+    pub(super) fn new(live: Liveness, value: Arc<V>, registration: RegistrationId) -> Self {
+        Self {
+            live,
+            value,
+            registration,
+        }
     }
 
-    /// The connection that holds the seat.
+    /// The id of the connection that holds the seat.
     #[must_use]
     pub fn id(&self) -> ConnectionId {
         self.live.id()
@@ -31,37 +35,35 @@ impl<V> Seat<V> {
 
     /// The handle of the connection that holds the seat.
     ///
-    /// Do not [`evict`](Liveness::evict) it while you hold the map's lock: before `evict` returns, the
-    /// seat is taken out of the map, which needs that lock. Clone the seats that are to go, and evict
-    /// them when the lock is free, or have a task do it.
+    /// Do not [`evict`](Liveness::evict) it while you hold the map's lock: `evict` removes the seat
+    /// from the map before it returns, and needs that lock. Clone the seats that must go, release
+    /// the lock, and then evict them, or let a task do it.
     #[must_use]
     pub fn live(&self) -> &Liveness {
         &self.live
     }
 
-    pub(super) fn place(&self) -> RegistrationId {
-        self.place
+    pub(super) fn registration(&self) -> RegistrationId {
+        self.registration
     }
 }
 
 impl Eviction {
-    /// The seats with these types of key and value that the connection held to its end, with their
-    /// keys. They are out of their maps already.
+    /// Iterates over the seats with key type `K` and value type `V` that the connection held when
+    /// it ended, with their keys. They have been removed from their maps already.
     ///
-    /// Hooks find them, and so does whoever is waiting in [`evicted`](Liveness::evicted). Whoever asks
-    /// when the connection is wholly over finds none: they are let go of together with the value in the
-    /// slot (see [`set_session`](Liveness::set_session)).
+    /// A seat that a newer connection has taken over is not among them, because the user is still
+    /// connected. So a hook can announce which users have left. A user may have reconnected by the
+    /// time the hook runs; the map has a seat for that user then.
     ///
-    /// A seat that a newer connection has taken over is not among them: the user is still there. So a
-    /// hook can tell everybody who is gone, though a user may be back by the time that it is told; the
-    /// map says whether.
-    ///
-    /// The connection itself lets the seats go when all hooks have returned and nobody awaits
-    /// [`evicted`](Liveness::evicted) any more, and does not wait for its handler, so that one who waits
-    /// for a channel whose sender is in the seat returns. Who awaits `evicted` only after that finds
-    /// none. An eviction that you keep keeps them, and so does one that waits in a stream of
-    /// [`evictions`](crate::Registry::evictions) until its consumer has taken and dropped it: a lagging
-    /// consumer delays such handlers.
+    /// Hooks find the seats, and so do tasks that wait in [`evicted`](Liveness::evicted) when the
+    /// connection ends. The connection itself drops the seats when all hooks have returned and no
+    /// task waits in `evicted`; if `evicted` is called after that, the eviction has no seats.
+    /// Unlike the [session value](Liveness::set_session), the seats are not kept for the handler,
+    /// so a handler that waits for the end of a channel whose sender is in its seat returns. An
+    /// eviction that you keep keeps its seats, and so does one that is queued in a stream of
+    /// [`evictions`](crate::Registry::evictions) until its consumer has taken and dropped it: a
+    /// lagging consumer delays such handlers.
     ///
     /// ```
     /// use tower_ws_liveness::{Eviction, Seat};
@@ -99,7 +101,7 @@ impl<V> Clone for Seat<V> {
         Self {
             live: self.live.clone(),
             value: Arc::clone(&self.value),
-            place: self.place,
+            registration: self.registration,
         }
     }
 }

@@ -1,24 +1,24 @@
-//! What a session map has to be able to do.
+//! The trait of a map of sessions.
 
 use super::seat::Seat;
 use crate::eviction::ConnectionId;
 
-/// A map of sessions in which connections take their [`Seat`]s: see
+/// A map of sessions that holds the [`Seat`]s of connections: see
 /// [`Liveness::register`](crate::Liveness::register).
 ///
-/// Implemented for maps as they are, with any hasher: `Mutex<HashMap<K, Seat<V>>>`,
-/// `RwLock<HashMap<K, Seat<V>>>`, with the features of their names `dashmap::DashMap<K, Seat<V>>`,
-/// `papaya::HashMap<K, Seat<V>>` and `scc::HashMap<K, Seat<V>>` (of dashmap 6, papaya 0.2 and scc 3),
-/// and an `Arc` of any of them. You read such a map as you always do.
+/// Implemented for these maps, with any hasher: `Mutex<HashMap<K, Seat<V>>>`, `RwLock<HashMap<K,
+/// Seat<V>>>`, with the features of their names `dashmap::DashMap<K, Seat<V>>`, `papaya::HashMap<K,
+/// Seat<V>>` and `scc::HashMap<K, Seat<V>>` (of dashmap 6, papaya 0.2 and scc 3), and an `Arc` of
+/// any of them. The application reads such a map as usual.
 ///
-/// `papaya` frees what was taken out when nobody reads any more, and as a rule that is at once. If
-/// others were reading just then, the value may stay in memory until the same thread takes out more
-/// seats, or the map is dropped, and is then dropped by whoever leaves the map last. Do not count on
-/// the drop of a value there: have [`Liveness::evicted`](crate::Liveness::evicted) or a hook tell you
-/// of the end.
+/// `papaya` frees a removed value when no thread reads the map, which is usually at once. If other
+/// threads read it at that moment, the value may stay in memory until the same thread removes more
+/// seats or the map is dropped, and the last thread that leaves the map drops it. Do not rely on
+/// the drop of a value there: use [`Liveness::evicted`](crate::Liveness::evicted) or a hook to
+/// notice the end.
 ///
-/// For a map of your own, two methods are enough. Each has to be one step as far as others can see
-/// who change the same key: between the look at the seat and the change nobody else comes in.
+/// A map of your own needs two methods. Each must be atomic: no other change of the same key may
+/// happen between the check of the seat and the change.
 ///
 /// ```
 /// use std::collections::BTreeMap;
@@ -46,33 +46,31 @@ use crate::eviction::ConnectionId;
 ///
 ///     fn remove_if(&self, key: &u32, id: ConnectionId) -> Option<Seat<V>> {
 ///         let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-///         let is_its = tables.get(key).is_some_and(|seat| seat.id() == id);
-///         is_its.then(|| tables.remove(key)).flatten()
+///         let holds_seat = tables.get(key).is_some_and(|seat| seat.id() == id);
+///         holds_seat.then(|| tables.remove(key)).flatten()
 ///     }
 /// }
 /// ```
 ///
-/// Both are called from async code, on whatever task notices the end of a connection, the driver of
-/// all connections included: they must not block for long, and nor must whoever holds a lock that
-/// they take. The end of a connection waits for its registration to come back from the map. So do not
-/// end other connections in there, nor drop values that do so: two maps that are taking in a
-/// connection each, and end that of the other, wait for each other for ever. That the map ends the
-/// very connection that it is taking in is provided for.
+/// Both methods are called from async code, on the task that notices the end of a connection, which
+/// may be the driver of all connections. They must not block for long, and neither must code that
+/// holds a lock which they take. The end of a connection waits until an `insert_if` of its seat has
+/// returned. So do not end other connections in these methods, and do not drop values that do: two
+/// maps that each insert the seat of one connection and end the other one wait for each other
+/// forever. A map may end the connection whose seat it inserts.
 ///
-/// If a method panics during a registration, the panic reaches the caller of `register`, and a seat that
-/// was already inserted is removed at the end of its connection. If it panics at the end of a connection,
-/// the panic is caught and logged, and the seat may stay in the map.
+/// If a method panics during a registration, the panic reaches the caller of `register`, and a seat
+/// that was already inserted is removed when its connection ends. If a method panics at the end of
+/// a connection, the panic is caught and logged, and the seat may stay in the map.
 pub trait SessionMap<K, V>: Send + Sync + 'static {
-    /// Puts `seat` at `key`, if there is none, or if `admit` says so of the one that is there.
+    /// Inserts `seat` at `key` if `key` has no seat, or if `admit` returns true for the seat that
+    /// is there. Returns the seat that was replaced.
     ///
-    /// Returns the seat that was replaced, or, as the error, the one that stays.
-    ///
-    /// `admit` only compares; it may be called again if the map has to try again, and then the last
-    /// answer counts.
+    /// `admit` only compares. A map that retries may call it again; the last result counts.
     ///
     /// # Errors
     ///
-    /// The seat that was not admitted to be replaced. Nothing has changed then.
+    /// Returns the present seat if `admit` returned false for it. The map is unchanged then.
     fn insert_if(
         &self,
         key: K,
@@ -80,8 +78,9 @@ pub trait SessionMap<K, V>: Send + Sync + 'static {
         admit: &mut dyn FnMut(&Seat<V>) -> bool,
     ) -> Result<Option<Seat<V>>, Seat<V>>;
 
-    /// Takes out the seat at `key`, if it is that of the connection `id`, and returns it.
+    /// Removes and returns the seat at `key` if it belongs to the connection `id`.
     ///
-    /// The seat of another connection, or none, is no error: the user has come back, say.
+    /// Returns `None` if `key` has no seat or that of another connection, which is not an error:
+    /// the user may have reconnected.
     fn remove_if(&self, key: &K, id: ConnectionId) -> Option<Seat<V>>;
 }

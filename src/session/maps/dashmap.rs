@@ -25,8 +25,9 @@ where
                     true => Ok(Some(entry.insert(seat))),
                     false => Err(entry.get().clone()),
                 };
-                // By hand: what a function is about to return is leaked if a drop at its end panics
-                // (rust-lang/rust#47949), and the key in here may.
+                // Dropped explicitly: the key in the entry may panic when it is dropped, and a
+                // panic in a drop at the end of a function leaks the return value
+                // (rust-lang/rust#47949).
                 drop(entry);
                 outcome
             }

@@ -1,4 +1,4 @@
-//! The standard library's `HashMap` behind its locks.
+//! `std`'s `HashMap` in a `Mutex` or an `RwLock`.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash};
@@ -62,14 +62,14 @@ fn insert_if<K: Eq + Hash, V, S: BuildHasher>(
     seat: Seat<V>,
     admit: &mut dyn FnMut(&Seat<V>) -> bool,
 ) -> Result<Option<Seat<V>>, Seat<V>> {
-    let outcome = guarded(&mut map, |map| {
+    let outcome = catch_while_locked(&mut map, |map| {
         let outcome = match map.get_mut(&key) {
             Some(occupant) if !admit(occupant) => Err(occupant.clone()),
             Some(occupant) => Ok(Some(mem::replace(occupant, seat))),
             None => return Ok(map.insert(key, seat)),
         };
-        // By hand: what a function is about to return is leaked if a drop at its end panics
-        // (rust-lang/rust#47949), as in `HashMap::insert`.
+        // Dropped explicitly: a key may panic when it is dropped, and a panic in a drop at the end
+        // of a function leaks the return value (rust-lang/rust#47949), as in `HashMap::insert`.
         drop(key);
         outcome
     });
@@ -82,19 +82,20 @@ fn remove_if<K: Eq + Hash, V, S: BuildHasher>(
     key: &K,
     id: ConnectionId,
 ) -> Option<Seat<V>> {
-    let outcome = guarded(&mut map, |map| {
-        let is_its = map.get(key).is_some_and(|seat| seat.id() == id);
-        is_its.then(|| map.remove(key)).flatten()
+    let outcome = catch_while_locked(&mut map, |map| {
+        let holds_seat = map.get(key).is_some_and(|seat| seat.id() == id);
+        holds_seat.then(|| map.remove(key)).flatten()
     });
     drop(map);
     outcome.unwrap_or_else(|panicked| resume_unwind(panicked))
 }
 
-/// Does something with a locked map. A key whose `Hash` or `Eq` panics does so here, so that the lock
-/// is given back before the panic goes on, and is not poisoned for everybody else: a map of the
-/// standard library is sound after such a panic. (A key that panics only later, when the map tidies up
-/// around it, may take others with it.)
-fn guarded<T, R>(
+/// Runs `act` on a locked map and catches its panic, for example from the key's `Hash` or `Eq`.
+///
+/// The caller releases the lock before it resumes the panic, so that the lock is not poisoned: the
+/// standard library's map is sound after such a panic. (A key that panics later, when the map
+/// rehashes its entries, may cause the loss of others.)
+fn catch_while_locked<T, R>(
     map: &mut impl DerefMut<Target = T>,
     act: impl FnOnce(&mut T) -> R,
 ) -> std::thread::Result<R> {

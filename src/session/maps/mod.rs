@@ -1,4 +1,4 @@
-//! The maps that can hold seats as they are.
+//! Implementations of `SessionMap` for common map types.
 
 #[cfg(feature = "dashmap")]
 mod dashmap;

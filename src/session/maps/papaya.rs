@@ -1,4 +1,4 @@
-//! `papaya::HashMap`: no locks at all.
+//! `papaya::HashMap`: lock-free.
 
 use std::hash::{BuildHasher, Hash};
 
@@ -42,10 +42,10 @@ where
         let removed = self.remove_if(key, |_, seat| seat.id() == id, &guard);
         let (_, seat) = removed.ok().flatten()?;
         let seat = seat.clone();
-        // What was removed is freed now if nobody is reading, and not only when there is more of it: a
-        // handler may be waiting for the end of a channel that hangs on the session. If others are
-        // reading, it waits for more to be removed on this thread: a batch needs an entry for each of
-        // them.
+        // Without `flush` papaya frees removed entries only in batches. A handler may wait for the
+        // end of a channel whose sender is in this seat, so it must be freed now. If other threads
+        // are reading, that still waits until this thread has removed as many entries as there are
+        // threads reading: a batch needs one entry for each.
         guard.flush();
         Some(seat)
     }

@@ -20,8 +20,9 @@ where
         seat: Seat<V>,
         admit: &mut dyn FnMut(&Seat<V>) -> bool,
     ) -> Result<Option<Seat<V>>, Seat<V>> {
-        // `entry_sync` drops the key of an occupied entry while it holds the bucket's lock, and if that
-        // panics the lock is never given back. So it is asked for vacant ones only, but for a race.
+        // `entry_sync` drops the key of an occupied entry while it holds the bucket's lock, and
+        // never releases the lock if that drop panics. So it is called only if the key seems
+        // vacant; another thread may still occupy it in between.
         if let Some(mut entry) = self.get_sync(&key) {
             let outcome = match admit(entry.get()) {
                 true => Ok(Some(entry.insert(seat))),

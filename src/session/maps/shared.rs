@@ -1,4 +1,4 @@
-//! A map that is shared is the map.
+//! `Arc<M>`: delegates to the map inside.
 
 use std::sync::Arc;
 
