@@ -1,10 +1,11 @@
-//! [`IntoHook`]: what the builders accept as a hook.
+//! [`IntoHook`]: the conversion that lets builders accept closures, values and `Arc`s as hooks.
 
-/// Converts into a hook: a value that implements the hook's trait, a closure, or an [`Arc`] of either.
+/// Converts a value that implements a hook's trait, a closure, or an [`Arc`] of either into a hook.
 ///
 /// The builders of both layers accept this. `H` is [`dyn OnEvict`](OnEvict) or
-/// [`dyn OnHealth`](crate::OnHealth). Hooks are compared by their `Arc`: one that is given to several
-/// layers, or twice to one, is called once for each connection. Two equal closures are two hooks.
+/// [`dyn OnHealth`](crate::OnHealth). Hooks are compared by their `Arc`: a hook that is added to
+/// several layers, or twice to one, is called once for each connection. Two equal closures are two
+/// hooks.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -29,8 +30,8 @@
 /// # }
 /// ```
 ///
-/// This trait cannot be implemented outside of this crate. `M` is inferred; it distinguishes a value from
-/// an `Arc`.
+/// This trait cannot be implemented outside of this crate. `M` is inferred; it distinguishes a
+/// value from an `Arc`.
 pub trait IntoHook<H: ?Sized, M>: sealed::IntoArc<H, M> {}
 
 impl<T, H: ?Sized, M> IntoHook<H, M> for T where T: sealed::IntoArc<H, M> {}
@@ -38,8 +39,8 @@ impl<T, H: ?Sized, M> IntoHook<H, M> for T where T: sealed::IntoArc<H, M> {}
 pub(crate) mod sealed {
     use std::sync::Arc;
 
-    /// Converts a value or an `Arc` into a hook. Without `M` the two impls would overlap: `Arc` might
-    /// implement `Fn` one day, and then be a value too.
+    /// Converts a value or an `Arc` into a hook. Without `M` the two impls would overlap, because a
+    /// later version of `std` could implement `Fn` for `Arc`.
     pub trait IntoArc<H: ?Sized, M> {
         fn into_arc(self) -> Arc<H>;
     }

@@ -1,4 +1,4 @@
-//! The application's hooks: [`OnEvict`], [`OnHealth`], and how they are called.
+//! The application's hooks, [`OnEvict`] and [`OnHealth`], and the functions that call them.
 
 mod into_hook;
 mod on_evict;

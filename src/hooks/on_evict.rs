@@ -1,4 +1,4 @@
-//! Who is told of an eviction, and what happens if they panic.
+//! The eviction hook, and guarded calls of application code at a connection's end.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,10 +7,10 @@ use super::into_hook::sealed::{IntoArc, Shared, SharedDyn, Value};
 use crate::eviction::Eviction;
 use crate::panic_guard;
 
-/// Is told of each connection's end, exactly once per connection.
+/// A hook that is called at each connection's end, exactly once per connection.
 ///
-/// Closures implement it; the argument's type has to be written out for the compiler to see that
-/// the closure takes any lifetime:
+/// Closures implement it. The type of the argument must be written out, so that the compiler infers
+/// a closure for any lifetime:
 ///
 /// ```
 /// use tower_ws_liveness::{ConfigError, Eviction, HeartbeatLayer};
@@ -23,27 +23,27 @@ use crate::panic_guard;
 /// # }
 /// ```
 ///
-/// A hook is called on the task or thread that noticed the end, outside every lock and before the Close
-/// frame is sent. On every thread it is called in the context of the runtime in which the connection was
-/// opened, so `tokio::spawn` starts a task there; if that runtime is gone, or being shut down, the task is
-/// dropped without being run. A connection that was never open has no such runtime: its hooks are called
-/// in the context of the caller that ended it, which on a plain thread is none, and there `tokio::spawn`
-/// panics.
+/// A hook is called on the task or thread that notices the end, outside every lock and before the
+/// Close frame is sent. On every thread it runs in the context of the runtime in which the
+/// connection was opened, so `tokio::spawn` starts a task there; if that runtime is shut down or
+/// shutting down, the task is dropped without being run. A connection that was never open has no
+/// such runtime: its hooks run in the context of the caller that ended it. On a plain thread there
+/// is none, and `tokio::spawn` panics.
 ///
-/// It must not block: hand slow work to a task or a channel. One that takes 100 ms or longer is
-/// logged at WARN, with its duration: as likely as not it has held up the driver, and with it all
-/// connections of the runtime. If it panics, the panic is caught and logged at WARN, the remaining
-/// hooks run, and the eviction goes on; a program built with `panic = "abort"` ends, as with any
-/// panic.
+/// A hook must not block: hand slow work to a task or a channel. A hook that takes 100 ms or longer
+/// is logged at WARN, with its duration, because it has probably delayed the driver, and with it
+/// all connections of the runtime. If a hook panics, the panic is caught and logged at WARN, the
+/// remaining hooks run, and the eviction continues; a program built with `panic = "abort"` ends, as
+/// with any panic.
 ///
-/// A hook may end other connections, and then their hooks run inside of it. If every end ends another
-/// one, the stack is as deep as there are connections: have a task do it.
+/// A hook may end other connections; their hooks then run inside this call. If every end ends
+/// another connection, the stack grows with the number of connections: let a task do it.
 ///
 /// When a runtime is shut down, each open connection that was opened in it ends with
 /// [`Reason::HandlerDropped`](crate::Reason::HandlerDropped), even if its stream is used in another
-/// runtime: reads and writes then fail with [`Evicted`](crate::Evicted), and the transport is dropped. The
-/// hooks are called by the thread that drops the tasks, outside of a task, and a task that a hook spawns
-/// is not run. A process that exits without dropping its runtime calls no hooks.
+/// runtime: reads and writes then fail with [`Evicted`](crate::Evicted), and the transport is
+/// dropped. The hooks are called by the thread that drops the tasks, outside of a task, and a task
+/// that a hook spawns is not run. A process that exits without dropping its runtime calls no hooks.
 pub trait OnEvict: Send + Sync + 'static {
     /// Called once for each connection that ends.
     fn on_evict(&self, eviction: &Eviction);
@@ -76,37 +76,38 @@ where
     }
 }
 
-// A closure has nothing to show, and without this no holder of hooks could derive `Debug`.
+// A closure has no `Debug`, which types that hold hooks need to derive theirs.
 impl fmt::Debug for dyn OnEvict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("OnEvict")
     }
 }
 
-/// A hook of one connection, which therefore runs at most once.
+/// A hook of a single connection. `FnOnce`, because a connection ends once.
 pub(crate) type LocalHook = Box<dyn FnOnce(&Eviction) + Send>;
 
-/// Calls a layer's hook and survives its panic.
+/// Calls a layer's hook and catches its panic.
 pub(crate) fn call_on_evict(hook: &dyn OnEvict, eviction: &Eviction) {
-    guarded("eviction hook", eviction, || hook.on_evict(eviction));
+    call_guarded("eviction hook", eviction, || hook.on_evict(eviction));
 }
 
-/// Calls a connection's own hook and survives its panic.
+/// Calls a hook of a single connection and catches its panic.
 pub(crate) fn call_local(hook: LocalHook, eviction: &Eviction) {
-    guarded("eviction hook", eviction, || hook(eviction));
+    call_guarded("eviction hook", eviction, || hook(eviction));
 }
 
-/// Lets the application's session map remove a seat, and survives its panic.
+/// Calls `remove`, which removes a seat from an application's session map, and catches its panic.
 pub(crate) fn guard_map(eviction: &Eviction, remove: impl FnOnce()) {
-    guarded("session map", eviction, remove);
+    call_guarded("session map", eviction, remove);
 }
 
-/// Wakes who waits for the end, and survives a waker's panic: others are still to be told.
+/// Calls `wake`, which wakes tasks that wait for the end, and catches a waker's panic, so that the
+/// caller can continue with the others.
 pub(crate) fn guard_waker(eviction: &Eviction, wake: impl FnOnce()) {
-    guarded("waker", eviction, wake);
+    call_guarded("waker", eviction, wake);
 }
 
-fn guarded(what: &'static str, eviction: &Eviction, foreign: impl FnOnce()) {
+fn call_guarded(what: &'static str, eviction: &Eviction, call: impl FnOnce()) {
     let slow = |took_ms| {
         tracing::warn!(
             conn_id = %eviction.id(),
@@ -125,7 +126,7 @@ fn guarded(what: &'static str, eviction: &Eviction, foreign: impl FnOnce()) {
             "panicked at a connection's end"
         );
     };
-    panic_guard::call_timed(foreign, slow, panicked);
+    panic_guard::call_timed(call, slow, panicked);
 }
 
 #[cfg(test)]
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn closures_and_types_are_hooks() {
+    fn closures_and_types_implement_the_hook() {
         struct Counter(Arc<AtomicU32>);
 
         impl OnEvict for Counter {
@@ -223,7 +224,7 @@ mod tests {
         call_on_evict(&|_: &Eviction| std::thread::sleep(SLOW), &eviction);
         guard_map(&eviction, || {
             std::thread::sleep(SLOW);
-            panic!("and it panics");
+            panic!("slow and panicked");
         });
         logs_assert(|lines| {
             let conn_id = format!("conn_id={}", eviction.id());
@@ -232,34 +233,36 @@ mod tests {
                 let found = |line: &&&str| wanted.iter().all(|wanted| line.contains(wanted));
                 assert!(lines.iter().any(|line| found(&line)), "{what}: {lines:?}");
             }
-            // The first one is not, unless the machine was that busy.
+            // The fast hook is logged only if the machine was busy enough to make it slow.
             for line in lines.iter().filter(|line| line.contains("slow at")) {
                 let (_, took) = line.split_once("took_ms=").unwrap();
                 let took = took.split(' ').next().unwrap();
                 assert!(took.parse::<u64>().unwrap() >= 100, "{line}");
             }
-            assert!(lines.iter().any(|line| line.contains("and it panics")));
+            assert!(lines.iter().any(|line| line.contains("slow and panicked")));
             Ok(())
         });
     }
 
     #[test]
     fn a_payload_that_panics_when_dropped_is_caught() {
-        struct Bomb(u32);
+        /// Panics when it is dropped, with a payload that does the same, this many times.
+        struct PanickingPayload(u32);
 
-        impl Drop for Bomb {
+        impl Drop for PanickingPayload {
             fn drop(&mut self) {
-                if let Some(fuse) = self.0.checked_sub(1) {
-                    panic::panic_any(Bomb(fuse));
+                if let Some(remaining) = self.0.checked_sub(1) {
+                    panic::panic_any(PanickingPayload(remaining));
                 }
             }
         }
 
         let eviction = eviction();
         let escaped = panic::catch_unwind(AssertUnwindSafe(|| {
-            call_on_evict(&|_: &Eviction| panic::panic_any(Bomb(3)), &eviction);
+            let hook = |_: &Eviction| panic::panic_any(PanickingPayload(3));
+            call_on_evict(&hook, &eviction);
         }));
-        // Forgotten first, or it would go off in the test harness, which then hangs.
+        // Forgotten, because a payload that panics in the test harness hangs it.
         assert!(escaped.map_err(mem::forget).is_ok());
     }
 }
