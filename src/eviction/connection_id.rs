@@ -1,16 +1,16 @@
-//! The name of one connection.
+//! Process-wide unique connection ids.
 
 use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Names one connection for as long as the process runs.
+/// Identifies one connection while the process runs.
 ///
 /// An id is never reused, so an id that was kept after its connection ended can be compared with
-/// the one that a session map holds now: they differ if the peer has reconnected since. Ids order
-/// by creation; they say nothing across processes and restarts.
+/// the one that a session map holds now: they differ if the peer has reconnected since. Ids are
+/// ordered by creation. They have no meaning across processes and restarts.
 ///
-/// Displays as a plain number.
+/// Its `Display` output is a plain number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(NonZeroU64);
 
@@ -21,13 +21,13 @@ impl ConnectionId {
         self.0.get()
     }
 
-    /// An id that this process has not given out before.
+    /// Returns an id that this process has not used before.
     pub(crate) fn next() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
 
-        // Only uniqueness is asked for, and the atomicity of the addition alone provides it.
+        // `Relaxed` is enough: uniqueness needs only the atomicity of the addition.
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self(NonZeroU64::new(id).expect("a process does not live to open 2^64 connections"))
+        Self(NonZeroU64::new(id).expect("a process opens fewer than 2^64 connections"))
     }
 }
 
@@ -44,13 +44,13 @@ mod tests {
     use std::thread;
 
     #[test]
-    fn ids_grow_and_display_as_numbers() {
+    fn ids_increase_and_display_as_numbers() {
         let first = ConnectionId::next();
         let second = ConnectionId::next();
         assert!(first < second);
         assert_eq!(first.to_string(), first.as_u64().to_string());
         assert_eq!(format!("{first:>20}"), format!("{:>20}", first.as_u64()));
-        // An optional id costs no more than an id.
+        // The niche of `NonZeroU64` makes an optional id no larger than an id.
         assert_eq!(size_of::<Option<ConnectionId>>(), size_of::<u64>());
     }
 

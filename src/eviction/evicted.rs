@@ -1,4 +1,4 @@
-//! The error by which a handler, or whoever waits for a pong, learns of the end.
+//! The error that reads, writes and pings return after the end of a connection.
 
 use std::error::Error;
 use std::fmt;
@@ -7,10 +7,10 @@ use std::io;
 
 use super::Reason;
 
-/// The connection has ended, and this is why.
+/// The error of an operation on a connection that has ended, with the reason of the end.
 ///
-/// A handler meets it inside the [`io::Error`] of a read or a write, most often wrapped by the
-/// WebSocket library and by axum; [`Evicted::from_error`] digs it out:
+/// A handler gets it inside the [`io::Error`] of a read or a write, which the WebSocket library and
+/// axum usually wrap again; [`Evicted::from_error`] extracts it:
 ///
 /// ```
 /// use tower_ws_liveness::Evicted;
@@ -25,13 +25,13 @@ use super::Reason;
 /// # log_end(&std::io::Error::other("reset"));
 /// ```
 ///
-/// In the `io::Error` it is both the inner error, for [`io::Error::get_ref`] and
-/// [`io::Error::downcast`], and a link of the chain of [sources](Error::source). Two values are
+/// In the `io::Error` it is the inner error, for [`io::Error::get_ref`] and
+/// [`io::Error::downcast`], and it is also in the chain of [sources](Error::source). Two values are
 /// equal if their reasons are.
 #[derive(Clone)]
 pub struct Evicted {
     reason: Reason,
-    /// The same error once more, on its way through an `io::Error` only: see `into_io_error`.
+    /// A copy of this error, set only by `into_io_error`, which explains it.
     source: Option<Box<Evicted>>,
 }
 
@@ -43,27 +43,27 @@ impl Evicted {
         }
     }
 
-    /// Why the connection ended.
+    /// The reason of the connection's end.
     #[must_use]
     pub const fn reason(&self) -> Reason {
         self.reason
     }
 
-    /// Looks for an eviction in an error and in everything it was caused by.
+    /// Finds an eviction in an error and its chain of sources.
     ///
-    /// Follows [`Error::source`], and looks into each [`io::Error`] on the way, so it does not
-    /// matter how often a library wrapped the error, nor whether in an `io::Error` or in a type of
-    /// its own. `None` means that the error has another cause.
+    /// It follows [`Error::source`] and the inner error of each [`io::Error`], so it finds the
+    /// eviction however often a library has wrapped it, in an `io::Error` or in a type of its own.
+    /// `None` means that the error has another cause.
     #[must_use]
     pub fn from_error(error: &(dyn Error + 'static)) -> Option<Self> {
-        let mut link = Some(error);
-        while let Some(error) = link {
+        let mut next = Some(error);
+        while let Some(error) = next {
             if let Some(evicted) = error.downcast_ref::<Self>() {
                 return Some(Self::new(evicted.reason));
             }
-            // An `io::Error` passes over its inner error when it is asked for its source. What it
-            // does report there is found behind the inner error too, so nothing is missed.
-            link = match error.downcast_ref().and_then(io::Error::get_ref) {
+            // `io::Error::source` returns the source of its inner error, and skips the inner error.
+            // Following the inner error instead also reaches that source.
+            next = match error.downcast_ref().and_then(io::Error::get_ref) {
                 Some(inner) => Some(inner),
                 None => error.source(),
             };
@@ -71,11 +71,12 @@ impl Evicted {
         None
     }
 
-    /// The error that the handler's reads and writes fail with.
+    /// Converts into the error that the handler's reads and writes return.
     ///
     /// `io::Error::source` returns the *source of* the inner error, not the inner error. So the
-    /// inner error is an `Evicted` whose source is an `Evicted`: the former is there for `get_ref`,
-    /// the latter for those who follow the sources. It costs a box, once per connection.
+    /// inner error is an `Evicted` whose source is an `Evicted`: `get_ref` returns the former, and
+    /// callers that follow the chain of sources find the latter. This costs one allocation per
+    /// connection.
     pub(crate) fn into_io_error(self) -> io::Error {
         let kind = self.reason.io_error_kind();
         io::Error::new(
@@ -111,7 +112,7 @@ impl Error for Evicted {
     }
 }
 
-// By the reason alone: a value that came through an `io::Error` equals one that did not.
+// Compares only the reason, so that a value from an `io::Error` equals one that was never in one.
 impl PartialEq for Evicted {
     fn eq(&self, other: &Self) -> bool {
         self.reason == other.reason
@@ -132,20 +133,20 @@ mod tests {
 
     const REASON: Reason = Reason::HeartbeatTimeout { missed: 2 };
 
-    /// What a caller finds who knows of sources only.
-    fn by_sources<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Evicted> {
-        let mut link = Some(error);
-        while let Some(error) = link {
+    /// Finds an eviction as a caller does that only follows `Error::source`.
+    fn find_by_sources<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Evicted> {
+        let mut next = Some(error);
+        while let Some(error) = next {
             if let Some(evicted) = error.downcast_ref() {
                 return Some(evicted);
             }
-            link = error.source();
+            next = error.source();
         }
         None
     }
 
     #[test]
-    fn io_error_holds_it_both_ways() {
+    fn io_error_has_it_as_inner_error_and_as_source() {
         let error = Evicted::new(REASON).into_io_error();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert_eq!(
@@ -157,7 +158,7 @@ mod tests {
         assert_eq!(inner.reason(), REASON);
         let source = error.source().unwrap().downcast_ref::<Evicted>().unwrap();
         assert_eq!(source.reason(), REASON);
-        // The chain ends there.
+        // It is the last error of the chain.
         assert!(source.source().is_none());
 
         assert_eq!(Evicted::from_error(&error), Some(Evicted::new(REASON)));
@@ -166,25 +167,25 @@ mod tests {
     }
 
     #[test]
-    fn a_second_trip_does_not_grow_the_chain() {
+    fn converting_to_io_error_twice_does_not_extend_the_chain() {
         let once: Evicted = Evicted::new(REASON).into_io_error().downcast().unwrap();
         let twice = once.into_io_error();
         assert!(twice.source().unwrap().source().is_none());
     }
 
     #[test]
-    fn found_behind_tungstenite_and_axum() {
+    fn found_in_errors_of_tungstenite_and_axum() {
         let error = Evicted::new(REASON).into_io_error();
         let error = tungstenite::Error::Io(error);
         assert_eq!(Evicted::from_error(&error), Some(Evicted::new(REASON)));
         let error = axum::Error::new(error);
         assert_eq!(Evicted::from_error(&error), Some(Evicted::new(REASON)));
-        assert_eq!(by_sources(&error), Some(&Evicted::new(REASON)));
+        assert_eq!(find_by_sources(&error), Some(&Evicted::new(REASON)));
     }
 
     #[test]
-    fn found_behind_nested_io_errors() {
-        // As TLS and other wrapping streams do, with a library's error in between.
+    fn found_in_nested_io_errors() {
+        // TLS and other wrapping streams nest `io::Error`s, with a library's error in between.
         let error = Evicted::new(REASON).into_io_error();
         let error = io::Error::new(io::ErrorKind::BrokenPipe, error);
         let error = io::Error::other(tungstenite::Error::Io(error));
@@ -193,15 +194,15 @@ mod tests {
     }
 
     #[test]
-    fn found_where_the_sources_pass_over_it() {
-        // What an application gets that wraps the error of a ping itself.
+    fn found_as_an_inner_error_that_the_sources_skip() {
+        // An application that wraps the error of a ping in an `io::Error` gets this.
         let error = io::Error::other(Evicted::new(REASON));
-        assert!(by_sources(&error).is_none());
+        assert!(find_by_sources(&error).is_none());
         assert_eq!(Evicted::from_error(&error), Some(Evicted::new(REASON)));
     }
 
     #[test]
-    fn found_bare() {
+    fn found_without_any_wrapper() {
         let evicted = Evicted::new(Reason::Drained);
         assert_eq!(Evicted::from_error(&evicted), Some(evicted.clone()));
         assert!(evicted.source().is_none());
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn other_errors_are_left_alone() {
+    fn other_errors_have_no_eviction() {
         let plain = io::Error::from(io::ErrorKind::TimedOut);
         assert_eq!(Evicted::from_error(&plain), None);
         let custom = io::Error::other("reset");

@@ -1,7 +1,8 @@
-//! The end of a connection as the application sees it: [`Eviction`], its reason, the handler's error.
+//! The end of a connection as the application sees it: [`Eviction`], [`Reason`], [`Evicted`].
 //!
-//! Each upgraded connection ends once, for one [`Reason`], on whatever path. A connection that the peer closed in good order is
-//! "evicted" too: it leaves the set of live connections.
+//! On every path, an upgraded connection ends once and for one [`Reason`]. A connection that the
+//! peer closes with a complete closing handshake is "evicted" too: it is removed from the set of
+//! live connections.
 
 mod connection_id;
 mod evicted;
@@ -20,19 +21,20 @@ pub(crate) use crate::monitor::Reason;
 pub use connection_id::ConnectionId;
 pub use evicted::Evicted;
 
-/// The seats that a connection held to its end, with their keys: each a pair of types that only the
-/// application knows.
+/// The seats that a connection held when it ended.
+///
+/// Each is a pair of key and seat, type-erased because only the application knows the types.
 #[derive(Clone)]
-pub(crate) struct Seats(Arc<Taken>);
+pub(crate) struct Seats(Arc<RemovedSeats>);
 
-struct Taken {
-    from: ConnectionId,
+struct RemovedSeats {
+    connection: ConnectionId,
     seats: Vec<Box<dyn Any + Send + Sync>>,
 }
 
 impl Seats {
-    pub(crate) fn new(from: ConnectionId, seats: Vec<Box<dyn Any + Send + Sync>>) -> Self {
-        Self(Arc::new(Taken { from, seats }))
+    pub(crate) fn new(connection: ConnectionId, seats: Vec<Box<dyn Any + Send + Sync>>) -> Self {
+        Self(Arc::new(RemovedSeats { connection, seats }))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(dyn Any + Send + Sync)> {
@@ -44,19 +46,20 @@ impl Seats {
     }
 }
 
-impl Drop for Taken {
+impl Drop for RemovedSeats {
     fn drop(&mut self) {
-        // One by one: if two of them panicked in one go, the process would be aborted.
+        // One by one, because a second panic during the drop of the whole list would abort the
+        // process.
         for seat in self.seats.drain(..) {
-            discard(self.from, seat);
+            discard(self.connection, seat);
         }
     }
 }
 
-/// A connection's end: its reason, and what the connection looked like in that moment.
+/// The end of a connection: its reason, and the connection's state at that moment.
 ///
-/// A snapshot: it can be cloned, sent elsewhere and kept, and does not keep the connection open. It
-/// does keep the session value and the seats alive, if there are any.
+/// A snapshot: it can be cloned, sent to other tasks and kept, and does not keep the connection
+/// open. It keeps the session value and the seats alive, if there are any.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Eviction {
@@ -72,47 +75,47 @@ pub struct Eviction {
 }
 
 impl Eviction {
-    /// Which connection ended.
+    /// The id of the connection.
     #[must_use]
     pub fn id(&self) -> ConnectionId {
         self.id
     }
 
-    /// Why it ended.
+    /// The reason of the end.
     #[must_use]
     pub fn reason(&self) -> Reason {
         self.reason
     }
 
-    /// How long it lasted: from the upgrade to the end.
+    /// The time from the upgrade to the end.
     #[must_use]
     pub fn lifetime(&self) -> Duration {
         self.lifetime
     }
 
-    /// When the last byte came from the peer, whatever it belonged to. The time of the upgrade if
-    /// none ever came.
+    /// The time at which the last byte of any kind from the peer was read; the time of the upgrade
+    /// if there was none.
     #[must_use]
     pub fn last_seen(&self) -> Instant {
         self.last_seen
     }
 
-    /// How long, at the end, no byte of a data message had passed in the watched direction.
+    /// The time from the last byte of a data message in the watched directions to the end.
     ///
     /// Pings, pongs and Close frames do not count. See [`Traffic`](crate::Traffic) for the
-    /// directions. If there never was such a byte, this is counted from the upgrade.
+    /// directions. If there was no such byte, the time from the upgrade to the end.
     #[must_use]
     pub fn idle_for(&self) -> Duration {
         self.idle_for
     }
 
-    /// The round-trip times measured by pings. `None` if no ping was ever answered.
+    /// The round-trip times of the layer's own pings. `None` if there was no pong.
     #[must_use]
     pub fn rtt(&self) -> Option<Rtt> {
         self.rtt
     }
 
-    /// What passed through the connection.
+    /// Counters since the upgrade.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.stats
@@ -120,8 +123,9 @@ impl Eviction {
 
     /// The value in the connection's session slot.
     ///
-    /// `None` if the slot was never filled, or with a value of another type, or if it had been emptied
-    /// when this eviction was asked for: see [`Liveness::set_session`](crate::Liveness::set_session).
+    /// `None` if no value was set, if the value has another type, or if the slot had been emptied
+    /// before this eviction was requested: see
+    /// [`Liveness::set_session`](crate::Liveness::set_session).
     #[must_use]
     pub fn session<T>(&self) -> Option<Arc<T>>
     where
@@ -141,7 +145,7 @@ impl fmt::Debug for Eviction {
             .field("idle_for", &self.idle_for)
             .field("rtt", &self.rtt)
             .field("stats", &self.stats)
-            // The value's type is unknown here; that there is one is worth showing.
+            // The value's type is unknown here, so only its presence is shown.
             .field("has_session", &self.session.is_some())
             .field("seats", &self.seats.as_ref().map_or(0, Seats::len))
             .finish()
@@ -150,7 +154,7 @@ impl fmt::Debug for Eviction {
 
 #[cfg(test)]
 impl Eviction {
-    /// The end of a connection that did nothing, for the tests of this room.
+    /// The eviction of a connection without traffic.
     pub(crate) fn for_test(reason: Reason) -> Self {
         Self {
             id: ConnectionId::next(),
@@ -171,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tells_what_it_was_built_from() {
+    fn accessors_return_the_values_of_the_fields() {
         let eviction = Eviction::for_test(Reason::MaxLifetime);
         assert_eq!(eviction.id(), eviction.id);
         assert_eq!(eviction.reason(), Reason::MaxLifetime);
@@ -183,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn session_is_found_by_its_type_only() {
+    fn session_returns_only_a_value_of_its_type() {
         let mut eviction = Eviction::for_test(Reason::Drained);
         assert!(eviction.session::<String>().is_none());
         assert!(format!("{eviction:?}").contains("has_session: false"));
@@ -201,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn is_sent_between_tasks() {
+    fn eviction_is_send_and_sync() {
         fn assert_send_sync<T: Send + Sync + 'static>() {}
         assert_send_sync::<Eviction>();
     }
