@@ -1,13 +1,13 @@
-//! A chat room that always knows who is there.
+//! A chat room whose user list contains only live connections.
 //!
 //! ```text
 //! cargo run --example chat
 //! ```
 //!
-//! Then open the printed address in two windows. Every user name has one seat: who comes back under
-//! the same name takes the seat over, and the older connection is closed. When a connection ends,
-//! however it ends, its seat leaves the map; the handler has no timer, sends no ping and cleans nothing
-//! up.
+//! Then open the printed address in two windows. Every user name has one seat: a user who connects
+//! again under the same name takes over the seat, and the older connection is closed. The layer
+//! removes the seat from the map when its connection ends, on every path; the handler has no timer,
+//! sends no ping and has no clean-up code.
 
 use std::collections::{HashMap, VecDeque};
 use std::error::Error;
@@ -33,19 +33,19 @@ use tower_ws_liveness::{
 
 const USAGE: &str = "usage: chat [--addr 127.0.0.1:3000]";
 
-/// Short, so that there is something to see: a silent peer is gone after ten seconds.
+/// Short for a demonstration: a silent peer is evicted after ten seconds.
 const INTERVAL: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Nobody said a word to this user, nor the user to anybody, for so long.
-const IDLE: Duration = Duration::from_secs(300);
+/// A connection without a message in either direction is evicted after this time.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Lines that may wait for one reader. Who falls behind further than this loses the seat.
-const INBOX: usize = 64;
-/// Evictions that the dashboard shows.
+/// Lines that can be queued for one user. A user who is further behind loses the seat.
+const INBOX_CAPACITY: usize = 64;
+/// The number of evictions that the dashboard shows.
 const SHOWN_EVICTIONS: usize = 12;
-const LONGEST_NAME: usize = 24;
-/// From the range that RFC 6455, section 7.4.2, leaves to applications.
-const SEAT_LOST: u16 = 4000;
+const MAX_NAME_CHARS: usize = 24;
+/// The Close code for a lost seat, from the range for private use (RFC 6455 section 7.4.2).
+const CLOSE_SEAT_LOST: u16 = 4000;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -58,7 +58,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Serves until the process ends. `args` are the flags, without the program's name.
+/// Serves until the process ends. `args` are the command-line flags without the program's name.
 pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> {
     let addr = match args.as_slice() {
         [] => SocketAddr::from(([127, 0, 0, 1], 3000)),
@@ -71,18 +71,18 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
         }
         _ => return Err(USAGE.into()),
     };
-    let app = app(INTERVAL, TIMEOUT, IDLE)?;
+    let app = app(INTERVAL, TIMEOUT, IDLE_TIMEOUT)?;
     let listener = TcpListener::bind(addr).await?;
     let addr = listener.local_addr()?;
 
     let mut stdout = io::stdout();
-    let patience = (INTERVAL + TIMEOUT).as_secs();
+    let detection_secs = (INTERVAL + TIMEOUT).as_secs();
     writeln!(stdout, "open http://{addr}/ in two windows")?;
     writeln!(
         stdout,
         "add a client outside the browser, say `websocat ws://{addr}/ws/bob`, and watch:\n  \
          kill -9 it     its seat is free at once: the connection ended without a Close\n  \
-         kill -STOP it  only the heartbeat can tell: its seat is free within {patience} s"
+         kill -STOP it  only the heartbeat detects this: its seat is free within {detection_secs} s"
     )?;
     stdout.flush()?;
 
@@ -101,7 +101,7 @@ pub fn app(
         .timeout(timeout)
         .on_evict({
             let room = room.clone();
-            move |ev: &Eviction| room.leave(ev)
+            move |ev: &Eviction| room.on_evict(ev)
         })
         .build()?;
 
@@ -123,20 +123,21 @@ async fn upgrade(
     State(room): State<Room>,
 ) -> Response {
     let user = user.trim().to_owned();
-    if user.is_empty() || user.chars().count() > LONGEST_NAME || user.contains(char::is_control) {
-        let rule = format!("a name has 1 to {LONGEST_NAME} printable characters\n");
+    if user.is_empty() || user.chars().count() > MAX_NAME_CHARS || user.contains(char::is_control) {
+        let rule = format!("a name has 1 to {MAX_NAME_CHARS} printable characters\n");
         return (StatusCode::BAD_REQUEST, rule).into_response();
     }
-    // Taken before the 101 goes out: whoever is connected is seated. Should the upgrade fail after
-    // all, the seat goes as well.
+    // Registered before the 101 is sent: every connected user has a seat. If the upgrade fails, the
+    // layer removes the seat.
     match room.join(&user, &live) {
-        Ok(inbox) => ws.on_upgrade(move |socket| talk(socket, inbox, user, room)),
+        Ok(inbox) => ws.on_upgrade(move |socket| serve_user(socket, inbox, user, room)),
         Err(error) => (StatusCode::CONFLICT, format!("{error}\n")).into_response(),
     }
 }
 
-/// Runs until either end is gone. Whoever loses the seat is evicted, and finds its socket closed.
-async fn talk(
+/// Forwards messages until the connection ends. If the user loses the seat, the connection is
+/// evicted and the reads and writes here fail.
+async fn serve_user(
     mut socket: WebSocket,
     mut inbox: mpsc::Receiver<Utf8Bytes>,
     user: String,
@@ -170,14 +171,15 @@ type Inbox = mpsc::Sender<Utf8Bytes>;
 #[derive(Clone)]
 struct Room {
     sessions: Arc<Mutex<HashMap<String, Seat<Inbox>>>>,
-    evictions: Arc<Mutex<VecDeque<Gone>>>,
+    evictions: Arc<Mutex<VecDeque<EvictionRecord>>>,
     policy: ReplacePolicy,
 }
 
-/// What the layer keeps for us with each connection and shows to the hook.
+/// The session value of a connection, which the eviction hook gets.
 struct User(String);
 
-struct Gone {
+/// An eviction on the dashboard.
+struct EvictionRecord {
     at: Instant,
     user: String,
     id: u64,
@@ -190,41 +192,41 @@ impl Room {
         Ok(Self {
             sessions: Arc::default(),
             evictions: Arc::default(),
-            policy: ReplacePolicy::newest_wins_with(SEAT_LOST, "your seat was taken over")?,
+            policy: ReplacePolicy::newest_wins_with(CLOSE_SEAT_LOST, "your seat was taken over")?,
         })
     }
 
-    /// Seats the user; whoever had the seat loses it.
+    /// Registers the user. An older connection of the same user loses the seat.
     fn join(
         &self,
         user: &str,
         live: &Liveness,
     ) -> Result<mpsc::Receiver<Utf8Bytes>, RegisterError<Inbox>> {
         live.set_session(User(user.to_owned()));
-        let (tx, inbox) = mpsc::channel(INBOX);
-        let before = live.register_with(&self.sessions, user.to_owned(), tx, &self.policy)?;
-        let news = match before {
+        let (tx, inbox) = mpsc::channel(INBOX_CAPACITY);
+        let previous = live.register_with(&self.sessions, user.to_owned(), tx, &self.policy)?;
+        let notice = match previous {
             None => format!("{user} is here"),
             Some(_) => format!("{user} is here again, on a new connection"),
         };
-        self.tell_or_evict(&json!({ "notice": news }));
+        self.broadcast(&json!({ "notice": notice }));
         Ok(inbox)
     }
 
     fn say(&self, user: &str, text: &str) {
-        self.tell_or_evict(&json!({ "from": user, "text": text }));
+        self.broadcast(&json!({ "from": user, "text": text }));
     }
 
-    /// Never waits: a session whose inbox is full is evicted, and the others do not notice.
-    fn tell_or_evict(&self, line: &Value) {
-        // With the lock given back: an eviction takes the seat out of the map.
-        for seat in self.tell(line) {
-            seat.live().evict(SEAT_LOST, "you read too slowly");
+    /// Sends a line to all users without waiting. A user whose inbox is full is evicted.
+    fn broadcast(&self, line: &Value) {
+        // The map's lock is released here, because an eviction takes it to remove the seat.
+        for seat in self.try_broadcast(line) {
+            seat.live().evict(CLOSE_SEAT_LOST, "you read too slowly");
         }
     }
 
-    /// Returns whose inbox is full.
-    fn tell(&self, line: &Value) -> Vec<Seat<Inbox>> {
+    /// Sends a line to all users without waiting. Returns the seats whose inbox is full.
+    fn try_broadcast(&self, line: &Value) -> Vec<Seat<Inbox>> {
         let line = Utf8Bytes::from(line.to_string());
         let mut slow = Vec::new();
         for seat in lock(&self.sessions).values() {
@@ -235,26 +237,28 @@ impl Room {
         slow
     }
 
-    /// The eviction hook: runs once for every connection, however it ended.
-    fn leave(&self, ev: &Eviction) {
+    /// The eviction hook, called once for every connection.
+    fn on_evict(&self, ev: &Eviction) {
         if let Some(user) = ev.session::<User>() {
-            self.note(&user.0, ev);
+            self.record_eviction(&user.0, ev);
         }
-        // The seats that it held to its end. One that was taken over is not among them, and whoever
-        // has come back by now is not gone.
+        // The seats that the connection held when it ended, without those that were taken over.
         for (user, _) in ev.seats::<String, Inbox>() {
+            // The user may have reconnected by now.
             if !lock(&self.sessions).contains_key(user) {
-                // Nobody is evicted in here: that would call this hook again, inside of this call, and
-                // so on, as deep as there are full inboxes. The next line does it.
-                self.tell(&json!({ "notice": format!("{user} is gone: {}", ev.reason()) }));
+                // Evicts no user whose inbox is full: that would call this hook inside this call,
+                // once more for each full inbox. The next line that is broadcast evicts them.
+                self.try_broadcast(
+                    &json!({ "notice": format!("{user} is gone: {}", ev.reason()) }),
+                );
             }
         }
     }
 
-    fn note(&self, user: &str, ev: &Eviction) {
+    fn record_eviction(&self, user: &str, ev: &Eviction) {
         let mut evictions = lock(&self.evictions);
         evictions.truncate(SHOWN_EVICTIONS - 1);
-        evictions.push_front(Gone {
+        evictions.push_front(EvictionRecord {
             at: Instant::now(),
             user: user.to_owned(),
             id: ev.id().as_u64(),
@@ -283,13 +287,13 @@ impl Room {
             .collect();
         let evictions: Vec<Value> = lock(&self.evictions)
             .iter()
-            .map(|gone| {
+            .map(|record| {
                 json!({
-                    "user": gone.user,
-                    "id": gone.id,
-                    "reason": gone.reason,
-                    "lifetime_s": gone.lifetime.as_secs(),
-                    "ago_s": gone.at.elapsed().as_secs(),
+                    "user": record.user,
+                    "id": record.id,
+                    "reason": record.reason,
+                    "lifetime_s": record.lifetime.as_secs(),
+                    "ago_s": record.at.elapsed().as_secs(),
                 })
             })
             .collect();
@@ -297,7 +301,7 @@ impl Room {
     }
 }
 
-/// Nothing panics half-way through a change of these maps, so a poisoned one is still a sound one.
+/// No change of these maps can panic half-way, so the map behind a poisoned lock is consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -380,7 +384,7 @@ const PAGE: &str = r##"<!doctype html>
     socket.onclose = event => {
       $("status").textContent = "Not connected";
       show(null, opened ? `connection closed: ${event.code} ${event.reason}` : "no connection");
-      if (event.code === 4000) return; // the seat is somebody else's now: reload to take it back
+      if (event.code === 4000) return; // another connection has the seat: reload to take it back
       setTimeout(connect, retry * (0.5 + Math.random() / 2));
       retry = Math.min(retry * 2, 10000);
     };
@@ -419,7 +423,7 @@ const PAGE: &str = r##"<!doctype html>
         [s.user, s.health, s.rtt_ms === null ? "–" : s.rtt_ms.toFixed(1) + " ms", s.idle_s + " s", s.id]));
       fill($("gone"), room.evictions.map(e =>
         [e.user, e.reason.replaceAll("_", " "), e.lifetime_s + " s", e.ago_s + " s", e.id]));
-    } catch { /* the server is away: the next round may find it */ }
+    } catch { /* the server does not respond: retried below */ }
     setTimeout(refresh, 1000);
   }
   refresh();

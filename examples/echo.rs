@@ -1,19 +1,19 @@
-//! An echo server at `/ws`, with the layers of this crate around an ordinary axum handler.
+//! An echo server at `/ws`: the layers of this crate around an ordinary axum handler.
 //!
 //! ```text
 //! cargo run --example echo -- --interval-ms 1000 --timeout-ms 1000 --log-evictions
 //! ```
 //!
-//! The first line on stdout is `listening on <address>`. With `--log-evictions` one JSON line
-//! follows for every connection that opens and one for every connection that ends. `--help` lists
-//! the flags.
+//! The first line on stdout is `listening on <address>`. With `--log-evictions` the server also
+//! prints one JSON line for every connection that opens and one for every connection that ends.
+//! `--help` lists the flags.
 //!
 //! A client that sends a `session-id` header takes the seat of that session, and an older
-//! connection that still has it is evicted: so `reconnecting_client.rs` comes back even before its
-//! death was noticed. Whoever knows an id can do so, hence ids that cannot be guessed, and not in
-//! the URL, which ends up in logs. A `session-attempt` header with a number that grows says which
-//! of a client's connections is the newest: a server that was paused finds several of them waiting,
-//! and may come to the newest first.
+//! connection that holds the seat is evicted: so `reconnecting_client.rs` can reconnect before the
+//! server has detected that the old connection is dead. Any client that knows an id can take its
+//! seat, so ids must not be guessable, and must not be in the URL, which is logged in many places.
+//! The `session-attempt` header is a number that increases with each connection of a client: a
+//! server that was paused may accept several of them at once, and process the newest first.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -42,17 +42,17 @@ Usage: echo [FLAGS]
 
 Echoes text and binary messages at /ws.
 
-  --addr ADDR       address to listen on [127.0.0.1:9001]; port 0 picks a free one
+  --addr ADDR       address to listen on [127.0.0.1:9001]; port 0 selects a free port
   --interval-ms N   silence before a ping is sent [the layer's default]
   --timeout-ms N    time a ping may stay unanswered [the layer's default]
   --missed N        unanswered pings before eviction [the layer's default]
-  --idle-ms N       evict after so long without a message [never]
-  --bare            no layers at all, for comparison
+  --idle-ms N       time without a message before eviction [never]
+  --bare            no layers, for comparison
   --http2-only      HTTP/2 with prior knowledge and extended CONNECT, no HTTP/1.1
   --log-evictions   one JSON line per opened and per evicted connection
   --help            print this text";
 
-const LONGEST_SESSION_ID: usize = 64;
+const MAX_SESSION_ID_BYTES: usize = 64;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -65,7 +65,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Serves until the process ends. `args` are the flags, without the program's name.
+/// Serves until the process ends. `args` are the command-line flags without the program's name.
 pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> {
     let Some(options) = Options::parse(args)? else {
         print_line(USAGE)?;
@@ -82,7 +82,7 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
     }
 }
 
-/// The application: one handler, and around it whatever the options ask for.
+/// The application: one handler, and the layers that the options configure.
 fn app(options: &Options) -> Result<Router, Box<dyn Error + Send + Sync>> {
     let mut app = Router::new().route("/ws", any(upgrade));
     if options.bare {
@@ -100,13 +100,13 @@ fn app(options: &Options) -> Result<Router, Box<dyn Error + Send + Sync>> {
         heartbeat = heartbeat.missed_pings(missed);
     }
     let log = options.log_evictions.then(Log::start);
-    // A layer that is added later is further out and runs earlier, so this middleware already finds
-    // the `Liveness` of the request.
-    let lobby = Lobby {
+    // Layers that are added later are further out and run earlier, so this middleware finds the
+    // `Liveness` that the heartbeat has put into the request.
+    let sessions = Sessions {
         log: log.clone(),
-        ..Lobby::default()
+        ..Sessions::default()
     };
-    app = app.layer(middleware::from_fn_with_state(lobby, open));
+    app = app.layer(middleware::from_fn_with_state(sessions, register));
     if let Some(log) = log {
         heartbeat = heartbeat.on_evict(move |ev: &Eviction| log.evicted(ev));
     }
@@ -116,7 +116,7 @@ fn app(options: &Options) -> Result<Router, Box<dyn Error + Send + Sync>> {
     Ok(app.layer(heartbeat.build()?))
 }
 
-// The handler: nothing in it knows of the layers.
+// The handler, which does not depend on the layers.
 
 async fn upgrade(ws: WebSocketUpgrade) -> Response {
     ws.on_upgrade(echo)
@@ -133,34 +133,38 @@ async fn echo(mut socket: WebSocket) {
 
 // The sessions.
 
-/// What the middleware works with.
+/// The state of the middleware.
 #[derive(Clone, Default)]
-struct Lobby {
-    /// With the number of the attempt that has the seat.
-    sessions: Arc<Mutex<HashMap<String, Seat<u64>>>>,
-    /// Held by whoever looks at a seat and then takes it. No hook takes it.
-    seating: Arc<Mutex<()>>,
+struct Sessions {
+    /// The attempt that holds the seat of each session id.
+    seats: Arc<Mutex<HashMap<String, Seat<u64>>>>,
+    /// Held between the check of a seat and its registration. No hook takes this lock.
+    registering: Arc<Mutex<()>>,
     log: Option<Log>,
 }
 
-impl Lobby {
-    /// False if a newer attempt was here first.
-    fn seat(&self, live: &Liveness, session: Session) -> bool {
+impl Sessions {
+    /// Returns false if a newer attempt holds the seat.
+    fn register(&self, live: &Liveness, session: Session) -> bool {
         let Session { id, attempt } = session.clone();
         live.set_session(session);
-        let _one_at_a_time = self.seating.lock().unwrap_or_else(PoisonError::into_inner);
-        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_late = sessions.get(&id).is_some_and(|seat| **seat > attempt);
-        drop(sessions);
-        if !is_late {
-            // Fails for a connection that has ended already: then there is nobody to seat.
-            let _ = live.register(&self.sessions, id, attempt);
+        let _guard = self
+            .registering
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_outdated = seats.get(&id).is_some_and(|seat| **seat > attempt);
+        // `register` takes this lock itself.
+        drop(seats);
+        if !is_outdated {
+            // Fails only if the connection has ended already, and then needs no seat.
+            let _ = live.register(&self.seats, id, attempt);
         }
-        !is_late
+        !is_outdated
     }
 }
 
-/// Whose connection it is, also for the hook.
+/// The session of a connection, also available to the eviction hook.
 #[derive(Clone)]
 struct Session {
     id: String,
@@ -168,14 +172,14 @@ struct Session {
 }
 
 impl Session {
-    /// `None` if the request names no session, an error if it names an odd one.
-    fn of(headers: &HeaderMap) -> Result<Option<Self>, String> {
+    /// Returns `None` if the request names no session, and an error if a header is invalid.
+    fn from_headers(headers: &HeaderMap) -> Result<Option<Self>, String> {
         let Some(id) = headers.get("session-id") else {
             return Ok(None);
         };
         let id = id.to_str().unwrap_or_default().to_owned();
-        if id.is_empty() || id.len() > LONGEST_SESSION_ID {
-            let rule = format!("a session-id has 1 to {LONGEST_SESSION_ID} printable bytes\n");
+        if id.is_empty() || id.len() > MAX_SESSION_ID_BYTES {
+            let rule = format!("a session-id has 1 to {MAX_SESSION_ID_BYTES} printable bytes\n");
             return Err(rule);
         }
         let attempt = match headers.get("session-attempt") {
@@ -190,15 +194,15 @@ impl Session {
     }
 }
 
-/// Seats and logs an upgrade that the handler accepted: 101 over HTTP/1.1, 2xx to an extended
+/// Registers and logs an upgrade that the handler accepts: 101 over HTTP/1.1, 2xx to an extended
 /// CONNECT.
-async fn open(
-    State(lobby): State<Lobby>,
+async fn register(
+    State(sessions): State<Sessions>,
     live: Option<Liveness>,
     request: Request,
     next: Next,
 ) -> Response {
-    let session = match Session::of(request.headers()) {
+    let session = match Session::from_headers(request.headers()) {
         Ok(session) => session,
         Err(rule) => return (StatusCode::BAD_REQUEST, rule).into_response(),
     };
@@ -207,11 +211,11 @@ async fn open(
     if status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() {
         if let Some(live) = live {
             if let Some(session) = session.clone() {
-                if !lobby.seat(&live, session) {
+                if !sessions.register(&live, session) {
                     return StatusCode::CONFLICT.into_response();
                 }
             }
-            if let Some(log) = &lobby.log {
+            if let Some(log) = &sessions.log {
                 log.opened(&live, session.as_ref());
             }
         }
@@ -231,7 +235,7 @@ async fn serve_http2(
                 set_nodelay(&mut stream);
                 tokio::spawn(serve_http2_connection(stream, app.clone()));
             }
-            // Out of file descriptors, most likely: some come back when connections end.
+            // Most likely out of file descriptors: some are released when connections end.
             Err(error) => {
                 eprintln!("echo: accept: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -250,7 +254,7 @@ async fn serve_http2_connection(stream: TcpStream, app: Router) {
     }
 }
 
-/// Small messages leave at once, instead of waiting until the peer has acknowledged earlier ones.
+/// Sends small messages without waiting for the acknowledgement of earlier ones.
 fn set_nodelay(stream: &mut TcpStream) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
@@ -259,7 +263,7 @@ fn set_nodelay(stream: &mut TcpStream) {
 
 // The log of `--log-evictions`.
 
-/// Hands lines to a thread that prints them: a hook must not wait for the reader of our stdout.
+/// Sends lines to a thread that prints them, because a hook must not wait for the reader of stdout.
 #[derive(Clone)]
 struct Log(mpsc::Sender<String>);
 
@@ -269,7 +273,7 @@ impl Log {
         std::thread::spawn(move || {
             for line in queue {
                 if print_line(&line).is_err() {
-                    return; // nobody reads any more
+                    return; // stdout is a closed pipe
                 }
             }
         });
@@ -277,14 +281,14 @@ impl Log {
     }
 
     fn opened(&self, live: &Liveness, session: Option<&Session>) {
-        let session = member(session);
-        self.line(format!(r#"{{"id":{},"event":"open"{session}}}"#, live.id()));
+        let session = session_member(session);
+        self.send(format!(r#"{{"id":{},"event":"open"{session}}}"#, live.id()));
     }
 
     fn evicted(&self, ev: &Eviction) {
         let session = ev.session::<Session>();
-        let session = member(session.as_deref());
-        self.line(format!(
+        let session = session_member(session.as_deref());
+        self.send(format!(
             r#"{{"id":{},"reason":"{}","lifetime_ms":{}{session}}}"#,
             ev.id(),
             ev.reason().as_str(),
@@ -292,21 +296,21 @@ impl Log {
         ));
     }
 
-    fn line(&self, line: String) {
-        // Fails only when the printing thread has ended, see above.
+    fn send(&self, line: String) {
+        // Fails only if the printing thread has ended, see above.
         let _ = self.0.send(line);
     }
 }
 
-/// One more member of a JSON object, if there is a session to name.
-fn member(session: Option<&Session>) -> String {
+/// A further member of a JSON object, or an empty string without a session.
+fn session_member(session: Option<&Session>) -> String {
     session.map_or_else(String::new, |session| {
-        // A JSON string, whatever is in the id.
+        // `Value` escapes the id.
         format!(r#","session":{}"#, Value::from(session.id.as_str()))
     })
 }
 
-/// Prints one line at once: stdout buffers whole blocks when it is a pipe.
+/// Prints a line and flushes it: stdout is block-buffered when it is a pipe.
 fn print_line(line: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{line}")?;
@@ -315,7 +319,7 @@ fn print_line(line: &str) -> io::Result<()> {
 
 // The command line.
 
-/// What the flags say.
+/// The parsed flags.
 #[derive(Debug, Clone)]
 struct Options {
     addr: SocketAddr,
@@ -329,7 +333,7 @@ struct Options {
 }
 
 impl Options {
-    /// Reads the flags; `None` when they ask for help.
+    /// Parses the flags. Returns `None` for `--help`.
     fn parse(args: Vec<String>) -> Result<Option<Self>, String> {
         let mut options = Self {
             addr: SocketAddr::from(([127, 0, 0, 1], 9001)),

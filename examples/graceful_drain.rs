@@ -1,20 +1,22 @@
-//! A server that loses no message when it is told to stop.
+//! A server that loses no accepted message at SIGTERM.
 //!
 //! ```text
 //! cargo run --example graceful_drain -- --addr 127.0.0.1:3000
 //!
-//! websocat ws://127.0.0.1:3000/ws                      # in some windows: whoever says a line
-//! curl --data 'hello' http://127.0.0.1:3000/publish    # or posts one, says it to all of them
+//! websocat ws://127.0.0.1:3000/ws                      # in several windows: sends typed lines
+//! curl --data 'hello' http://127.0.0.1:3000/publish    # posts a line
 //! kill -TERM <pid>                                     # or Ctrl-C
 //! ```
 //!
-//! A message is accepted when its number is answered: with 202 over HTTP, with `accepted <number>`
-//! over the WebSocket. Every client that is there by then and reads on gets it, and on SIGTERM a
-//! Close frame (1001) after the last one. A client that does not read, or has not read all of it after
-//! `GRACE` and `LAST_WORDS`, holds nobody up: it is cut, and the process ends with status 0.
+//! Every line is a message to all clients. A message is accepted when the server has responded with
+//! its number: with 202 over HTTP, with `accepted <number>` over the WebSocket. Every client that
+//! is connected by then and keeps reading gets it, and on SIGTERM a Close frame (1001) after the
+//! last message. A client that does not read, or has not read everything after `HANDLER_GRACE` and
+//! `DRAIN_DEADLINE`, does not delay the others: its connection is cut, and the process ends with
+//! status 0.
 //!
-//! All clients are told at once here. Where there are very many, have each handler wait a random part
-//! of `GRACE` first, or they will all come back at once.
+//! All clients get their Close frame at the same time here. If there are very many, let each
+//! handler wait a random part of `HANDLER_GRACE` first, or they all reconnect at once.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -38,15 +40,15 @@ use tower_ws_liveness::{ConnectionId, Drain, HeartbeatLayer, Liveness};
 
 const USAGE: &str = "usage: graceful_drain [--addr 127.0.0.1:3000]";
 
-/// The handlers' time to write out what was accepted, and to say goodbye. Whatever stops the process
-/// in production must wait longer than this and `LAST_WORDS` before it uses SIGKILL.
-const GRACE: Duration = Duration::from_secs(3);
-/// The time for those who are left then.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// The time for handlers to send the accepted messages and their Close frame. In production,
+/// SIGKILL must not follow SIGTERM before this, twice `DRAIN_DEADLINE` and some margin have passed.
+const HANDLER_GRACE: Duration = Duration::from_secs(3);
+/// The time for the connections that remain after `HANDLER_GRACE`.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Lines that may wait for one client. Who falls behind further is not waited for.
-const INBOX: usize = 1024;
-const LONGEST_LINE: usize = 64 * 1024;
+/// Lines that can be queued for one client. A client that is further behind is evicted.
+const QUEUE_CAPACITY: usize = 1024;
+const MAX_LINE_BYTES: usize = 64 * 1024;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -59,7 +61,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Serves until a signal comes. `args` are the flags, without the program's name.
+/// Serves until a signal arrives. `args` are the command-line flags without the program's name.
 pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> {
     let addr = match args.as_slice() {
         [] => SocketAddr::from(([127, 0, 0, 1], 3000)),
@@ -69,7 +71,7 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
         [flag] if flag == "--help" => return Ok(print_line(USAGE)?),
         _ => return Err(USAGE.into()),
     };
-    // Before anybody can know that there is somebody to stop.
+    // Installed before the server listens, so that no signal after the first line is missed.
     let signal = stop_signal()?;
     let heartbeat = HeartbeatLayer::default();
     let registry = heartbeat.registry();
@@ -92,20 +94,20 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
         () = signal => {}
     }
 
-    // In this order. First no message is accepted any more: what was is in all queues by now. Then
-    // the handlers hear of it, and upgrades are refused. Then the port is closed.
+    // In this order: first the room stops accepting messages, and all accepted ones are in the
+    // queues. Then the handlers are woken and upgrades are refused. Then the port is closed.
     room.close();
     let sessions = registry.len();
     registry.begin_drain();
     let _ = stop.send(());
 
-    // axum's graceful shutdown waits for requests, not for sockets that were upgraded (axum#3003).
-    // This waits for those, as long as their handlers may take.
-    let _ = timeout(GRACE, registry.wait_idle()).await;
+    // axum's graceful shutdown waits for requests, not for upgraded sockets (axum#3003). This waits
+    // for their handlers.
+    let _ = timeout(HANDLER_GRACE, registry.wait_idle()).await;
 
-    // Whoever is left did not read: is told, and cut at the deadline.
+    // The remaining clients did not read. They get a Close frame, and are cut at the deadline.
     let drain = Drain {
-        deadline: LAST_WORDS,
+        deadline: DRAIN_DEADLINE,
         ..Drain::default()
     };
     let report = registry.drain(drain).await;
@@ -117,14 +119,14 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
         report.already_gone(),
     ))?;
 
-    // A client that never finishes its request is not waited for either.
-    if let Ok(served) = timeout(LAST_WORDS, serving).await {
+    // Bounds the wait for a client that never completes its request.
+    if let Ok(served) = timeout(DRAIN_DEADLINE, serving).await {
         served??;
     }
     Ok(())
 }
 
-/// Completes at SIGTERM, which is how a process is stopped in production, or at Ctrl-C.
+/// Completes at SIGTERM, which service managers use to stop a process, or at Ctrl-C.
 #[cfg(unix)]
 fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
@@ -151,7 +153,7 @@ fn stop_signal() -> io::Result<impl Future<Output = ()>> {
 // The handlers.
 
 async fn publish(State(room): State<Room>, line: String) -> Response {
-    if line.len() > LONGEST_LINE {
+    if line.len() > MAX_LINE_BYTES {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     }
     match room.publish(&line, None) {
@@ -161,13 +163,13 @@ async fn publish(State(room): State<Room>, line: String) -> Response {
 }
 
 async fn upgrade(ws: WebSocketUpgrade, live: Liveness, State(room): State<Room>) -> Response {
-    ws.max_message_size(LONGEST_LINE)
-        .on_upgrade(move |socket| talk(socket, live, room))
+    ws.max_message_size(MAX_LINE_BYTES)
+        .on_upgrade(move |socket| serve_client(socket, live, room))
 }
 
-async fn talk(mut socket: WebSocket, live: Liveness, room: Room) {
+async fn serve_client(mut socket: WebSocket, live: Liveness, room: Room) {
     let mut inbox = room.join(&live);
-    // Made once: each of these waits in a list that all connections share.
+    // Created once: each such future is an entry in a list that all connections share.
     let mut draining = pin!(live.draining());
     loop {
         tokio::select! {
@@ -180,7 +182,8 @@ async fn talk(mut socket: WebSocket, live: Liveness, room: Room) {
             }
             message = socket.recv() => match message {
                 Some(Ok(Message::Text(line))) => {
-                    // Refused only when the room is closed. Nobody has been told that it was accepted.
+                    // Refused only after the room is closed. The client gets no `accepted` line
+                    // then.
                     let _ = room.publish(&line, Some(live.id()));
                 }
                 Some(Ok(_)) => {}
@@ -188,33 +191,35 @@ async fn talk(mut socket: WebSocket, live: Liveness, room: Room) {
             },
         }
     }
-    // The room was closed before the drain began, so what is in the inbox now is all there will be.
+    // The room was closed before the drain began, so the inbox is complete.
     inbox.close();
     while let Some(line) = inbox.recv().await {
         if socket.send(Message::Text(line)).await.is_err() {
             return;
         }
     }
-    let goodbye = CloseFrame {
+    let close_frame = CloseFrame {
         code: 1001,
         reason: "server is going away".into(),
     };
-    // Reading on completes the closing handshake; lines that come now were not accepted.
-    if socket.send(Message::Close(Some(goodbye))).await.is_ok() {
+    // Reading until the end completes the closing handshake. Lines that arrive now are not
+    // accepted.
+    if socket.send(Message::Close(Some(close_frame))).await.is_ok() {
         while let Some(Ok(_)) = socket.recv().await {}
     }
 }
 
 // The room.
 
-/// Everybody's queue, behind one lock: a message goes into all of them or, once the room is closed,
-/// into none.
+/// The queues of all clients, behind one lock: a message is put into all of them or, once the room
+/// is closed, into none.
 #[derive(Clone, Default)]
-struct Room(Arc<Mutex<Inner>>);
+struct Room(Arc<Mutex<RoomState>>);
 
 #[derive(Default)]
-struct Inner {
+struct RoomState {
     closed: bool,
+    /// The number of accepted messages.
     accepted: u64,
     sessions: HashMap<ConnectionId, Session>,
 }
@@ -225,29 +230,29 @@ struct Session {
 }
 
 impl Room {
-    /// A queue for this connection, until its end. Its first line is `welcome <number>`: the client
-    /// gets every message with a higher one.
+    /// Adds a queue for this connection, which is removed at its end. The first line is `welcome
+    /// <number>`: the client gets every message with a higher number.
     fn join(&self, live: &Liveness) -> mpsc::Receiver<Utf8Bytes> {
-        let (inbox, lines) = mpsc::channel(INBOX);
+        let (inbox, lines) = mpsc::channel(QUEUE_CAPACITY);
         let session = Session {
             live: live.clone(),
             inbox,
         };
         let mut room = self.lock();
-        session.put(&format!("welcome {}", room.accepted).into());
+        session.enqueue(&format!("welcome {}", room.accepted).into());
         room.sessions.insert(live.id(), session);
         drop(room);
-        // Called at once if the connection has ended by now.
+        // If the connection has ended already, the hook is called at once.
         let this = self.clone();
         live.on_evict(move |ev| {
-            let gone = this.lock().sessions.remove(&ev.id());
-            drop(gone); // with the lock given back
+            let removed = this.lock().sessions.remove(&ev.id());
+            drop(removed); // after the lock is released
         });
         lines
     }
 
-    /// Puts a message into every queue, and says `accepted` to its author. Its number, or `None` if
-    /// nothing is accepted any more.
+    /// Puts a message into every queue, and an `accepted` line into that of its author. Returns the
+    /// message's number, or `None` if the room is closed.
     fn publish(&self, line: &str, author: Option<ConnectionId>) -> Option<u64> {
         let mut room = self.lock();
         if room.closed {
@@ -256,42 +261,42 @@ impl Room {
         room.accepted += 1;
         let number = room.accepted;
         if let Some(author) = author.and_then(|id| room.sessions.get(&id)) {
-            author.put(&format!("accepted {number}").into());
+            author.enqueue(&format!("accepted {number}").into());
         }
         let line = Utf8Bytes::from(format!("{number} {line}"));
         let mut slow = Vec::new();
         for session in room.sessions.values() {
-            if !session.put(&line) {
+            if !session.enqueue(&line) {
                 slow.push(session.live.clone());
             }
         }
         drop(room);
-        // Not under the lock, which the eviction hook takes.
+        // The lock is released, because the eviction hook takes it.
         for live in slow {
             live.evict(1008, "you read too slowly");
         }
         Some(number)
     }
 
-    /// Accepts nothing any more. What was accepted before is in every queue when this returns.
+    /// Stops accepting messages. When this returns, all accepted messages are in every queue.
     fn close(&self) {
         self.lock().closed = true;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics half-way through a change, so a poisoned room is still a sound one.
+    fn lock(&self) -> MutexGuard<'_, RoomState> {
+        // No change can panic half-way, so the state behind a poisoned lock is consistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Session {
-    /// False if the queue is full, or the handler gone.
-    fn put(&self, line: &Utf8Bytes) -> bool {
+    /// Returns false if the queue is full or the handler has returned.
+    fn enqueue(&self, line: &Utf8Bytes) -> bool {
         self.inbox.try_send(line.clone()).is_ok()
     }
 }
 
-/// Prints one line at once: stdout buffers whole blocks when it is a pipe.
+/// Prints a line and flushes it: stdout is block-buffered when it is a pipe.
 fn print_line(line: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{line}")?;

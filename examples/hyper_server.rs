@@ -1,14 +1,15 @@
-//! An echo server at `/ws` on hyper and tokio-tungstenite, without axum. The layers of this crate are
-//! around an ordinary tower service.
+//! An echo server at `/ws` on hyper and tokio-tungstenite, without axum.
+//!
+//! The layers of this crate wrap an ordinary tower service.
 //!
 //! ```text
 //! cargo run --example hyper_server -- --addr 127.0.0.1:9003
 //!
-//! websocat ws://127.0.0.1:9003/ws        # lines come back
-//! curl http://127.0.0.1:9003/            # how many are connected
+//! websocat ws://127.0.0.1:9003/ws        # echoes lines
+//! curl http://127.0.0.1:9003/            # prints the number of connections
 //! ```
 //!
-//! A line on stdout tells of each connection that ends, with the reason.
+//! The server prints a line for each connection that opens or ends, with the reason of the end.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -48,7 +49,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Serves until the process ends. `args` are the flags, without the program's name.
+/// Serves until the process ends. `args` are the command-line flags without the program's name.
 pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> {
     let addr = match args.as_slice() {
         [] => SocketAddr::from(([127, 0, 0, 1], 9003)),
@@ -61,32 +62,32 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
     let heartbeat = HeartbeatLayer::builder()
         .interval(Duration::from_secs(2))
         .timeout(Duration::from_secs(2))
-        .on_evict(tell_end)
+        .on_evict(print_end)
         .build()?;
     let registry = heartbeat.registry();
     let service = ServiceBuilder::new()
         .layer(heartbeat)
         .layer(IdleTimeoutLayer::new(Duration::from_secs(300)))
-        .service(service_fn(move |request| answer(request, registry.clone())));
+        .service(service_fn(move |request| handle(request, registry.clone())));
     let listener = TcpListener::bind(addr).await?;
     print_line(&format!("listening on {}", listener.local_addr()?))?;
 
     loop {
         let io = match listener.accept().await {
             Ok((io, _)) => io,
-            // Out of file descriptors, most likely: some come back when connections end.
+            // Most likely out of file descriptors: some are released when connections end.
             Err(error) => {
                 eprintln!("hyper_server: accept: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        // Small messages leave at once.
+        // Sends small messages without waiting for the acknowledgement of earlier ones.
         let _ = io.set_nodelay(true);
         let service = TowerToHyperService::new(service.clone());
         tokio::spawn(async move {
             let mut builder = auto::Builder::new(TokioExecutor::new());
-            // With a timer, hyper gives up on a request whose head is not complete within 30 s.
+            // With a timer, hyper closes a connection whose request head is incomplete after 30 s.
             builder.http1().timer(TokioTimer::new());
             let connection = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
             if let Err(error) = connection.await {
@@ -96,21 +97,22 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
     }
 }
 
-/// The application: nothing but the extension comes from the layers.
-async fn answer(
+/// The application. All that it uses of the layers is the `Liveness` extension.
+async fn handle(
     mut request: Request<Incoming>,
     registry: Registry,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let response = match (request.method(), request.uri().path()) {
         (&Method::GET, "/ws") => {
-            let Some(key) = handshake(request.headers()) else {
+            let Some(accept_key) = accept_key(request.headers()) else {
                 return Ok(status(StatusCode::BAD_REQUEST));
             };
             let live = request.extensions().get::<Liveness>().cloned();
-            // Taken out of the request, which need not be kept for as long as the connection lasts.
+            // Moved out of the request, so that the request is dropped while the connection is
+            // open.
             let upgraded = hyper::upgrade::on(&mut request);
             tokio::spawn(async move {
-                // The stream that comes is the layers' own.
+                // This is the stream that the layers have wrapped.
                 if let Ok(upgraded) = upgraded.await {
                     echo(TokioIo::new(upgraded), live).await;
                 }
@@ -119,9 +121,9 @@ async fn answer(
                 .status(StatusCode::SWITCHING_PROTOCOLS)
                 .header(CONNECTION, "upgrade")
                 .header(UPGRADE, "websocket")
-                .header(SEC_WEBSOCKET_ACCEPT, key);
+                .header(SEC_WEBSOCKET_ACCEPT, accept_key);
             response.body(Full::default()).unwrap_or_else(|_| {
-                // Not with these headers.
+                // Unreachable: the headers above are valid.
                 status(StatusCode::INTERNAL_SERVER_ERROR)
             })
         }
@@ -131,24 +133,25 @@ async fn answer(
     Ok(response)
 }
 
-/// The answer to the key of an opening handshake (RFC 6455 section 4.2.1), if it is one.
-fn handshake(headers: &HeaderMap) -> Option<String> {
-    let is_one = has(headers, CONNECTION, "upgrade")
-        && has(headers, UPGRADE, "websocket")
-        && has(headers, SEC_WEBSOCKET_VERSION, "13");
-    let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| is_one)?;
+/// The `Sec-WebSocket-Accept` value for an opening handshake (RFC 6455 section 4.2.1), or `None` if
+/// the headers are not one.
+fn accept_key(headers: &HeaderMap) -> Option<String> {
+    let is_handshake = has_token(headers, CONNECTION, "upgrade")
+        && has_token(headers, UPGRADE, "websocket")
+        && has_token(headers, SEC_WEBSOCKET_VERSION, "13");
+    let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| is_handshake)?;
     Some(derive_accept_key(key.as_bytes()))
 }
 
-/// Whether `token` is in a header that is a list.
-fn has(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+/// Whether a header with a comma-separated list contains `token`.
+fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     let values = headers.get_all(name).into_iter();
     let tokens = values
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','));
     tokens
         .map(str::trim)
-        .any(|one| one.eq_ignore_ascii_case(token))
+        .any(|item| item.eq_ignore_ascii_case(token))
 }
 
 async fn echo<T>(io: T, live: Option<Liveness>)
@@ -167,9 +170,9 @@ where
     }
 }
 
-/// The hook: called once for each connection.
-fn tell_end(ev: &Eviction) {
-    // Nobody may be reading any more.
+/// The eviction hook, called once for each connection.
+fn print_end(ev: &Eviction) {
+    // Fails if stdout is a closed pipe.
     let _ = print_line(&format!("{} is gone: {}", ev.id(), ev.reason().as_str()));
 }
 
@@ -179,7 +182,7 @@ fn status(code: StatusCode) -> Response<Full<Bytes>> {
     response
 }
 
-/// Prints one line at once: stdout buffers whole blocks when it is a pipe.
+/// Prints a line and flushes it: stdout is block-buffered when it is a pipe.
 fn print_line(line: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{line}")?;

@@ -1,6 +1,7 @@
-//! A push gateway: bots connect over WebSocket, events come in over HTTP, and every bot gets every
-//! event. A bot may be killed, stopped or cut off in the middle of it: nothing is pushed into a dead
-//! session, and nobody waits for a slow one.
+//! A push gateway: bots connect over WebSocket and get every event that is posted over HTTP.
+//!
+//! A bot may be killed, stopped or disconnected at any time: no event is pushed to a session that
+//! has ended, and a slow session delays no other.
 //!
 //! ```text
 //! cargo run --example push_gateway -- --interval-ms 1000 --timeout-ms 1000
@@ -9,17 +10,19 @@
 //! curl http://127.0.0.1:3000/sessions
 //! ```
 //!
-//! Then `kill -9` or `kill -STOP` the bot. The first line on stdout is `listening on <address>`, and
-//! one JSON line follows for every session that ended. Events are numbered without gaps, so a bot that
-//! comes back knows what it missed. Nobody is asked who they are: do that before you copy this.
+//! Then `kill -9` or `kill -STOP` the bot. The first line on stdout is `listening on <address>`;
+//! one JSON line follows for every session that ends. Events are numbered without gaps, so a bot
+//! that reconnects knows which events it missed. This example does not authenticate bots: add that
+//! before you copy it.
 //!
-//! Why nothing leaks, however a bot ends:
+//! Why nothing leaks, however a connection ends:
 //!
-//! - The map: the layer takes a seat out when its connection ends, before anybody is told of it. No code
-//!   here does, so none can be forgotten, be skipped by a panic, or hit the seat of a bot that is back.
-//! - The queues: each is bounded, and its reading half is the handler's. The end of a connection fails
-//!   whatever the handler is blocked in, so it returns, and what is left in the queue goes with it.
-//! - The sockets: a dead peer's is dropped at once, any other within the layer's `close_timeout`.
+//! - Map entries: the layer removes a seat when its connection ends, before any hook is called. The
+//!   example has no clean-up code that could be forgotten, be skipped by a panic, or remove the
+//!   seat of a bot that has reconnected.
+//! - Queues: each is bounded, and the handler owns its receiver. The end of a connection fails the
+//!   read or write that the handler waits in, so the handler returns and drops the queue.
+//! - Sockets: that of a dead peer is dropped at once, any other within the layer's `close_timeout`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
@@ -45,24 +48,24 @@ use tower_ws_liveness::{Eviction, HeartbeatLayer, Liveness, RegisterError, Seat}
 const USAGE: &str = "\
 Usage: push_gateway [FLAGS]
 
-  --addr ADDR           address to listen on [127.0.0.1:3000]; port 0 picks a free one
+  --addr ADDR           address to listen on [127.0.0.1:3000]; port 0 selects a free port
   --interval-ms N       silence before a bot is pinged [the layer's default]
   --timeout-ms N        time a ping may stay unanswered [the layer's default]
-  --write-timeout-ms N  time a bot may accept no byte that is sent to it [the layer's default]
+  --write-timeout-ms N  time a write may make no progress [the layer's default]
   --help                print this text";
 
-/// Events that may wait for one bot. A bot that is further behind is evicted as too slow, so this is
-/// also the largest burst that is safe.
-const QUEUE: usize = 256;
-/// With [`QUEUE`], the most memory that one bot can hold back: 16 MiB.
-const LONGEST_EVENT: usize = 64 * 1024;
-const LONGEST_NAME: usize = 64;
-/// Bots have nothing to say, so they need no room to say it.
-const LONGEST_MESSAGE: usize = 4096;
-/// Lines that may wait for the reader of our stdout, which loses what comes on top.
-const LOG: usize = 64 * 1024;
-/// From the range that RFC 6455, section 7.4.2, leaves to applications.
-const TOO_SLOW: u16 = 4008;
+/// Events that can be queued for one bot. A bot that is further behind is evicted as too slow, so
+/// this is also the largest burst that is safe.
+const QUEUE_CAPACITY: usize = 256;
+/// With [`QUEUE_CAPACITY`], bounds the memory for the queue of one bot to 16 MiB.
+const MAX_EVENT_BYTES: usize = 64 * 1024;
+const MAX_NAME_BYTES: usize = 64;
+/// Small, because bots send no messages that the gateway uses.
+const MAX_MESSAGE_BYTES: usize = 4096;
+/// Log lines that can be queued for stdout. Further lines are dropped.
+const LOG_CAPACITY: usize = 64 * 1024;
+/// The Close code for slow bots, from the range for private use (RFC 6455 section 7.4.2).
+const CLOSE_TOO_SLOW: u16 = 4008;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -75,7 +78,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Serves until the process ends. `args` are the flags, without the program's name.
+/// Serves until the process ends. `args` are the command-line flags without the program's name.
 pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut addr = SocketAddr::from(([127, 0, 0, 1], 3000));
     let mut heartbeat = HeartbeatLayer::builder();
@@ -92,10 +95,11 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
             _ => return Err(format!("unknown flag {flag}\n\n{USAGE}").into()),
         }
     }
-    let log = log();
+    let log = start_log();
     let heartbeat = heartbeat.on_evict(move |ev: &Eviction| {
-        // A hook must not wait. Fails if the reader of our stdout is far behind, or gone.
-        let _ = log.try_send(describe(ev));
+        // A hook must not wait. Fails if the reader of stdout is far behind, or has closed the
+        // pipe.
+        let _ = log.try_send(log_line(ev));
     });
 
     let app = Router::new()
@@ -103,12 +107,13 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
         .route("/events", post(inject))
         .route("/sessions", get(sessions))
         .with_state(Gateway::default())
-        .layer(DefaultBodyLimit::max(LONGEST_EVENT))
+        .layer(DefaultBodyLimit::max(MAX_EVENT_BYTES))
         .layer(heartbeat.build()?);
     let listener = TcpListener::bind(addr).await?;
     print_line(&format!("listening on {}", listener.local_addr()?))?;
     let listener = listener.tap_io(|stream| {
-        // An event leaves at once, before the bot has acknowledged earlier ones. If not: no harm.
+        // Sends an event without waiting for the acknowledgement of earlier ones. If this fails,
+        // events are only sent later.
         let _ = stream.set_nodelay(true);
     });
     Ok(axum::serve(listener, app).await?)
@@ -122,35 +127,36 @@ async fn upgrade(
     Path(bot): Path<String>,
     State(gateway): State<Gateway>,
 ) -> Response {
-    if bot.is_empty() || bot.len() > LONGEST_NAME || bot.contains(char::is_control) {
-        let rule = format!("a bot's name has 1 to {LONGEST_NAME} printable bytes\n");
+    if bot.is_empty() || bot.len() > MAX_NAME_BYTES || bot.contains(char::is_control) {
+        let rule = format!("a bot's name has 1 to {MAX_NAME_BYTES} printable bytes\n");
         return (StatusCode::BAD_REQUEST, rule).into_response();
     }
-    // Before the 101 goes out: a bot that finds itself connected misses no event from then on.
-    // Should the upgrade fail after all, the seat goes as well.
+    // Registered before the 101 is sent: a bot that is connected misses no event from then on. If
+    // the upgrade fails, the layer removes the seat.
     match gateway.join(bot, &live) {
         Ok(events) => ws
-            // axum's default is 128 KiB for each session: a lot for one that only listens.
-            .read_buffer_size(LONGEST_MESSAGE)
-            .max_message_size(LONGEST_MESSAGE)
+            // axum's default is 128 KiB per connection, which bots that send nothing do not need.
+            .read_buffer_size(MAX_MESSAGE_BYTES)
+            .max_message_size(MAX_MESSAGE_BYTES)
             .on_upgrade(move |socket| deliver(socket, events)),
         Err(error) => (StatusCode::CONFLICT, format!("{error}\n")).into_response(),
     }
 }
 
-/// Sends what is queued, until either end is gone.
+/// Sends queued events until the connection ends.
 async fn deliver(mut socket: WebSocket, mut events: mpsc::Receiver<Utf8Bytes>) {
     loop {
         tokio::select! {
             event = events.recv() => {
                 let Some(event) = event else { return };
-                // Waits for a bot that does not read, and only this task does. It is not for ever: the
-                // heartbeat, the write timeout or the full queue ends the connection, and this fails.
+                // Waits while the bot does not read, which blocks only this task. The heartbeat,
+                // the write timeout or the full queue bounds the wait: each evicts the connection,
+                // and the send fails.
                 if socket.send(Message::Text(event)).await.is_err() {
                     return;
                 }
             }
-            // Read for the Close of a bot that leaves. Whatever else bots say is not listened to.
+            // Must be polled to receive the bot's Close frame. Other messages are ignored.
             message = socket.recv() => match message {
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return,
@@ -159,11 +165,11 @@ async fn deliver(mut socket: WebSocket, mut events: mpsc::Receiver<Utf8Bytes>) {
     }
 }
 
-/// Queues the body as an event for all sessions: 202 and for how many that was.
+/// Queues the body as an event for all sessions. Responds with 202 and the number of sessions.
 async fn inject(State(gateway): State<Gateway>, text: String) -> (StatusCode, Json<Value>) {
     let (event, sessions) = gateway.push(&text);
-    let told = json!({ "event": event, "sessions": sessions });
-    (StatusCode::ACCEPTED, Json(told))
+    let body = json!({ "event": event, "sessions": sessions });
+    (StatusCode::ACCEPTED, Json(body))
 }
 
 async fn sessions(State(gateway): State<Gateway>) -> Json<Value> {
@@ -182,14 +188,15 @@ async fn sessions(State(gateway): State<Gateway>) -> Json<Value> {
 
 // The sessions.
 
-/// What stands in the map for a bot.
+/// The value of a bot's seat in the map.
 struct Queue {
     events: mpsc::Sender<Utf8Bytes>,
-    /// How many events were queued so far.
+    /// The number of events that were queued so far.
     pushed: AtomicU64,
 }
 
-/// Whose connection it is: for the hook, also when the seat is somebody else's by then.
+/// The session value of a connection. It gives the hook the bot's name, even if a newer connection
+/// has taken the seat.
 struct Bot(String);
 
 #[derive(Clone, Default)]
@@ -200,29 +207,32 @@ struct Gateway {
 }
 
 impl Gateway {
-    /// Seats the bot. An older connection of the same bot loses the seat, and is closed.
+    /// Registers the bot. An older connection of the same bot loses the seat and is evicted.
     fn join(
         &self,
         bot: String,
         live: &Liveness,
     ) -> Result<mpsc::Receiver<Utf8Bytes>, RegisterError<Queue>> {
         live.set_session(Bot(bot.clone()));
-        let (events, inbox) = mpsc::channel(QUEUE);
+        let (events, inbox) = mpsc::channel(QUEUE_CAPACITY);
         let pushed = AtomicU64::new(0);
         live.register(&self.sessions, bot, Queue { events, pushed })?;
         Ok(inbox)
     }
 
-    /// Never waits for a bot. (Whoever joins or ends waits for the map's lock: a map with several holds
-    /// them up for less.) Returns the event's number, and for how many sessions it was queued.
+    /// Queues an event for all sessions, without waiting for a bot. Returns the event's number and
+    /// the number of sessions.
+    ///
+    /// Connections that register or end wait for the map's lock meanwhile. A sharded map shortens
+    /// that wait.
     fn push(&self, text: &str) -> (u64, usize) {
         let mut slow: Vec<Seat<Queue>> = Vec::new();
         let mut count = 0;
-        // Held until the event is queued everywhere: so every bot gets events in their order.
+        // Held until the event is in all queues, so that every bot gets the events in order.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         *last += 1;
         let number = *last;
-        // Made once; a clone for a session is a reference.
+        // Encoded once: a clone shares the bytes.
         let event = Utf8Bytes::from(json!({ "event": number, "data": text }).to_string());
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
         for seat in sessions.values() {
@@ -232,20 +242,22 @@ impl Gateway {
                     count += 1;
                 }
                 Err(TrySendError::Full(_)) => slow.push(seat.clone()),
-                // Its handler has just returned, so the seat is about to go.
+                // The handler has returned, and the seat is about to be removed.
                 Err(TrySendError::Closed(_)) => {}
             }
         }
-        // Both locks are given back first: an eviction takes the seat out of the map, and tells hooks.
+        // Released before the evictions: each takes the map's lock to remove the seat, and calls
+        // hooks.
         drop(sessions);
         drop(last);
         for seat in slow {
-            seat.live().evict(TOO_SLOW, "too slow");
+            seat.live().evict(CLOSE_TOO_SLOW, "too slow");
         }
         (number, count)
     }
 
-    /// Who is there. Seats are cheap to clone, and so no push waits for whoever looks at them.
+    /// All seats, sorted by name. They are cloned, which is cheap, so that the lock is released at
+    /// once.
     fn seats(&self) -> BTreeMap<String, Seat<Queue>> {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
         sessions.clone().into_iter().collect()
@@ -254,7 +266,7 @@ impl Gateway {
 
 // The log.
 
-fn describe(ev: &Eviction) -> String {
+fn log_line(ev: &Eviction) -> String {
     json!({
         "bot": ev.session::<Bot>().map(|bot| bot.0.clone()),
         "id": ev.id().as_u64(),
@@ -264,20 +276,20 @@ fn describe(ev: &Eviction) -> String {
     .to_string()
 }
 
-/// A thread of its own prints the lines, so that no hook waits for the reader of our stdout.
-fn log() -> mpsc::Sender<String> {
-    let (lines, mut queue) = mpsc::channel::<String>(LOG);
+/// Starts a thread that prints lines, because a hook must not wait for the reader of stdout.
+fn start_log() -> mpsc::Sender<String> {
+    let (lines, mut queue) = mpsc::channel::<String>(LOG_CAPACITY);
     std::thread::spawn(move || {
         while let Some(line) = queue.blocking_recv() {
             if print_line(&line).is_err() {
-                return; // nobody reads any more
+                return; // stdout is a closed pipe
             }
         }
     });
     lines
 }
 
-/// Prints one line at once: stdout buffers whole blocks when it is a pipe.
+/// Prints a line and flushes it: stdout is block-buffered when it is a pipe.
 fn print_line(line: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{line}")?;

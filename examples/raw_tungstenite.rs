@@ -1,15 +1,17 @@
-//! An echo server of plain sockets and tokio-tungstenite, without any HTTP framework. One session
-//! for each name, with a heartbeat under it.
+//! An echo server on plain sockets and tokio-tungstenite, without an HTTP framework.
+//!
+//! Each user name has one session, with a heartbeat below the WebSocket library.
 //!
 //! ```text
 //! cargo run --example raw_tungstenite -- --addr 127.0.0.1:9002
 //!
-//! websocat ws://127.0.0.1:9002/alice     # the path is the name; lines come back
+//! websocat ws://127.0.0.1:9002/alice     # the path is the user name; echoes lines
 //! ```
 //!
-//! A line on stdout tells of each session that comes, and of each that goes, with the reason. Who comes
-//! back takes the seat of his older connection. On Ctrl-C everybody is sent a Close frame (1001),
-//! and the process ends when they have gone, after `GRACE` at the latest.
+//! The server prints a line for each session that begins or ends, with the reason of the end. A
+//! user who reconnects takes the seat of the older connection. On Ctrl-C every client gets a Close
+//! frame (1001), and the process ends when all connections are closed, after `DRAIN_DEADLINE` at
+//! the latest.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -29,12 +31,13 @@ use tungstenite::handshake::server::{ErrorResponse, Request, Response};
 
 const USAGE: &str = "usage: raw_tungstenite [--addr 127.0.0.1:9002]";
 
-/// How long an opening handshake may take. Nothing else bounds it here.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long the closing handshakes may take when the process is told to stop.
-const GRACE: Duration = Duration::from_secs(5);
+/// The time for an opening handshake. Nothing else bounds it here.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time for all closing handshakes after Ctrl-C.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Who is here, and from where. An entry leaves with the connection it belongs to, and no other.
+/// The address of each user. The layer removes an entry when the connection that it belongs to
+/// ends.
 type Sessions = Arc<Mutex<HashMap<String, Seat<SocketAddr>>>>;
 
 #[tokio::main]
@@ -48,7 +51,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Serves until Ctrl-C. `args` are the flags, without the program's name.
+/// Serves until Ctrl-C. `args` are the command-line flags without the program's name.
 pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> {
     let addr = match args.as_slice() {
         [] => SocketAddr::from(([127, 0, 0, 1], 9002)),
@@ -71,7 +74,7 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
                 Ok((io, peer)) => {
                     tokio::spawn(serve(io, peer, heartbeat.clone(), sessions.clone()));
                 }
-                // Out of file descriptors, most likely: some come back when connections end.
+                // Most likely out of file descriptors: some are released when connections end.
                 Err(error) => {
                     eprintln!("raw_tungstenite: accept: {error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -81,7 +84,7 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
     }
     drop(listener);
     let drain = Drain {
-        deadline: GRACE,
+        deadline: DRAIN_DEADLINE,
         ..Drain::default()
     };
     let report = heartbeat.registry().drain(drain).await;
@@ -89,17 +92,18 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
     Ok(())
 }
 
-/// One connection, from its first byte to its end.
+/// Serves one connection, from the opening handshake to its end.
 async fn serve(io: TcpStream, peer: SocketAddr, heartbeat: HeartbeatLayer, sessions: Sessions) {
-    // Small messages leave at once; and a socket of a dead peer does not keep its data for a quarter
-    // of an hour.
+    // Sends small messages without waiting for the acknowledgement of earlier ones.
     let _ = io.set_nodelay(true);
+    // By default the kernel retransmits data to a dead peer for about 15 minutes. These options
+    // make it give up after a time that follows from the heartbeat's.
     let _ = heartbeat.tcp_options().apply(&io);
 
-    // Wrapped before the handshake, which passes through.
+    // Wrapped before the opening handshake, which passes through unchanged.
     let (io, live) = heartbeat.wrap_server_handshake(io);
     let mut user = String::new();
-    // The size of the error is the library's choice.
+    // tungstenite's callback trait prescribes this large error type.
     #[allow(clippy::result_large_err)]
     let name = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
         user = request.uri().path().trim_matches('/').to_owned();
@@ -112,17 +116,16 @@ async fn serve(io: TcpStream, peer: SocketAddr, heartbeat: HeartbeatLayer, sessi
             _ => Ok(response),
         }
     };
-    let Ok(Ok(mut socket)) = timeout(HANDSHAKE, accept_hdr_async(io, name)).await else {
-        return; // nobody that anybody was told of
+    let Ok(Ok(mut socket)) = timeout(HANDSHAKE_TIMEOUT, accept_hdr_async(io, name)).await else {
+        return; // no session has begun
     };
 
-    tell(&format!("{user} is here"));
+    print_event(&format!("{user} is here"));
     let name = user.clone();
-    live.on_evict(move |ev| tell(&format!("{name} is gone: {}", ev.reason().as_str())));
-    // From now on the map has it until the connection ends, in whatever way. There is nothing to be
-    // removed by hand.
+    live.on_evict(move |ev| print_event(&format!("{name} is gone: {}", ev.reason().as_str())));
+    // The layer removes the entry when the connection ends, on every path.
     if live.register(&sessions, user, peer).is_err() {
-        return; // it has ended already
+        return; // the connection has ended already
     }
     while let Some(Ok(message)) = socket.next().await {
         let is_data = message.is_text() || message.is_binary();
@@ -132,12 +135,12 @@ async fn serve(io: TcpStream, peer: SocketAddr, heartbeat: HeartbeatLayer, sessi
     }
 }
 
-fn tell(line: &str) {
-    // Nobody may be reading any more.
+fn print_event(line: &str) {
+    // Fails if stdout is a closed pipe.
     let _ = print_line(line);
 }
 
-/// Prints one line at once: stdout buffers whole blocks when it is a pipe.
+/// Prints a line and flushes it: stdout is block-buffered when it is a pipe.
 fn print_line(line: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{line}")?;

@@ -1,34 +1,34 @@
-//! A client that stays connected: its own heartbeat tells it that the server is gone, and it comes
-//! back without running the server over.
+//! A client that detects a dead server by its own heartbeat and reconnects with backoff.
 //!
 //! ```text
 //! cargo run --example echo -- --interval-ms 1000 --timeout-ms 1000
 //! cargo run --example reconnecting_client -- --interval-ms 1000 --timeout-ms 1000
 //! ```
 //!
-//! Then `kill -9` or `kill -STOP` the server. Every line of stdin is sent as a text message. What
-//! comes back is printed, and what happens besides goes to stderr as JSON, one object per line;
-//! with `--jsonl` all of it goes to stdout so. Ctrl-C and the end of stdin close the connection
-//! with 1000. `--help` lists the flags.
+//! Then `kill -9` or `kill -STOP` the server. Every line of stdin is sent as a text message.
+//! Received messages are printed to stdout, and other events to stderr as JSON, one object per
+//! line; with `--jsonl` all events are printed to stdout as JSON. Ctrl-C and the end of stdin close
+//! the connection with 1000. `--help` lists the flags.
 //!
-//! What to know before you copy this:
+//! Notes for a client of your own:
 //!
-//! - A line is sent at most once. Up to [`QUEUE`] lines wait while there is no connection, and then
-//!   stdin is not read on, so none of those is lost. One that was written to a connection may be:
-//!   that it was written says nothing about who read it. Where every message counts, number them,
-//!   keep each until the server has acknowledged it, and have the server drop what it has seen
-//!   before.
-//! - The session's id is made once and sent with every attempt, as the `session-id` header. A
-//!   server that finds an older connection under it knows that one to be dead. `session-attempt`
-//!   counts the attempts, since a server that was paused may come to the newest first, and would
-//!   take it for dead.
-//! - The delays are of the "full jitter" kind: anything from nothing to a ceiling that doubles.
-//!   backon computes the ceilings; its own jitter is added on top of them, which leaves the first
-//!   half of every window empty, so the draw is made here.
-//! - The ceilings start over only after a connection that lasted for `--stable-ms`. Were it any
-//!   open one, a server that accepts and hangs up would be called in a tight loop.
-//! - For `wss:` do the TLS handshake right after connecting, and go on with its stream in place of
-//!   TCP's.
+//! - A line is sent at most once. Up to [`QUEUE_CAPACITY`] lines are queued while there is no
+//!   connection, and then stdin is not read further, so no queued line is lost. A line that was
+//!   written to a connection may be lost: a successful write does not mean that the server has read
+//!   it. If every message counts, number the messages, keep each until the server has acknowledged
+//!   it, and let the server drop duplicates.
+//! - The session id is generated once and sent with every attempt, as the `session-id` header. A
+//!   server that has an older connection with that id can treat it as dead. `session-attempt`
+//!   counts the attempts, because a server that was paused may process the newest attempt first,
+//!   and would then treat it as dead when it processes an older one.
+//! - The delays have "full jitter": each is random between zero and a ceiling that doubles. backon
+//!   computes the ceilings. Its own jitter is added to the delay, which leaves the first half of
+//!   every window empty, so the random delay is drawn here.
+//! - The ceilings are reset only after a connection that lasted for `--stable-ms`. If every open
+//!   connection reset them, a server that accepts and closes at once would be called in a tight
+//!   loop.
+//! - For `wss:`, do the TLS handshake after connecting, and use the TLS stream in place of the TCP
+//!   stream.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -53,31 +53,32 @@ use tungstenite::{Message, Utf8Bytes};
 const USAGE: &str = "\
 Usage: reconnecting_client [FLAGS]
 
-Sends the lines of stdin as text messages, and prints what comes back.
+Sends the lines of stdin as text messages, and prints the messages that it receives.
 
-  --url URL               where to connect to [ws://127.0.0.1:9001/ws]
-  --interval-ms N         silence before the server is pinged [30000]
+  --url URL               URL of the server [ws://127.0.0.1:9001/ws]
+  --interval-ms N         silence before a ping is sent [30000]
   --timeout-ms N          time a ping may stay unanswered [15000]
   --connect-timeout-ms N  time for connecting and the opening handshake [10000]
-  --min-backoff-ms N      ceiling of the first delay, doubled from then on [1000]
+  --min-backoff-ms N      ceiling of the first delay, doubled for each further one [1000]
   --max-backoff-ms N      the highest ceiling [60000]
-  --stable-ms N           lifetime of a connection after which the ceilings start over [60000]
+  --stable-ms N           lifetime of a connection that resets the ceilings [60000]
   --restart-ms N          ceiling of the delay after 1001 and 1012, if that is higher [5000]
-  --jsonl                 one JSON line per event
+  --jsonl                 print all events to stdout, one JSON line each
   --help                  print this text
 
-Exit status: 0 after Close 1000 from either side, 1 if something is wrong here, 3 if the server
-closed with a code that means not to come back, 4 if it refused the opening handshake for good.";
+Exit status: 0 after Close 1000 from either side, 1 after a local error, 3 if the server closed
+with a code after which the client must not retry, 4 if it refused the opening handshake
+permanently.";
 
-/// Lines that wait for a connection.
-const QUEUE: usize = 64;
-/// A server that asks for more patience than this is asked again all the same.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// Lines that can be queued for a connection.
+const QUEUE_CAPACITY: usize = 64;
+/// A longer `Retry-After` of the server counts as this.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-/// The exit status after a Close that means not to come back.
-const CLOSED_FOR_GOOD: u8 = 3;
-/// The exit status after an HTTP response that means not to come back.
-const REFUSED: u8 = 4;
+/// The exit status after a Close code that does not allow a retry.
+const EXIT_CLOSED: u8 = 3;
+/// The exit status after an HTTP response that does not allow a retry.
+const EXIT_REFUSED: u8 = 4;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -90,7 +91,8 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Stays connected until somebody says not to. `args` are the flags, without the program's name.
+/// Runs until Ctrl-C, the end of stdin, or an end that does not allow a retry. `args` are the
+/// command-line flags without the program's name.
 pub async fn run(args: Vec<String>) -> Result<ExitCode, Box<dyn Error + Send + Sync>> {
     let Some(options) = Options::parse(args)? else {
         print_line(USAGE)?;
@@ -101,20 +103,22 @@ pub async fn run(args: Vec<String>) -> Result<ExitCode, Box<dyn Error + Send + S
             .interval(options.interval)
             .timeout(options.timeout)
             .build()?,
-        // As hard to guess as the key of a handshake, which is what this makes.
+        // Generates the random key of a handshake, which is as hard to guess as a session id must
+        // be.
         session: generate_key().parse()?,
-        leaving: CancellationToken::new(),
+        shutdown: CancellationToken::new(),
         options,
     };
-    let mut lines = read_lines(client.leaving.clone());
+    let mut lines = read_lines(client.shutdown.clone());
     let interrupted = async {
         if tokio::signal::ctrl_c().await.is_ok() {
-            client.leaving.cancel();
+            client.shutdown.cancel();
         }
         std::future::pending().await
     };
     let status = tokio::select! {
-        // The handler is there before anything is printed.
+        // Polled in order, so that the signal handler is installed before the first event is
+        // printed.
         biased;
         never = interrupted => never,
         status = client.stay_connected(&mut lines) => status,
@@ -128,73 +132,77 @@ struct Client {
     options: Options,
     heartbeat: HeartbeatLayer,
     session: HeaderValue,
-    /// Cancelled when there is nothing more to do than to say goodbye.
-    leaving: CancellationToken,
+    /// Cancelled when the client must close its connection and end.
+    shutdown: CancellationToken,
 }
 
-/// The WebSocket library speaks through the heartbeat, and that through TCP.
+/// The WebSocket library on top of the heartbeat's stream on top of TCP.
 type Socket = WebSocketStream<HandshakeStream<TcpStream>>;
 
-/// Why there is no connection (any more), for people, and what follows from it.
-struct Ended {
+/// The end of a connection or of an attempt to connect.
+struct AttemptEnd {
+    /// The event that is printed.
     event: Value,
-    next: Next,
+    next: NextStep,
 }
 
 impl Client {
-    /// Returns the exit status.
+    /// Connects, and reconnects after each end that allows it. Returns the exit status.
     async fn stay_connected(&self, lines: &mut mpsc::Receiver<String>) -> io::Result<u8> {
         let mut backoff = Backoff::new(&self.options);
         let mut was_open = false;
         for attempt in 1_u64.. {
-            self.tell(json!({ "event": "connecting", "attempt": attempt }))?;
+            self.print_event(json!({ "event": "connecting", "attempt": attempt }))?;
             let opening = tokio::time::timeout(self.options.connect_timeout, self.open(attempt));
-            let Ended { event, next } = match self.leaving.run_until_cancelled(opening).await {
+            let AttemptEnd { event, next } = match self.shutdown.run_until_cancelled(opening).await
+            {
                 None => break,
                 Some(Ok(Ok((socket, live)))) => {
-                    self.tell(json!({
+                    self.print_event(json!({
                         "event": "open",
                         "session": self.session.to_str().unwrap_or_default(),
-                        // To the client's knowledge. What the server still knows, it has to say
-                        // itself.
+                        // True if the client was connected before. Whether the server still has the
+                        // session is not known here.
                         "resumed": was_open,
                         "attempt": attempt,
                     }))?;
                     was_open = true;
-                    self.converse(socket, lines).await?;
-                    // Whatever ended it, the layer tells of one end and one reason.
+                    self.exchange_messages(socket, lines).await?;
+                    // On every path the layer reports one end with one reason.
                     let eviction = live.evicted().await;
                     if eviction.lifetime() >= self.options.stable {
                         backoff = Backoff::new(&self.options);
                     }
-                    Ended::by(&eviction)
+                    AttemptEnd::from_eviction(&eviction)
                 }
-                Some(Ok(Err(error))) => Ended::refused(&error),
-                Some(Err(_)) => Ended::failed("connect_timeout"),
+                Some(Ok(Err(error))) => AttemptEnd::from_error(&error),
+                Some(Err(_)) => AttemptEnd::failed("connect_timeout"),
             };
-            if self.leaving.is_cancelled() {
+            if self.shutdown.is_cancelled() {
                 break;
             }
-            self.tell(event)?;
+            self.print_event(event)?;
             let (ceiling, delay) = match next {
-                Next::Stop { code, status } => {
-                    self.tell(json!({ "event": "stopped", "code": code, "status": status }))?;
+                NextStep::Stop { code, status } => {
+                    self.print_event(
+                        json!({ "event": "stopped", "code": code, "status": status }),
+                    )?;
                     return Ok(status);
                 }
-                Next::Retry(when) => backoff.delay(when),
+                NextStep::Retry(kind) => backoff.delay(kind),
             };
             let (ceiling, millis) = (ceiling.as_millis() as u64, delay.as_millis() as u64);
-            self.tell(json!({ "event": "retry_in", "ms": millis, "ceiling_ms": ceiling }))?;
+            self.print_event(json!({ "event": "retry_in", "ms": millis, "ceiling_ms": ceiling }))?;
             let waiting = tokio::time::sleep(delay);
-            if self.leaving.run_until_cancelled(waiting).await.is_none() {
+            if self.shutdown.run_until_cancelled(waiting).await.is_none() {
                 break;
             }
         }
-        self.tell(json!({ "event": "stopped", "code": 1000, "status": 0 }))?;
+        self.print_event(json!({ "event": "stopped", "code": 1000, "status": 0 }))?;
         Ok(0)
     }
 
-    /// Connects, and puts the heartbeat between TCP and the WebSocket library.
+    /// Connects, with the heartbeat between TCP and the WebSocket library.
     async fn open(&self, attempt: u64) -> Result<(Socket, Liveness), tungstenite::Error> {
         let mut request = self.options.url.clone().into_client_request()?;
         let headers = request.headers_mut();
@@ -202,7 +210,7 @@ impl Client {
         headers.insert("session-attempt", attempt.into());
 
         let tcp = TcpStream::connect(&self.options.authority).await?;
-        // A socket that refuses an option works all the same.
+        // The client works without these options too.
         let _ = tcp.set_nodelay(true);
         let _ = self.heartbeat.tcp_options().apply(&tcp);
 
@@ -212,48 +220,53 @@ impl Client {
     }
 
     /// Sends lines and prints messages until the connection has ended.
-    async fn converse(&self, socket: Socket, lines: &mut mpsc::Receiver<String>) -> io::Result<()> {
-        // Apart, so that a server that takes nothing for a while is still listened to: it may be
-        // waiting for just that.
+    async fn exchange_messages(
+        &self,
+        socket: Socket,
+        lines: &mut mpsc::Receiver<String>,
+    ) -> io::Result<()> {
+        // Two independent halves: if the server does not read for a while, its messages are still
+        // read, because it may be waiting for that.
         let (mut outgoing, mut incoming) = socket.split();
-        let talking = async {
-            while let Some(Some(line)) = self.leaving.run_until_cancelled(lines.recv()).await {
+        let sending = async {
+            while let Some(Some(line)) = self.shutdown.run_until_cancelled(lines.recv()).await {
                 if outgoing.send(Message::text(line)).await.is_err() {
-                    // The reader sees why.
+                    // The receiving half gets the end too.
                     return;
                 }
             }
-            self.leaving.cancelled().await;
-            let goodbye = CloseFrame {
+            self.shutdown.cancelled().await;
+            let close_frame = CloseFrame {
                 code: CloseCode::Normal,
                 reason: Utf8Bytes::default(),
             };
-            // The server's answer, or the layer's `close_timeout`, ends the reading.
-            let _ = outgoing.send(Message::Close(Some(goodbye))).await;
+            // The server's Close frame, or the layer's `close_timeout`, ends `receiving`.
+            let _ = outgoing.send(Message::Close(Some(close_frame))).await;
         };
-        let listening = async {
+        let receiving = async {
             while let Some(Ok(message)) = incoming.next().await {
                 match message {
                     Message::Text(text) => {
-                        self.tell(json!({ "event": "message", "text": text.as_str() }))?;
+                        self.print_event(json!({ "event": "message", "text": text.as_str() }))?;
                     }
                     Message::Binary(payload) => {
-                        self.tell(json!({ "event": "message", "bytes": payload.len() }))?;
+                        self.print_event(json!({ "event": "message", "bytes": payload.len() }))?;
                     }
                     _ => {}
                 }
             }
             Ok(())
         };
-        tokio::pin!(talking, listening);
+        tokio::pin!(sending, receiving);
         tokio::select! {
-            result = &mut listening => result,
-            () = &mut talking => listening.await,
+            result = &mut receiving => result,
+            () = &mut sending => receiving.await,
         }
     }
 
-    /// Prints an event: as it is, or messages to stdout and the rest to stderr.
-    fn tell(&self, event: Value) -> io::Result<()> {
+    /// Prints an event: with `--jsonl` to stdout as JSON, otherwise the text of a message to stdout
+    /// and other events to stderr.
+    fn print_event(&self, event: Value) -> io::Result<()> {
         if self.options.jsonl {
             return print_line(&event.to_string());
         }
@@ -264,27 +277,27 @@ impl Client {
     }
 }
 
-impl Ended {
-    /// By the end of an open connection.
-    fn by(eviction: &Eviction) -> Self {
+impl AttemptEnd {
+    /// The end of an open connection.
+    fn from_eviction(eviction: &Eviction) -> Self {
         let reason = eviction.reason();
         let code = match reason {
             Reason::PeerClosed { code } => Some(code.unwrap_or(1005)),
             _ => None,
         };
         let event = json!({ "event": "lost", "reason": reason.as_str(), "code": code });
-        let next = code.map_or(Next::Retry(When::Backoff), Next::after_close);
+        let next = code.map_or(NextStep::Retry(RetryDelay::Backoff), NextStep::after_close);
         Self { event, next }
     }
 
-    /// By what connecting or the handshake failed with.
-    fn refused(error: &tungstenite::Error) -> Self {
+    /// The end of an attempt whose connect or opening handshake failed.
+    fn from_error(error: &tungstenite::Error) -> Self {
         match error {
             tungstenite::Error::Http(response) => {
                 let status = response.status();
                 Self {
                     event: json!({ "event": "refused", "http": status.as_u16() }),
-                    next: Next::after_http(status, response.headers()),
+                    next: NextStep::after_http(status, response.headers()),
                 }
             }
             error => Self::failed(&error.to_string()),
@@ -294,86 +307,86 @@ impl Ended {
     fn failed(error: &str) -> Self {
         Self {
             event: json!({ "event": "failed", "error": error }),
-            next: Next::Retry(When::Backoff),
+            next: NextStep::Retry(RetryDelay::Backoff),
         }
     }
 }
 
-// What follows.
+// The next step after an attempt.
 
-enum Next {
-    Retry(When),
+enum NextStep {
+    Retry(RetryDelay),
     Stop {
-        /// Of the Close, or of the HTTP response.
+        /// The Close code or the HTTP status.
         code: u16,
+        /// The exit status of the process.
         status: u8,
     },
 }
 
-enum When {
-    /// Nobody knows: by the backoff alone.
+enum RetryDelay {
+    /// Only the backoff applies.
     Backoff,
-    /// The server leaves, and it or another one will be there in seconds. Who registered 1012
-    /// thought of 5 to 30 of them, at random.
+    /// The server is restarting, and it or another one is available within seconds. The
+    /// registration of 1012 proposes a random delay of 5 to 30 s.
     Restart,
-    /// The server has too much to do.
-    Later,
-    /// The server has said when.
+    /// The server is overloaded.
+    Overload,
+    /// The server has sent a delay in seconds.
     NotBefore(Duration),
 }
 
-impl Next {
+impl NextStep {
     /// RFC 6455 section 7.4.1, and IANA's registry of close codes for those from 1012 on:
     ///
-    /// | code | means | so |
+    /// | code | meaning | next step |
     /// |---|---|---|
-    /// | 1000 | done | stop: nothing failed |
-    /// | 1001, 1012 | going away, service restart | come back soon, but not all clients at once |
-    /// | 1013 | try again later: overload | come back late |
-    /// | 1002, 1003, 1007, 1009, 1010 | what the client sent was wrong | stop: it would be again |
-    /// | 1008, 3000, 3003 | policy, unauthorized, forbidden | stop: it takes a person to change |
-    /// | 4000 to 4999 | what the application says | stop: it was meant for this client |
-    /// | 1005, 1011, 1014, 3008, other | no code, server's error, bad gateway, timeout | backoff: it may pass |
+    /// | 1000 | normal closure | stop: nothing failed |
+    /// | 1001, 1012 | going away, service restart | retry soon, but not all clients at once |
+    /// | 1013 | try again later: overload | retry late |
+    /// | 1002, 1003, 1007, 1009, 1010 | the client sent invalid data | stop: a retry fails again |
+    /// | 1008, 3000, 3003 | policy, unauthorized, forbidden | stop: needs a change by an operator |
+    /// | 4000 to 4999 | defined by the application | stop: addressed to this client |
+    /// | 1005, 1011, 1014, 3008, other | no code, server error, bad gateway, timeout | backoff: may be transient |
     ///
-    /// By this crate's defaults 3008 comes from the server's heartbeat, and 4000 when a newer
-    /// connection has taken the seat: two clients must not take it from each other for ever. An end
-    /// without a Close (1006 to a browser) has no code, and is a matter for the backoff.
+    /// By this crate's defaults the server's heartbeat sends 3008, and a connection whose seat a
+    /// newer one has taken gets 4000: two clients must not take it from each other forever. An end
+    /// without a Close frame (1006 in a browser) has no code, and only the backoff applies.
     fn after_close(code: u16) -> Self {
         match code {
             1000 => Self::Stop { code, status: 0 },
-            1001 | 1012 => Self::Retry(When::Restart),
-            1013 => Self::Retry(When::Later),
+            1001 | 1012 => Self::Retry(RetryDelay::Restart),
+            1013 => Self::Retry(RetryDelay::Overload),
             1002 | 1003 | 1007..=1010 | 3000 | 3003 | 4000..=4999 => Self::Stop {
                 code,
-                status: CLOSED_FOR_GOOD,
+                status: EXIT_CLOSED,
             },
-            _ => Self::Retry(When::Backoff),
+            _ => Self::Retry(RetryDelay::Backoff),
         }
     }
 
-    /// RFC 9110 section 15: what the client did wrong it would do wrong again (401 and 403 above
-    /// all), save for the statuses that speak of time. Redirects are not followed.
+    /// RFC 9110 section 15: a client error would occur again (401 and 403 above all), except for
+    /// the statuses that depend on time: 408, 425 and 429. Redirects are not followed.
     fn after_http(status: StatusCode, headers: &HeaderMap) -> Self {
-        let passes = matches!(status.as_u16(), 408 | 425 | 429) || status.is_server_error();
-        if !passes && (status.is_client_error() || status.is_redirection()) {
+        let is_transient = matches!(status.as_u16(), 408 | 425 | 429) || status.is_server_error();
+        if !is_transient && (status.is_client_error() || status.is_redirection()) {
             return Self::Stop {
                 code: status.as_u16(),
-                status: REFUSED,
+                status: EXIT_REFUSED,
             };
         }
-        // Section 10.2.3 also allows a date. It says that there is a wait, and this takes it for a
-        // long one.
+        // Section 10.2.3 also allows a date. It is not parsed, and counts as a long delay.
         Self::Retry(match headers.get(header::RETRY_AFTER) {
-            None => When::Backoff,
+            None => RetryDelay::Backoff,
             Some(wait) => match wait.to_str().unwrap_or_default().trim().parse() {
-                Ok(seconds) => When::NotBefore(Duration::from_secs(seconds)),
-                Err(_) => When::Later,
+                Ok(seconds) => RetryDelay::NotBefore(Duration::from_secs(seconds)),
+                Err(_) => RetryDelay::Overload,
             },
         })
     }
 }
 
-/// How long to wait before the next attempt.
+/// Computes the delay before the next attempt.
 struct Backoff {
     ceilings: <ExponentialBuilder as BackoffBuilder>::Backoff,
     max: Duration,
@@ -393,45 +406,45 @@ impl Backoff {
         }
     }
 
-    /// A delay, and the longest that it could have been. Every call raises the ceiling of the next,
-    /// so that a server that says 1012 whenever it is called is not called ever faster.
-    fn delay(&mut self, when: When) -> (Duration, Duration) {
+    /// Returns the ceiling and the delay. Every call raises the ceiling of the next one, so that
+    /// even a server that always closes with 1012 is called at growing intervals.
+    fn delay(&mut self, kind: RetryDelay) -> (Duration, Duration) {
         let ceiling = self.ceilings.next().unwrap_or(self.max);
-        let (floor, ceiling) = match when {
-            When::Backoff => (Duration::ZERO, ceiling),
-            When::Restart => (Duration::ZERO, ceiling.max(self.restart)),
-            When::Later => (self.max / 2, self.max),
-            When::NotBefore(wait) => {
-                let wait = wait.min(LONGEST_RETRY_AFTER);
+        let (floor, ceiling) = match kind {
+            RetryDelay::Backoff => (Duration::ZERO, ceiling),
+            RetryDelay::Restart => (Duration::ZERO, ceiling.max(self.restart)),
+            RetryDelay::Overload => (self.max / 2, self.max),
+            RetryDelay::NotBefore(wait) => {
+                let wait = wait.min(MAX_RETRY_AFTER);
                 (wait, wait + ceiling)
             }
         };
-        let drawn = (ceiling - floor).mul_f64(fastrand::f64());
-        (ceiling, floor + drawn)
+        let jitter = (ceiling - floor).mul_f64(fastrand::f64());
+        (ceiling, floor + jitter)
     }
 }
 
 // Input and output.
 
-/// Queues the lines of stdin. When it has ended and all of them were taken, it is time to leave.
-fn read_lines(leaving: CancellationToken) -> mpsc::Receiver<String> {
-    let (queue, lines) = mpsc::channel(QUEUE);
+/// Queues the lines of stdin. Cancels `shutdown` when stdin has ended and the queue is empty.
+fn read_lines(shutdown: CancellationToken) -> mpsc::Receiver<String> {
+    let (queue, lines) = mpsc::channel(QUEUE_CAPACITY);
     let runtime = Handle::current();
-    // tokio's stdin would keep the runtime from ending until one more line has come.
+    // A thread, because tokio's stdin blocks the shutdown of the runtime until the next line.
     std::thread::spawn(move || {
         for line in io::stdin().lines().map_while(Result::ok) {
             if queue.blocking_send(line).is_err() {
                 return;
             }
         }
-        // All of the room is there when no line is.
-        let _ = runtime.block_on(queue.reserve_many(QUEUE));
-        leaving.cancel();
+        // The whole capacity can be reserved only when the queue is empty.
+        let _ = runtime.block_on(queue.reserve_many(QUEUE_CAPACITY));
+        shutdown.cancel();
     });
     lines
 }
 
-/// Prints one line at once: stdout buffers whole blocks when it is a pipe.
+/// Prints a line and flushes it: stdout is block-buffered when it is a pipe.
 fn print_line(line: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{line}")?;
@@ -440,11 +453,11 @@ fn print_line(line: &str) -> io::Result<()> {
 
 // The command line.
 
-/// What the flags say.
+/// The parsed flags.
 #[derive(Debug, Clone)]
 struct Options {
     url: Uri,
-    /// Host and port of the URL.
+    /// The host and port of the URL.
     authority: String,
     interval: Duration,
     timeout: Duration,
@@ -457,7 +470,7 @@ struct Options {
 }
 
 impl Options {
-    /// Reads the flags; `None` when they ask for help.
+    /// Parses the flags. Returns `None` for `--help`.
     fn parse(args: Vec<String>) -> Result<Option<Self>, String> {
         let mut options = Self {
             url: Uri::from_static("ws://127.0.0.1:9001/ws"),
