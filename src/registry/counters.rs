@@ -144,7 +144,7 @@ impl Counters {
     }
 
     /// Calls the hooks that are due. The caller must hold no lock.
-    pub(super) fn call_due_hooks(&self) {
+    pub(super) fn call_alarms(&self) {
         let due = mem::take(&mut self.alarms().due);
         for call in due {
             let (alarm, live) = match &call {
@@ -233,7 +233,7 @@ mod tests {
         counters.on_growth(1, Duration::from_secs(1), Arc::new(slow_growth));
         for _ in 0..2 {
             counters.increment();
-            counters.call_due_hooks();
+            counters.call_alarms();
         }
         logs_assert(|lines| {
             let expected = [("high water", "live=1"), ("growth", "live=2")];
@@ -262,7 +262,7 @@ mod tests {
         counters.on_growth(1, Duration::from_secs(1), Arc::new(records));
         for _ in 0..2 {
             counters.increment();
-            counters.call_due_hooks();
+            counters.call_alarms();
         }
         assert_eq!(calls.try_iter().collect::<Vec<_>>(), [2]);
         logs_assert(|lines| {

@@ -80,7 +80,7 @@ impl AdmissionControl {
     }
 
     /// Counts a connection that cannot be refused.
-    pub(super) fn admit_unconditionally(&self) {
+    pub(super) fn admit_always(&self) {
         self.admitted.fetch_add(1, SeqCst);
         self.present.fetch_add(1, SeqCst);
     }
@@ -211,7 +211,7 @@ mod tests {
         control.set_limit(Some(2));
         assert!(control.admit().is_ok() && control.admit().is_ok());
         assert_eq!(control.admit().unwrap_err().cause, "limit");
-        control.admit_unconditionally();
+        control.admit_always();
         control.release_permit();
         assert!(control.admit().is_err(), "two permits are taken");
         control.release_permit();

@@ -30,14 +30,14 @@ impl Tracker for RegistryState {
     }
 
     fn admit_always(&self) {
-        self.admission.admit_unconditionally();
+        self.admission.admit_always();
     }
 
-    fn vacated(&self) {
+    fn release_permit(&self) {
         self.admission.release_permit();
     }
 
-    fn left(&self) {
+    fn release_presence(&self) {
         self.admission.release_presence();
     }
 
@@ -47,7 +47,7 @@ impl Tracker for RegistryState {
     }
 
     fn call_alarms(&self) {
-        self.counters.call_due_hooks();
+        self.counters.call_alarms();
     }
 
     fn drain_order(&self) -> Option<DrainOrder> {

@@ -77,15 +77,15 @@ pub(crate) struct View {
 
 /// A registry, as the connections of its layers see it.
 pub(crate) trait Tracker: Send + Sync {
-    /// Admits one more handshake. It counts against the limit until [`vacated`](Self::vacated), and as
-    /// present until [`left`](Self::left).
+    /// Admits one more handshake. It counts against the limit until [`release_permit`](Self::release_permit), and as
+    /// present until [`release_presence`](Self::release_presence).
     fn admit(&self) -> Result<(), Refused>;
     /// Like [`admit`](Self::admit), for a stream that cannot be refused: no handshake is answered.
     fn admit_always(&self);
     /// An admitted connection no longer counts against the limit.
-    fn vacated(&self);
+    fn release_permit(&self);
     /// An admitted connection is no longer present.
-    fn left(&self);
+    fn release_presence(&self);
 
     /// Adds an open connection to the set. Called under a lock of the connection, so no hook may be
     /// called.
@@ -149,10 +149,10 @@ impl Admission {
 impl Drop for Admission {
     fn drop(&mut self) {
         if self.permit {
-            self.tracker.vacated();
+            self.tracker.release_permit();
         }
         if self.presence {
-            self.tracker.left();
+            self.tracker.release_presence();
         }
     }
 }

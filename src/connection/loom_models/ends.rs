@@ -73,11 +73,11 @@ impl Tracker for Announcements {
         self.present.fetch_add(1, AcqRel);
     }
 
-    fn vacated(&self) {
+    fn release_permit(&self) {
         self.admitted.fetch_sub(1, AcqRel);
     }
 
-    fn left(&self) {
+    fn release_presence(&self) {
         self.present.fetch_sub(1, AcqRel);
     }
 
