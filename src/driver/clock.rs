@@ -1,10 +1,11 @@
-//! The one place where time is read.
+//! The clock of a driver: tokio's, relative to the driver's creation.
 
 use tokio::time::Instant;
 
 use crate::monitor::Moment;
 
-/// Tokio's clock (which tests can pause), counted from the start of a driver.
+/// Converts between tokio's instants, which tests can pause, and a driver's [`Moment`]s. All
+/// deadlines of connections are judged by this clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     epoch: Instant,

@@ -1,8 +1,8 @@
-//! The driver's task going to sleep, ending and being shut down, against everybody who wants
-//! something of it at that moment.
+//! Loom models of the driver's task: sleeping, ending and shutdown against concurrent calls.
 //!
-//! Each model ends with all connections gone and all tasks ended. A connection that is forgotten, or a
-//! task that oversleeps, leaves a thread waiting for ever, which loom reports as a deadlock.
+//! Each model ends with all connections removed and all tasks ended. A connection that is never
+//! driven, or a task that oversleeps, leaves a thread waiting for ever, which loom reports as a
+//! deadlock.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::sync::{Arc, Weak};
@@ -16,58 +16,59 @@ use crate::monitor::Moment;
 use crate::sync::Mutex;
 use crate::sync::modelled::{advance, all_done, check, shut_down, spawned, thread};
 
-const SOON: u64 = 5;
-const LATE: u64 = 1_000;
+const SOON_MS: u64 = 5;
+const LATE_MS: u64 = 1_000;
 
-/// A connection that gives itself up when it was driven at its time.
-struct Probe {
+/// A connection that removes itself when it is driven at or after its deadline.
+struct ModelConnection {
     driver: Arc<Driver>,
     key: Mutex<Option<Key>>,
-    /// Driven before this (in ticks), it waits to be driven again.
+    /// If driven before this tick, the connection stays in the wheel.
     until: u64,
     /// A task is driving it.
-    busy: AtomicBool,
+    driving: AtomicBool,
     abandoned: AtomicBool,
-    /// The driver has taken it in.
-    taken: AtomicBool,
-    gone: Gate,
+    /// The driver has accepted it.
+    inserted: AtomicBool,
+    removed: Latch,
 }
 
-/// Opens once.
+/// A flag that is set once and can be waited for.
 #[derive(Default)]
-struct Gate {
-    open: Mutex<bool>,
-    opened: Condvar,
+struct Latch {
+    set: Mutex<bool>,
+    changed: Condvar,
 }
 
-impl Gate {
-    fn open(&self) {
-        *self.open.lock().unwrap() = true;
-        self.opened.notify_all();
+impl Latch {
+    fn set(&self) {
+        *self.set.lock().unwrap() = true;
+        self.changed.notify_all();
     }
 
     fn wait(&self) {
-        let mut open = self.open.lock().unwrap();
-        while !*open {
-            open = self.opened.wait(open).unwrap();
+        let mut set = self.set.lock().unwrap();
+        while !*set {
+            set = self.changed.wait(set).unwrap();
         }
     }
 }
 
-impl Probe {
+impl ModelConnection {
     fn new(driver: &Arc<Driver>, until: u64) -> Arc<Self> {
         Arc::new(Self {
             driver: Arc::clone(driver),
             key: Mutex::default(),
             until,
-            busy: AtomicBool::new(false),
+            driving: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
-            taken: AtomicBool::new(false),
-            gone: Gate::default(),
+            inserted: AtomicBool::new(false),
+            removed: Latch::default(),
         })
     }
 
-    /// As `State::open` does it: the connection can be found by others only when it knows its key.
+    /// Inserts as `State::open` does: under the lock, so that other threads see the key once the
+    /// connection is in the wheel.
     fn insert(self: &Arc<Self>, deadline: u64) -> bool {
         let mut key = self.key.lock().unwrap();
         *key = self.driver.insert(Arc::clone(self) as _, deadline);
@@ -92,14 +93,14 @@ impl Probe {
     }
 }
 
-impl Drive for Probe {
+impl Drive for ModelConnection {
     fn drive(self: Arc<Self>, now: Moment, _: &mut [u8]) {
-        assert!(!self.busy.swap(true, AcqRel), "two tasks drive it");
+        assert!(!self.driving.swap(true, AcqRel), "driven by two tasks");
         if now >= Moment::after_millis(self.until) {
             self.remove();
-            self.gone.open();
+            self.removed.set();
         }
-        assert!(self.busy.swap(false, AcqRel));
+        assert!(self.driving.swap(false, AcqRel));
     }
 
     fn abandon(self: Arc<Self>) {
@@ -108,106 +109,112 @@ impl Drive for Probe {
     }
 }
 
-/// Runs `model` with a driver of its own, of which nothing may be left in the end.
+/// Runs `model` with a new driver, and asserts that each run drops its driver.
 fn model(name: &str, preemptions: usize, model: impl Fn(&Arc<Driver>) + Send + Sync + 'static) {
-    let left = Arc::new(std::sync::Mutex::new(Weak::<Driver>::new()));
+    let previous = Arc::new(std::sync::Mutex::new(Weak::<Driver>::new()));
     check(name, preemptions, move || {
-        // The last run's connections and its driver must not keep each other alive.
-        let mut left = left.lock().unwrap();
-        assert!(left.upgrade().is_none(), "the driver leaks");
+        // A reference cycle of the last run's connections and driver would leak the driver.
+        let mut previous = previous.lock().unwrap();
+        assert!(previous.upgrade().is_none(), "the driver leaks");
         let driver = Driver::expect_current();
-        *left = Arc::downgrade(&driver);
-        drop(left);
+        *previous = Arc::downgrade(&driver);
+        drop(previous);
         model(&driver);
     });
 }
 
 #[test]
-fn loom_a_nearer_deadline_is_not_slept_past() {
-    model("a nearer deadline", 3, |driver| {
-        let probe = Probe::new(driver, SOON);
-        assert!(probe.insert(LATE));
+fn loom_the_task_wakes_for_a_deadline_that_moves_nearer() {
+    model("a deadline moves nearer", 3, |driver| {
+        let connection = ModelConnection::new(driver, SOON_MS);
+        assert!(connection.insert(LATE_MS));
         driver.start();
         thread(move || {
-            probe.rearm(SOON);
-            advance(Duration::from_millis(SOON));
+            connection.rearm(SOON_MS);
+            advance(Duration::from_millis(SOON_MS));
         });
     });
 }
 
 #[test]
-fn loom_a_nearer_newcomer_is_not_slept_past() {
-    model("a nearer newcomer", 3, |driver| {
-        let first = Probe::new(driver, LATE);
-        assert!(first.insert(LATE));
+fn loom_the_task_wakes_for_a_new_connection_with_a_nearer_deadline() {
+    model("a new connection with a nearer deadline", 3, |driver| {
+        let first = ModelConnection::new(driver, LATE_MS);
+        assert!(first.insert(LATE_MS));
         driver.start();
-        let second = Probe::new(driver, SOON);
+        let second = ModelConnection::new(driver, SOON_MS);
         thread(move || {
-            assert!(second.insert(SOON));
+            assert!(second.insert(SOON_MS));
             second.driver.start();
-            advance(Duration::from_millis(SOON));
-            // Only now: its own removal would wake the task, too.
-            second.gone.wait();
+            advance(Duration::from_millis(SOON_MS));
+            // Not before, since the removal of the first connection would wake the task too.
+            second.removed.wait();
             first.remove();
         });
     });
 }
 
 #[test]
-fn loom_who_is_scheduled_is_driven() {
-    model("scheduled while it falls asleep", 3, |driver| {
-        let probes = [Probe::new(driver, 0), Probe::new(driver, 0)];
-        for probe in &probes {
-            assert!(probe.insert(LATE));
+fn loom_a_scheduled_connection_is_driven() {
+    model("scheduled while the task goes to sleep", 3, |driver| {
+        let connections = [
+            ModelConnection::new(driver, 0),
+            ModelConnection::new(driver, 0),
+        ];
+        for connection in &connections {
+            assert!(connection.insert(LATE_MS));
         }
         driver.start();
-        for probe in probes {
-            thread(move || assert!(probe.schedule()));
+        for connection in connections {
+            thread(move || assert!(connection.schedule()));
         }
     });
 }
 
 #[test]
-fn loom_what_a_piece_leaves_is_driven() {
-    model("a rest of the wheel", 3, |driver| {
-        // In models a piece is one entry.
-        let probes = [Probe::new(driver, SOON), Probe::new(driver, SOON)];
-        for probe in &probes {
-            assert!(probe.insert(SOON));
+fn loom_entries_left_by_a_bounded_advance_are_driven() {
+    model("the wheel advances in steps", 3, |driver| {
+        // In models the wheel advances by one entry at a time.
+        let connections = [
+            ModelConnection::new(driver, SOON_MS),
+            ModelConnection::new(driver, SOON_MS),
+        ];
+        for connection in &connections {
+            assert!(connection.insert(SOON_MS));
         }
         driver.start();
-        thread(|| advance(Duration::from_millis(SOON)));
+        thread(|| advance(Duration::from_millis(SOON_MS)));
         thread(move || {
-            let [moved, woken] = probes;
-            moved.rearm(SOON);
+            let [moved, woken] = connections;
+            moved.rearm(SOON_MS);
             woken.schedule();
         });
     });
 }
 
 #[test]
-fn loom_a_wake_up_before_the_task_is_kept() {
-    model("scheduled before the task", 4, |driver| {
-        let probe = Probe::new(driver, 0);
-        assert!(probe.insert(LATE));
-        let woken = Arc::clone(&probe);
+fn loom_a_connection_scheduled_before_the_task_starts_is_driven() {
+    model("scheduled before the task starts", 4, |driver| {
+        let connection = ModelConnection::new(driver, 0);
+        assert!(connection.insert(LATE_MS));
+        let woken = Arc::clone(&connection);
         thread(move || assert!(woken.schedule()));
         driver.start();
     });
 }
 
 #[test]
-fn loom_the_task_ends_while_a_connection_comes() {
-    model("the last goes, the next comes", 3, |driver| {
-        let last = Probe::new(driver, LATE);
-        assert!(last.insert(LATE));
+fn loom_a_connection_inserted_while_the_task_ends_is_driven() {
+    model("removal of the last, insertion of the next", 3, |driver| {
+        let last = ModelConnection::new(driver, LATE_MS);
+        assert!(last.insert(LATE_MS));
         driver.start();
         thread(move || last.remove());
-        let next = Probe::new(driver, SOON);
+        let next = ModelConnection::new(driver, SOON_MS);
         thread(move || {
-            assert!(next.insert(SOON));
+            assert!(next.insert(SOON_MS));
             next.driver.start();
-            advance(Duration::from_millis(SOON));
+            advance(Duration::from_millis(SOON_MS));
         });
         all_done();
         assert!(spawned() <= 2);
@@ -215,16 +222,19 @@ fn loom_the_task_ends_while_a_connection_comes() {
 }
 
 #[test]
-fn loom_whoever_starts_the_task_there_is_one() {
-    model("two start it", 3, |driver| {
-        let probes = [Probe::new(driver, 0), Probe::new(driver, 0)];
-        for probe in &probes {
-            assert!(probe.insert(LATE));
+fn loom_concurrent_starts_spawn_one_task() {
+    model("two threads start the task", 3, |driver| {
+        let connections = [
+            ModelConnection::new(driver, 0),
+            ModelConnection::new(driver, 0),
+        ];
+        for connection in &connections {
+            assert!(connection.insert(LATE_MS));
         }
-        for probe in probes {
+        for connection in connections {
             thread(move || {
-                probe.driver.start();
-                assert!(probe.schedule());
+                connection.driver.start();
+                assert!(connection.schedule());
             });
         }
         all_done();
@@ -233,42 +243,42 @@ fn loom_whoever_starts_the_task_there_is_one() {
 }
 
 #[test]
-fn loom_a_connection_given_up_before_the_task_is_forgotten() {
-    model("given up before the task", 3, |driver| {
-        let probe = Probe::new(driver, LATE);
-        assert!(probe.insert(LATE));
-        let given_up = Arc::clone(&probe);
-        thread(move || given_up.remove());
+fn loom_a_connection_removed_before_the_task_starts_is_dropped() {
+    model("removed before the task starts", 3, |driver| {
+        let connection = ModelConnection::new(driver, LATE_MS);
+        assert!(connection.insert(LATE_MS));
+        let removed = Arc::clone(&connection);
+        thread(move || removed.remove());
         thread(move || {
-            probe.schedule();
+            connection.schedule();
         });
         driver.start();
     });
 }
 
 #[test]
-fn loom_a_runtime_that_goes_gives_everybody_up() {
-    model("the runtime goes", 3, |driver| {
-        let early = Probe::new(driver, LATE);
-        assert!(early.insert(LATE));
+fn loom_a_runtime_shutdown_abandons_all_connections() {
+    model("the runtime is shut down", 3, |driver| {
+        let early = ModelConnection::new(driver, LATE_MS);
+        assert!(early.insert(LATE_MS));
         driver.start();
         let woken = Arc::clone(&early);
         thread(move || {
             woken.schedule();
-            woken.rearm(SOON);
+            woken.rearm(SOON_MS);
         });
-        let late = Probe::new(driver, LATE);
-        let newcomer = Arc::clone(&late);
+        let late = ModelConnection::new(driver, LATE_MS);
+        let opening = Arc::clone(&late);
         thread(move || {
-            let taken = newcomer.insert(LATE);
-            newcomer.driver.start();
-            newcomer.taken.store(taken, Release);
+            let inserted = opening.insert(LATE_MS);
+            opening.driver.start();
+            opening.inserted.store(inserted, Release);
         });
         shut_down();
         all_done();
-        // Who was scheduled besides is told so once more.
+        // `abandon` may be called twice for a connection that was also scheduled.
         assert!(early.abandoned.load(Acquire));
-        assert_eq!(late.abandoned.load(Acquire), late.taken.load(Acquire));
+        assert_eq!(late.abandoned.load(Acquire), late.inserted.load(Acquire));
         assert_eq!(spawned(), 1);
     });
 }

@@ -1,12 +1,13 @@
-//! One task per runtime that keeps every connection's deadline.
+//! The driver: one task per runtime that watches the deadlines of all connections.
 //!
-//! A connection is in the [`wheel`] once, whatever layers it has. Traffic does not touch the wheel:
-//! a deadline that traffic put off is found too early when it comes up, and put back. Only one that
-//! came nearer is told to the wheel at once, and whatever the driver itself has moved by a visit.
+//! A connection has one entry in the timer [`wheel`], however many layers it has. Traffic does not
+//! touch the wheel: a deadline that traffic postponed expires too early there, and the driver
+//! re-arms the entry. The wheel is updated at once only for a deadline that moves nearer, and after
+//! the driver has driven the connection.
 //!
 //! The task (in [`task`]) starts with the first connection of a runtime and ends with the last. A
-//! handler that blocks its worker thread does not delay it (see [`workers`]), but a transport that blocks
-//! while the task polls it, or a hook that blocks while the task calls it, does.
+//! handler that blocks its worker thread does not delay it (see [`workers`]), but a transport that
+//! blocks while the task polls it, or a hook that blocks while the task calls it, does.
 
 mod clock;
 #[cfg(all(test, liveness_loom))]
@@ -26,7 +27,7 @@ use tokio::task::unconstrained;
 
 pub(crate) use clock::Clock;
 pub(crate) use runtimes::NoDriver;
-use task::Turn;
+use task::DriverTask;
 pub(crate) use timer_entry::{DeadlineMove, TimerEntry};
 use wheel::Key;
 use wheel::Wheel;
@@ -35,47 +36,47 @@ use workers::Workers;
 use crate::monitor::Moment;
 use crate::sync::{Mutex, MutexGuard, spawn};
 
-/// A connection, as the driver knows it.
+/// A connection as seen by the driver.
 pub(crate) trait Drive: Send + Sync {
-    /// Does what is due at `now`, which is a little in the past: everything that had arrived by then
-    /// can be seen in the transport. `scratch` is the driver's, for bytes that have no other place yet.
+    /// Handles what is due at `now`, which is slightly in the past: bytes that arrived before `now`
+    /// are readable in the transport. `scratch` is a read buffer that belongs to the driver.
     ///
     /// Called without any lock of the driver held; the connection re-arms or removes its own entry.
-    /// Does not panic, or the driver's task would end for all connections.
+    /// Must not panic: a panic would end the driver's task for all connections.
     fn drive(self: Arc<Self>, now: Moment, scratch: &mut [u8]);
 
-    /// Ends the connection: the runtime is being shut down, so nothing will drive it any more. Called
-    /// twice for a connection that also had something to do before its deadline.
+    /// Ends the connection because the runtime is being shut down and will not drive it again.
+    /// Called twice for a connection that was also scheduled before its deadline.
     fn abandon(self: Arc<Self>);
 }
 
-/// The driver of one runtime. Cheap to share; every connection holds one.
+/// The driver of one runtime. Every connection holds a reference to it.
 pub(crate) struct Driver {
     runtime: Handle,
     clock: Clock,
-    queue: Mutex<Queue>,
+    queue: Mutex<TimerQueue>,
 }
 
-struct Queue {
+struct TimerQueue {
     wheel: Wheel<Arc<dyn Drive>>,
-    /// Connections that have something to do before their deadline.
+    /// Connections that were scheduled before their deadline.
     ready: Vec<Arc<dyn Drive>>,
-    task: Task,
+    task: TaskState,
 }
 
-enum Task {
-    /// No task, since there are no connections.
+enum TaskState {
+    /// There is no task, since there are no connections.
     None,
-    /// The task exists, and will look at the queue before it sleeps.
+    /// The task exists, and will check the queue before it sleeps.
     Running,
-    /// The task sleeps until `until` (in ticks), or until it is woken.
+    /// The task sleeps until tick `until`, or until it is woken.
     Asleep {
         waker: Waker,
         workers: Workers,
         until: u64,
     },
     /// The runtime was shut down.
-    Gone,
+    ShutDown,
 }
 
 impl Driver {
@@ -83,15 +84,15 @@ impl Driver {
         Self {
             runtime,
             clock: Clock::start(),
-            queue: Mutex::new(Queue {
+            queue: Mutex::new(TimerQueue {
                 wheel: Wheel::new(0),
                 ready: Vec::new(),
-                task: Task::None,
+                task: TaskState::None,
             }),
         }
     }
 
-    /// The runtime that the driver's task runs on, which may have been shut down.
+    /// The runtime of the driver's task. It may have been shut down.
     pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime
     }
@@ -100,13 +101,13 @@ impl Driver {
         &self.clock
     }
 
-    /// Takes a connection in, to be driven for the first time at `deadline`. `None` if the runtime
-    /// is being shut down.
+    /// Adds a connection whose first deadline is tick `deadline`. `None` if the runtime is being
+    /// shut down.
     ///
-    /// The caller has to call [`start`](Self::start) when it has given its locks back.
+    /// The caller must call [`start`](Self::start) after releasing its locks.
     pub(crate) fn insert(&self, connection: Arc<dyn Drive>, deadline: u64) -> Option<Key> {
         let mut queue = lock(&self.queue);
-        if let Task::Gone = queue.task {
+        if let TaskState::ShutDown = queue.task {
             return None;
         }
         let key = queue.wheel.insert(deadline, connection);
@@ -114,53 +115,53 @@ impl Driver {
         Some(key)
     }
 
-    /// Starts the task, if there are connections and there is none.
+    /// Spawns the task if there are connections and no task.
     ///
-    /// A runtime that is being shut down drops the task in here, which then gives all connections
-    /// up: no lock may be held.
+    /// A runtime that is being shut down drops the task inside this call, and the drop abandons all
+    /// connections: the caller must not hold a lock.
     pub(crate) fn start(self: &Arc<Self>) {
         let mut queue = lock(&self.queue);
-        if !matches!(queue.task, Task::None) {
+        if !matches!(queue.task, TaskState::None) {
             return;
         }
         if queue.wheel.is_empty() {
-            // It was given up again meanwhile; so is whatever it wanted.
+            // The connection was removed before this call, so its scheduled work is obsolete.
             let ready = std::mem::take(&mut queue.ready);
             drop(queue);
             drop(ready);
             return;
         }
-        queue.task = Task::Running;
+        queue.task = TaskState::Running;
         drop(queue);
-        // Deadlines of all connections hang on it, and what a transport says must be the
-        // transport's word, not that of a scheduler's budget. It yields in each turn.
+        // Unconstrained: with tokio's cooperative budget used up, a transport would return
+        // `Pending` though it is ready. The task yields in each iteration.
         let workers = Workers::current();
-        let turn = Turn::new(Arc::clone(self), workers.clone());
-        spawn(unconstrained(task::run(turn)));
+        let task = DriverTask::new(Arc::clone(self), workers.clone());
+        spawn(unconstrained(task::run(task)));
         workers.offer();
     }
 
-    /// DeadlineMove the deadline of a connection.
+    /// Changes the deadline of a connection.
     pub(crate) fn rearm(&self, key: Key, deadline: u64) {
         let mut queue = lock(&self.queue);
-        if let Task::Gone = queue.task {
+        if let TaskState::ShutDown = queue.task {
             return;
         }
         queue.wheel.rearm(key, deadline);
         wake(queue, Some(deadline));
     }
 
-    /// Has a connection driven as soon as possible. False if nobody is there to do it: the
-    /// connection was given up already, or the runtime was shut down.
+    /// Has a connection driven as soon as possible. Returns false if there is no task to do it: the
+    /// last connection was removed already, or the runtime was shut down.
     pub(crate) fn schedule(&self, connection: Arc<dyn Drive>) -> bool {
         let mut queue = lock(&self.queue);
-        let deserted = match queue.task {
+        let has_no_task = match queue.task {
             // With a connection in the wheel, the task is about to be started.
-            Task::None => queue.wheel.is_empty(),
-            Task::Gone => true,
-            Task::Running | Task::Asleep { .. } => false,
+            TaskState::None => queue.wheel.is_empty(),
+            TaskState::ShutDown => true,
+            TaskState::Running | TaskState::Asleep { .. } => false,
         };
-        if deserted {
+        if has_no_task {
             return false;
         }
         queue.ready.push(connection);
@@ -168,13 +169,13 @@ impl Driver {
         true
     }
 
-    /// Gives a connection up.
+    /// Removes a connection.
     pub(crate) fn remove(&self, key: Key) {
         let mut queue = lock(&self.queue);
-        if let Task::Gone = queue.task {
+        if let TaskState::ShutDown = queue.task {
             return;
         }
-        // Dropped after the lock: it may be the last reference, and a transport hangs on it.
+        // Dropped after the lock is released: this may be the last reference to a transport.
         let connection = queue.wheel.remove(key);
         let last = queue.wheel.is_empty();
         if last {
@@ -185,42 +186,43 @@ impl Driver {
         drop(connection);
     }
 
-    /// The runtime is gone, and its driver's task with it: a new runtime may get the same id.
-    fn retire(self: &Arc<Self>) {
-        self.forget();
+    /// Abandons all connections after the runtime dropped the task, and removes the driver from the
+    /// registry, since a new runtime may get the same id.
+    fn shut_down(self: &Arc<Self>) {
+        self.unregister();
         let mut queue = lock(&self.queue);
-        queue.task = Task::Gone;
-        // Connections hold their driver: without this, they would keep each other alive.
+        queue.task = TaskState::ShutDown;
+        // Breaks the reference cycle between the driver and its connections.
         let wheel = std::mem::replace(&mut queue.wheel, Wheel::new(0));
         let ready = std::mem::take(&mut queue.ready);
         drop(queue);
         for connection in wheel.into_values().chain(ready) {
-            // Panics of hooks are caught elsewhere. If a waker or a tracing subscriber of the application
-            // panics, the other connections must still be abandoned.
+            // Panics of hooks are caught elsewhere. If a waker or a tracing subscriber of the
+            // application panics, the other connections must still be abandoned.
             let _ = catch_unwind(AssertUnwindSafe(|| connection.abandon()));
         }
     }
 }
 
-/// Wakes the task if it sleeps past `deadline` (in ticks), or in any case.
-fn wake(mut queue: MutexGuard<'_, Queue>, deadline: Option<u64>) {
+/// Wakes the task if it sleeps past tick `deadline`; with `None`, if it sleeps at all.
+fn wake(mut queue: MutexGuard<'_, TimerQueue>, deadline: Option<u64>) {
     let asleep = match &queue.task {
-        Task::Asleep { until, .. } => deadline.is_none_or(|deadline| deadline < *until),
-        Task::None | Task::Running | Task::Gone => false,
+        TaskState::Asleep { until, .. } => deadline.is_none_or(|deadline| deadline < *until),
+        TaskState::None | TaskState::Running | TaskState::ShutDown => false,
     };
     if !asleep {
         return;
     }
-    let task = std::mem::replace(&mut queue.task, Task::Running);
+    let task = std::mem::replace(&mut queue.task, TaskState::Running);
     drop(queue);
-    if let Task::Asleep { waker, workers, .. } = task {
+    if let TaskState::Asleep { waker, workers, .. } = task {
         waker.wake();
         workers.offer();
     }
 }
 
-/// The wheel's ticks are milliseconds; `granularity` is a power of two of them, to which deadlines
-/// are rounded up so that neighbours come up together.
+/// Converts a deadline to a tick of the wheel, one millisecond each. Deadlines are rounded up to a
+/// multiple of `granularity`, a power of two in ticks, so that close deadlines share one wake-up.
 pub(crate) fn tick(deadline: Moment, granularity: u32) -> u64 {
     deadline
         .ceil_millis()
@@ -228,8 +230,8 @@ pub(crate) fn tick(deadline: Moment, granularity: u32) -> u64 {
         .unwrap_or(u64::MAX)
 }
 
-/// A panic elsewhere cannot leave these queues half-changed in a way that matters: every change is
-/// one call into a structure that keeps its own invariants.
+/// Ignores poisoning: every change under the lock is one call into a structure that keeps its own
+/// invariants, so a panic cannot leave the queue inconsistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -17,12 +17,14 @@ use crate::panic_guard;
 /// Why the current thread has no driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoDriver {
+    /// The thread is not in the context of a tokio runtime.
     NoRuntime,
+    /// The runtime's timer is not enabled.
     NoTimer,
 }
 
 impl NoDriver {
-    /// The cause and the remedy, in characters that a status line allows (RFC 9112 section 4).
+    /// The cause and the remedy, in the characters of a status line (RFC 9112 section 4).
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::NoRuntime => "WebSocket liveness needs a tokio runtime, and runs outside of one",
@@ -40,14 +42,15 @@ impl fmt::Display for NoDriver {
     }
 }
 
-enum Known {
+enum RuntimeEntry {
     Driver(Weak<Driver>),
     NoTimer,
 }
 
-type Runtimes = HashMap<Id, Known>;
+type Runtimes = HashMap<Id, RuntimeEntry>;
 
-/// std's own lock: it outlives a model's run, and nothing waits for another thread under it.
+/// Uses std's lock also in loom models: a static outlives a model's run, and no code under the lock
+/// waits for another thread.
 static RUNTIMES: LazyLock<Mutex<Runtimes>> = LazyLock::new(Default::default);
 
 impl Driver {
@@ -56,7 +59,8 @@ impl Driver {
     /// # Errors
     ///
     /// [`NoDriver::NoRuntime`] outside of a tokio runtime, logged at ERROR once per process;
-    /// [`NoDriver::NoTimer`] in a runtime whose timer is not enabled, logged at ERROR once per runtime.
+    /// [`NoDriver::NoTimer`] in a runtime whose timer is not enabled, logged at ERROR once per
+    /// runtime.
     pub(crate) fn current() -> Result<Arc<Self>, NoDriver> {
         static LOGGED: AtomicBool = AtomicBool::new(false);
 
@@ -68,26 +72,26 @@ impl Driver {
             return Err(missing);
         };
         let id = runtime.id();
-        if let Some(known) = find(&lock(), id) {
-            return known;
+        if let Some(entry) = find(&lock(), id) {
+            return entry;
         }
-        // Without the lock: `has_timer` may panic, and the process's panic hook is the application's.
+        // Called without the lock: `has_timer` may panic, which calls the application's panic hook.
         let has_timer = has_timer();
         let mut runtimes = lock();
-        if let Some(known) = find(&runtimes, id) {
-            return known;
+        if let Some(entry) = find(&runtimes, id) {
+            return entry;
         }
         if has_timer {
-            runtimes.retain(|_, known| known.is_in_use());
+            runtimes.retain(|_, entry| entry.is_in_use());
             let driver = Arc::new(Self::new(runtime));
-            runtimes.insert(id, Known::Driver(Arc::downgrade(&driver)));
+            runtimes.insert(id, RuntimeEntry::Driver(Arc::downgrade(&driver)));
             return Ok(driver);
         }
-        runtimes.insert(id, Known::NoTimer);
+        runtimes.insert(id, RuntimeEntry::NoTimer);
         drop(runtimes);
-        let forget = Forget(id);
+        let remove = RemoveOnDrop(id);
         runtime.spawn(async move {
-            let _forget = forget;
+            let _remove = remove;
             pending::<()>().await;
         });
         let missing = NoDriver::NoTimer;
@@ -104,16 +108,17 @@ impl Driver {
         Self::current().unwrap_or_else(|missing| panic!("{missing}"))
     }
 
-    /// Removes this driver, so that the next connection of the runtime gets a new one.
-    pub(super) fn forget(self: &Arc<Self>) {
-        lock().retain(|_, known| match known {
-            Known::Driver(driver) => !std::ptr::eq(driver.as_ptr(), Arc::as_ptr(self)),
-            Known::NoTimer => true,
+    /// Removes this driver from the registry, so that the next connection of a runtime with the
+    /// same id gets a new one.
+    pub(super) fn unregister(self: &Arc<Self>) {
+        lock().retain(|_, entry| match entry {
+            RuntimeEntry::Driver(driver) => !std::ptr::eq(driver.as_ptr(), Arc::as_ptr(self)),
+            RuntimeEntry::NoTimer => true,
         });
     }
 }
 
-impl Known {
+impl RuntimeEntry {
     fn is_in_use(&self) -> bool {
         match self {
             Self::Driver(driver) => driver.strong_count() > 0,
@@ -122,10 +127,11 @@ impl Known {
     }
 }
 
-/// Removes the entry of a runtime that is dropped: a new runtime may get its id, and have a timer.
-struct Forget(Id);
+/// Removes the entry of a runtime without a timer when the runtime drops its tasks: a new runtime
+/// with the same id may have a timer.
+struct RemoveOnDrop(Id);
 
-impl Drop for Forget {
+impl Drop for RemoveOnDrop {
     fn drop(&mut self) {
         lock().remove(&self.0);
     }
@@ -133,12 +139,12 @@ impl Drop for Forget {
 
 fn find(runtimes: &Runtimes, id: Id) -> Option<Result<Arc<Driver>, NoDriver>> {
     match runtimes.get(&id)? {
-        Known::Driver(driver) => driver.upgrade().map(Ok),
-        Known::NoTimer => Some(Err(NoDriver::NoTimer)),
+        RuntimeEntry::Driver(driver) => driver.upgrade().map(Ok),
+        RuntimeEntry::NoTimer => Some(Err(NoDriver::NoTimer)),
     }
 }
 
-/// Whether the current runtime has a timer. tokio only shows that by panicking if it has none.
+/// Whether the current runtime has a timer. tokio has no query for it: `sleep` panics without one.
 fn has_timer() -> bool {
     catch_unwind(|| drop(sleep(Duration::ZERO))).is_ok()
 }
@@ -154,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_runtime_without_a_timer_is_known_as_long_as_it_exists() {
+    fn a_runtime_without_a_timer_stays_registered_until_it_is_dropped() {
         let runtime = Builder::new_current_thread().build().unwrap();
         let id = runtime.handle().id();
         {
@@ -174,7 +180,7 @@ mod tests {
         let _entered = runtime.enter();
         let driver = Driver::expect_current();
         assert!(Arc::ptr_eq(&driver, &Driver::expect_current()));
-        driver.forget();
+        driver.unregister();
         assert!(!Arc::ptr_eq(&driver, &Driver::expect_current()));
     }
 }

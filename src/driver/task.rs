@@ -1,9 +1,10 @@
-//! The driver's task: sleep until the next deadline, drive what is due, end with the last
-//! connection.
+//! The driver's task: sleeps until the next deadline and drives the connections that are due.
 //!
-//! Whoever opens, ends or schedules a connection waits for the lock of the driver's queue. So the
-//! work under it is bounded, also when a hundred thousand deadlines come up together: the wheel goes
-//! on piece by piece, with the lock given back in between.
+//! It ends with the last connection.
+//!
+//! Opening, ending or scheduling a connection takes the lock of the driver's queue. So the work
+//! under that lock is bounded, also when a hundred thousand deadlines expire together: the wheel
+//! advances in bounded steps, and the lock is released between two of them.
 
 use std::future::poll_fn;
 use std::mem;
@@ -13,130 +14,137 @@ use std::task::{Context, Poll};
 
 use tokio::time::Instant;
 
-use super::{Drive, Driver, Key, Task, Workers, lock};
+use super::{Drive, Driver, Key, TaskState, Workers, lock};
 use crate::monitor::Moment;
 use crate::sync::{Sleep, sleep_until};
 
-/// Room for bytes that are read on behalf of a connection.
-const SCRATCH: usize = 16 * 1024;
+/// Size of the buffer for bytes that the task reads on behalf of a connection.
+const SCRATCH_BYTES: usize = 16 * 1024;
 
-/// After so many connections the task lets others of its runtime run.
-const BATCH: usize = 16;
+/// The task yields to its runtime's other tasks each time it has driven this many connections.
+const DRIVES_PER_YIELD: usize = 16;
 
-/// So many entries of the wheel are looked at while the lock is held. Where there are a million, one
-/// takes up to 200 ns, since neither it nor its connection is in a cache: some 0.2 ms in all.
+/// The most entries of the wheel that are visited under the lock. With a million entries one visit
+/// takes up to 200 ns, since neither the entry nor its connection is cached: some 0.2 ms in all.
 #[cfg(not(all(test, liveness_loom)))]
-const PIECE: usize = 1024;
+const MAX_ENTRIES_PER_LOCK: usize = 1024;
 
 /// A model has two or three connections.
 #[cfg(all(test, liveness_loom))]
-const PIECE: usize = 1;
+const MAX_ENTRIES_PER_LOCK: usize = 1;
 
-/// After so many pieces the task lets others of its runtime run.
-const PIECES: usize = 4;
+/// The task yields to its runtime's other tasks after this many bounded steps of the wheel.
+const MAX_ADVANCES_PER_ITERATION: usize = 4;
 
-/// So many of those who are scheduled get their turn before the wheel is looked at again. An eviction
-/// is told at the deadline; to say goodbye, which takes longer, it is scheduled. When thousands of
-/// peers are dead, nobody's verdict is to wait for others' goodbyes.
-const SCHEDULED: usize = 16 * BATCH;
+/// The most scheduled connections that are driven before the wheel advances again. An eviction is
+/// reported at the deadline, and its Close frame, which takes longer, is sent by scheduled work.
+/// When thousands of peers are dead, a report must not wait for the Close frames of other
+/// connections.
+const MAX_SCHEDULED_PER_ITERATION: usize = 16 * DRIVES_PER_YIELD;
 
-/// The whole life of the task. `turn` is made by whoever spawns it, so that a task that is dropped
-/// before it ever runs is noticed too.
-pub(super) async fn run(mut turn: Turn) {
-    let mut scratch = vec![0; SCRATCH];
+/// Runs the task. The caller creates `task` before it spawns this future, so that the `Drop` of
+/// [`DriverTask`] also runs for a future that is dropped before its first poll.
+pub(super) async fn run(mut task: DriverTask) {
+    let mut scratch = vec![0; SCRATCH_BYTES];
     let mut sleep = std::pin::pin!(sleep_until(Instant::now()));
-    while let Some(now) = poll_fn(|cx| turn.poll_due(cx, sleep.as_mut())).await {
-        // A transport knows what the runtime has told it, and after a stall of the thread that may
-        // be less than what has arrived. The runtime looks before it lets this task go on, and so
-        // `now`, as which everything is judged below, is no later than what can be seen. Besides,
-        // others get their turn: a connection may have asked for the next one already.
-        turn.workers.yield_now(sleep.as_mut()).await;
-        if turn.has_rest {
-            // Driving takes much longer than finding out who is due. Whoever is in the rest may be due
-            // already, and would have to wait for all who were found before.
+    while let Some(now) = poll_fn(|cx| task.poll_due(cx, sleep.as_mut())).await {
+        // A transport is ready only once the runtime has polled for events, which a stalled thread
+        // has not done. The runtime polls for events before it resumes this task, so every byte
+        // that arrived before `now` is readable below. The yield also lets other tasks run: a
+        // connection may have scheduled itself again already.
+        task.workers.yield_now(sleep.as_mut()).await;
+        if task.wheel_unfinished {
+            // Driving takes much longer than advancing the wheel. Entries not visited yet may be
+            // due already, and would wait for all connections found so far.
             continue;
         }
-        let mut due = mem::take(&mut turn.due);
-        let mut ready = mem::take(&mut turn.ready);
-        let some = ready.len().min(SCHEDULED);
-        for (count, connection) in due.drain(..).chain(ready.drain(..some)).enumerate() {
-            if count % BATCH == BATCH - 1 {
-                turn.workers.yield_now(sleep.as_mut()).await;
+        let mut due = mem::take(&mut task.due);
+        let mut ready = mem::take(&mut task.ready);
+        let scheduled = ready.len().min(MAX_SCHEDULED_PER_ITERATION);
+        for (count, connection) in due.drain(..).chain(ready.drain(..scheduled)).enumerate() {
+            if count % DRIVES_PER_YIELD == DRIVES_PER_YIELD - 1 {
+                task.workers.yield_now(sleep.as_mut()).await;
             }
             connection.drive(now, &mut scratch);
         }
-        // The room is kept for the next turn.
-        turn.due = due;
-        turn.ready = ready;
+        // Keeps the allocations for the next iteration.
+        task.due = due;
+        task.ready = ready;
     }
 }
 
-pub(super) struct Turn {
+/// The state of the driver's task. If it is dropped before the task has ended, the runtime is being
+/// shut down, and all connections are abandoned.
+pub(super) struct DriverTask {
     driver: Arc<Driver>,
     workers: Workers,
     finished: bool,
-    /// The wheel was left before it was done.
-    has_rest: bool,
+    /// The last call of [`Wheel::advance`](super::Wheel::advance) reached its limit.
+    wheel_unfinished: bool,
     expired: Vec<Key>,
-    /// What the wheel has found due.
+    /// Connections whose deadline has expired.
     due: Vec<Arc<dyn Drive>>,
-    /// What others have scheduled.
+    /// Connections that were scheduled before their deadline.
     ready: Vec<Arc<dyn Drive>>,
 }
 
-impl Turn {
+impl DriverTask {
     pub(super) fn new(driver: Arc<Driver>, workers: Workers) -> Self {
         Self {
             driver,
             workers,
             finished: false,
-            has_rest: false,
+            wheel_unfinished: false,
             expired: Vec::new(),
             due: Vec::new(),
             ready: Vec::new(),
         }
     }
 
-    /// `Some` with the time as of which connections are due, `None` when there are none left at all.
+    /// Resolves to the time as of which connections are due, or to `None` when no connections are
+    /// left.
     ///
-    /// With a [rest](Self::has_rest) it is to be called again before anybody is driven.
+    /// While [`wheel_unfinished`](Self::wheel_unfinished) is set, it must be called again before a
+    /// connection is driven.
     fn poll_due(
         &mut self,
         cx: &mut Context<'_>,
         mut sleep: Pin<&mut Sleep>,
     ) -> Poll<Option<Moment>> {
-        let mut pieces = 0;
+        let mut advances = 0;
         loop {
             let now = self.driver.clock.now();
             let mut queue = lock(&self.driver.queue);
-            let done = queue.wheel.advance(millis(now), PIECE, &mut self.expired);
+            let done = queue
+                .wheel
+                .advance(millis(now), MAX_ENTRIES_PER_LOCK, &mut self.expired);
             for key in self.expired.drain(..) {
                 self.due.extend(queue.wheel.get(key).cloned());
             }
-            self.has_rest = !done;
-            if self.has_rest {
-                queue.task = Task::Running;
-                pieces += 1;
-                if pieces == PIECES {
+            self.wheel_unfinished = !done;
+            if self.wheel_unfinished {
+                queue.task = TaskState::Running;
+                advances += 1;
+                if advances == MAX_ADVANCES_PER_ITERATION {
                     return Poll::Ready(Some(now));
                 }
                 continue;
             }
-            // An exchange, however many there are.
+            // A swap takes constant time under the lock, however many connections are scheduled.
             if self.ready.is_empty() {
                 mem::swap(&mut self.ready, &mut queue.ready);
             }
             if !self.due.is_empty() || !self.ready.is_empty() {
-                queue.task = Task::Running;
+                queue.task = TaskState::Running;
                 return Poll::Ready(Some(now));
             }
             if queue.wheel.is_empty() {
-                queue.task = Task::None;
+                queue.task = TaskState::None;
                 self.finished = true;
                 return Poll::Ready(None);
             }
             let until = queue.wheel.next_expiration();
-            queue.task = Task::Asleep {
+            queue.task = TaskState::Asleep {
                 waker: cx.waker().clone(),
                 workers: self.workers.clone(),
                 until: until.unwrap_or(u64::MAX),
@@ -156,15 +164,16 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for DriverTask {
     fn drop(&mut self) {
         if !self.finished {
-            self.driver.retire();
+            self.driver.shut_down();
         }
     }
 }
 
-/// Whole milliseconds that have passed: a deadline is due when all of its milliseconds have.
+/// The whole milliseconds that have passed, rounded down: a deadline expires only once its last
+/// millisecond has passed.
 fn millis(now: Moment) -> u64 {
     u64::try_from(now.since_start().as_millis()).unwrap_or(u64::MAX)
 }

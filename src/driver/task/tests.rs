@@ -8,21 +8,21 @@ use tokio::time::advance;
 use super::*;
 use crate::sync::Mutex;
 
-/// The start of a slot of the wheel that holds the next four seconds.
-const SLOT: u64 = 7 * 4096;
+/// The start of a 4096 ms slot of the wheel.
+const SLOT_START_MS: u64 = 7 * 4096;
 
-/// More than the task does between two looks at what others want.
-const MANY: usize = 3 * PIECES * PIECE + 1;
+/// More entries than the task visits before it yields.
+const MANY: usize = 3 * MAX_ADVANCES_PER_ITERATION * MAX_ENTRIES_PER_LOCK + 1;
 
-/// A connection that gives itself up when it is driven.
-struct Probe {
+/// A connection that removes itself when it is driven.
+struct TestConnection {
     driver: Arc<Driver>,
     key: Mutex<Option<Key>>,
     deadline: u64,
     driven: Arc<AtomicUsize>,
 }
 
-impl Drive for Probe {
+impl Drive for TestConnection {
     fn drive(self: Arc<Self>, now: Moment, _: &mut [u8]) {
         assert!(now >= Moment::after_millis(self.deadline), "early");
         self.driven.fetch_add(1, Relaxed);
@@ -33,13 +33,13 @@ impl Drive for Probe {
     fn abandon(self: Arc<Self>) {}
 }
 
-/// Probes with the same deadline.
-struct Probes {
+/// Connections of one driver, and how many of them were driven.
+struct TestConnections {
     driver: Arc<Driver>,
     driven: Arc<AtomicUsize>,
 }
 
-impl Probes {
+impl TestConnections {
     fn new() -> Self {
         Self {
             driver: Driver::expect_current(),
@@ -47,18 +47,18 @@ impl Probes {
         }
     }
 
-    fn add(&self, count: usize, deadline: u64) -> Vec<Arc<Probe>> {
+    fn add(&self, count: usize, deadline: u64) -> Vec<Arc<TestConnection>> {
         let add = |_| {
-            let probe = Arc::new(Probe {
+            let connection = Arc::new(TestConnection {
                 driver: Arc::clone(&self.driver),
                 key: Mutex::default(),
                 deadline,
                 driven: Arc::clone(&self.driven),
             });
-            let key = self.driver.insert(Arc::clone(&probe) as _, deadline);
-            *probe.key.lock().unwrap() = key;
+            let key = self.driver.insert(Arc::clone(&connection) as _, deadline);
+            *connection.key.lock().unwrap() = key;
             self.driver.start();
-            probe
+            connection
         };
         (0..count).map(add).collect()
     }
@@ -67,8 +67,8 @@ impl Probes {
         self.driven.load(Relaxed)
     }
 
-    /// Whether the wheel has a rest, or is about to be looked at.
-    fn is_busy(&self, now: u64) -> bool {
+    /// Whether the wheel has entries left to visit at `now`.
+    fn is_wheel_unfinished(&self, now: u64) -> bool {
         lock(&self.driver.queue).wheel.next_expiration() <= Some(now)
     }
 }
@@ -76,76 +76,90 @@ impl Probes {
 async fn advance_to(driver: &Driver, millis: u64) {
     let now = driver.clock.now();
     let left = Moment::after_millis(millis).since_start() - now.since_start();
-    // The driver's timer goes by whole milliseconds, and is late by less than one.
+    // The driver's timer has a resolution of one millisecond, and is late by less than that.
     advance(left + Duration::from_millis(1)).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_large_slot_moves_piece_by_piece() {
-    let probes = Probes::new();
-    probes.add(MANY, SLOT + 2000);
+async fn a_large_slot_is_drained_in_several_iterations() {
+    let connections = TestConnections::new();
+    connections.add(MANY, SLOT_START_MS + 2000);
     yield_now().await;
-    advance_to(&probes.driver, SLOT).await;
-    let mut turns = 0;
-    while probes.is_busy(SLOT + 1) {
-        turns += 1;
-        if turns == 2 {
-            probes.add(1, SLOT);
+    advance_to(&connections.driver, SLOT_START_MS).await;
+    let mut iterations = 0;
+    while connections.is_wheel_unfinished(SLOT_START_MS + 1) {
+        iterations += 1;
+        if iterations == 2 {
+            connections.add(1, SLOT_START_MS);
         }
         yield_now().await;
     }
-    assert!(turns > MANY / PIECE / PIECES, "in {turns} turns");
-    // Who came meanwhile is found with the rest.
-    while probes.driven() == 0 {
+    let most_entries = MAX_ADVANCES_PER_ITERATION * MAX_ENTRIES_PER_LOCK;
+    assert!(iterations > MANY / most_entries, "{iterations} iterations");
+    // A connection that was inserted meanwhile is driven too.
+    while connections.driven() == 0 {
         yield_now().await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_that_are_due_at_once_are_driven_once_each_and_hold_nobody_up() {
-    let probes = Probes::new();
-    let all = probes.add(MANY, SLOT);
+async fn connections_due_at_once_are_driven_once_each_and_in_batches() {
+    let connections = TestConnections::new();
+    let all = connections.add(MANY, SLOT_START_MS);
     yield_now().await;
-    advance_to(&probes.driver, SLOT).await;
+    advance_to(&connections.driver, SLOT_START_MS).await;
     let mut before = 0;
-    while probes.driven() < MANY {
+    while connections.driven() < MANY {
         yield_now().await;
-        let driven = probes.driven();
-        assert!(driven - before <= BATCH, "{} at a time", driven - before);
+        let driven = connections.driven();
+        assert!(
+            driven - before <= DRIVES_PER_YIELD,
+            "{} at a time",
+            driven - before
+        );
         before = driven;
     }
-    // The task looks once more, and ends.
+    // The task checks the queue once more and ends.
     for _ in 0..3 {
         yield_now().await;
     }
-    assert!(matches!(lock(&probes.driver.queue).task, Task::None));
-    assert!(all.iter().all(|probe| probe.key.lock().unwrap().is_none()));
+    assert!(matches!(
+        lock(&connections.driver.queue).task,
+        TaskState::None
+    ));
+    assert!(
+        all.iter()
+            .all(|connection| connection.key.lock().unwrap().is_none())
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_due_does_not_wait_for_all_who_are_scheduled() {
-    let probes = Probes::new();
-    let scheduled = probes.add(4 * SCHEDULED, 0);
-    for probe in &scheduled {
-        let key = probe.key.lock().unwrap().expect("not driven yet");
-        probes.driver.rearm(key, 2 * SLOT);
+async fn a_due_connection_does_not_wait_for_all_scheduled_ones() {
+    let connections = TestConnections::new();
+    let scheduled = connections.add(4 * MAX_SCHEDULED_PER_ITERATION, 0);
+    for connection in &scheduled {
+        let key = connection.key.lock().unwrap().expect("not driven yet");
+        connections.driver.rearm(key, 2 * SLOT_START_MS);
     }
-    let due = probes.add(1, SLOT);
+    let due = connections.add(1, SLOT_START_MS);
     yield_now().await;
-    assert_eq!(probes.driven(), 0);
-    for probe in scheduled {
-        assert!(probes.driver.schedule(probe));
+    assert_eq!(connections.driven(), 0);
+    for connection in scheduled {
+        assert!(connections.driver.schedule(connection));
     }
-    while probes.driven() == 0 {
+    while connections.driven() == 0 {
         yield_now().await;
     }
-    advance_to(&probes.driver, SLOT).await;
+    advance_to(&connections.driver, SLOT_START_MS).await;
     while due[0].key.lock().unwrap().is_some() {
         yield_now().await;
     }
-    let before = probes.driven();
-    assert!(before <= 2 * SCHEDULED, "it waited for {before} others");
-    while probes.driven() < 4 * SCHEDULED + 1 {
+    let before = connections.driven();
+    assert!(
+        before <= 2 * MAX_SCHEDULED_PER_ITERATION,
+        "it waited for {before} others"
+    );
+    while connections.driven() < 4 * MAX_SCHEDULED_PER_ITERATION + 1 {
         yield_now().await;
     }
 }

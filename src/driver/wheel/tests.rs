@@ -5,7 +5,7 @@ use super::*;
 mod model;
 
 /// The span of the top level.
-const RANGE: u64 = 1 << (BITS * LEVELS as u32);
+const RANGE_TICKS: u64 = 1 << (SLOT_BITS * LEVELS as u32);
 
 fn advance<T>(wheel: &mut Wheel<T>, now: u64) -> Vec<Key> {
     let mut expired = Vec::new();
@@ -13,62 +13,64 @@ fn advance<T>(wheel: &mut Wheel<T>, now: u64) -> Vec<Key> {
     expired
 }
 
-/// One piece of at most `limit` entries, and whether it was the last.
-fn piece<T>(wheel: &mut Wheel<T>, now: u64, limit: usize) -> (Vec<Key>, bool) {
+/// One call that visits at most `limit` entries: what expired, and whether the wheel is done.
+fn advance_once<T>(wheel: &mut Wheel<T>, now: u64, limit: usize) -> (Vec<Key>, bool) {
     let mut expired = Vec::new();
     let done = wheel.advance(now, limit, &mut expired);
     check(wheel);
     assert!(expired.len() <= limit);
-    assert!(done || wheel.next_expiration() == Some(wheel.now), "slept");
+    let continues_now = wheel.next_expiration() == Some(wheel.now);
+    assert!(done || continues_now, "unfinished, but not due at once");
     (expired, done)
 }
 
-/// How many pieces it takes, and what expired in them.
-fn pieces<T>(wheel: &mut Wheel<T>, now: u64, limit: usize) -> (usize, Vec<Key>) {
+/// Calls until the wheel is done: how many calls it takes, and what expired in them.
+fn advance_until_done<T>(wheel: &mut Wheel<T>, now: u64, limit: usize) -> (usize, Vec<Key>) {
     let mut all = Vec::new();
     for count in 1.. {
-        let (expired, done) = piece(wheel, now, limit);
+        let (expired, done) = advance_once(wheel, now, limit);
         all.extend(expired);
         if done {
             return (count, all);
         }
-        assert!(count <= 10_000, "no end at {now}");
+        assert!(count <= 10_000, "not done at {now}");
     }
     unreachable!()
 }
 
-/// Follows `next_expiration` as the driver does, until something expires. Returns the time and the number of wake-ups.
+/// Wakes at each `next_expiration` as the driver does, until an entry expires. Returns the time,
+/// the number of wake-ups, and the expired keys.
 fn follow<T>(wheel: &mut Wheel<T>) -> (u64, usize, Vec<Key>) {
-    for steps in 1.. {
-        let at = wheel.next_expiration().expect("something is linked");
+    for wake_ups in 1.. {
+        let at = wheel.next_expiration().expect("an entry is linked");
         let expired = advance(wheel, at);
         if !expired.is_empty() {
-            return (at, steps, expired);
+            return (at, wake_ups, expired);
         }
-        assert!(steps < 1000, "no progress at {at}");
+        assert!(wake_ups < 1000, "no progress at {at}");
     }
     unreachable!()
 }
 
-/// Checks everything that links, bits and places have to agree on.
+/// Checks that links, occupancy bits and slots are consistent.
 fn check<T>(wheel: &Wheel<T>) {
     let mut linked = 0;
     for (l, level) in wheel.levels.iter().enumerate() {
-        let shift = BITS * l as u32;
+        let shift = SLOT_BITS * l as u32;
         let current = wheel.now >> shift;
-        linked += list(wheel, level.rest, |first, _| {
-            // Of one slot of this level, whichever it was.
+        linked += list(wheel, level.draining, |first, _| {
+            // Any slot of this level.
             assert!(matches!(first, Before::Slot { level, .. } if level == l));
         });
         for (s, &head) in level.heads.iter().enumerate() {
             let reached = level.reached >> s & 1 == 1;
             assert_eq!(level.occupied >> s & 1 == 1, head != NIL, "bit {l}/{s}");
-            assert!(!reached || head != NIL, "nothing to reach: {l}/{s}");
+            assert!(!reached || head != NIL, "reached, but empty: {l}/{s}");
             linked += list(wheel, head, |first, node| {
                 assert_eq!(first, Before::Slot { level: l, slot: s });
-                // What is to be drained may hold anything.
+                // A slot that waits to be drained may hold any deadline.
                 if !reached {
-                    let ahead = (s as u64).wrapping_sub(current) & FURTHEST;
+                    let ahead = (s as u64).wrapping_sub(current) & MAX_SLOT_DISTANCE;
                     let start = (current + ahead) << shift;
                     assert!(start <= node.when.max(wheel.now), "late: {l}/{s}");
                     assert!(l == 0 || ahead > 0, "not drained: {l}/{s}");
@@ -80,8 +82,9 @@ fn check<T>(wheel: &Wheel<T>) {
     assert_eq!(linked, nodes.filter(|&prev| prev != Link::PARKED).count());
 }
 
-/// Walks along a list, whose first entry says which one it is. Returns its length.
-fn list<T>(wheel: &Wheel<T>, head: u32, look: impl Fn(Before, &Node<T>)) -> usize {
+/// Checks the links of a list, and calls `check_node` with the first entry's link and each node.
+/// Returns the length.
+fn list<T>(wheel: &Wheel<T>, head: u32, check_node: impl Fn(Before, &Node<T>)) -> usize {
     let (mut index, mut before, mut length) = (head, None, 0);
     let first = wheel
         .nodes
@@ -90,7 +93,7 @@ fn list<T>(wheel: &Wheel<T>, head: u32, look: impl Fn(Before, &Node<T>)) -> usiz
     while index != NIL {
         let node = &wheel.nodes[index as usize];
         assert_eq!(Some(node.prev.before()), before.or(first));
-        look(first.expect("the first of them"), node);
+        check_node(first.expect("the list has a first entry"), node);
         length += 1;
         (before, index) = (Some(Before::Entry(index)), node.next);
     }
@@ -98,13 +101,23 @@ fn list<T>(wheel: &Wheel<T>, head: u32, look: impl Fn(Before, &Node<T>)) -> usiz
 }
 
 #[test]
-fn each_distance_expires_on_its_tick() {
+fn an_entry_at_any_distance_expires_at_its_tick() {
     let edges = (0..LEVELS as u32 + 1).flat_map(|level| {
-        let edge = 1u64 << (BITS * level);
+        let edge = 1u64 << (SLOT_BITS * level);
         [edge - 1, edge, edge + 1, 63 * edge, 64 * edge - 1]
     });
-    let distances: BTreeSet<u64> = edges.chain([3 * RANGE + 5, 1 << 40]).collect();
-    for start in [0, 1, 63, 64, 4095, 4096, RANGE - 1, RANGE, 0x1234_5678_9abc] {
+    let distances: BTreeSet<u64> = edges.chain([3 * RANGE_TICKS + 5, 1 << 40]).collect();
+    for start in [
+        0,
+        1,
+        63,
+        64,
+        4095,
+        4096,
+        RANGE_TICKS - 1,
+        RANGE_TICKS,
+        0x1234_5678_9abc,
+    ] {
         for &distance in &distances {
             let when = start + distance;
             let mut wheel = Wheel::new(start);
@@ -123,8 +136,8 @@ fn each_distance_expires_on_its_tick() {
 }
 
 #[test]
-fn wake_ups_are_few() {
-    // (distance, wake-ups that suffice, for any start)
+fn an_entry_takes_few_wake_ups_until_it_expires() {
+    // (distance, most wake-ups from any start)
     let table = [
         (1, 1),
         (63, 1),
@@ -132,16 +145,16 @@ fn wake_ups_are_few() {
         (30_000, 3),
         (300_000, 4),
         (86_400_000, 5),
-        (RANGE - 1, 6),
-        (10 * RANGE, 16),
+        (RANGE_TICKS - 1, 6),
+        (10 * RANGE_TICKS, 16),
     ];
     for (distance, limit) in table {
         for start in (0..1_000_000).step_by(9_973) {
             let mut wheel = Wheel::new(start);
             let key = wheel.insert(start + distance, ());
-            let (at, steps, expired) = follow(&mut wheel);
+            let (at, wake_ups, expired) = follow(&mut wheel);
             assert_eq!((at, expired), (start + distance, vec![key]));
-            assert!(steps <= limit, "{steps} wake-ups for {start} + {distance}");
+            assert!(wake_ups <= limit, "{wake_ups} for {start} + {distance}");
         }
     }
 }
@@ -171,7 +184,7 @@ fn time_does_not_run_backwards() {
 }
 
 #[test]
-fn an_expired_entry_is_reported_once_and_can_come_back() {
+fn an_expired_entry_is_reported_once_and_can_be_rearmed() {
     let mut wheel = Wheel::new(0);
     let key = wheel.insert(10, "a");
     assert_eq!(advance(&mut wheel, 50), [key]);
@@ -186,7 +199,7 @@ fn an_expired_entry_is_reported_once_and_can_come_back() {
 }
 
 #[test]
-fn rearm_moves_both_ways() {
+fn rearm_moves_a_deadline_in_both_directions() {
     let mut wheel = Wheel::new(0);
     let (a, b) = (wheel.insert(30_000, 'a'), wheel.insert(30_000, 'b'));
     wheel.rearm(a, 5);
@@ -200,11 +213,11 @@ fn rearm_moves_both_ways() {
 }
 
 #[test]
-fn removal_from_head_middle_and_tail_of_a_slot() {
-    for gone in 0..3 {
+fn an_entry_is_removed_from_the_head_middle_or_tail_of_a_slot() {
+    for removed in 0..3 {
         let mut wheel = Wheel::new(0);
         let mut keys: Vec<Key> = (0..3).map(|i| wheel.insert(1000, i)).collect();
-        assert_eq!(wheel.remove(keys.remove(gone)), gone);
+        assert_eq!(wheel.remove(keys.remove(removed)), removed);
         check(&wheel);
         let mut expired = advance(&mut wheel, 1000);
         expired.sort_by_key(|key| key.0);
@@ -213,7 +226,7 @@ fn removal_from_head_middle_and_tail_of_a_slot() {
 }
 
 #[test]
-fn a_level_above_can_come_first() {
+fn a_higher_level_can_have_the_next_expiration() {
     let mut wheel = Wheel::new(0);
     let far = wheel.insert(64, ());
     advance(&mut wheel, 63);
@@ -224,8 +237,14 @@ fn a_level_above_can_come_first() {
 }
 
 #[test]
-fn jumps_of_any_size() {
-    for jump in [RANGE - 1, RANGE, 64 * RANGE, u64::MAX / 2, u64::MAX] {
+fn time_can_jump_by_any_distance() {
+    for jump in [
+        RANGE_TICKS - 1,
+        RANGE_TICKS,
+        64 * RANGE_TICKS,
+        u64::MAX / 2,
+        u64::MAX,
+    ] {
         let mut wheel = Wheel::new(7);
         let near: Vec<Key> = (0..1000).map(|i| wheel.insert(8 + i * i * i, i)).collect();
         let last = wheel.insert(u64::MAX, 0);
@@ -247,15 +266,15 @@ fn jumps_of_any_size() {
 }
 
 #[test]
-fn no_call_looks_at_more_than_its_limit() {
-    // All of a slot of level 2, in which nothing is due before its second tick.
-    let start = 5 << (2 * BITS);
+fn no_call_visits_more_entries_than_its_limit() {
+    // All entries are in one slot of level 2, and none is due before the slot's second tick.
+    let start = 5 << (2 * SLOT_BITS);
     for limit in [1, 7, 100, 999, 1000, 1001] {
         let mut wheel = Wheel::new(0);
         let keys: Vec<Key> = (0..1000).map(|i| wheel.insert(start + 1 + i, ())).collect();
-        let (count, expired) = pieces(&mut wheel, start, limit);
+        let (count, expired) = advance_until_done(&mut wheel, start, limit);
         assert_eq!((count, expired.len()), (1000usize.div_ceil(limit), 0));
-        let (count, mut expired) = pieces(&mut wheel, start + 1000, limit);
+        let (count, mut expired) = advance_until_done(&mut wheel, start + 1000, limit);
         assert_eq!(count, 1000usize.div_ceil(limit));
         expired.sort_by_key(|key| key.0);
         assert_eq!(expired, keys);
@@ -264,12 +283,12 @@ fn no_call_looks_at_more_than_its_limit() {
 }
 
 #[test]
-fn what_is_carried_over_can_be_moved_and_removed() {
+fn entries_of_a_partly_drained_slot_can_be_rearmed_and_removed() {
     for done in 0..10 {
         for other in 0..10 {
             let mut wheel = Wheel::new(0);
             let keys: Vec<Key> = (0..10).map(|i| wheel.insert(10_000, i)).collect();
-            let (mut expired, _) = piece(&mut wheel, 10_000, done);
+            let (mut expired, _) = advance_once(&mut wheel, 10_000, done);
             assert_eq!((expired.len(), wheel.len()), (done, 10));
             let (moved, removed) = (keys[other], keys[(other + 3) % 10]);
             assert_eq!(wheel.get(moved), Some(&other));
@@ -278,7 +297,7 @@ fn what_is_carried_over_can_be_moved_and_removed() {
             assert_eq!(wheel.remove(removed), (other + 3) % 10);
             check(&wheel);
             expired.extend(advance(&mut wheel, 10_000));
-            // Once each, but for those that were taken away in time.
+            // Each of the other entries expires once.
             expired.retain(|key| ![moved, removed].contains(key));
             expired.sort_by_key(|key| key.0);
             let others = keys.iter().filter(|key| ![moved, removed].contains(key));
@@ -290,30 +309,30 @@ fn what_is_carried_over_can_be_moved_and_removed() {
 }
 
 #[test]
-fn what_comes_up_does_not_wait_for_a_large_slot() {
-    let start = 1 << (2 * BITS);
+fn an_entry_that_expires_does_not_wait_until_a_large_slot_is_drained() {
+    let start = 1 << (2 * SLOT_BITS);
     let mut wheel = Wheel::new(0);
     for _ in 0..1000 {
         wheel.insert(start + 1000, ());
     }
-    assert_eq!(piece(&mut wheel, start, 10), (vec![], false));
+    assert_eq!(advance_once(&mut wheel, start, 10), (vec![], false));
     let soon = wheel.insert(start + 1, ());
-    assert_eq!(piece(&mut wheel, start + 1, 10), (vec![soon], false));
+    assert_eq!(advance_once(&mut wheel, start + 1, 10), (vec![soon], false));
     let now = wheel.insert(start, ());
-    assert_eq!(piece(&mut wheel, start + 1, 10), (vec![now], false));
+    assert_eq!(advance_once(&mut wheel, start + 1, 10), (vec![now], false));
 }
 
 #[test]
-fn time_goes_on_over_a_rest() {
-    for jump in [0, 1, 63, 64, 4096, RANGE, u64::MAX / 2] {
+fn time_can_advance_over_a_partly_drained_slot() {
+    for jump in [0, 1, 63, 64, 4096, RANGE_TICKS, u64::MAX / 2] {
         let mut wheel = Wheel::new(0);
         let due: Vec<Key> = (0..100).map(|i| wheel.insert(5000 - i, i)).collect();
         wheel.insert(u64::MAX, 0);
-        let (mut expired, done) = piece(&mut wheel, 5000, 30);
+        let (mut expired, done) = advance_once(&mut wheel, 5000, 30);
         assert!(!done && expired.len() <= 30);
-        // Into the very slots that wait to be drained.
+        // Inserted into the slots that wait to be drained.
         let late: Vec<Key> = (0..100).map(|i| wheel.insert(5000 + jump + i, i)).collect();
-        expired.extend(pieces(&mut wheel, 5000 + jump, 3).1);
+        expired.extend(advance_until_done(&mut wheel, 5000 + jump, 3).1);
         expired.sort_by_key(|key| key.0);
         let expected: Vec<Key> = due.into_iter().chain([late[0]]).collect();
         assert_eq!(expired, expected);
@@ -321,35 +340,35 @@ fn time_goes_on_over_a_rest() {
 }
 
 #[test]
-fn churn_reuses_memory_and_an_empty_wheel_gives_it_back() {
+fn churn_reuses_memory_and_an_empty_wheel_frees_it() {
     let mut wheel = Wheel::new(0);
-    let mut live = std::collections::VecDeque::new();
+    let mut linked_keys = std::collections::VecDeque::new();
     for now in 0..100_000 {
-        live.push_back(wheel.insert(now + 30_000, now));
-        if live.len() > 1000 {
-            let oldest = live.pop_front().unwrap();
+        linked_keys.push_back(wheel.insert(now + 30_000, now));
+        if linked_keys.len() > 1000 {
+            let oldest = linked_keys.pop_front().unwrap();
             assert_eq!(wheel.remove(oldest), now - 1000);
         }
         assert_eq!(advance(&mut wheel, now), []);
     }
     assert!(wheel.nodes.capacity() <= 2048);
-    for key in live.drain(..) {
+    for key in linked_keys.drain(..) {
         wheel.remove(key);
     }
-    assert!(wheel.is_empty() && wheel.nodes.capacity() <= RETAINED);
+    assert!(wheel.is_empty() && wheel.nodes.capacity() <= RETAINED_ENTRIES);
     let key = wheel.insert(100_100, 1);
     assert_eq!(advance(&mut wheel, 100_100), [key]);
     wheel.remove(key);
     assert!(
         wheel.nodes.capacity() > 0,
-        "a lone entry allocates each time"
+        "a single entry allocates each time"
     );
 }
 
 #[test]
 #[cfg(target_pointer_width = "64")]
-fn an_entry_takes_what_the_docs_say() {
-    // The shape of an entry in `slab`, which keeps it private.
+fn an_entry_has_the_documented_size() {
+    // A copy of slab's private `Entry`.
     #[expect(dead_code)]
     enum Entry<T> {
         Vacant(usize),
@@ -360,7 +379,7 @@ fn an_entry_takes_what_the_docs_say() {
 }
 
 #[test]
-fn a_removed_key_panics_with_the_reason() {
+fn a_removed_key_panics_with_the_cause() {
     let misuses: [fn(&mut Wheel<()>, Key); 2] = [|w, k| w.remove(k), |w, k| w.rearm(k, 2)];
     for misuse in misuses {
         let panic = std::panic::catch_unwind(move || {

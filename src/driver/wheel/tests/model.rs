@@ -1,4 +1,4 @@
-//! The wheel against the plainest thing that does the same, piece by piece.
+//! Compares random operations on the wheel with a simple model.
 
 use std::collections::BTreeMap;
 
@@ -8,17 +8,18 @@ use super::*;
 
 #[derive(Clone, Debug)]
 enum Op {
-    /// A deadline so far from now; negative is past.
+    /// The deadline as a distance from now; negative means in the past.
     Insert(i128),
     Rearm(prop::sample::Index, i128),
     Remove(prop::sample::Index),
-    /// A step from now; negative is backwards. At most so many entries are looked at.
+    /// The distance from now, negative means backwards, and the limit of visited entries.
     Advance(i128, usize),
+    /// Advances to `next_expiration` with this limit.
     Follow(usize),
 }
 
 fn distance() -> impl Strategy<Value = i128> {
-    // Any bit length is as likely as any other, so that each level and each border between two is met.
+    // Every bit length is equally likely, so that each level and each edge between two is covered.
     let scaled = (0..64u32, any::<u64>(), -1..=1i128).prop_map(|(bits, random, off)| {
         i128::from(1u64 << bits | random >> (63 - bits) >> 1) + off
     });
@@ -30,7 +31,7 @@ fn distance() -> impl Strategy<Value = i128> {
     ]
 }
 
-/// Small ones, so that something is left.
+/// Mostly small limits, so that a call leaves entries to visit.
 fn limit() -> impl Strategy<Value = usize> {
     prop_oneof![4 => 1..4usize, 1 => Just(usize::MAX)]
 }
@@ -46,7 +47,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// What the wheel must do, in the plainest form: deadline per entry, `None` when parked.
+/// The expected behaviour: per entry its deadline, `None` when parked, and its value.
 #[derive(Default)]
 struct Model {
     now: u64,
@@ -70,13 +71,13 @@ impl Model {
     /// Advances both and compares what expired. Returns whether it is done.
     fn advance(&mut self, wheel: &mut Wheel<usize>, now: u64, limit: usize) -> bool {
         self.now = self.now.max(now);
-        let (expired, done) = piece(wheel, now, limit);
+        let (expired, done) = advance_once(wheel, now, limit);
         for key in expired {
             let when = self
                 .entries
                 .get_mut(&key.0)
                 .and_then(|(when, _)| when.take());
-            let when = when.expect("reported twice, or not there");
+            let when = when.expect("reported twice, or removed");
             assert!(when <= self.now, "early: {when} at {}", self.now);
         }
         let missed = self.earliest().filter(|&when| when <= self.now);
@@ -89,7 +90,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn behaves_like_the_model(start in prop_oneof![Just(0), any::<u64>(), 0..1u64 << 40], ops in prop::collection::vec(op(), 1..80), last_limit in limit()) {
+    fn the_wheel_behaves_like_the_model(
+        start in prop_oneof![Just(0), any::<u64>(), 0..1u64 << 40],
+        ops in prop::collection::vec(op(), 1..80),
+        last_limit in limit(),
+    ) {
         let mut wheel = Wheel::new(start);
         let mut model = Model { now: start, ..Model::default() };
         let mut done = true;
@@ -99,7 +104,7 @@ proptest! {
                     let when = model.tick(distance);
                     let key = wheel.insert(when, serial);
                     let old = model.entries.insert(key.0, (Some(when), serial));
-                    prop_assert!(old.is_none(), "key in use handed out");
+                    prop_assert!(old.is_none(), "the key is in use");
                 }
                 Op::Rearm(index, distance) => {
                     let when = model.tick(distance);
@@ -125,27 +130,35 @@ proptest! {
             }
             check(&wheel);
             prop_assert_eq!(wheel.len(), model.entries.len());
-            prop_assert!(wheel.nodes.iter().all(|(k, node)| model.entries.get(&(k as u32)).is_some_and(|e| e.1 == node.value)));
+            let values_agree = wheel.nodes.iter().all(|(key, node)| {
+                let entry = model.entries.get(&(key as u32));
+                entry.is_some_and(|entry| entry.1 == node.value)
+            });
+            prop_assert!(values_agree);
             prop_assert!(model.entries.iter().all(|(&k, e)| wheel.get(Key(k)) == Some(&e.1)));
             let (next, earliest) = (wheel.next_expiration(), model.earliest());
-            // A rest may also be moved away by others.
-            let rest = !done && wheel.levels.iter().any(Level::is_draining);
-            prop_assert!(rest || !wheel.levels.iter().any(Level::is_draining));
+            // Rearm and remove may also have emptied the list that is being drained.
+            let draining = !done && wheel.levels.iter().any(Level::is_draining);
+            prop_assert!(draining || !wheel.levels.iter().any(Level::is_draining));
             prop_assert_eq!(next.is_some(), earliest.is_some());
             if let (Some(next), Some(earliest)) = (next, earliest) {
                 prop_assert!(next <= earliest.max(model.now), "late: {next} > {earliest}");
-                prop_assert_eq!(next > model.now, earliest > model.now && !rest, "no progress, or due and not said");
+                prop_assert_eq!(
+                    next > model.now,
+                    earliest > model.now && !draining,
+                    "no progress, or a due entry is missed"
+                );
             }
         }
-        // Whatever is left within a few ranges is reached step by step; each entry costs at most one step per level and turn,
-        // and two where its slot was waiting to be drained.
-        let horizon = model.now.saturating_add(4 * RANGE);
+        // Every entry within four ranges expires. Each costs at most one wake-up per level and turn
+        // of the ring, and two if its slot was waiting to be drained.
+        let horizon = model.now.saturating_add(4 * RANGE_TICKS);
         let bound = model.entries.len() * (LEVELS + 5 + 2) + 1;
-        let mut steps = 0;
+        let mut wake_ups = 0;
         while let Some(at) = wheel.next_expiration().filter(|at| *at <= horizon) {
             model.advance(&mut wheel, at, last_limit);
-            steps += 1;
-            prop_assert!(steps <= bound, "{steps} steps");
+            wake_ups += 1;
+            prop_assert!(wake_ups <= bound, "{wake_ups} wake-ups");
         }
         prop_assert!(model.earliest().is_none_or(|when| when > horizon));
         for key in model.entries.keys() {
