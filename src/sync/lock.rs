@@ -6,17 +6,18 @@ use std::ptr;
 
 use super::{Mutex, MutexGuard};
 
-/// True in loom models: their threads share one OS thread, so held locks cannot be kept per thread.
+/// True in loom models: their threads share one OS thread, so held locks cannot be recorded per
+/// thread.
 const MODELLED: bool = cfg!(all(test, liveness_loom));
 
 thread_local! {
     /// The address of the lock that this thread acquired last and still holds; 0 if it holds none.
     static INNERMOST: Cell<usize> = const { Cell::new(0) };
-    /// The addresses of other locks that it holds, usually none.
+    /// The addresses of the other locks that this thread holds, usually none.
     static OUTER: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A mutex under which foreign code is called that may try to lock it again.
+/// A mutex for data under whose lock foreign code runs that may try to lock it again.
 ///
 /// The locks that a thread holds are recorded in thread-local storage. Recording one costs three
 /// instructions, and the record is read only if the mutex is not free.
@@ -25,7 +26,7 @@ pub(crate) struct Lock<T>(Mutex<T>);
 /// The guard of a [`Lock`]. Dropping it unlocks.
 pub(crate) struct Locked<'a, T> {
     value: MutexGuard<'a, T>,
-    _mark: Mark,
+    _record: HeldRecord,
 }
 
 impl<T> Lock<T> {
@@ -37,8 +38,8 @@ impl<T> Lock<T> {
     ///
     /// # Panics
     ///
-    /// If this thread holds it.
-    // A call costs as much again as all it does, several times for every message.
+    /// If this thread holds the lock.
+    // Inlined: the call itself would cost as much as its body, several times for every message.
     #[inline(always)]
     #[track_caller]
     pub(crate) fn lock(&self, mend: impl FnOnce(&mut T)) -> Locked<'_, T> {
@@ -49,7 +50,7 @@ impl<T> Lock<T> {
         };
         Locked {
             value: free.unwrap_or_else(|| self.wait(mend)),
-            _mark: Mark::set(self.address()),
+            _record: HeldRecord::new(self.address()),
         }
     }
 
@@ -62,7 +63,7 @@ impl<T> Lock<T> {
                 .unwrap_or(false)
     }
 
-    /// The unusual case of [`lock`](Self::lock): it is not free, or poisoned.
+    /// The rare case of [`lock`](Self::lock): the mutex is not free, or it is poisoned.
     #[cold]
     #[track_caller]
     fn wait(&self, mend: impl FnOnce(&mut T)) -> MutexGuard<'_, T> {
@@ -97,26 +98,26 @@ impl<T> DerefMut for Locked<'_, T> {
     }
 }
 
-/// Records that the thread holds a lock, until this is dropped.
-struct Mark {
+/// Records that the thread holds a lock, until the record is dropped.
+struct HeldRecord {
     outer: usize,
 }
 
-impl Mark {
+impl HeldRecord {
     #[inline]
-    fn set(lock: usize) -> Self {
+    fn new(lock: usize) -> Self {
         if MODELLED {
             return Self { outer: 0 };
         }
         let outer = INNERMOST.replace(lock);
         if outer != 0 {
-            keep(outer);
+            push_outer(outer);
         }
         Self { outer }
     }
 }
 
-impl Drop for Mark {
+impl Drop for HeldRecord {
     #[inline]
     fn drop(&mut self) {
         if MODELLED {
@@ -124,19 +125,20 @@ impl Drop for Mark {
         }
         INNERMOST.set(self.outer);
         if self.outer != 0 {
-            forget();
+            pop_outer();
         }
     }
 }
 
-/// On a thread that is ending the list is destroyed, and reentrant locking of `outer` is not detected.
+/// Adds a lock to [`OUTER`]. On a thread that ends, the list is already destroyed, and reentrant
+/// locking of `outer` is not detected.
 #[cold]
-fn keep(outer: usize) {
+fn push_outer(outer: usize) {
     let _ = OUTER.try_with(|others| others.borrow_mut().push(outer));
 }
 
 #[cold]
-fn forget() {
+fn pop_outer() {
     let _ = OUTER.try_with(|others| others.borrow_mut().pop());
 }
 
@@ -147,36 +149,36 @@ mod tests {
     use std::sync::mpsc;
     use std::thread;
 
-    fn taken<T>(lock: &Lock<T>) -> bool {
+    fn lock_panics<T>(lock: &Lock<T>) -> bool {
         catch_unwind(AssertUnwindSafe(|| drop(lock.lock(|_| {})))).is_err()
     }
 
     #[test]
-    fn a_thread_that_holds_it_panics_and_another_one_waits() {
+    fn reentrant_locking_panics_and_another_thread_waits() {
         let lock = Lock::new(0);
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         thread::scope(|scope| {
             let mut value = lock.lock(|_| {});
-            assert!(lock.is_held() && taken(&lock));
+            assert!(lock.is_held() && lock_panics(&lock));
             scope.spawn(|| {
                 assert!(!lock.is_held());
-                tell.send(()).unwrap();
+                sender.send(()).unwrap();
                 assert_eq!(*lock.lock(|_| {}), 1);
             });
-            told.recv().unwrap();
+            receiver.recv().unwrap();
             *value = 1;
         });
-        assert!(!lock.is_held() && !taken(&lock));
+        assert!(!lock.is_held() && !lock_panics(&lock));
     }
 
     #[test]
-    fn those_further_out_are_held_too() {
+    fn outer_locks_are_recorded_as_held() {
         let locks = [Lock::new(0), Lock::new(1), Lock::new(2)];
         let held = || locks.each_ref().map(Lock::is_held);
         let outer = locks[0].lock(|_| {});
         let inner = locks[1].lock(|_| {});
         let innermost = locks[2].lock(|_| {});
-        assert!(locks.iter().all(taken));
+        assert!(locks.iter().all(lock_panics));
         assert_eq!(held(), [true, true, true]);
         drop(innermost);
         assert_eq!(held(), [true, true, false]);
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_gives_it_back_to_be_mended() {
+    fn a_panic_releases_the_lock_and_the_next_lock_mends_the_value() {
         let lock = Lock::new(1);
         let panicked = catch_unwind(AssertUnwindSafe(|| {
             let _value = lock.lock(|_| {});

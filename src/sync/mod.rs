@@ -1,9 +1,9 @@
-//! Where threads and tasks meet: locks, flags, notifications, timers, new tasks.
+//! Synchronization primitives, which loom models replace with their own.
 //!
-//! These are std's and tokio's. In the unit tests of a build with `--cfg liveness_loom` loom's take
-//! their place, and small stand-ins for what loom does not have, so that its models (`loom_models`
-//! next to the code) run the real code through all orders of events. `Arc` stays std's everywhere:
-//! loom's cannot be made an `Arc<dyn Trait>`, and what it would find is not what the models ask.
+//! They are those of std and tokio. Unit tests built with `--cfg liveness_loom` use loom's types
+//! instead, and small substitutes for what loom lacks, so that the models (`loom_models` next to
+//! the code) run the real code through all interleavings. `Arc` is std's everywhere: loom's cannot
+//! become an `Arc<dyn Trait>`, and the models do not check reference counts.
 
 mod lock;
 #[cfg(all(test, liveness_loom))]
@@ -30,14 +30,14 @@ pub(crate) use tokio::{
     time::{Sleep, sleep_until},
 };
 
-/// Calls `act` in the context of `runtime`, on any thread.
+/// Calls `act` in the context of `runtime`. Works on any thread.
 #[cfg(not(all(test, liveness_loom)))]
 pub(crate) fn in_runtime<R>(runtime: &tokio::runtime::Handle, act: impl FnOnce() -> R) -> R {
     let _entered = match tokio::runtime::Handle::try_current() {
         Ok(current) if current.id() == runtime.id() => None,
-        // A thread that is about to end has no context any more.
+        // tokio's thread-local context is destroyed on a thread that ends.
         Err(error) if error.is_thread_local_destroyed() => None,
-        // It cannot be entered while `tokio::spawn` drops a task, since its runtime is shut down.
+        // `enter` panics while `tokio::spawn` drops a task because the runtime is shut down.
         _ => crate::panic_guard::catch(|| runtime.enter()),
     };
     act()
@@ -53,52 +53,53 @@ mod tests {
 
     use super::in_runtime;
 
-    /// Calls `in_runtime` as it is dropped.
-    struct Last(Handle, mpsc::Sender<()>);
+    /// Sends from within `in_runtime` when it is dropped.
+    struct SendOnDrop(Handle, mpsc::Sender<()>);
 
-    impl Drop for Last {
+    impl Drop for SendOnDrop {
         fn drop(&mut self) {
             in_runtime(&self.0, || self.1.send(()).unwrap());
         }
     }
 
-    /// `tokio::spawn` holds the thread's context while it drops the task of a runtime that has gone.
+    /// `tokio::spawn` borrows the thread's context while it drops the task of a runtime that is
+    /// shut down.
     #[test]
-    fn a_task_that_is_dropped_as_it_is_spawned_calls_all_the_same() {
+    fn in_runtime_calls_within_the_drop_of_a_task_that_cannot_be_spawned() {
         let new = || Builder::new_current_thread().build().unwrap();
-        let (gone, other) = (new(), new());
-        let gone = {
-            let handle = gone.handle().clone();
-            drop(gone);
+        let (shut_down, other) = (new(), new());
+        let shut_down = {
+            let handle = shut_down.handle().clone();
+            drop(shut_down);
             handle
         };
-        for runtime in [&gone, other.handle()] {
-            let (tell, told) = mpsc::channel();
-            let last = Last(runtime.clone(), tell);
-            let _entered = gone.enter();
+        for runtime in [&shut_down, other.handle()] {
+            let (sender, receiver) = mpsc::channel();
+            let on_drop = SendOnDrop(runtime.clone(), sender);
+            let _entered = shut_down.enter();
             tokio::spawn(async move {
-                let _last = last;
+                let _on_drop = on_drop;
                 std::future::pending::<()>().await;
             });
-            assert_eq!(told.try_recv(), Ok(()));
+            assert_eq!(receiver.try_recv(), Ok(()));
         }
     }
 
-    /// A thread that ends destroys its thread-local values one by one, tokio's context among them.
+    /// A thread that ends destroys its thread-local values one by one, including tokio's context.
     #[test]
-    fn a_thread_without_a_context_calls_all_the_same() {
+    fn in_runtime_calls_on_a_thread_whose_context_is_destroyed() {
         thread_local! {
-            static KEPT: Cell<Option<Last>> = const { Cell::new(None) };
+            static ON_DROP: Cell<Option<SendOnDrop>> = const { Cell::new(None) };
         }
         let runtime = Builder::new_current_thread().build().unwrap();
-        let (tell, told) = mpsc::channel();
-        let last = Last(runtime.handle().clone(), tell);
+        let (sender, receiver) = mpsc::channel();
+        let on_drop = SendOnDrop(runtime.handle().clone(), sender);
         let thread = thread::spawn(move || {
-            KEPT.set(Some(last));
-            // Made last, so it is destroyed first.
+            ON_DROP.set(Some(on_drop));
+            // Initialized after `ON_DROP`, so tokio's context is destroyed first.
             assert!(Handle::try_current().is_err());
         });
         thread.join().unwrap();
-        assert_eq!(told.iter().count(), 1);
+        assert_eq!(receiver.iter().count(), 1);
     }
 }

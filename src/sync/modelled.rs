@@ -1,8 +1,7 @@
-//! What the models run on: loom's locks and threads, and stand-ins for the parts of tokio that
-//! loom knows nothing of.
+//! The runtime of loom models: loom's locks and threads, and substitutes for tokio.
 //!
-//! Whatever two threads of a model share lies behind one of loom's locks, also where it need not
-//! for its own sake: loom tries another order of events only where it sees two of them meet.
+//! All data that two threads of a model share is behind one of loom's locks, even where no lock is
+//! needed: loom explores interleavings only at accesses to its own types.
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -21,29 +20,28 @@ use loom::thread::JoinHandle;
 pub(crate) use loom::thread::{ThreadId, current as current_thread};
 use tokio::time::Instant;
 
-/// A thread's stack. A failing model prints a backtrace on it.
-const STACK: usize = 512 * 1024;
+/// The stack size of a thread. A failing model prints its backtrace on it.
+const STACK_BYTES: usize = 512 * 1024;
 
 /// The runtime of one run of a model.
-struct World {
+struct ModelRuntime {
     timers: Mutex<Vec<(Instant, Waker)>>,
-    /// The runtime is shut down: its tasks are dropped where they wait.
+    /// The runtime is shut down: its pending tasks are dropped.
     shut_down: Mutex<bool>,
-    /// All tasks that were ever spawned.
+    /// The wakers of all tasks that were ever spawned.
     tasks: Mutex<Vec<Waker>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 thread_local! {
-    /// All threads of a model are one thread of the operating system.
-    static WORLD: RefCell<Option<Arc<World>>> = const { RefCell::new(None) };
+    /// Shared by all threads of a model, since they run on one OS thread.
+    static MODEL_RUNTIME: RefCell<Option<Arc<ModelRuntime>>> = const { RefCell::new(None) };
 }
 
-/// Runs `model` in every order of events in which at most `preemptions` times a thread is
-/// interrupted that could have gone on.
+/// Runs `model` in every interleaving with at most `preemptions` preemptions of a runnable thread.
 ///
-/// Time stands still but for [`advance`]. A run ends when all its threads and tasks have: one that
-/// waits for what never comes is a failure, which loom calls a deadlock.
+/// Only [`advance`] moves time. A run ends when all its threads and tasks have ended: one that
+/// waits for ever is a failure, which loom reports as a deadlock.
 pub(crate) fn check(name: &str, preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -52,48 +50,50 @@ pub(crate) fn check(name: &str, preemptions: usize, model: impl Fn() + Send + Sy
         .unwrap();
     let _entered = runtime.enter();
     let mut builder = Builder::new();
-    // LOOM_MAX_PREEMPTIONS goes before.
+    // The environment variable LOOM_MAX_PREEMPTIONS takes precedence.
     builder.preemption_bound.get_or_insert(preemptions);
     builder.max_branches = 20_000;
     let runs = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&runs);
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     builder.check(move || {
         counter.fetch_add(1, Ordering::Relaxed);
-        // A model must do the same again in the same order of events.
+        // A model must be deterministic for each interleaving.
         fastrand::seed(1);
-        let world = World {
+        let model_runtime = ModelRuntime {
             timers: Mutex::default(),
             shut_down: Mutex::default(),
             tasks: Mutex::default(),
             threads: Mutex::default(),
         };
-        WORLD.replace(Some(Arc::new(world)));
+        MODEL_RUNTIME.replace(Some(Arc::new(model_runtime)));
         model();
         all_done();
-        WORLD.take();
+        MODEL_RUNTIME.take();
     });
     let runs = runs.load(Ordering::Relaxed);
-    println!("{name}: {runs} runs in {:.1?}", begun.elapsed());
+    println!("{name}: {runs} runs in {:.1?}", started.elapsed());
 }
 
-fn world() -> Arc<World> {
-    WORLD.with_borrow(|world| Arc::clone(world.as_ref().expect("a model is running")))
+fn model_runtime() -> Arc<ModelRuntime> {
+    MODEL_RUNTIME.with_borrow(|model_runtime| {
+        Arc::clone(model_runtime.as_ref().expect("a model is running"))
+    })
 }
 
 /// Starts a thread of the model.
 pub(crate) fn thread(run: impl FnOnce() + Send + 'static) {
     let thread = loom::thread::Builder::new()
-        .stack_size(STACK)
+        .stack_size(STACK_BYTES)
         .spawn(run)
         .unwrap();
-    world().threads.lock().unwrap().push(thread);
+    model_runtime().threads.lock().unwrap().push(thread);
 }
 
 /// Waits until all threads and tasks have ended.
 pub(crate) fn all_done() {
     loop {
-        let thread = world().threads.lock().unwrap().pop();
+        let thread = model_runtime().threads.lock().unwrap().pop();
         match thread {
             Some(thread) => thread.join().unwrap(),
             None => return,
@@ -103,23 +103,24 @@ pub(crate) fn all_done() {
 
 /// How many tasks were spawned so far.
 pub(crate) fn spawned() -> usize {
-    world().tasks.lock().unwrap().len()
+    model_runtime().tasks.lock().unwrap().len()
 }
 
-/// Just calls `act`: all threads of a model are in the context of one runtime.
+/// Calls `act`: all threads of a model are in the context of one runtime already.
 pub(crate) fn in_runtime<R>(_: &tokio::runtime::Handle, act: impl FnOnce() -> R) -> R {
     act()
 }
 
-/// A task, on a thread of its own. It is dropped half done when the runtime is shut down.
+/// Runs a task on its own thread. The task is dropped, finished or not, when the runtime is shut
+/// down.
 pub(crate) fn spawn(task: impl Future + Send + 'static) {
     let parker = Arc::new(Parker::default());
     let waker = Waker::from(Arc::clone(&parker));
-    world().tasks.lock().unwrap().push(waker);
+    model_runtime().tasks.lock().unwrap().push(waker);
     thread(move || {
         let mut task = pin!(task);
         parker.block_on(poll_fn(|cx| {
-            if *world().shut_down.lock().unwrap() {
+            if *model_runtime().shut_down.lock().unwrap() {
                 return Poll::Ready(());
             }
             task.as_mut().poll(cx).map(drop)
@@ -129,9 +130,9 @@ pub(crate) fn spawn(task: impl Future + Send + 'static) {
 
 /// Shuts the runtime down.
 pub(crate) fn shut_down() {
-    let world = world();
-    *world.shut_down.lock().unwrap() = true;
-    let tasks = world.tasks.lock().unwrap().clone();
+    let model_runtime = model_runtime();
+    *model_runtime.shut_down.lock().unwrap() = true;
+    let tasks = model_runtime.tasks.lock().unwrap().clone();
     tasks.into_iter().for_each(Waker::wake);
 }
 
@@ -169,11 +170,11 @@ impl Wake for Parker {
     }
 }
 
-/// DeadlineMove time on, and wakes whoever slept until then.
+/// Advances time, and wakes the tasks whose timers expire.
 pub(crate) fn advance(time: Duration) {
-    let world = world();
-    let mut timers = world.timers.lock().unwrap();
-    // The clock is set before the future waits for anything.
+    let model_runtime = model_runtime();
+    let mut timers = model_runtime.timers.lock().unwrap();
+    // tokio's future advances the clock in its first poll.
     let _ = pin!(tokio::time::advance(time)).poll(&mut Context::from_waker(Waker::noop()));
     let now = Instant::now();
     let (due, later) = timers.drain(..).partition(|(at, _)| *at <= now);
@@ -183,7 +184,7 @@ pub(crate) fn advance(time: Duration) {
     due.into_iter().for_each(|(_, waker)| waker.wake());
 }
 
-/// Stands in for tokio's, whose timers fire from within its own scheduler.
+/// Replaces tokio's `Sleep`, whose timers are fired by tokio's own scheduler.
 pub(crate) struct Sleep {
     deadline: Instant,
 }
@@ -206,8 +207,8 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let world = world();
-        let mut timers = world.timers.lock().unwrap();
+        let model_runtime = model_runtime();
+        let mut timers = model_runtime.timers.lock().unwrap();
         timers.retain(|(_, waker)| !waker.will_wake(cx.waker()));
         if Instant::now() >= self.deadline {
             return Poll::Ready(());
@@ -217,8 +218,8 @@ impl Future for Sleep {
     }
 }
 
-/// Stands in for tokio's, as far as it is used here: what waits is woken by the next
-/// `notify_waiters` after its `notified`, polled or not.
+/// Replaces the part of tokio's `Notify` that the crate uses: a `notified` future is completed by
+/// the next `notify_waiters` after its creation, whether or not it was polled.
 pub(crate) struct Notify {
     state: Mutex<(u64, Vec<Waker>)>,
 }
@@ -252,7 +253,7 @@ impl Notify {
     }
 }
 
-/// std's, where loom sees who reads before and who after the write.
+/// Wraps std's `OnceLock` so that loom explores reads both before and after the write.
 pub(crate) struct OnceLock<T> {
     written: Mutex<bool>,
     value: std::sync::OnceLock<T>,
