@@ -1,38 +1,38 @@
-//! Control frames of our own, and the pongs that answer them: RFC 6455 section 5.5.
+//! Encodes our own control frames and recognises pongs to our pings (RFC 6455 section 5.5).
 //!
-//! A client's frames are masked (section 5.3). The masking key comes from the caller, so that this
+//! A client's frames are masked (section 5.3). The caller passes the masking key, so that this
 //! module needs no source of randomness.
 
 use super::OpCode;
 use super::header::{FIN, MASK};
 
 /// The longest payload of a control frame.
-const MAX_CONTROL_PAYLOAD: usize = 125;
+const MAX_CONTROL_PAYLOAD_BYTES: usize = 125;
 /// The longest control frame: header, masking key, payload.
-pub(crate) const MAX_CONTROL_FRAME: usize = 2 + 4 + MAX_CONTROL_PAYLOAD;
+pub(crate) const MAX_CONTROL_FRAME_BYTES: usize = 2 + 4 + MAX_CONTROL_PAYLOAD_BYTES;
 
-/// The payload of our pings. Pongs of any other length are not answers to them.
-pub(crate) const PING_PAYLOAD: usize = 8;
-/// The longest of our pings, and so of the pongs that answer them.
-pub(crate) const MAX_PING_FRAME: usize = 2 + 4 + PING_PAYLOAD;
+/// The payload of our pings. A pong of any other length does not answer one.
+pub(crate) const PING_PAYLOAD_BYTES: usize = 8;
+/// The longest of our pings, and of the pongs that answer them.
+pub(crate) const MAX_PING_FRAME: usize = 2 + 4 + PING_PAYLOAD_BYTES;
 
-/// Encodes one control frame into the beginning of `out` and returns its length.
+/// Encodes one control frame at the beginning of `out` and returns its length.
 ///
-/// The payload is at most 125 bytes, and `opcode` one of a control frame: both are the caller's
-/// duty, asserted in debug builds. Otherwise what does not fit a control frame is cut off, so the
-/// frame is well-formed in any case.
+/// The caller must pass the opcode of a control frame and a payload of at most 125 bytes; debug
+/// builds assert both. In release builds a longer payload is truncated, so the frame is
+/// well-formed.
 pub(crate) fn encode(
     opcode: OpCode,
     payload: &[u8],
     mask: Option<[u8; 4]>,
-    out: &mut [u8; MAX_CONTROL_FRAME],
+    out: &mut [u8; MAX_CONTROL_FRAME_BYTES],
 ) -> usize {
     debug_assert!(opcode.is_control(), "{opcode:?} is not a control frame");
     debug_assert!(
-        payload.len() <= MAX_CONTROL_PAYLOAD,
-        "control frames hold 125 bytes"
+        payload.len() <= MAX_CONTROL_PAYLOAD_BYTES,
+        "the payload of a control frame is at most 125 bytes"
     );
-    let payload = payload.get(..MAX_CONTROL_PAYLOAD).unwrap_or(payload);
+    let payload = payload.get(..MAX_CONTROL_PAYLOAD_BYTES).unwrap_or(payload);
 
     let mask_bit = if mask.is_some() { MASK } else { 0 };
     // At most 125, so the conversion keeps the value.
@@ -56,7 +56,7 @@ pub(crate) fn encode(
     header.len() + mask.map_or(0, |key| key.len()) + payload.len()
 }
 
-/// Copies `bytes` to the beginning of `out`, and returns the rest of it.
+/// Copies `bytes` to the beginning of `out` and returns the remaining slice.
 fn put<'a, const N: usize>(out: &'a mut [u8], bytes: &[u8; N]) -> &'a mut [u8] {
     match out.split_first_chunk_mut() {
         Some((slot, rest)) => {
@@ -69,10 +69,10 @@ fn put<'a, const N: usize>(out: &'a mut [u8], bytes: &[u8; N]) -> &'a mut [u8] {
 
 /// Encodes a ping: the frame is the returned number of bytes at the beginning of the array.
 pub(crate) fn encode_ping(
-    payload: [u8; PING_PAYLOAD],
+    payload: [u8; PING_PAYLOAD_BYTES],
     mask: Option<[u8; 4]>,
 ) -> ([u8; MAX_PING_FRAME], usize) {
-    let mut frame = [0; MAX_CONTROL_FRAME];
+    let mut frame = [0; MAX_CONTROL_FRAME_BYTES];
     let len = encode(OpCode::Ping, &payload, mask, &mut frame);
     let mut ping = [0; MAX_PING_FRAME];
     ping.copy_from_slice(&frame[..MAX_PING_FRAME]);
@@ -81,10 +81,10 @@ pub(crate) fn encode_ping(
 
 /// Encodes a Close frame with a status code and a reason (section 5.5.1).
 ///
-/// A reason of more than 123 bytes is cut at the last character that fits whole, since it must
-/// stay valid UTF-8.
+/// A reason of more than 123 bytes is truncated after the last character that fits completely,
+/// since it must be valid UTF-8.
 pub(crate) fn encode_close(code: u16, reason: &str, mask: Option<[u8; 4]>) -> Vec<u8> {
-    let mut payload = [0; MAX_CONTROL_PAYLOAD];
+    let mut payload = [0; MAX_CONTROL_PAYLOAD_BYTES];
     let (status, room) = payload.split_at_mut(size_of::<u16>());
     status.copy_from_slice(&code.to_be_bytes());
     let mut end = reason.len().min(room.len());
@@ -96,33 +96,32 @@ pub(crate) fn encode_close(code: u16, reason: &str, mask: Option<[u8; 4]>) -> Ve
     }
     let payload = &payload[..size_of::<u16>() + end];
 
-    let mut frame = [0; MAX_CONTROL_FRAME];
+    let mut frame = [0; MAX_CONTROL_FRAME_BYTES];
     let len = encode(OpCode::Close, payload, mask, &mut frame);
     frame[..len].to_vec()
 }
 
-/// What [`probe_pong`] made of a prefix.
+/// The result of [`probe_pong`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Probe {
-    /// The frame is something else.
+    /// Another frame.
     No,
-    /// Nothing speaks against it so far, but the frame is not whole.
+    /// Possibly such a pong, but the frame is incomplete.
     NeedMore,
-    /// A pong with a payload of the size of ours.
+    /// A pong whose payload has the size of our pings'.
     Pong {
-        /// The payload, unmasked. Whether we sent it in a ping is for the caller to know.
-        payload: [u8; PING_PAYLOAD],
-        /// How many bytes the frame takes; at most [`MAX_PING_FRAME`].
+        /// The payload, unmasked. The caller must check that it was sent in a ping.
+        payload: [u8; PING_PAYLOAD_BYTES],
+        /// The length of the frame; at most [`MAX_PING_FRAME`].
         frame_len: usize,
     },
 }
 
-/// Whether `prefix`, which starts at a frame boundary, may be the answer to one of our pings.
+/// Whether `prefix`, which starts at a frame boundary, may be a pong that answers one of our pings.
 ///
-/// Whatever we do not recognise stays in the stream, so the test is strict: a set RSV bit or a
-/// length that is not in its shortest form belongs to a frame that we did not ask for. `No` comes
-/// with the first byte that differs. A pong is recognised by its payload alone, whether or not it
-/// is masked as the sender's role requires (section 5.1).
+/// An unrecognised frame stays in the stream, so the test is strict: a frame with an RSV bit set or
+/// with a length that is not minimal does not match. Returns `No` at the first byte that differs.
+/// The MASK bit is not checked against the sender's role (section 5.1).
 pub(crate) fn probe_pong(prefix: &[u8]) -> Probe {
     let Some((&first, rest)) = prefix.split_first() else {
         return Probe::NeedMore;
@@ -133,7 +132,7 @@ pub(crate) fn probe_pong(prefix: &[u8]) -> Probe {
     let Some((&second, rest)) = rest.split_first() else {
         return Probe::NeedMore;
     };
-    if usize::from(second & !MASK) != PING_PAYLOAD {
+    if usize::from(second & !MASK) != PING_PAYLOAD_BYTES {
         return Probe::No;
     }
 
@@ -145,7 +144,7 @@ pub(crate) fn probe_pong(prefix: &[u8]) -> Probe {
     } else {
         ([0; 4], rest)
     };
-    let Some((payload, rest)) = rest.split_first_chunk::<PING_PAYLOAD>() else {
+    let Some((payload, rest)) = rest.split_first_chunk::<PING_PAYLOAD_BYTES>() else {
         return Probe::NeedMore;
     };
 
@@ -169,9 +168,9 @@ mod tests {
     use super::super::tests::{KEY, oracle_frame, oracle_opcode, oracle_parse};
     use super::*;
 
-    /// Splits one frame off with tungstenite's parser: header, unmasked payload, length of the frame.
+    /// Parses one frame with tungstenite: header, unmasked payload, length of the frame.
     fn oracle_read(bytes: &[u8]) -> (FrameHeader, Vec<u8>, usize) {
-        let (header, payload_len, len) = oracle_parse(bytes).expect("accepted").expect("whole");
+        let (header, payload_len, len) = oracle_parse(bytes).expect("accepted").expect("complete");
         let end = len + payload_len as usize;
         let key = header.mask.unwrap_or_default().into_iter().cycle();
         let payload = bytes[len..end]
@@ -186,15 +185,15 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 256 }))]
 
         #[test]
-        fn encoded_frames_are_those_of_tungstenite(
+        fn encoded_frames_equal_those_of_tungstenite(
             opcode in prop::sample::select(vec![OpCode::Close, OpCode::Ping, OpCode::Pong]),
             payload in prop::collection::vec(any::<u8>(), 0..=125),
             mask: Option<[u8; 4]>,
         ) {
-            let mut out = [0xAA; MAX_CONTROL_FRAME];
+            let mut out = [0xAA; MAX_CONTROL_FRAME_BYTES];
             let len = encode(opcode, &payload, mask, &mut out);
             prop_assert_eq!(&out[..len], &oracle_frame(true, 0, opcode, mask, &payload)[..]);
-            prop_assert!(out[len..].iter().all(|byte| *byte == 0xAA), "wrote behind the frame");
+            prop_assert!(out[len..].iter().all(|byte| *byte == 0xAA), "wrote beyond the frame");
 
             let (header, data, end) = oracle_read(&out);
             prop_assert_eq!(header.opcode, oracle_opcode(opcode));
@@ -203,14 +202,18 @@ mod tests {
         }
 
         #[test]
-        fn ping_and_its_pong_match(payload: [u8; PING_PAYLOAD], mask: Option<[u8; 4]>, key: Option<[u8; 4]>) {
+        fn the_pong_to_an_encoded_ping_is_recognised(
+            payload: [u8; PING_PAYLOAD_BYTES],
+            mask: Option<[u8; 4]>,
+            key: Option<[u8; 4]>,
+        ) {
             let (ping, len) = encode_ping(payload, mask);
             let (header, data, end) = oracle_read(&ping);
             prop_assert_eq!(header.opcode, OracleOpCode::Control(Control::Ping));
             prop_assert_eq!((header.mask, end), (mask, len));
             prop_assert_eq!(&data[..], &payload[..]);
 
-            // The peer answers with what it got, masked or not; anything may follow.
+            // The pong has the payload of the ping, masked or not, and another frame follows it.
             let pong = oracle_frame(true, 0, OpCode::Pong, key, &data);
             let stream = [&pong[..], b"\x81\x00"].concat();
             for end in 0..pong.len() {
@@ -223,16 +226,20 @@ mod tests {
         }
 
         #[test]
-        #[cfg_attr(miri, ignore = "building the strategy of the reason takes minutes")]
-        fn close_carries_code_and_reason(code: u16, reason in "\\PC{0,60}", mask: Option<[u8; 4]>) {
+        #[cfg_attr(miri, ignore = "building the strategy for the reason takes minutes")]
+        fn a_close_frame_has_the_code_and_the_reason(
+            code: u16,
+            reason in "\\PC{0,60}",
+            mask: Option<[u8; 4]>,
+        ) {
             let frame = encode_close(code, &reason, mask);
             let (header, data, end) = oracle_read(&frame);
             prop_assert_eq!(header.opcode, OracleOpCode::Control(Control::Close));
             prop_assert_eq!((header.mask, end), (mask, frame.len()));
             prop_assert_eq!(&data[..2], &code.to_be_bytes()[..]);
-            let sent = std::str::from_utf8(&data[2..]).expect("a cut reason is still UTF-8");
+            let sent = std::str::from_utf8(&data[2..]).expect("a truncated reason is valid UTF-8");
             prop_assert!(reason.starts_with(sent));
-            // Nothing is cut that would have fitted.
+            // The next character would not have fitted.
             let next = reason[sent.len()..].chars().next();
             prop_assert!(next.is_none_or(|next| sent.len() + next.len_utf8() > 123));
             let end = FrameEnd { opcode: OpCode::Close, fin: true, close_code: Some(code) };
@@ -242,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn close_is_the_frame_of_tungstenite() {
+    fn a_close_frame_equals_that_of_tungstenite() {
         let close = CloseFrame {
             code: CloseCode::Error,
             reason: "heartbeat timeout".into(),
@@ -255,22 +262,22 @@ mod tests {
         assert_eq!(encode_close(1001, &"é".repeat(62), None).len(), 2 + 2 + 122);
         assert_eq!(
             encode_close(1001, &"a".repeat(123), Some(KEY)).len(),
-            MAX_CONTROL_FRAME
+            MAX_CONTROL_FRAME_BYTES
         );
         assert_eq!(
             encode_close(1001, &"a".repeat(900), Some(KEY)).len(),
-            MAX_CONTROL_FRAME
+            MAX_CONTROL_FRAME_BYTES
         );
     }
 
     #[test]
-    fn probe_rejects_near_misses_at_the_first_byte_that_differs() {
+    fn probe_pong_rejects_a_frame_at_the_first_byte_that_differs() {
         for masked in [false, true] {
             let good = oracle_frame(true, 0, OpCode::Pong, masked.then_some(KEY), b"01234567");
             for index in 0..2 {
-                // The MASK bit makes another pong of it, with more bytes or fewer.
-                let near = |value: u8| index == 1 && value ^ good[1] == MASK;
-                for value in (0..=255).filter(|value| *value != good[index] && !near(*value)) {
+                // A flipped MASK bit makes another pong, of another length.
+                let is_pong = |value: u8| index == 1 && value ^ good[1] == MASK;
+                for value in (0..=255).filter(|value| *value != good[index] && !is_pong(*value)) {
                     let mut bytes = good.clone();
                     bytes[index] = value;
                     for end in 0..=bytes.len() {
@@ -284,7 +291,7 @@ mod tests {
                 }
             }
         }
-        // An answer to a ping of the application with another length, and data that looks like a pong.
+        // A pong to an application's ping of another length, and data that looks like a pong.
         assert_eq!(
             probe_pong(&oracle_frame(true, 0, OpCode::Pong, None, b"0123456")),
             Probe::No

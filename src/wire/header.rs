@@ -12,7 +12,7 @@ use std::fmt;
 use super::OpCode;
 
 /// The longest header: 2 bytes, a 64-bit length and a masking key.
-pub(super) const MAX_HEADER: usize = 2 + 8 + 4;
+pub(super) const MAX_HEADER_BYTES: usize = 2 + 8 + 4;
 
 /// FIN, in a header's first byte.
 pub(super) const FIN: u8 = 0x80;
@@ -23,10 +23,10 @@ const LENGTH_16: u8 = 126;
 /// A 64-bit length follows the second byte.
 const LENGTH_64: u8 = 127;
 
-/// Why a stream is not, or is no longer, a sequence of WebSocket frames.
+/// The rule that a stream violates, so that it is not a sequence of WebSocket frames.
 ///
-/// These are the rules without which the next frame boundary cannot be trusted, or which no
-/// conforming peer breaks; whoever sees one stops touching the stream.
+/// After a violation the next frame boundary cannot be trusted, or the peer does not conform to RFC
+/// 6455. The crate then passes the stream through unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Malformed {
     /// An opcode of 0x3-0x7 or 0xB-0xF.
@@ -50,29 +50,29 @@ impl fmt::Display for Malformed {
     }
 }
 
-/// A whole header, without the RSV bits, which mean nothing to us.
+/// A complete header, without the RSV bits, which this crate ignores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     /// Whether this is the last fragment of its message.
     pub(super) fin: bool,
-    /// What the frame is.
+    /// The type of the frame.
     pub(super) opcode: OpCode,
-    /// The masking key of a masked frame.
+    /// The masking key; `None` if the frame is not masked.
     pub(super) mask: Option<[u8; 4]>,
-    /// How many bytes follow the header; less than 2^63.
+    /// The number of bytes after the header; less than 2^63.
     pub(super) payload_len: u64,
 }
 
 impl Header {
-    /// Reads the header at the beginning of `bytes`, and how many bytes it takes.
+    /// Parses the header at the beginning of `bytes`. Returns it with its length in bytes.
     ///
-    /// `None` means that `bytes` ends before the header does, which [`MAX_HEADER`] bytes never do.
+    /// `None` means that the header is incomplete, which [`MAX_HEADER_BYTES`] bytes never are.
     ///
-    /// Rules are checked in the order of the bytes that they look at, and as soon as those are
-    /// there. So the verdict on a stream is the same however it was cut into prefixes.
+    /// Each rule is checked as soon as the bytes that it concerns are present, in their order. So
+    /// the result for a stream does not depend on how the stream is split into reads.
     ///
-    /// The MASK bit is not checked against the sender's role (section 5.1). It decides where the frame ends;
-    /// a violation is left to the application's codec.
+    /// The MASK bit is not checked against the sender's role (section 5.1), only used to find the
+    /// end of the frame; a violation is left to the application's codec.
     pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, Malformed> {
         let Some((&first, rest)) = bytes.split_first() else {
             return Ok(None);
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn header_of_every_class() {
+    fn each_class_of_headers_is_parsed() {
         let [a, b, c, d] = KEY;
         // (bytes, masked, FIN, opcode, payload length)
         let table: &[(&[u8], bool, bool, OpCode, u64)] = &[
@@ -167,7 +167,7 @@ mod tests {
                 OpCode::Binary,
                 u64::MAX >> 1,
             ),
-            // Lengths that are not minimal keep the boundaries where they are.
+            // Lengths that are not minimal do not move the frame boundaries.
             (&[0x82, 126, 0, 7], false, true, OpCode::Binary, 7),
             (
                 &[0x82, 127, 0, 0, 0, 0, 0, 0, 0, 7],
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_says_what_is_wrong() {
+    fn malformed_displays_the_violation() {
         let table = [
             (Malformed::ReservedOpcode(0xB), "reserved opcode 0xb"),
             (Malformed::FragmentedControl, "fragmented control frame"),
@@ -249,11 +249,11 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 8 } else { 2048 }))]
 
         #[test]
-        fn header_agrees_with_tungstenite(bytes in any_header_bytes()) {
+        fn parse_agrees_with_tungstenite(bytes in any_header_bytes()) {
             match Header::parse(&bytes) {
                 Ok(Some((ours, len))) => {
                     let (theirs, payload_len, their_len) =
-                        oracle_parse(&bytes).expect("accepted").expect("whole");
+                        oracle_parse(&bytes).expect("accepted").expect("complete");
                     prop_assert_eq!(len, their_len);
                     prop_assert_eq!(ours.payload_len, payload_len);
                     prop_assert_eq!(ours.fin, theirs.is_final);
@@ -262,11 +262,11 @@ mod tests {
                 }
                 Ok(None) => prop_assert!(matches!(oracle_parse(&bytes), Ok(None))),
                 Err(verdict) => {
-                    // tungstenite looks at nothing but the reserved opcodes here, and only once the
-                    // header is whole; the other rules live in its codec, or nowhere. So it is asked
-                    // about the padded header, and the rule is checked on what it read.
+                    // tungstenite's parser checks only reserved opcodes, and only in a complete
+                    // header; its codec checks some of the other rules. So it parses the padded
+                    // header, and the rule is checked on the fields that it returns.
                     let mut padded = bytes.clone();
-                    padded.resize(bytes.len().max(MAX_HEADER), 0);
+                    padded.resize(bytes.len().max(MAX_HEADER_BYTES), 0);
                     match (verdict, oracle_parse(&padded)) {
                         (
                             Malformed::ReservedOpcode(opcode),
@@ -274,7 +274,7 @@ mod tests {
                         ) => prop_assert_eq!(opcode, theirs),
                         (verdict, Ok(Some((header, payload_len, _)))) => {
                             let control = matches!(header.opcode, OracleOpCode::Control(_));
-                            let broken = match verdict {
+                            let violated = match verdict {
                                 Malformed::ReservedOpcode(_) => false,
                                 // Section 5.5: control frames MUST NOT be fragmented.
                                 Malformed::FragmentedControl => control && !header.is_final,
@@ -284,7 +284,7 @@ mod tests {
                                 // Section 5.2: the most significant bit MUST be 0.
                                 Malformed::LengthTopBit => payload_len >> 63 == 1,
                             };
-                            prop_assert!(broken, "{}", verdict);
+                            prop_assert!(violated, "{}", verdict);
                         }
                         (verdict, theirs) => prop_assert!(false, "{verdict} but {theirs:?}"),
                     }

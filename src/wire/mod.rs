@@ -1,19 +1,19 @@
 //! WebSocket frames on the wire ([RFC 6455 section 5]), without I/O.
 //!
 //! The middleware sits between the transport and the application's WebSocket library, so it needs
-//! to know three things about a byte stream and nothing more: where frames begin and end, which
-//! frames passed, and whether the frame at hand is a pong to one of our own pings. This module
-//! answers them from byte slices alone: no runtime, no clock, no allocation per frame, and no
-//! panic on any input.
+//! only three facts about a byte stream: where frames begin and end, which frames passed, and
+//! whether the current frame is a pong that answers one of our own pings. This module derives them
+//! from byte slices alone: no runtime, no clock, no allocation per frame, and no panic on any
+//! input.
 //!
-//! * [`header`]: the frame header of section 5.2 and the rules a peer can break in it.
-//! * [`scanner`]: an incremental walk over a stream, at any chunking down to single bytes.
+//! * [`header`]: the frame header of section 5.2 and the rules that a peer can violate in it.
+//! * [`scanner`]: an incremental scanner of a stream in chunks of any size, down to single bytes.
 //! * [`control`]: our own pings and Close frames, and the recognition of pongs (section 5.5).
 //!
-//! What does not move a frame boundary is not judged here: RSV bits belong to extensions
-//! (permessage-deflate sets RSV1), and who masks (section 5.1), the order of fragments, the encoding
-//! of text, lengths that are not minimal and the validity of close codes are the application's
-//! codec's business.
+//! Only violations that affect frame boundaries are detected. RSV bits belong to extensions
+//! (permessage-deflate sets RSV1). Masking by the right side (section 5.1), the order of fragments,
+//! the encoding of text, minimal lengths and the validity of close codes are checked by the
+//! application's codec.
 //!
 //! [RFC 6455 section 5]: https://www.rfc-editor.org/rfc/rfc6455#section-5
 
@@ -29,8 +29,8 @@ pub(crate) use scanner::{FrameEnd, Scanner};
 
 /// Our end of the connection.
 ///
-/// A client masks every frame it sends and a server masks none (RFC 6455 section 5.1). The role decides
-/// only whether our own frames are masked; received frames may be masked or not.
+/// A client masks every frame it sends and a server masks none (RFC 6455 section 5.1). The role
+/// decides only whether our own frames are masked; received frames may be masked or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// We accepted the opening handshake.
@@ -77,8 +77,8 @@ impl OpCode {
         }
     }
 
-    /// Whether this is a control frame (section 5.5), allowed between two fragments. All other frames carry
-    /// application data (section 5.6).
+    /// Whether this is a control frame (section 5.5), allowed between two fragments. All other
+    /// frames carry application data (section 5.6).
     pub(crate) const fn is_control(self) -> bool {
         matches!(self, OpCode::Close | OpCode::Ping | OpCode::Pong)
     }

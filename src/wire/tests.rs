@@ -1,6 +1,7 @@
-//! The scanner over whole streams, with tungstenite as an independent reading of RFC 6455
-//! section 5: it writes the frames and says where they lie. The helpers serve the tests of the
-//! other files as well.
+//! Tests of the scanner on streams of frames that tungstenite encodes and parses.
+//!
+//! tungstenite is the independent implementation of RFC 6455 section 5 that the results are
+//! compared with. The tests of the other files use the helpers too.
 
 use std::io::Cursor;
 
@@ -24,20 +25,20 @@ const OPCODES: [OpCode; 6] = [
     OpCode::Pong,
 ];
 
-/// How many bytes had been fed when each frame ended, and how the scanner stood afterwards.
+/// The result of scanning a stream.
 #[derive(Debug, PartialEq)]
-struct Walk {
+struct ScanResult {
+    /// The frames, each with the position of its end.
     ends: Vec<(usize, FrameEnd)>,
     at_boundary: bool,
     malformed: Option<Malformed>,
 }
 
-/// Feeds `bytes` in pieces of the sizes that `chunks` yields, checking on the way what must hold
-/// at every step.
-fn walk(bytes: &[u8], chunks: impl IntoIterator<Item = usize>) -> Walk {
+/// Scans `bytes` in chunks of the given sizes, and checks the scanner's invariants after each step.
+fn scan(bytes: &[u8], chunks: impl IntoIterator<Item = usize>) -> ScanResult {
     let mut scanner = Scanner::new();
     let mut ends = Vec::new();
-    let (mut pos, mut begun) = (0, None);
+    let (mut pos, mut current) = (0, None);
     for size in chunks {
         let mut chunk = &bytes[pos..bytes.len().min(pos + size)];
         while !chunk.is_empty() {
@@ -45,18 +46,18 @@ fn walk(bytes: &[u8], chunks: impl IntoIterator<Item = usize>) -> Walk {
             let (consumed, end) = scanner.advance(chunk);
             assert!((1..=chunk.len()).contains(&consumed));
             assert_eq!(ahead, end.map(|_| consumed));
-            begun = begun.or(OpCode::of(chunk[0]));
+            current = current.or(OpCode::of(chunk[0]));
             match end {
                 Some(end) => {
                     assert!(scanner.at_boundary());
                     assert_eq!(scanner.open_frame(), None);
-                    assert_eq!(begun.take(), Some(end.opcode));
+                    assert_eq!(current.take(), Some(end.opcode));
                 }
                 None => {
                     assert_eq!(consumed, chunk.len());
                     assert!(!scanner.at_boundary());
-                    let known = begun.filter(|_| scanner.malformed().is_none());
-                    assert_eq!(scanner.open_frame(), known);
+                    let open = current.filter(|_| scanner.malformed().is_none());
+                    assert_eq!(scanner.open_frame(), open);
                 }
             }
             pos += consumed;
@@ -68,33 +69,33 @@ fn walk(bytes: &[u8], chunks: impl IntoIterator<Item = usize>) -> Walk {
         }
     }
     assert_eq!(pos, bytes.len(), "the chunks did not cover the input");
-    Walk {
+    ScanResult {
         ends,
         at_boundary: scanner.at_boundary(),
         malformed: scanner.malformed(),
     }
 }
 
-fn walk_whole(bytes: &[u8]) -> Walk {
-    walk(bytes, [bytes.len()])
+fn scan_whole(bytes: &[u8]) -> ScanResult {
+    scan(bytes, [bytes.len()])
 }
 
-fn walk_bytewise(bytes: &[u8]) -> Walk {
-    walk(bytes, std::iter::repeat(1))
+fn scan_bytewise(bytes: &[u8]) -> ScanResult {
+    scan(bytes, std::iter::repeat(1))
 }
 
 pub(super) fn oracle_opcode(opcode: OpCode) -> OracleOpCode {
     OracleOpCode::from(opcode as u8)
 }
 
-/// tungstenite's view of a header, in the shape of ours.
+/// A header, the payload length and the header length, as tungstenite parses them.
 pub(super) fn oracle_parse(bytes: &[u8]) -> Result<Option<(FrameHeader, u64, usize)>, Error> {
     let mut cursor = Cursor::new(bytes);
     let parsed = FrameHeader::parse(&mut cursor)?;
     Ok(parsed.map(|(header, len)| (header, len, cursor.position() as usize)))
 }
 
-/// A frame as tungstenite writes it.
+/// A frame as tungstenite encodes it.
 pub(super) fn oracle_frame(
     fin: bool,
     rsv: u8,
@@ -117,7 +118,7 @@ pub(super) fn oracle_frame(
     out
 }
 
-/// What the scanner is expected to tell about such a frame.
+/// The expected [`FrameEnd`] of such a frame.
 fn expected_end(fin: bool, opcode: OpCode, data: &[u8]) -> FrameEnd {
     let code = data.first_chunk().map(|code| u16::from_be_bytes(*code));
     FrameEnd {
@@ -128,7 +129,7 @@ fn expected_end(fin: bool, opcode: OpCode, data: &[u8]) -> FrameEnd {
 }
 
 #[test]
-fn opcodes_and_roles() {
+fn opcodes_and_roles_follow_rfc_6455() {
     for value in 0..16 {
         let ours = OpCode::of(0xF0 | value);
         let known = OPCODES.into_iter().find(|opcode| *opcode as u8 == value);
@@ -141,7 +142,7 @@ fn opcodes_and_roles() {
 }
 
 #[test]
-fn malformed_of_every_class() {
+fn each_violation_is_reported_at_its_byte() {
     use Malformed::*;
     let mut table: Vec<(Vec<u8>, Malformed)> = vec![
         (vec![0x08], FragmentedControl),
@@ -161,28 +162,28 @@ fn malformed_of_every_class() {
     let plain = [0x81, 2, b'h', b'i'];
     let masked = [0x81, 0x82, 1, 2, 3, 4, b'h', b'i'];
     for (bytes, verdict) in table {
-        // Each is given with the byte that breaks the rule as its last one.
+        // The last byte of each row violates the rule.
         let (_, before) = bytes.split_last().expect("rows are not empty");
         assert_eq!(Header::parse(before), Ok(None), "{bytes:x?}");
         assert_eq!(Header::parse(&bytes), Err(verdict), "{bytes:x?}");
 
-        // Behind a good frame, and followed by one: the first is reported and nothing after it.
+        // Between valid frames: only the first of them is reported.
         for good in [&plain[..], &masked[..]] {
             let stream = [good, &bytes, good, good].concat();
-            for walk in [walk_whole(&stream), walk_bytewise(&stream)] {
+            for scan in [scan_whole(&stream), scan_bytewise(&stream)] {
                 assert_eq!(
-                    walk.ends,
+                    scan.ends,
                     [(good.len(), expected_end(true, OpCode::Text, b"hi"))]
                 );
-                assert_eq!(walk.malformed, Some(verdict), "{bytes:x?}");
-                assert!(!walk.at_boundary);
+                assert_eq!(scan.malformed, Some(verdict), "{bytes:x?}");
+                assert!(!scan.at_boundary);
             }
         }
     }
 }
 
 #[test]
-fn no_bytes_change_nothing() {
+fn an_empty_slice_does_not_change_the_scanner() {
     let mut scanner = Scanner::new();
     assert_eq!(scanner.advance(&[]), (0, None));
     assert_eq!(scanner.boundary_within(&[]), None);
@@ -194,37 +195,37 @@ fn no_bytes_change_nothing() {
 }
 
 #[test]
-fn close_code_survives_any_cut() {
+fn the_close_code_is_read_from_any_split() {
     for mask in [None, Some(KEY)] {
         for data in [&b""[..], b"\x03", b"\x03\xE8", b"\x03\xE9gone"] {
             let bytes = oracle_frame(true, 0, OpCode::Close, mask, data);
             let want = [(bytes.len(), expected_end(true, OpCode::Close, data))];
             for cut in 0..=bytes.len() {
-                let walk = walk(&bytes, [cut, bytes.len() - cut]);
-                assert_eq!(walk.ends, want, "{data:?} cut at {cut}");
+                let scan = scan(&bytes, [cut, bytes.len() - cut]);
+                assert_eq!(scan.ends, want, "{data:?} cut at {cut}");
             }
-            assert_eq!(walk_bytewise(&bytes).ends, want);
+            assert_eq!(scan_bytewise(&bytes).ends, want);
         }
     }
-    // What looks like a code in any other frame is none.
+    // No other frame has a close code.
     let bytes = oracle_frame(true, 0, OpCode::Ping, None, b"\x03\xE8");
-    assert_eq!(walk_whole(&bytes).ends[0].1.close_code, None);
+    assert_eq!(scan_whole(&bytes).ends[0].1.close_code, None);
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "walks for minutes")]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn a_long_payload_ends_with_its_last_byte_at_any_read_size() {
     let data = vec![0x88; 200_003];
     let bytes = oracle_frame(true, 0, OpCode::Binary, Some(KEY), &data);
     let want = [(bytes.len(), expected_end(true, OpCode::Binary, &data))];
     for size in [7, 4096, 65_535, 65_536, 65_537, 131_072, 200_000] {
-        let walk = walk(&bytes, std::iter::repeat(size));
-        assert_eq!(walk.ends, want, "in reads of {size}");
+        let scan = scan(&bytes, std::iter::repeat(size));
+        assert_eq!(scan.ends, want, "in reads of {size}");
     }
 }
 
 #[test]
-fn the_longest_payload_is_counted_down_and_not_read() {
+fn a_payload_of_the_maximum_length_is_accepted() {
     let mut scanner = Scanner::new();
     let header = [0x82, 127, 0x7F, 255, 255, 255, 255, 255, 255, 255];
     assert_eq!(scanner.advance(&header), (10, None));
@@ -241,13 +242,13 @@ struct AnyFrame {
     fin: bool,
     rsv: u8,
     opcode: OpCode,
-    /// Each frame is masked or not, for both occur in one stream.
+    /// Each frame is masked or not, independently of the others in its stream.
     mask: Option<[u8; 4]>,
     data: Vec<u8>,
 }
 
 fn any_payload() -> impl Strategy<Value = Vec<u8>> {
-    // Built from a length and a seed: generating each byte would cost more than the test.
+    // Derived from a length and a seed: generating each byte would take longer than the test.
     let len = prop_oneof![
         4 => prop::sample::select(vec![0usize, 1, 2, 125, 126, 127]),
         4 => 0usize..300,
@@ -284,7 +285,7 @@ fn any_frame() -> impl Strategy<Value = AnyFrame> {
         })
 }
 
-/// Piece sizes, used over and over: mostly a few bytes, sometimes a network read.
+/// Chunk sizes, used cyclically: mostly a few bytes, sometimes the size of a network read.
 fn any_chunks() -> impl Strategy<Value = Vec<usize>> {
     let size = prop_oneof![3 => 1usize..4, 3 => 1usize..20, 1 => 1000usize..20_000];
     prop::collection::vec(size, 1..12)
@@ -295,7 +296,7 @@ proptest! {
 
     #[test]
     #[cfg_attr(miri, ignore = "minutes for each case")]
-    fn scanner_reports_exactly_the_frames(
+    fn the_scanner_reports_exactly_the_frames_of_a_stream(
         frames in prop::collection::vec(any_frame(), 0..6),
         chunks in any_chunks(),
         cut in any::<prop::sample::Index>(),
@@ -306,21 +307,21 @@ proptest! {
             bytes.extend(oracle_frame(f.fin, f.rsv, f.opcode, f.mask, &f.data));
             ends.push((bytes.len(), expected_end(f.fin, f.opcode, &f.data)));
         }
-        let want = Walk { ends, at_boundary: true, malformed: None };
-        prop_assert_eq!(&walk_whole(&bytes), &want);
-        prop_assert_eq!(&walk_bytewise(&bytes), &want);
-        prop_assert_eq!(&walk(&bytes, chunks.iter().copied().cycle()), &want);
+        let want = ScanResult { ends, at_boundary: true, malformed: None };
+        prop_assert_eq!(&scan_whole(&bytes), &want);
+        prop_assert_eq!(&scan_bytewise(&bytes), &want);
+        prop_assert_eq!(&scan(&bytes, chunks.iter().copied().cycle()), &want);
 
-        // Cut off anywhere, exactly the whole frames before the cut are reported.
+        // In a truncated stream exactly the complete frames are reported.
         let cut = cut.index(bytes.len() + 1);
-        let got = walk(&bytes[..cut], chunks.iter().copied().cycle());
-        let whole: Vec<_> = want.ends.iter().copied().filter(|(end, _)| *end <= cut).collect();
-        let last = whole.last().map_or(0, |(end, _)| *end);
-        prop_assert_eq!(got, Walk { ends: whole, at_boundary: last == cut, malformed: None });
+        let got = scan(&bytes[..cut], chunks.iter().copied().cycle());
+        let ends: Vec<_> = want.ends.iter().copied().filter(|(end, _)| *end <= cut).collect();
+        let last = ends.last().map_or(0, |(end, _)| *end);
+        prop_assert_eq!(got, ScanResult { ends, at_boundary: last == cut, malformed: None });
     }
 }
 
-/// Fully random bytes, or such that reach the later fields of a header.
+/// Random bytes, or bytes with a valid start, so that later fields of a header are reached too.
 pub(super) fn any_header_bytes() -> impl Strategy<Value = Vec<u8>> {
     let tail = prop::collection::vec(prop_oneof![Just(0u8), any::<u8>()], 0..20);
     let first = prop::sample::select(vec![0x00u8, 0x01, 0x42, 0x82, 0x88, 0x89, 0x8A, 0x8B]);
@@ -336,26 +337,26 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 1024 }))]
 
     #[test]
-    fn any_stream_gives_one_verdict_at_any_chunking(
+    fn any_stream_has_the_same_result_at_any_chunking(
         pieces in prop::collection::vec(any_header_bytes(), 1..8),
         chunks in any_chunks(),
     ) {
         let bytes = pieces.concat();
-        let whole = walk_whole(&bytes);
-        prop_assert_eq!(&walk_bytewise(&bytes), &whole);
-        prop_assert_eq!(&walk(&bytes, chunks.iter().copied().cycle()), &whole);
+        let whole = scan_whole(&bytes);
+        prop_assert_eq!(&scan_bytewise(&bytes), &whole);
+        prop_assert_eq!(&scan(&bytes, chunks.iter().copied().cycle()), &whole);
 
-        // The frames before the verdict lie where tungstenite's headers put them.
+        // The frames before a violation end where tungstenite's parser says.
         let mut pos = 0;
         for (end, frame) in &whole.ends {
             let (header, payload_len, len) =
-                oracle_parse(&bytes[pos..]).expect("accepted").expect("whole");
+                oracle_parse(&bytes[pos..]).expect("accepted").expect("complete");
             prop_assert_eq!(*end as u64, (pos + len) as u64 + payload_len);
             prop_assert_eq!(oracle_opcode(frame.opcode), header.opcode);
             prop_assert_eq!(frame.fin, header.is_final);
             pos = *end;
         }
-        // What is left is a broken header, or less than a frame.
+        // The remaining bytes are a malformed header or an incomplete frame.
         let rest = &bytes[pos..];
         match Header::parse(rest) {
             Err(verdict) => prop_assert_eq!(whole.malformed, Some(verdict)),
