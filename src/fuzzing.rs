@@ -1,5 +1,7 @@
-//! What fuzz targets need of the crate's inside. It is compiled for them alone (`--cfg fuzzing`),
-//! and no part of the public API: thin wrappers, so that nothing else has to be visible.
+//! Thin public wrappers of the frame scanner for the fuzz targets.
+//!
+//! Compiled only with `--cfg fuzzing`, and not part of the public API. The wrapped types of `wire`
+//! stay private.
 
 use crate::wire;
 
@@ -7,50 +9,51 @@ use crate::wire;
 #[derive(Clone, Debug)]
 pub struct Scanner(wire::Scanner);
 
-/// A whole frame has passed.
+/// The end of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameEnd {
-    /// The value on the wire.
+    /// The opcode's value on the wire.
     pub opcode: u8,
-    /// Whether it was the last fragment of its message.
+    /// Whether the frame is the last fragment of its message.
     pub fin: bool,
-    /// The status code of a Close frame that has one.
+    /// The status code of a Close frame, if it has one.
     pub close_code: Option<u16>,
 }
 
-/// The rule that a stream broke.
+/// The rule of RFC 6455 that a stream violates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
-    /// The value is reserved.
+    /// A reserved opcode.
     ReservedOpcode(u8),
     /// A control frame without FIN.
     FragmentedControl,
-    /// A control frame with an extended length.
+    /// A control frame with an extended payload length.
     OversizedControl,
-    /// A length of more than 63 bits.
+    /// A payload length of more than 63 bits.
     LengthTopBit,
 }
 
-/// What a prefix is to our pings.
+/// Whether a prefix may be a pong that answers a ping of this crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
-    /// Something else.
+    /// Another frame.
     No,
-    /// Too short to tell.
+    /// Possibly such a pong, but incomplete.
     NeedMore,
-    /// A pong with a payload of the size of ours, and the length of its frame.
+    /// The payload of a pong whose payload has the size of this crate's pings, and the length of
+    /// the frame.
     Pong([u8; 8], usize),
 }
 
 impl Default for Scanner {
-    /// At the first frame boundary.
+    /// A scanner at the first frame boundary.
     fn default() -> Self {
         Self(wire::Scanner::new())
     }
 }
 
 impl Scanner {
-    /// Up to the end of the next frame, or of `bytes`.
+    /// Scans up to the end of the next frame or of `bytes`. Returns the number of bytes scanned.
     pub fn advance(&mut self, bytes: &[u8]) -> (usize, Option<FrameEnd>) {
         let (consumed, end) = self.0.advance(bytes);
         let end = end.map(|end| FrameEnd {
@@ -61,19 +64,19 @@ impl Scanner {
         (consumed, end)
     }
 
-    /// Where the next boundary is in `bytes`.
+    /// The position of the next frame boundary in `bytes`.
     #[must_use]
     pub fn boundary_within(&self, bytes: &[u8]) -> Option<usize> {
         self.0.boundary_within(bytes)
     }
 
-    /// Whether a control frame may stand here.
+    /// Whether the scanner is at a frame boundary, where a control frame may be inserted.
     #[must_use]
     pub fn at_boundary(&self) -> bool {
         self.0.at_boundary()
     }
 
-    /// Whether and why boundaries are lost.
+    /// The rule that was violated, after which frame boundaries are unknown.
     #[must_use]
     pub fn malformed(&self) -> Option<Malformed> {
         self.0.malformed().map(|rule| match rule {
@@ -85,7 +88,7 @@ impl Scanner {
     }
 }
 
-/// Whether `prefix` may be the answer to one of our pings.
+/// Whether `prefix` may be a pong that answers a ping of this crate.
 #[must_use]
 pub fn probe_pong(prefix: &[u8]) -> Probe {
     match wire::probe_pong(prefix) {

@@ -1,4 +1,4 @@
-//! Calls of code outside this crate that may panic: tracing subscribers and wakers.
+//! Calls foreign code that may panic: hooks, tracing subscribers, wakers and destructors.
 
 use std::any::Any;
 use std::fmt::Display;
@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 /// Calls foreign code and catches its panic. `None` if it panicked.
 pub(crate) fn catch<R>(foreign: impl FnOnce() -> R) -> Option<R> {
-    // Unwind safety: the callers share no state with it that a panic could leave inconsistent.
+    // Unwind safety: the callers share no state with `foreign` that a panic could leave
+    // inconsistent.
     match panic::catch_unwind(AssertUnwindSafe(foreign)) {
         Ok(result) => Some(result),
         Err(payload) => {
@@ -18,10 +19,10 @@ pub(crate) fn catch<R>(foreign: impl FnOnce() -> R) -> Option<R> {
     }
 }
 
-/// Emits a log event. All log events go through here, so that a tracing subscriber that panics neither
-/// prevents the calls of eviction hooks nor ends the driver's task.
-pub(crate) fn log(line: impl FnOnce()) {
-    catch(line);
+/// Emits a log event. All log events use this function, so that a tracing subscriber that panics
+/// neither prevents calls of eviction hooks nor ends the driver's task.
+pub(crate) fn log(event: impl FnOnce()) {
+    catch(event);
 }
 
 /// Wakes tasks or drops their wakers. If a waker panics, the caller can still wake the others.
@@ -31,26 +32,25 @@ pub(crate) fn wake(conn_id: impl Display, wake: impl FnOnce()) {
     }
 }
 
-/// What takes longer than this, and runs where other connections wait for their turn, is worth a
-/// warning.
+/// Calls of foreign code that block other connections for this long or longer are logged.
 pub(crate) const SLOW: Duration = Duration::from_millis(100);
 
-/// Calls `foreign` and catches its panic. For the log, calls `slow` with the duration in milliseconds if it
-/// took at least [`SLOW`], and `panicked` with the panic's message if there was one.
+/// Calls `foreign` and catches its panic. For the log, calls `slow` with the duration in
+/// milliseconds if it took at least [`SLOW`], and `panicked` with the panic's message if there was
+/// one.
 pub(crate) fn call_timed(
     foreign: impl FnOnce(),
     slow: impl FnOnce(u64),
     panicked: impl FnOnce(&str),
 ) {
-    // Not tokio's clock: a thread that is held up is held up in real time, also where a test has
-    // paused the other.
-    let begun = Instant::now();
-    // Unwind safety: what is called shares nothing with us but references through which we do not
-    // write. Whatever else it may leave half done is its own, and its own locks are poisoned for it.
+    // Not tokio's clock: a thread is blocked in real time, also where a test has paused tokio's.
+    let started = Instant::now();
+    // Unwind safety: the call shares nothing with this crate but references through which the crate
+    // does not write. A panic poisons the foreign code's own locks.
     let outcome = panic::catch_unwind(AssertUnwindSafe(foreign));
-    let took = begun.elapsed();
-    if took >= SLOW {
-        log(|| slow(u64::try_from(took.as_millis()).unwrap_or(u64::MAX)));
+    let elapsed = started.elapsed();
+    if elapsed >= SLOW {
+        log(|| slow(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)));
     }
     let Err(payload) = outcome else {
         return;
@@ -59,7 +59,7 @@ pub(crate) fn call_timed(
     dispose(payload);
 }
 
-/// The text that `panic!` was given, in either of the types it may arrive in.
+/// The text that was passed to `panic!`: a `&str` or a `String`.
 fn message(payload: &(dyn Any + Send)) -> &str {
     if let Some(text) = payload.downcast_ref::<&'static str>() {
         text
@@ -70,7 +70,7 @@ fn message(payload: &(dyn Any + Send)) -> &str {
     }
 }
 
-/// Drops what is the application's and survives its panic.
+/// Drops a value of the application and catches its panic.
 pub(crate) fn discard<T>(conn_id: impl Display, value: T) {
     if catch(|| drop(value)).is_none() {
         let message = "a session value panicked while it was dropped";
@@ -90,22 +90,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_payload_that_panics_when_dropped_is_caught() {
-        struct Bomb(u32);
+    fn a_panic_payload_that_panics_when_dropped_is_caught() {
+        /// Panics when dropped, with a payload that does the same `self.0 - 1` times.
+        struct PanicOnDrop(u32);
 
-        impl Drop for Bomb {
+        impl Drop for PanicOnDrop {
             fn drop(&mut self) {
-                if let Some(fuse) = self.0.checked_sub(1) {
-                    panic::panic_any(Bomb(fuse));
+                if let Some(remaining) = self.0.checked_sub(1) {
+                    panic::panic_any(PanicOnDrop(remaining));
                 }
             }
         }
 
         let escaped = panic::catch_unwind(|| {
-            log(|| panic::panic_any(Bomb(3)));
-            wake("it", || panic::panic_any(Bomb(3)));
+            log(|| panic::panic_any(PanicOnDrop(3)));
+            wake("connection", || panic::panic_any(PanicOnDrop(3)));
         });
-        // Forgotten first, or it would go off in the test harness, which then hangs.
+        // Leaked before the assertion: dropped in the test harness, the payload would hang it.
         assert!(escaped.map_err(mem::forget).is_ok());
     }
 }
