@@ -110,7 +110,7 @@ impl Monitor {
     /// the connection [is held up](Self::is_held_up).
     pub(crate) fn accepted(&mut self, now: Moment, rest: bool, policy: &Policy) {
         // A handler that continues its frame is slow, not stalled.
-        self.pings.wish_again(now);
+        self.pings.restart_queued(now);
         let Some(blocked) = self.blocked.take() else {
             return;
         };
@@ -157,7 +157,7 @@ impl Monitor {
     pub(crate) fn not_refused(&mut self) {
         if let Some(blocked) = self.blocked.take_if(|blocked| blocked.uncertain) {
             // The handler tried to continue its frame.
-            self.pings.wish_again(blocked.refused);
+            self.pings.restart_queued(blocked.refused);
         }
     }
 
@@ -206,7 +206,7 @@ impl Monitor {
     /// The application requests a ping. Returns the sequence number whose pong answers it.
     pub(crate) fn ask_ping(&mut self) -> u32 {
         self.moved = true;
-        self.pings.ask()
+        self.pings.request()
     }
 
     /// The policy has changed; the timeout of its pings was `before`.

@@ -1,52 +1,56 @@
-//! The pings of one connection: which are out, which were answered, and how long that took.
+//! The pings of one connection: queued, in flight, answered or missed, and their round trips.
 
 use std::time::Duration;
 
 use super::moment::Moment;
 
-/// Flush times are kept for so many of the newest pings; an older one's pong gives no round trip.
-const REMEMBERED: usize = 4;
+/// Flush times are stored for this many of the newest pings. The pong to an older ping gives no
+/// round trip.
+const REMEMBERED_FLUSHES: usize = 4;
 
-/// Bookkeeping of our own pings.
+/// The state of our own pings.
 ///
-/// A ping's payload is a tag drawn per connection and a sequence number, so its pong is told from
-/// the pongs to the handler's own pings without storing a payload per ping.
+/// A ping's payload combines a random tag of the connection with a sequence number, so its pong is
+/// distinguished from pongs to the handler's own pings without storing a payload per ping.
+///
+/// A ping is *queued* until the transport has flushed it, then *in flight* until it is answered. A
+/// pong to a ping answers all earlier pings too.
 #[derive(Clone, Debug)]
 pub(crate) struct Pings {
     tag: u64,
-    /// Sequence number of the newest ping given out to be written. The first is 1.
+    /// Sequence number of the newest ping that was queued. The first is 1.
     sent: u32,
-    /// Sequence number of the newest ping that was handed to the transport.
+    /// Sequence number of the newest ping that the transport has flushed.
     flushed: u32,
-    /// Every ping up to this one counts as answered.
+    /// Every ping up to this sequence number counts as answered.
     acked: u32,
-    /// Timeouts that ran out in the current silence.
+    /// Timeouts that expired in the current silence.
     missed: u32,
-    /// Since when a ping is out with no sign of life.
+    /// Since when the timeout of a ping in flight runs; `None` after a sign of life.
     waiting: Option<Moment>,
-    /// Since when a ping is given out and not handed to the transport.
-    wished: Option<Moment>,
-    /// Until when that ping waits for the end of an outbound message.
+    /// Since when a ping is queued.
+    queued: Option<Moment>,
+    /// Until when the queued ping waits for the end of an outbound message.
     held_until: Option<Moment>,
     /// Whether the handler was between two fragments of a message at the last poll.
     mid_message: bool,
-    /// The application wants a ping besides those that are due.
-    asked: bool,
-    /// Sequence number of the newest ping that the application asked for.
-    called: u32,
-    /// A late verdict was put off in the current silence.
-    reprieved: bool,
-    flushed_at: [Option<Moment>; REMEMBERED],
+    /// The application has requested a ping that is not queued yet.
+    requested: bool,
+    /// Sequence number of the newest ping that the application has requested.
+    requested_sequence: u32,
+    /// A late verdict was postponed in the current silence.
+    verdict_postponed: bool,
+    flushed_at: [Option<Moment>; REMEMBERED_FLUSHES],
 }
 
-/// A pong of ours was found.
+/// A pong that answers one of our pings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
-    /// Which ping it answers, and with it all earlier ones.
+    /// The sequence number of the ping. All earlier pings are answered too.
     pub(crate) sequence: u32,
-    /// It answers a ping that was still open, not one that was answered before.
+    /// The ping was unanswered until now.
     pub(crate) fresh: bool,
-    /// Time since the ping was handed to the transport, if that is still known.
+    /// Time since the ping was flushed, if the flush time is still stored.
     pub(crate) rtt: Option<Duration>,
 }
 
@@ -59,87 +63,91 @@ impl Pings {
             acked: 0,
             missed: 0,
             waiting: None,
-            wished: None,
+            queued: None,
             held_until: None,
             mid_message: false,
-            asked: false,
-            called: 0,
-            reprieved: false,
-            flushed_at: [None; REMEMBERED],
+            requested: false,
+            requested_sequence: 0,
+            verdict_postponed: false,
+            flushed_at: [None; REMEMBERED_FLUSHES],
         }
     }
 
-    /// Payload of the next ping, which the caller now has to write. What counts from now on is the
-    /// answer to this one. It waits for the end of a message for at most `hold`.
+    /// Queues the next ping and returns its payload, which the caller must write. The timeout of
+    /// the ping in flight is cancelled; that of the new ping starts with its flush. The ping waits
+    /// for the end of a message for at most `hold`.
     pub(crate) fn next(&mut self, now: Moment, hold: Duration) -> [u8; 8] {
         self.waiting = None;
-        self.besides(now, hold)
+        self.queue_extra(now, hold)
     }
 
-    /// Payload of a ping besides the one whose answer is awaited: that one's timeout runs on, or
-    /// whoever asks for a ping every now and then would keep a dead peer for ever.
-    pub(crate) fn besides(&mut self, now: Moment, hold: Duration) -> [u8; 8] {
-        self.asked = false;
+    /// Like [`next`](Self::next), but the timeout of the ping in flight continues. Otherwise an
+    /// application that requests pings regularly would keep a dead peer for ever.
+    pub(crate) fn queue_extra(&mut self, now: Moment, hold: Duration) -> [u8; 8] {
+        self.requested = false;
         self.sent = self.sent.saturating_add(1);
-        self.wished = Some(now);
+        self.queued = Some(now);
         self.held_until = Some(now + hold);
         (self.tag ^ u64::from(self.sent)).to_be_bytes()
     }
 
-    /// The application wants a ping. Returns its sequence number: of one that is yet to be handed to
-    /// the transport.
-    pub(crate) fn ask(&mut self) -> u32 {
+    /// Requests a ping for the application. Returns its sequence number: that of the queued ping,
+    /// or of the next one.
+    pub(crate) fn request(&mut self) -> u32 {
         // The transport may confirm a flush after the peer has already answered.
-        if self.is_wanted() && self.acked < self.sent {
-            self.called = self.sent;
+        if self.is_queued() && self.acked < self.sent {
+            self.requested_sequence = self.sent;
         } else {
-            self.asked = true;
-            self.called = self.sent.saturating_add(1);
+            self.requested = true;
+            self.requested_sequence = self.sent.saturating_add(1);
         }
-        self.called
+        self.requested_sequence
     }
 
-    /// When the newest ping went out, if the application waits for the pong to it or to an earlier
-    /// one. Some peers answer only the oldest of several pings, so there may be none.
-    pub(crate) fn called_since(&self) -> Option<Moment> {
-        let called = self.acked < self.called && self.called <= self.flushed;
-        self.flushed_at[self.flushed as usize % REMEMBERED].filter(|_| called)
+    /// When the newest ping was flushed, if the application waits for the pong to it or to an
+    /// earlier one. Some peers answer only the oldest of several pings, so the newest may stay
+    /// unanswered.
+    pub(crate) fn requested_since(&self) -> Option<Moment> {
+        let in_flight =
+            self.acked < self.requested_sequence && self.requested_sequence <= self.flushed;
+        self.flushed_at[self.flushed as usize % REMEMBERED_FLUSHES].filter(|_| in_flight)
     }
 
-    /// The application wants a ping, and none is on its way to the transport.
-    pub(crate) fn is_asked(&self) -> bool {
-        self.asked && !self.is_wanted()
+    /// Whether the application has requested a ping and none is queued.
+    pub(crate) fn is_requested(&self) -> bool {
+        self.requested && !self.is_queued()
     }
 
-    /// The ping that is on its way to the transport is the one that counts from now on.
-    pub(crate) fn await_wanted(&mut self) {
+    /// Awaits the answer to the queued ping: the timeout of the ping in flight is cancelled.
+    pub(crate) fn await_queued(&mut self) {
         self.waiting = None;
     }
 
-    /// The newest ping was handed to the transport: its timeout runs from here.
+    /// The transport has flushed the newest ping, whose timeout starts now.
     pub(crate) fn flushed(&mut self, now: Moment) {
         self.flushed = self.sent;
-        self.wished = None;
+        self.queued = None;
         self.held_until = None;
-        self.flushed_at[self.flushed as usize % REMEMBERED] = Some(now);
+        self.flushed_at[self.flushed as usize % REMEMBERED_FLUSHES] = Some(now);
         // The transport may confirm a flush after the peer has already answered.
         if self.acked < self.flushed {
             self.waiting.get_or_insert(now);
         }
     }
 
-    /// Whether `payload` is that of a ping of ours, and if so marks it and all earlier ones
-    /// answered: peers may answer only the latest of several pings (RFC 6455 section 5.5.3).
+    /// If `payload` is that of one of our pings, marks this ping and all earlier ones as answered:
+    /// a peer may answer only the latest of several pings (RFC 6455 section 5.5.3).
     pub(crate) fn answer(&mut self, now: Moment, payload: [u8; 8]) -> Option<Answer> {
         let sequence = u32::try_from(u64::from_be_bytes(payload) ^ self.tag).ok()?;
         if sequence == 0 || sequence > self.sent {
             return None;
         }
         let fresh = sequence > self.acked;
-        let remembered =
-            sequence <= self.flushed && self.flushed - sequence < REMEMBERED as u32 && fresh;
-        let rtt = remembered
-            .then(|| self.flushed_at[sequence as usize % REMEMBERED])
+        let is_stored = sequence <= self.flushed
+            && self.flushed - sequence < REMEMBERED_FLUSHES as u32
+            && fresh;
+        let rtt = is_stored
+            .then(|| self.flushed_at[sequence as usize % REMEMBERED_FLUSHES])
             .flatten()
             .map(|at| now.since(at));
         if fresh {
@@ -153,41 +161,41 @@ impl Pings {
         })
     }
 
-    /// The peer is alive: the silence is over.
+    /// The peer is alive: ends the current silence.
     pub(crate) fn sign_of_life(&mut self) {
         self.waiting = None;
         self.missed = 0;
-        self.reprieved = false;
+        self.verdict_postponed = false;
     }
 
-    /// Nobody is waited for any more, and no ping is to be written.
+    /// Cancels all timeouts and the queued ping.
     pub(crate) fn give_up(&mut self) {
         self.sign_of_life();
-        self.wished = None;
+        self.queued = None;
         self.held_until = None;
-        self.asked = false;
+        self.requested = false;
         self.flushed = self.sent;
     }
 
-    /// Whether a late verdict may be put off: once in a silence.
-    pub(crate) fn reprieve(&mut self) -> bool {
-        !std::mem::replace(&mut self.reprieved, true)
+    /// Whether a late verdict may be postponed: once in a silence.
+    pub(crate) fn postpone(&mut self) -> bool {
+        !std::mem::replace(&mut self.verdict_postponed, true)
     }
 
-    /// Counts the wish from `now`, if a ping is given out and not handed to the transport.
-    pub(crate) fn wish_again(&mut self, now: Moment) {
-        self.wished = self.wished.map(|_| now);
+    /// Restarts the time of the queued ping, if there is one.
+    pub(crate) fn restart_queued(&mut self, now: Moment) {
+        self.queued = self.queued.map(|_| now);
     }
 
     /// Releases a ping that has waited long enough for the end of a message.
     pub(crate) fn release(&mut self, now: Moment) {
         let held = self.is_held();
         if self.held_until.take_if(|until| *until <= now).is_some() && held {
-            self.wish_again(now);
+            self.restart_queued(now);
         }
     }
 
-    /// Report whether the handler is between two fragments. Returns whether that is new.
+    /// Sets whether the handler is between two fragments. Returns whether that has changed.
     pub(crate) fn mid_message(&mut self, mid_message: bool) -> bool {
         std::mem::replace(&mut self.mid_message, mid_message) != mid_message
     }
@@ -201,22 +209,23 @@ impl Pings {
         self.held_until
     }
 
-    /// Since when a ping is given out and not handed to the transport.
-    pub(crate) fn wished(&self) -> Option<Moment> {
-        self.wished
+    /// Since when a ping is queued.
+    pub(crate) fn queued_since(&self) -> Option<Moment> {
+        self.queued
     }
 
-    /// The peer could not have answered until now: gives it the whole timeout again.
+    /// Restarts the timeout of the ping in flight, since the peer could not answer until now.
     pub(crate) fn extend(&mut self, now: Moment) {
         if let Some(since) = &mut self.waiting {
             *since = now;
         }
     }
 
-    /// A timeout that has run out only because it is shorter now ends now. It would look late
-    /// otherwise, and lateness is taken for a standstill. (One that had run out before was late.)
+    /// The timeout changes from `before` to `timeout`. A timeout that has expired only because it
+    /// is shorter now expires at `now`: an earlier time would look like a paused runtime. (A
+    /// timeout that had expired before is late.)
     pub(crate) fn timeout_changed(&mut self, now: Moment, before: Duration, timeout: Duration) {
-        // A ping that waits for a message's end has waited since then.
+        // The time that a ping has already waited for the end of a message counts.
         self.held_until = self
             .held_until
             .map(|until| until.min(until.before(before) + timeout).max(now));
@@ -227,42 +236,43 @@ impl Pings {
         }
     }
 
-    /// The timeout of the ping that is out ran out. Returns how many did in this silence.
+    /// The timeout of the ping in flight has expired. Returns how many have in this silence.
     pub(crate) fn miss(&mut self) -> u32 {
         self.waiting = None;
         self.missed += 1;
         self.missed
     }
 
-    /// Every ping that was given out is handed to the transport, and answered.
+    /// Whether every ping is flushed and answered.
     #[inline]
     pub(crate) fn all_answered(&self) -> bool {
         self.sent == self.flushed && self.sent == self.acked
     }
 
-    /// A ping was given out and not yet handed to the transport.
-    pub(crate) fn is_wanted(&self) -> bool {
+    /// Whether a ping is queued: not yet flushed.
+    pub(crate) fn is_queued(&self) -> bool {
         self.sent != self.flushed
     }
 
+    /// Since when the timeout of a ping in flight runs.
     pub(crate) fn waiting(&self) -> Option<Moment> {
         self.waiting
     }
 
-    /// When the newest ping was handed to the transport, if its pong is still to come. The peer may
-    /// have shown meanwhile that it is alive.
+    /// When the newest ping was flushed, if it is unanswered. The peer may have proved meanwhile by
+    /// other bytes that it is alive.
     pub(crate) fn unanswered(&self) -> Option<Moment> {
         if self.acked >= self.flushed {
             return None;
         }
-        self.flushed_at[self.flushed as usize % REMEMBERED]
+        self.flushed_at[self.flushed as usize % REMEMBERED_FLUSHES]
     }
 
     pub(crate) fn missed(&self) -> u32 {
         self.missed
     }
 
-    /// Any ping was ever given out, so that a pong may be ours.
+    /// Whether a ping was ever queued, so that a pong may answer it.
     pub(crate) fn any(&self) -> bool {
         self.sent > 0
     }
@@ -282,7 +292,8 @@ mod tests {
         Moment::after_start(Duration::from_millis(millis))
     }
 
-    fn three_out() -> (Pings, [[u8; 8]; 3]) {
+    /// Three pings in flight, flushed at 10, 20 and 30 ms, and their payloads.
+    fn three_in_flight() -> (Pings, [[u8; 8]; 3]) {
         let mut pings = Pings::new(0x1234_5678_9abc_def0);
         let payloads = [10, 20, 30].map(|millis| {
             let payload = pings.next(at(0), HOLD);
@@ -294,7 +305,7 @@ mod tests {
 
     #[test]
     fn the_latest_pong_answers_all_earlier_pings() {
-        let (mut pings, payloads) = three_out();
+        let (mut pings, payloads) = three_in_flight();
         let answer = pings.answer(at(35), payloads[2]).unwrap();
         assert_eq!(
             answer,
@@ -313,13 +324,13 @@ mod tests {
                 fresh: false,
                 rtt: None
             },
-            "ours, but it says nothing new"
+            "answered before"
         );
     }
 
     #[test]
-    fn the_oldest_pong_is_life_and_gives_its_own_round_trip() {
-        let (mut pings, payloads) = three_out();
+    fn a_pong_to_the_oldest_ping_ends_the_silence_and_gives_its_round_trip() {
+        let (mut pings, payloads) = three_in_flight();
         pings.miss();
         let answer = pings.answer(at(40), payloads[0]).unwrap();
         assert_eq!(
@@ -334,8 +345,8 @@ mod tests {
     }
 
     #[test]
-    fn payloads_that_we_never_sent_are_not_ours() {
-        let (mut pings, payloads) = three_out();
+    fn payloads_that_were_never_sent_are_not_answers() {
+        let (mut pings, payloads) = three_in_flight();
         let mut forged = payloads[2];
         forged[0] ^= 1;
         assert_eq!(pings.answer(at(40), forged), None);
@@ -347,10 +358,10 @@ mod tests {
     }
 
     #[test]
-    fn a_pong_before_the_flush_was_confirmed_leaves_nothing_to_wait_for() {
+    fn a_pong_before_the_flush_is_confirmed_leaves_no_timeout() {
         let mut pings = Pings::new(7);
         let payload = pings.next(at(0), HOLD);
-        assert!(pings.is_wanted());
+        assert!(pings.is_queued());
         assert_eq!(
             pings.answer(at(1), payload),
             Some(Answer {
@@ -364,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forgotten_flush_time_gives_no_round_trip() {
+    fn a_ping_whose_flush_time_is_no_longer_stored_gives_no_round_trip() {
         let mut pings = Pings::new(7);
         let first = pings.next(at(0), HOLD);
         pings.flushed(at(1));

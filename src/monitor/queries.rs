@@ -27,7 +27,7 @@ impl Monitor {
     /// Whether a ping is out, or waits to be written, and nothing has come since. The driver must then
     /// watch for bytes and for the end of the stream.
     pub(crate) fn is_waiting(&self) -> bool {
-        let pinged = self.pings.waiting().is_some() || self.pings.is_wanted();
+        let pinged = self.pings.waiting().is_some() || self.pings.is_queued();
         pinged && self.lifecycle == Lifecycle::Open
     }
 
@@ -57,7 +57,7 @@ impl Monitor {
 
     /// Whether bytes wait for the transport: refused ones, or a ping behind a frame of the handler.
     pub(crate) fn is_held_up(&self) -> bool {
-        self.blocked.is_some() || self.pings.wished().is_some()
+        self.blocked.is_some() || self.pings.queued_since().is_some()
     }
 
     /// Whether the deadline may have moved forward.

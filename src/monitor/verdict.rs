@@ -106,7 +106,7 @@ impl Monitor {
             // While the runtime was paused, so was the handler.
             self.reprieved = Some(now);
             self.backlog = self.backlog.map(|_| now);
-            self.pings.wish_again(now);
+            self.pings.restart_queued(now);
         }
         match self.poll_write(now, heartbeat, outlook) {
             Action::Wait if self.passive => {
@@ -139,8 +139,8 @@ impl Monitor {
                 blocked.retried_at = Some(now);
                 let unflushed = blocked.in_flush;
                 let ask = outlook.can_inject && !unflushed && !self.passive;
-                return if ask && !self.pings.is_wanted() {
-                    Action::Ping(self.pings.besides(now, heartbeat.timeout))
+                return if ask && !self.pings.is_queued() {
+                    Action::Ping(self.pings.queue_extra(now, heartbeat.timeout))
                 } else {
                     Action::Retry
                 };
@@ -161,7 +161,7 @@ impl Monitor {
             // No write is pending any more.
             Some(_) => {
                 self.blocked = None;
-                self.pings.wish_again(now);
+                self.pings.restart_queued(now);
             }
         }
         Action::Wait
@@ -169,7 +169,7 @@ impl Monitor {
 
     fn poll_ping(&mut self, now: Moment, heartbeat: &HeartbeatPolicy, outlook: Outlook) -> Action {
         let Some(since) = self.pings.waiting() else {
-            return if now >= self.ping_due(heartbeat) && !self.pings.is_wanted() {
+            return if now >= self.ping_due(heartbeat) && !self.pings.is_queued() {
                 Action::Ping(self.pings.next(now, heartbeat.timeout))
             } else {
                 self.poll_asked(now, heartbeat.timeout)
@@ -184,7 +184,7 @@ impl Monitor {
             // another verdict. But a write to a broken transport fails, so ping.
             return self.ping_again(now, heartbeat);
         }
-        if was_paused(now.since(deadline), Some(heartbeat.timeout)) && self.pings.reprieve() {
+        if was_paused(now.since(deadline), Some(heartbeat.timeout)) && self.pings.postpone() {
             // The runtime was paused (SIGSTOP, a suspended machine). The pong may have been lost
             // meanwhile, so this silence does not count against the peer: ping once more.
             return self.ping_again(now, heartbeat);
@@ -202,8 +202,8 @@ impl Monitor {
     /// Another ping, whose timeout starts when it is sent. The application may have requested one
     /// that waits already.
     fn ping_again(&mut self, now: Moment, heartbeat: &HeartbeatPolicy) -> Action {
-        if self.pings.is_wanted() {
-            self.pings.await_wanted();
+        if self.pings.is_queued() {
+            self.pings.await_queued();
             return Action::Wait;
         }
         Action::Ping(self.pings.next(now, heartbeat.timeout))
@@ -211,8 +211,8 @@ impl Monitor {
 
     /// The ping that the application requested.
     fn poll_asked(&mut self, now: Moment, hold: Duration) -> Action {
-        if self.pings.is_asked() && !self.passive {
-            return Action::Ping(self.pings.besides(now, hold));
+        if self.pings.is_requested() && !self.passive {
+            return Action::Ping(self.pings.queue_extra(now, hold));
         }
         Action::Wait
     }
@@ -241,7 +241,7 @@ impl Monitor {
             consider(self.message_deadline(idle));
             consider(Some(self.idle_deadline(idle)));
         }
-        if self.pings.is_asked() && !self.passive {
+        if self.pings.is_requested() && !self.passive {
             return Moment::START;
         }
         consider(self.pings.held_until());
@@ -254,7 +254,7 @@ impl Monitor {
             consider(match self.pings.waiting() {
                 _ if self.passive => Some(self.read_due(heartbeat)),
                 Some(since) => Some(since + heartbeat.timeout),
-                None if self.pings.is_wanted() => None,
+                None if self.pings.is_queued() => None,
                 None => Some(self.ping_due(heartbeat)),
             });
         }
@@ -312,7 +312,7 @@ impl Monitor {
     /// while it waits between two fragments for the end of a message, since that wait is bounded.
     pub(super) fn half_written(&self) -> Option<Moment> {
         let waits = self.blocked.is_none() && !self.pings.is_held();
-        self.pings.wished().filter(|_| waits)
+        self.pings.queued_since().filter(|_| waits)
     }
 
     fn write_deadline(&self, heartbeat: &HeartbeatPolicy) -> Option<Moment> {
@@ -340,7 +340,7 @@ impl Monitor {
         let interval = heartbeat.interval;
         if self.pings.any() {
             // While the application awaits a pong, other traffic does not postpone the next ping.
-            let called = self.pings.called_since().unwrap_or(self.last_proof);
+            let called = self.pings.requested_since().unwrap_or(self.last_proof);
             return self.last_proof.min(called) + interval;
         }
         // Only the part left out is computed as a float, or the interval would be rounded.
