@@ -1,17 +1,17 @@
-//! Whether a peer keeps to a limit on control frames.
+//! Limits the rate of a peer's control frames.
 
 use std::time::Duration;
 
 use super::moment::Moment;
 
-/// What the limit is a limit per, and how much of it may come at once.
+/// The limit is per second, and as many frames may arrive at once.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// Each control frame takes up its share of a second: a bucket that leaks at the limit, kept as the
-/// time at which it will be empty.
+/// A leaky bucket that holds one second's frames and drains at the limit, stored as the time at
+/// which it will be empty.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ControlRate {
-    /// `None` once the limit was exceeded.
+    /// `None` after the limit was exceeded.
     empty_at: Option<Moment>,
 }
 
@@ -22,11 +22,13 @@ impl ControlRate {
         }
     }
 
-    /// Counts a frame that was seen at `now` and came after `earliest`; `None` if it may have lain
-    /// unread together with those before it. Returns whether it is the one that is too many.
+    /// Counts a frame that was read at `now` and arrived after `earliest`. With `None` the frame
+    /// may have arrived together with the one before it. Returns whether this frame exceeds the
+    /// limit.
     ///
-    /// What piled up while nobody looked came at a rate that nobody knows, and is taken to have come
-    /// as slowly as it may have: a peer is not to blame for a server that was away.
+    /// The arrival times of frames that were read together are unknown. They count as spread over
+    /// the whole time since the last read, so that a peer is not blamed for a server that did not
+    /// read.
     pub(super) fn count(&mut self, now: Moment, earliest: Option<Moment>, limit: u32) -> bool {
         let Some(empty_at) = self.empty_at else {
             return false;
@@ -50,8 +52,8 @@ mod tests {
         Moment::after_start(Duration::from_millis(millis))
     }
 
-    /// How many of `count` frames at this time are let through.
-    fn passed(
+    /// How many of `count` frames at this time are within the limit.
+    fn accepted(
         rate: &mut ControlRate,
         now: Moment,
         earliest: Option<Moment>,
@@ -63,25 +65,25 @@ mod tests {
     }
 
     #[test]
-    fn a_seconds_worth_may_come_at_once() {
+    fn the_frames_of_one_second_may_arrive_at_once() {
         let mut rate = ControlRate::new(at(0));
-        assert_eq!(passed(&mut rate, at(0), Some(at(0)), 100), 10);
+        assert_eq!(accepted(&mut rate, at(0), Some(at(0)), 100), 10);
         assert!(rate.is_exceeded());
-        assert!(!rate.count(at(0), Some(at(0)), 10), "it is said once");
+        assert!(!rate.count(at(0), Some(at(0)), 10), "reported once");
     }
 
     #[test]
-    fn what_was_not_used_is_gone_once_somebody_has_looked() {
+    fn a_quiet_time_does_not_raise_the_limit_if_the_transport_was_read() {
         let mut rate = ControlRate::new(at(0));
-        assert_eq!(passed(&mut rate, at(60_000), Some(at(60_000)), 100), 10);
+        assert_eq!(accepted(&mut rate, at(60_000), Some(at(60_000)), 100), 10);
     }
 
     #[test]
-    fn what_may_have_come_slowly_did() {
+    fn frames_that_waited_unread_count_as_spread_over_that_time() {
         let mut rate = ControlRate::new(at(0));
-        // Seen empty at 1 s, and then not for 59 s.
-        assert_eq!(passed(&mut rate, at(60_000), Some(at(1_000)), 590), 590);
-        // The rest of the same pile.
-        assert_eq!(passed(&mut rate, at(60_000), None, 100), 10);
+        // The transport was read empty at 1 s, and not read for 59 s.
+        assert_eq!(accepted(&mut rate, at(60_000), Some(at(1_000)), 590), 590);
+        // More frames of the same read.
+        assert_eq!(accepted(&mut rate, at(60_000), None, 100), 10);
     }
 }

@@ -1,22 +1,22 @@
-//! The idle layer's clock for the data frames of one direction (RFC 6455 section 5.6).
+//! Times of the data frames in one direction (RFC 6455 section 5.6), for the idle layer.
 
 use super::moment::Moment;
 
-/// How bytes outside of control frames relate to their message.
+/// How bytes of data frames relate to their message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Data {
-    /// The message continues after them.
+    /// The message continues after these bytes.
     Part,
-    /// They complete the message.
+    /// These bytes complete the message.
     End,
-    /// Unknown, since frame boundaries are lost in malformed input.
+    /// Unknown, since the stream is malformed and its frame boundaries are lost.
     Unframed,
 }
 
-/// When data last passed, and when the current message began.
+/// When data last passed, and when the current message started.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DataClock {
-    /// Time of the last data byte, or of the upgrade if there was none.
+    /// Time of the last data byte, or of the upgrade before the first one.
     pub(super) last: Moment,
     /// Time of the first byte of the current message. `None` between messages.
     pub(super) message: Option<Moment>,
@@ -30,15 +30,16 @@ impl DataClock {
         }
     }
 
-    /// Records bytes that passed at `now`. Returns whether they begin a message without completing it.
+    /// Records bytes that passed at `now`. Returns whether they start a message without completing
+    /// it.
     pub(super) fn pass(&mut self, now: Moment, data: Data) -> bool {
         self.last = now;
-        let begun = self.message;
+        let started = self.message;
         self.message = match data {
-            Data::Part => Some(begun.unwrap_or(now)),
+            Data::Part => Some(started.unwrap_or(now)),
             Data::End | Data::Unframed => None,
         };
-        begun.is_none() && self.message.is_some()
+        started.is_none() && self.message.is_some()
     }
 
     /// Restarts the time of the current message, if there is one.
@@ -60,7 +61,7 @@ mod tests {
     #[test]
     fn a_message_lasts_from_its_first_byte_to_its_last() {
         let mut clock = DataClock::new(at(0));
-        // what passes, whether a message begins with it, and since when one is under way
+        // (data, whether it starts a message, start of the current message in ms)
         let table = [
             (Data::End, false, None),
             (Data::Part, true, Some(2)),
@@ -70,15 +71,15 @@ mod tests {
             (Data::Unframed, false, None),
             (Data::Unframed, false, None),
         ];
-        for ((data, begins, message), now) in table.into_iter().zip(1..) {
-            assert_eq!(clock.pass(at(now), data), begins, "{now}");
+        for ((data, starts, message), now) in table.into_iter().zip(1..) {
+            assert_eq!(clock.pass(at(now), data), starts, "{now}");
             assert_eq!(clock.last, at(now));
             assert_eq!(clock.message, message.map(at), "{now}");
         }
     }
 
     #[test]
-    fn only_a_message_under_way_is_restarted() {
+    fn restart_message_changes_only_an_incomplete_message() {
         let mut clock = DataClock::new(at(0));
         clock.restart_message(at(1));
         assert_eq!(clock.message, None);

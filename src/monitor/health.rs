@@ -1,46 +1,46 @@
-//! What can be said of a connection at this moment.
+//! The current health of a connection.
 
 use std::fmt;
 
-/// State of a connection as the layers see it now.
+/// The state of a connection as the layers see it now.
 ///
-/// Three signals are in it: the state of the transport, what the application does, and the errors of
-/// the past. The three ways in which a connection goes bad are kept apart while they develop, as they
-/// are in [`Reason`](crate::Reason) when they end. If there are several at once, waiting bytes come
-/// first, then a stalled write, then a silent peer, then an error of the past, then idleness. A state
-/// says what is so now, and may pass in a moment; a verdict comes of it only with the setting of its
-/// kind. [`OnHealth`](crate::OnHealth) hooks are told only of what has lasted.
+/// It combines three signals: the state of the transport, the behaviour of the application, and
+/// past errors. The three kinds of failure have separate states while they develop, as they have
+/// separate [`Reason`](crate::Reason)s when they end the connection. If several apply at once,
+/// unread bytes take precedence, then a stalled write, a silent peer, a past error, and idleness. A
+/// state holds for the moment and may be brief; it leads to an eviction only if the setting for its
+/// kind is on. [`OnHealth`](crate::OnHealth) hooks are called only for states that have lasted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Health {
     /// The opening handshake is not complete yet.
     Opening,
-    /// The peer was heard within the interval, or nothing speaks against it.
+    /// Bytes from the peer were received within the interval, or no other state applies.
     Live,
-    /// Alive, but no byte of a data message passed in the watched direction for half of the idle
-    /// timeout or longer. Never without an [`IdleTimeoutLayer`](crate::IdleTimeoutLayer).
+    /// The peer is alive, but no byte of a data message passed in the watched direction for half of
+    /// the idle timeout or longer. Only with an [`IdleTimeoutLayer`](crate::IdleTimeoutLayer).
     Idle,
-    /// Nothing is wrong now, but there were errors lately:
+    /// Nothing is wrong now, but there were recent errors:
     ///
     /// - a ping of the layer was missed: see [`Stats::missed_pings`](crate::Stats::missed_pings),
     /// - a pong was slow: see [`Stats::slow_pongs`](crate::Stats::slow_pongs),
-    /// - a write stalled for a while: see [`Stats::write_stalls`](crate::Stats::write_stalls),
-    /// - frame boundaries were lost in malformed input (RFC 6455 section 5.2), so that no ping can be
-    ///   sent any more and nobody watches over the peer.
+    /// - a write stalled temporarily: see [`Stats::write_stalls`](crate::Stats::write_stalls),
+    /// - frame boundaries were lost in malformed input (RFC 6455 section 5.2), so that the layer
+    ///   can send no more pings and does not detect a dead peer.
     ///
     /// The last one counts for ever. The others count for ten times the heartbeat's `interval +
-    /// timeout`: 7.5 minutes with the defaults, which are taken where there is no heartbeat. So a link
-    /// that loses one ping in ten is degraded all the time, rather than by turns.
+    /// timeout`: 7.5 minutes with the defaults, which apply where there is no heartbeat. So a link
+    /// that loses one ping in ten is degraded all the time and does not alternate between states.
     Degraded,
-    /// A ping is unanswered and nothing else has come from the peer since.
+    /// A ping is unanswered and no other bytes were received from the peer since.
     PeerSilent {
-        /// Pings of this silence whose timeout has already run out.
+        /// Pings of this silence whose timeout has already expired.
         missed: u32,
     },
-    /// Bytes from the peer wait, and the handler does not read them; or a ping waits for the end of a
-    /// frame that the handler has begun.
+    /// The handler does not read bytes that were received from the peer; or a ping waits for the
+    /// end of a frame that the handler has started.
     HandlerStalled,
-    /// Bytes to the peer wait, and the transport does not accept them.
+    /// The transport does not accept bytes that wait to be sent to the peer.
     WriteStalled,
     /// The handler has sent its Close frame, and the peer has not answered yet.
     Closing,

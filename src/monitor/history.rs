@@ -1,43 +1,45 @@
-//! What went wrong with a connection lately, and for how long that counts.
+//! Recent errors of a connection, and the thresholds of its health states.
 
 use std::time::Duration;
 
 use super::moment::Moment;
 use super::policy::{HeartbeatPolicy, Policy, WRITE_TIMEOUT};
 
-/// An error counts for so many rounds of a silent connection's heartbeat. A link that loses one ping
-/// in ten is then degraded all the time, rather than by turns.
-const ROUNDS: u32 = 10;
+/// An error counts for this many heartbeat rounds (`interval + timeout`). A link that loses one
+/// ping in ten is then degraded all the time and does not alternate between states.
+const ERROR_RETENTION_ROUNDS: u32 = 10;
 
-/// The errors of a connection that goes on. All of them count for the same time, so the latest says
-/// how long.
+/// The past errors of an open connection. All of them count for the same time, so only the latest
+/// is stored.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct History {
     latest: Option<Moment>,
 }
 
 impl History {
+    /// Records an error.
     pub(super) fn error(&mut self, now: Moment) {
         self.latest = self.latest.max(Some(now));
     }
 
-    /// When nothing of it will count any more.
+    /// When the errors stop counting.
     pub(super) fn over(&self, thresholds: &Thresholds) -> Option<Moment> {
-        Some(self.latest? + thresholds.memory)
+        Some(self.latest? + thresholds.error_retention)
     }
 }
 
-/// Where health draws its lines. Where there is no heartbeat they are those of one with the defaults.
+/// After what time each health state applies. Derived from the heartbeat, or from the default
+/// heartbeat if there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Thresholds {
-    /// A ping is unanswered for so long, or its pong takes longer.
+    /// A ping is unanswered for this long, or its pong takes longer.
     pub(super) silence: Duration,
-    /// The transport accepts nothing for so long.
+    /// The transport accepts nothing for this long.
     pub(super) write_stall: Duration,
-    /// The handler leaves bytes or a frame for so long.
+    /// The handler leaves bytes unread or a frame unfinished for this long.
     pub(super) handler_stall: Duration,
-    /// An error counts for so long.
-    pub(super) memory: Duration,
+    /// An error counts for this long.
+    error_retention: Duration,
 }
 
 impl Thresholds {
@@ -54,7 +56,7 @@ impl Thresholds {
             silence: heartbeat.timeout / 2,
             write_stall: heartbeat.write_timeout.unwrap_or(WRITE_TIMEOUT) / 2,
             handler_stall: handler_stall.unwrap_or(heartbeat.interval),
-            memory: (heartbeat.interval + heartbeat.timeout) * ROUNDS,
+            error_retention: (heartbeat.interval + heartbeat.timeout) * ERROR_RETENTION_ROUNDS,
         }
     }
 }
@@ -88,18 +90,18 @@ mod tests {
             silence: secs(2),
             write_stall: secs(3),
             handler_stall: secs(7),
-            memory: secs(140),
+            error_retention: secs(140),
         };
         assert_eq!(all, expected);
     }
 
     #[test]
-    fn what_is_off_or_missing_is_judged_by_the_defaults() {
+    fn disabled_or_missing_settings_use_the_default_thresholds() {
         let expected = Thresholds {
             silence: Duration::from_millis(7_500),
             write_stall: secs(15),
             handler_stall: secs(30),
-            memory: secs(450),
+            error_retention: secs(450),
         };
         let off = HeartbeatPolicy {
             write_timeout: None,
@@ -111,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_error_decides() {
+    fn the_latest_error_determines_when_errors_stop_counting() {
         let thresholds = Thresholds::of(&Policy::default());
         let mut history = History::default();
         assert_eq!(history.over(&thresholds), None);

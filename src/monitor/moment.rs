@@ -1,12 +1,12 @@
-//! A point in time that somebody else read from a clock.
+//! A point in time, read from a clock by the caller.
 
 use std::num::NonZeroU64;
 use std::ops::Add;
 use std::time::Duration;
 
-/// Nanoseconds since an epoch of the caller's choice (the driver's start).
+/// Nanoseconds since an epoch that the caller chooses (the driver's creation).
 ///
-/// Eight bytes, also as an `Option`: a connection keeps several of them, and there may be 100,000
+/// Eight bytes, also as an `Option`: a connection stores several of them, and there may be 100,000
 /// connections. The range ends after 584 years; arithmetic saturates there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(NonZeroU64);
@@ -34,13 +34,13 @@ impl Moment {
         Duration::from_nanos(self.0.get().saturating_sub(earlier.0.get()))
     }
 
-    /// The moment that lies `duration` before, or the epoch.
+    /// The moment `duration` earlier, at the earliest the epoch.
     pub(crate) fn before(self, duration: Duration) -> Self {
         let nanos = self.0.get().saturating_sub(nanos(duration));
         Self(NonZeroU64::new(nanos).unwrap_or(NonZeroU64::MIN))
     }
 
-    /// Whole milliseconds since the epoch, rounded up so that a deadline is never met early.
+    /// Milliseconds since the epoch, rounded up so that a deadline never expires early.
     pub(crate) fn ceil_millis(self) -> u64 {
         (self.0.get() - 1).div_ceil(1_000_000)
     }

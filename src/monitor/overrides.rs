@@ -1,26 +1,26 @@
-//! What one connection has different from the others of its layers.
+//! Settings of one connection that differ from those of its layers.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::policy::Policy;
 
-/// Values that replace those of the layers. What a layer that is not there would have asked for is
-/// not asked for.
+/// Values that replace those of the layers. A value for a missing layer has no effect.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Overrides {
     pub(crate) interval: Option<Duration>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) missed_pings: Option<u32>,
     pub(crate) idle_timeout: Option<Duration>,
-    /// The inner option is the value: a bound can be turned off for one connection.
+    /// The inner option is the value: `Some(None)` turns the bound off for this connection.
     pub(crate) first_message: Option<Option<Duration>>,
     pub(crate) message_timeout: Option<Option<Duration>>,
     pub(crate) max_lifetime: Option<Option<Duration>>,
 }
 
 impl Overrides {
-    /// Changes `policy`, for its connection alone.
+    /// Replaces values in `policy`. Other connections that share its layers' policies are
+    /// unaffected.
     pub(crate) fn apply(&self, policy: &mut Policy) {
         if let Some(heartbeat) = policy.heartbeat.as_mut().filter(|_| self.has_heartbeat()) {
             let heartbeat = Arc::make_mut(heartbeat);
@@ -37,13 +37,13 @@ impl Overrides {
         }
     }
 
-    /// Whether there is a layer for every value.
+    /// Whether `policy` has a layer for every value that is set.
     pub(crate) fn fits(&self, policy: &Policy) -> bool {
         (policy.heartbeat.is_some() || !self.has_heartbeat())
             && (policy.idle.is_some() || !self.has_idle())
     }
 
-    /// Takes over what `later` has.
+    /// Replaces values with those that are set in `later`.
     pub(crate) fn merge(&mut self, later: &Self) {
         let Self {
             interval,
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_set_is_replaced() {
+    fn only_values_that_are_set_are_replaced() {
         let mut changed = policy();
         let overrides = Overrides {
             timeout: Some(SECOND),
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn other_connections_keep_theirs() {
+    fn other_connections_keep_their_values() {
         let shared = policy();
         let mut own = shared.clone();
         let overrides = Overrides {
@@ -144,7 +144,7 @@ mod tests {
         let untouched = (&own.idle, &shared.idle);
         assert!(
             matches!(untouched, (Some(own), Some(shared)) if Arc::ptr_eq(own, shared)),
-            "what is not replaced is not copied"
+            "an unchanged layer policy is not copied"
         );
     }
 
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn the_later_of_two_wins() {
+    fn the_later_of_two_overrides_takes_precedence() {
         let mut first = Overrides {
             interval: Some(SECOND),
             timeout: Some(SECOND),

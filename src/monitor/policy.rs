@@ -1,4 +1,4 @@
-//! What the two layers ask of a connection: plain values, validated before they get here.
+//! The settings of the two layers for a connection, already validated.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -13,32 +13,34 @@ pub enum ProofOfLife {
     /// Any byte from the peer answers an outstanding ping (the default).
     ///
     /// A peer that uploads one huge frame cannot send a pong in the middle of it (RFC 6455
-    /// section 5.5 allows control frames between fragments only), yet it is plainly alive.
+    /// section 5.5 allows control frames between fragments only), but the upload proves that it is
+    /// alive.
     #[default]
     AnyBytes,
-    /// Only a pong that carries the payload of an outstanding ping answers it.
+    /// Only a pong with the payload of an outstanding ping answers it.
     ///
-    /// Other traffic then neither answers a ping nor puts the next one off: the interval runs from
-    /// pong to ping, so a peer that talks all the time is pinged too.
+    /// Other traffic then neither answers a ping nor postpones the next one: the interval runs from
+    /// pong to ping, so a peer that sends continuously is pinged too.
     ///
-    /// While a frame from the peer is still arriving its bytes extend the deadline, since the peer
-    /// cannot send a pong before the frame ends. So a peer that is in the middle of a frame each time
-    /// that something comes from it is not made to answer. And a pause of `timeout` within a frame
-    /// ends the connection once a ping is out, sooner than the `interval + timeout` of `AnyBytes`.
+    /// While a frame from the peer is incomplete, its bytes extend the deadline, since the peer
+    /// cannot send a pong before the frame ends. So a peer whose bytes always end in the middle of
+    /// a frame need not answer. And while a ping is outstanding, a pause of `timeout` within a
+    /// frame ends the connection, sooner than the `interval + timeout` of `AnyBytes`.
     MatchingPong,
 }
 
-/// The direction whose data counts as use for the idle timeout. Default: `Either`.
+/// The direction whose data counts as activity for the idle timeout. Default: `Either`.
 ///
-/// Data is every byte of a text or binary message (RFC 6455 section 5.6), including the headers of its
-/// frames, whether or not the message is complete. Pings, pongs and Close frames do not count. Once
-/// malformed input has lost the frame boundaries, every byte counts.
+/// Data is every byte of a text or binary message (RFC 6455 section 5.6), including the headers of
+/// its frames, whether or not the message is complete. Pings, pongs and Close frames do not count.
+/// After malformed input, which leaves the frame boundaries unknown, every byte counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Traffic {
     /// Data from the peer, counted when it is read from the transport.
     Inbound,
-    /// Data to the peer, counted when the transport accepts it, even if the transport then buffers it.
+    /// Data to the peer, counted when the transport accepts it, even if the transport then buffers
+    /// it.
     Outbound,
     /// Data in either direction (the default).
     #[default]
@@ -53,15 +55,16 @@ pub(crate) struct CloseFrame {
     pub(crate) reason: Cow<'static, str>,
 }
 
-/// Close code 3008 in IANA's registry, Timeout. As after 408 in HTTP (RFC 9110 section 15.5.9) the client
-/// may retry.
-const TIMEOUT: u16 = 3008;
+/// Close code 3008 in IANA's registry, Timeout. As after 408 in HTTP (RFC 9110 section 15.5.9), the
+/// client may retry.
+const TIMEOUT_CODE: u16 = 3008;
 
 impl CloseFrame {
     /// The frame for an eviction by a layer that has no `close_frame` configured.
     ///
-    /// All clients in the README's table of reconnecting clients reconnect after every code but 1008.
-    /// The text is what [`Reason`]'s `Display` begins with, so that the logs of both ends match.
+    /// All clients in the README's table of reconnecting clients reconnect after every code but
+    /// 1008. The text is the beginning of [`Reason`]'s `Display`, so that the logs of both ends
+    /// match.
     const fn by_default(reason: Reason) -> Self {
         let (code, text) = match reason {
             // Going Away: neither the client nor the server failed.
@@ -73,12 +76,13 @@ impl CloseFrame {
             // Try Again Later, by IANA's registry: the server cannot serve the client now. 1011
             // would fit too, but graphql-ws does not reconnect after it.
             Reason::HandlerStalled => (1013, "handler stalled"),
-            // A device that slept gets this instead of a heartbeat timeout if the server kept sending.
-            Reason::WriteStalled => (TIMEOUT, "write stalled"),
-            Reason::FirstMessageTimeout => (TIMEOUT, "no first message in time"),
-            Reason::MessageTimeout => (TIMEOUT, "message not complete in time"),
+            // A suspended device gets this instead of a heartbeat timeout if the server kept
+            // sending.
+            Reason::WriteStalled => (TIMEOUT_CODE, "write stalled"),
+            Reason::FirstMessageTimeout => (TIMEOUT_CODE, "no first message in time"),
+            Reason::MessageTimeout => (TIMEOUT_CODE, "message not complete in time"),
             Reason::HeartbeatTimeout { .. }
-            // The layers send no frame of their own for these.
+            // The layers send no Close frame of their own for the following reasons.
             | Reason::PeerClosed { .. }
             | Reason::ServerClosed { .. }
             | Reason::HandlerDropped
@@ -88,7 +92,7 @@ impl CloseFrame {
             | Reason::Kicked { .. }
             | Reason::Replaced
             | Reason::Drained
-            | Reason::UpgradeFailed => (TIMEOUT, "heartbeat timeout"),
+            | Reason::UpgradeFailed => (TIMEOUT_CODE, "heartbeat timeout"),
         };
         Self {
             code,
@@ -100,7 +104,7 @@ impl CloseFrame {
 /// The default bound on a pending write.
 pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The heartbeat's share of a connection's policy.
+/// The settings of the heartbeat layer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct HeartbeatPolicy {
     pub(crate) interval: Duration,
@@ -110,19 +114,20 @@ pub(crate) struct HeartbeatPolicy {
     pub(crate) jitter: f64,
     pub(crate) write_timeout: Option<Duration>,
     pub(crate) handler_stall_timeout: Option<Duration>,
-    /// Per second, at least 1.
+    /// Frames per second, at least 1.
     pub(crate) control_frame_limit: Option<u32>,
     /// The transport accepts other bytes after a write that returned `Pending`.
     pub(crate) takes_any_bytes: bool,
     pub(crate) close_timeout: Duration,
-    /// For every verdict of this layer. With `None` each has its own: [`CloseFrame::by_default`].
+    /// Sent for every verdict of this layer. With `None` each reason has its own frame:
+    /// [`CloseFrame::by_default`].
     pub(crate) close_frame: Option<CloseFrame>,
-    /// Whether the transport's socket options are to follow from the times.
+    /// Whether the transport's socket options are derived from the timeouts.
     #[cfg(feature = "tcp")]
     pub(crate) tune_tcp: bool,
 }
 
-/// The idle timeout's share of a connection's policy.
+/// The settings of the idle layer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct IdlePolicy {
     pub(crate) timeout: Duration,
@@ -131,7 +136,8 @@ pub(crate) struct IdlePolicy {
     pub(crate) message_timeout: Option<Duration>,
     pub(crate) max_lifetime: Option<Duration>,
     pub(crate) close_timeout: Duration,
-    /// For every verdict of this layer. With `None` each has its own: [`CloseFrame::by_default`].
+    /// Sent for every verdict of this layer. With `None` each reason has its own frame:
+    /// [`CloseFrame::by_default`].
     pub(crate) close_frame: Option<CloseFrame>,
 }
 
@@ -169,7 +175,7 @@ impl Default for IdlePolicy {
     }
 }
 
-/// What applies to a connection: shared with all connections of the same layers.
+/// The settings of a connection, shared with all connections of the same layers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Policy {
     pub(crate) heartbeat: Option<Arc<HeartbeatPolicy>>,
@@ -177,15 +183,15 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
-    /// Adds a layer. The later layer of a kind is the inner one, and wins.
+    /// Adds a layer. The later layer of a kind is the inner one and replaces the outer one.
     pub(crate) fn add(&mut self, layer: &Self) {
         let Self { heartbeat, idle } = layer;
         self.heartbeat = heartbeat.clone().or(self.heartbeat.take());
         self.idle = idle.clone().or(self.idle.take());
     }
 
-    /// Bound on the closing handshake: that of the layer whose verdict it is, or else the
-    /// heartbeat's, or else the idle timeout's.
+    /// Bound on the closing handshake: that of the layer that evicts, else the heartbeat's, else
+    /// the idle layer's.
     pub(crate) fn close_timeout(&self, reason: Option<Reason>) -> Duration {
         let idle = reason.is_some_and(Self::is_idle_layers);
         match (&self.heartbeat, &self.idle) {
@@ -196,11 +202,11 @@ impl Policy {
         }
     }
 
-    /// The Close frame that announces `reason` to the peer: the one configured on the layer that evicts, or
-    /// the default for `reason`.
+    /// The Close frame for `reason`: the one configured on the layer that evicts, or the default
+    /// for `reason`.
     pub(crate) fn close_frame(&self, reason: Reason) -> CloseFrame {
         let configured = match (&self.heartbeat, &self.idle) {
-            // The peer is alive and at fault: a frame configured for dead peers would mislead it.
+            // The peer is alive and at fault: the frame configured for dead peers would mislead it.
             _ if reason == Reason::ControlFlood => &None,
             (_, Some(policy)) if Self::is_idle_layers(reason) => &policy.close_frame,
             (Some(policy), _) => &policy.close_frame,
@@ -221,18 +227,18 @@ impl Policy {
         )
     }
 
-    /// Whether messages have a deadline, so that their beginning schedules one.
+    /// Whether messages have a deadline, so that the start of a message may move the deadline.
     pub(super) fn limits_messages(&self) -> bool {
         let idle = self.idle.as_ref();
         idle.is_some_and(|idle| idle.message_timeout.is_some())
     }
 
-    /// How coarsely this connection's deadlines may be rounded up, so that neighbours share a
-    /// wake-up: a power of two of milliseconds.
+    /// The granularity in milliseconds, a power of two, to which this connection's deadlines are
+    /// rounded up, so that connections with close deadlines share a wake-up.
     ///
-    /// A tick is at most a 32nd of the shortest configured duration, and at most 256 ms. A verdict
-    /// comes in up to `1 + missed_pings` steps, each of which may be late by one rounding, so each
-    /// gets its part of the tick.
+    /// The total delay is at most a 32nd of the shortest configured duration, and at most 256 ms. A
+    /// verdict takes up to `1 + missed_pings` steps, each of which may be late by one rounding, so
+    /// the granularity is that total divided by the number of steps.
     pub(crate) fn step_millis(&self) -> u32 {
         let heartbeat = self.heartbeat.iter().flat_map(|policy| {
             [
@@ -254,12 +260,12 @@ impl Policy {
             .flatten()
             .min()
             .unwrap_or(Duration::MAX);
-        let tick = u32::try_from(shortest.as_millis() / 32).unwrap_or(u32::MAX);
+        let total = u32::try_from(shortest.as_millis() / 32).unwrap_or(u32::MAX);
         let missed = self
             .heartbeat
             .as_ref()
             .map_or(0, |policy| policy.missed_pings);
-        let share = tick.min(256) / missed.saturating_add(1);
-        1 << share.max(1).ilog2()
+        let step = total.min(256) / missed.saturating_add(1);
+        1 << step.max(1).ilog2()
     }
 }

@@ -1,15 +1,15 @@
-//! Why a connection ended.
+//! The reasons for which a connection ends.
 
 use std::fmt;
 use std::io;
 
 /// Why a connection ended.
 ///
-/// Every upgraded connection ends for exactly one reason: the first that applied. What follows from
-/// it (the peer's answer to our Close, the reset after the drop) is not reported again.
+/// Every upgraded connection ends for exactly one reason: the first that applied. Consequences of
+/// it (the peer's answer to our Close frame, the reset after the drop) are not reported.
 ///
-/// [`as_str`](Self::as_str) is meant for metrics and stays the same over versions; [`Display`] is
-/// meant for people and may be reworded.
+/// [`as_str`](Self::as_str) is for metrics and stays the same across versions; [`Display`] is for
+/// human readers and may change.
 ///
 /// [`Display`]: fmt::Display
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,67 +17,69 @@ use std::io;
 pub enum Reason {
     /// The peer started the closing handshake (RFC 6455 section 7.1.2).
     PeerClosed {
-        /// The status code of the peer's Close frame. `None` if the frame had no body, the case
-        /// that RFC 6455 section 7.1.5 has applications report as 1005.
+        /// The status code of the peer's Close frame. `None` if the frame had no body, which RFC
+        /// 6455 section 7.1.5 defines to be reported as 1005.
         code: Option<u16>,
     },
     /// The handler started the closing handshake (RFC 6455 section 7.1.2), or shut its side of the
-    /// stream down without one. At a client's end of a stream the client is what is called a handler.
+    /// stream down without one. On a client's stream the handler is the client.
     ServerClosed {
         /// The status code of the handler's Close frame. `None` if there was no such frame, or one
-        /// without a body, the case that RFC 6455 section 7.1.5 has applications report as 1005.
+        /// without a body, which RFC 6455 section 7.1.5 defines to be reported as 1005.
         code: Option<u16>,
     },
     /// The handler returned, panicked or was aborted, and dropped the socket without a closing
     /// handshake; or the tokio runtime in which the connection was opened was shut down.
     HandlerDropped,
-    /// The stream ended without a Close frame, or was truncated, as TLS calls that: the peer's
-    /// process was killed, or a middlebox cut the connection. RFC 6455 section 7.1.5: 1006.
+    /// The stream ended without a Close frame (a truncation, in terms of TLS): the peer's process
+    /// was killed, or a middlebox cut the connection. RFC 6455 section 7.1.5: 1006.
     PeerVanished,
     /// Reading or writing the transport failed with this kind of error, such as
     /// [`ConnectionReset`](io::ErrorKind::ConnectionReset).
     Transport(io::ErrorKind),
-    /// The peer is dead: pings went out, and nothing that proves life came back in time.
+    /// The peer is dead: pings were sent, and no proof of life was received in time.
     HeartbeatTimeout {
-        /// How many pings in a row went unanswered.
+        /// The number of consecutive unanswered pings.
         missed: u32,
     },
-    /// No byte of a data message passed in the watched direction for the idle timeout. Pings and pongs
-    /// do not count (RFC 6455 section 5.5.2 allows them at any time, and they say nothing about use).
+    /// No byte of a data message passed in the watched direction for the idle timeout. Pings and
+    /// pongs do not count (RFC 6455 section 5.5.2 allows them at any time, and they do not show
+    /// that the connection is used).
     IdleTimeout,
     /// The peer did not complete its first data message in time.
     FirstMessageTimeout,
-    /// A data message in the watched direction was not complete within `message_timeout` of its first byte.
+    /// A data message in the watched direction was not complete within `message_timeout` of its
+    /// first byte.
     MessageTimeout,
     /// The connection reached its maximum lifetime.
     MaxLifetime,
-    /// Bytes wait to be sent, and the peer's side accepts none of them. The peer may be alive.
+    /// The transport accepts none of the bytes that wait to be sent. The peer may be alive.
     WriteStalled,
-    /// The peer's bytes wait, and the handler does not read them; or it has begun a frame and does
-    /// not finish it, so that no ping can be sent. The peer is not to blame.
+    /// The handler does not read bytes that were received from the peer; or it does not finish a
+    /// frame that it has started, so that no ping can be sent. The peer is not at fault.
     HandlerStalled,
-    /// The closing handshake was begun and not completed in time (RFC 6455 section 7.1.1).
+    /// The closing handshake was started and not completed in time (RFC 6455 section 7.1.1).
     CloseTimeout,
-    /// The peer sent more control frames (RFC 6455 section 5.5) in a second than it may.
+    /// The peer exceeded the limit of control frames (RFC 6455 section 5.5) per second.
     ControlFlood,
     /// The application evicted the connection through its handle.
     Kicked {
-        /// The status code that the application asked to send.
+        /// The status code that the application passed for the Close frame.
         code: u16,
     },
-    /// A newer connection took this one's place in a session map.
+    /// A newer connection replaced this one in a session map.
     Replaced,
     /// The registry was drained, usually because the server shuts down.
     Drained,
-    /// The handshake was answered, but no WebSocket connection came of it: the client went away
-    /// before the protocol switched, or the server failed to switch it.
+    /// The opening handshake was answered, but no WebSocket connection was established: the client
+    /// disconnected before the protocol switched, or the server failed to switch it.
     UpgradeFailed,
 }
 
 impl Reason {
     /// The reason as a stable `snake_case` word, without code, count or kind.
     ///
-    /// The set of words is small and fixed, as the label of a metric has to be.
+    /// The set of words is small and fixed, as the label of a metric requires.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -102,7 +104,7 @@ impl Reason {
         }
     }
 
-    /// How soon an end of this kind is noticed.
+    /// How soon an end for this reason is detected.
     #[must_use]
     pub const fn tier(&self) -> Tier {
         match self {
@@ -127,7 +129,7 @@ impl Reason {
         }
     }
 
-    /// What a handler that is blocked on a read or a write gets to see.
+    /// The error kind that a pending read or write of the handler returns.
     pub(crate) fn io_error_kind(&self) -> io::ErrorKind {
         match self {
             Self::HeartbeatTimeout { .. }
@@ -141,8 +143,7 @@ impl Reason {
             Self::ControlFlood | Self::Kicked { .. } | Self::Replaced | Self::Drained => {
                 io::ErrorKind::ConnectionAborted
             }
-            // To a WebSocket library these two mean "try again", and it would, for ever. The
-            // eviction is final.
+            // A WebSocket library retries after these two kinds, but the eviction is final.
             Self::Transport(io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                 io::ErrorKind::Other
             }
@@ -188,24 +189,26 @@ impl fmt::Display for Reason {
     }
 }
 
-/// How soon the end of a connection is noticed: see [`Reason::tier`].
+/// How soon the end of a connection is detected: see [`Reason::tier`].
 ///
-/// The later the tier, the longer a session was counted as live that nobody could use any more.
+/// The later the tier, the longer an unusable session was counted as live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Tier {
-    /// At once, by an event: either side's Close frame, the transport's end or error, a dropped stream,
-    /// the application's wish. What a peer does, at the next ping if the handler does not read.
+    /// At once, by an event: either side's Close frame, the transport's end or error, a dropped
+    /// stream, a call of the application. An event from the peer is detected at the next ping if
+    /// the handler does not read.
     Immediate,
-    /// By the heartbeat: after its `interval`, `timeout`, `write_timeout`, `handler_stall_timeout` or
-    /// `close_timeout`.
+    /// By the heartbeat: after its `interval`, `timeout`, `write_timeout`, `handler_stall_timeout`
+    /// or `close_timeout`.
     Regular,
-    /// By the idle layer: after its `timeout`, `first_message`, `message_timeout` or `max_lifetime`.
+    /// By the idle layer: after its `timeout`, `first_message`, `message_timeout` or
+    /// `max_lifetime`.
     Long,
 }
 
 impl Tier {
-    /// The tier as a stable word, fit for the label of a metric.
+    /// The tier as a stable word, suitable as the label of a metric.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -227,9 +230,9 @@ mod tests {
     use super::*;
     use io::ErrorKind;
 
-    /// The words and kinds that users rely on: a change here is a breaking change.
+    /// Users rely on the words and kinds: a change here is a breaking change.
     #[test]
-    fn table() {
+    fn every_reason_has_its_word_text_and_error_kind() {
         let table = [
             (
                 Reason::PeerClosed { code: Some(1000) },
@@ -365,9 +368,9 @@ mod tests {
         }
     }
 
-    /// Which word belongs to which tier is relied on as well.
+    /// Users rely on the tiers too.
     #[test]
-    fn tiers() {
+    fn every_reason_has_its_tier() {
         let immediate = [
             Reason::PeerClosed { code: Some(1000) },
             Reason::ServerClosed { code: None },
@@ -407,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn never_asks_the_handler_to_try_again() {
+    fn no_error_kind_makes_the_handler_retry() {
         for kind in [ErrorKind::WouldBlock, ErrorKind::Interrupted] {
             assert_eq!(Reason::Transport(kind).io_error_kind(), ErrorKind::Other);
         }

@@ -1,14 +1,14 @@
-//! Round-trip times, measured from our own pings.
+//! Round-trip times, measured with our own pings.
 
 use std::time::Duration;
 
 /// Round-trip time of a connection, measured with the layer's own pings.
 ///
-/// A sample runs from the moment the ping was handed to the transport until its pong was seen. A
-/// pong that may have waited unread in the kernel, because the handler was busy, gives no sample.
-/// Nor does one that came after other bytes, since nobody may have been watching for it, or one to a
-/// ping older than the last four. What nobody can tell from the outside is in it: the time that bytes before the ping take on a
-/// slow link, and the time for which the server's own process stood still meanwhile.
+/// A sample is the time from when the ping was handed to the transport until its pong was read. A
+/// pong gives no sample if it may have waited unread in the kernel because the handler was busy, if
+/// it arrived after other bytes, since the layer may not have polled for it in time, or if its ping
+/// is older than the last four. A sample includes delays that the layer cannot separate: the time
+/// that bytes before the ping take on a slow link, and pauses of the server's own process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rtt {
     last: Duration,
@@ -37,7 +37,7 @@ impl Rtt {
     }
 }
 
-/// [`Rtt`] in the making: microseconds in 32 bits each, since a round trip over 71 minutes is none.
+/// The accumulator for [`Rtt`]: microseconds in 32 bits each, which saturate at 71 minutes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RttEstimate {
     last: u32,
@@ -51,8 +51,8 @@ impl RttEstimate {
         let micros = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
         self.last = micros;
         if self.sampled {
-            let weighed = (u64::from(self.smoothed) * 7 + u64::from(micros)) / 8;
-            self.smoothed = u32::try_from(weighed).unwrap_or(u32::MAX);
+            let weighted = (u64::from(self.smoothed) * 7 + u64::from(micros)) / 8;
+            self.smoothed = u32::try_from(weighted).unwrap_or(u32::MAX);
             self.min = self.min.min(micros);
         } else {
             self.smoothed = micros;
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn first_sample_sets_all_three() {
+    fn the_first_sample_sets_last_smoothed_and_min() {
         let mut estimate = RttEstimate::default();
         assert_eq!(estimate.get(), None);
         estimate.sample(Duration::from_millis(80));
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absurd_sample_saturates() {
+    fn a_sample_beyond_the_range_saturates() {
         let mut estimate = RttEstimate::default();
         estimate.sample(Duration::MAX);
         estimate.sample(Duration::MAX);

@@ -1,4 +1,4 @@
-//! Counters of one connection.
+//! Traffic, ping and error counters of one connection.
 
 /// Counters of one connection since its opening handshake.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,26 +51,27 @@ impl Stats {
         u64::from(self.pongs_received)
     }
 
-    /// Pings of the layer whose timeout ran out with nothing from the peer, also those that ended the
-    /// connection. Silences while the server's own process stood still are not the peer's, nor those
-    /// while the handler left so much unread that nobody could look behind it.
+    /// Pings of the layer whose timeout expired without a sign of life from the peer, including
+    /// those that ended the connection. A timeout does not count if the server's own process was
+    /// paused, or if the handler left so many bytes unread that the layer could not read on.
     #[must_use]
     pub fn missed_pings(&self) -> u64 {
         u64::from(self.missed_pings)
     }
 
     /// Pongs to pings of the layer whose round trip was more than half the heartbeat's `timeout`
-    /// (of 15 s, the default, where there is no heartbeat). For what is measured see
-    /// [`Rtt`](crate::Rtt): a pong that gives no sample is not counted here.
+    /// (of the default, 15 s, where there is no heartbeat). A pong that gives no sample for
+    /// [`Rtt`](crate::Rtt) is not counted.
     #[must_use]
     pub fn slow_pongs(&self) -> u64 {
         u64::from(self.slow_pongs)
     }
 
-    /// Times that the transport accepted nothing of what was to be sent, for half of the heartbeat's
-    /// `write_timeout` or longer, and then went on. Half of 30 s, the default, where that is off or
-    /// there is no heartbeat. That the handler has given up its write meanwhile nobody can see: what
-    /// counts is when something was accepted again.
+    /// How many times the transport accepted no bytes for half of the heartbeat's `write_timeout`
+    /// or longer and then accepted bytes again. The half is of the default, 30 s, if
+    /// `write_timeout` is off or there is no heartbeat. The stall is measured until bytes are
+    /// accepted again, also if the handler has abandoned its write meanwhile, which the layer
+    /// cannot detect.
     #[must_use]
     pub fn write_stalls(&self) -> u64 {
         u64::from(self.write_stalls)
