@@ -1,38 +1,37 @@
-//! Health: each threshold from below and from above, what is at once and what has to last, and the
-//! deadline of what is told.
+//! Tests of momentary and lasting health at each threshold, and of the deadline of its changes.
 
 use proptest::prelude::*;
 
-use super::random::{anything, gap, policies};
+use super::random::{any_event, gap, policies};
 use super::*;
 
 const NANO: Duration = Duration::from_nanos(1);
 
 /// With this heartbeat an error counts for 140 s.
-const MEMORY: u64 = 140_000;
+const ERROR_RETENTION_MS: u64 = 140_000;
 
-impl Line {
+impl Simulation {
     fn lasting(&self) -> Health {
         self.monitor.lasting_health(self.now, &self.policy)
     }
 
-    fn next_news(&self) -> Moment {
+    fn next_change(&self) -> Moment {
         self.monitor.lasting_deadline(self.now, &self.policy)
     }
 
-    /// What is told changes from the one to the other at that very nanosecond, as announced.
+    /// The lasting health changes exactly at `at`, as `lasting_deadline` announces.
     #[track_caller]
-    fn turns(&mut self, at: Moment, before: Health, after: Health) {
-        self.now = just_before(at);
+    fn assert_changes_at(&mut self, at: Moment, before: Health, after: Health) {
+        self.now = nanosecond_before(at);
         assert_eq!(self.lasting(), before, "just before");
-        assert_eq!(self.next_news(), at);
+        assert_eq!(self.next_change(), at);
         self.now = at;
-        assert_eq!(self.lasting(), after, "from then on");
+        assert_eq!(self.lasting(), after, "at the deadline");
     }
 }
 
-/// The same heartbeat as elsewhere, and pings are answered by nobody but the test.
-fn patient(change: impl FnOnce(&mut HeartbeatPolicy)) -> Policy {
+/// The usual heartbeat, but three pings must be missed before an eviction.
+fn three_pings(change: impl FnOnce(&mut HeartbeatPolicy)) -> Policy {
     heartbeat(|policy| {
         policy.missed_pings = 3;
         change(policy);
@@ -40,282 +39,283 @@ fn patient(change: impl FnOnce(&mut HeartbeatPolicy)) -> Policy {
 }
 
 #[test]
-fn a_ping_is_news_when_half_its_timeout_is_over() {
-    let mut line = Line::new(patient(|_| {}));
-    line.run(10_000);
-    assert_eq!(line.health(), Health::PeerSilent { missed: 0 }, "at once");
-    line.turns(at(12_000), Health::Live, Health::PeerSilent { missed: 0 });
-    line.run(14_000);
-    assert_eq!(line.lasting(), Health::PeerSilent { missed: 1 });
-    line.run(18_000);
-    assert_eq!(line.lasting(), Health::PeerSilent { missed: 2 });
-    line.hears();
-    assert_eq!(line.lasting(), Health::Degraded);
+fn an_unanswered_ping_becomes_lasting_after_half_its_timeout() {
+    let mut sim = Simulation::new(three_pings(|_| {}));
+    sim.run_until(10_000);
+    assert_eq!(sim.health(), Health::PeerSilent { missed: 0 }, "at once");
+    sim.assert_changes_at(at(12_000), Health::Live, Health::PeerSilent { missed: 0 });
+    sim.run_until(14_000);
+    assert_eq!(sim.lasting(), Health::PeerSilent { missed: 1 });
+    sim.run_until(18_000);
+    assert_eq!(sim.lasting(), Health::PeerSilent { missed: 2 });
+    sim.receive_frame();
+    assert_eq!(sim.lasting(), Health::Degraded);
 }
 
 #[test]
-fn a_missed_ping_counts_for_ten_rounds() {
-    let mut line = Line::new(patient(|_| {}));
-    line.run(14_000);
-    assert_eq!(line.monitor.stats().missed_pings(), 1);
-    line.run(15_000).hears();
-    assert_eq!(line.health(), Health::Degraded);
-    line.turns(at(14_000 + MEMORY), Health::Degraded, Health::Live);
-    assert_eq!(line.health(), Health::Live);
-    assert_eq!(line.next_news(), Moment::NEVER);
-    assert_eq!(line.monitor.stats().missed_pings(), 1, "counted for good");
+fn a_missed_ping_degrades_health_for_ten_rounds() {
+    let mut sim = Simulation::new(three_pings(|_| {}));
+    sim.run_until(14_000);
+    assert_eq!(sim.monitor.stats().missed_pings(), 1);
+    sim.run_until(15_000).receive_frame();
+    assert_eq!(sim.health(), Health::Degraded);
+    sim.assert_changes_at(
+        at(14_000 + ERROR_RETENTION_MS),
+        Health::Degraded,
+        Health::Live,
+    );
+    assert_eq!(sim.health(), Health::Live);
+    assert_eq!(sim.next_change(), Moment::NEVER);
+    assert_eq!(sim.monitor.stats().missed_pings(), 1, "still counted");
 }
 
 #[test]
-fn the_pings_that_end_a_connection_are_counted_as_well() {
-    let mut line = Line::new(patient(|_| {}));
-    line.run(22_000);
+fn the_missed_pings_that_end_a_connection_are_counted() {
+    let mut sim = Simulation::new(three_pings(|_| {}));
+    sim.run_until(22_000);
     assert_eq!(
-        line.log.last().unwrap().1,
+        sim.log.last().unwrap().1,
         Act::End(Reason::HeartbeatTimeout { missed: 3 })
     );
-    assert_eq!(line.monitor.stats().missed_pings(), 3);
-    assert_eq!(line.lasting(), Health::Ended);
-    assert_eq!(line.next_news(), Moment::NEVER);
+    assert_eq!(sim.monitor.stats().missed_pings(), 3);
+    assert_eq!(sim.lasting(), Health::Ended);
+    assert_eq!(sim.next_change(), Moment::NEVER);
 }
 
 #[test]
-fn a_standstill_of_the_runtime_is_no_missed_ping() {
-    let mut line = Line::new(patient(|_| {}));
-    line.run(10_000).sleep(600_000);
-    assert_eq!(line.monitor.stats().missed_pings(), 0);
-    line.hears();
-    assert_eq!(line.health(), Health::Live);
+fn a_paused_runtime_does_not_count_a_missed_ping() {
+    let mut sim = Simulation::new(three_pings(|_| {}));
+    sim.run_until(10_000).pause_until(600_000);
+    assert_eq!(sim.monitor.stats().missed_pings(), 0);
+    sim.receive_frame();
+    assert_eq!(sim.health(), Health::Live);
 }
 
 #[test]
 fn a_pong_is_slow_when_it_takes_more_than_half_the_timeout() {
     for (after, slow) in [(ms(2_000), false), (ms(2_000) + NANO, true)] {
-        let mut line = Line::new(patient(|_| {}));
-        line.run(10_000);
-        line.now = line.now + after;
-        assert!(line.pongs(0));
-        assert_eq!(line.monitor.stats().slow_pongs(), u64::from(slow));
+        let mut sim = Simulation::new(three_pings(|_| {}));
+        sim.run_until(10_000);
+        sim.now = sim.now + after;
+        assert!(sim.receive_pong(0));
+        assert_eq!(sim.monitor.stats().slow_pongs(), u64::from(slow));
         let health = if slow { Health::Degraded } else { Health::Live };
-        assert_eq!((line.health(), line.lasting()), (health, health));
+        assert_eq!((sim.health(), sim.lasting()), (health, health));
         if slow {
-            let over = line.now + ms(MEMORY);
-            line.turns(over, Health::Degraded, Health::Live);
+            let over = sim.now + ms(ERROR_RETENTION_MS);
+            sim.assert_changes_at(over, Health::Degraded, Health::Live);
         }
     }
 }
 
 #[test]
-fn a_pong_whose_round_trip_nobody_knows_is_not_slow() {
-    let mut line = Line::new(patient(|_| {}));
-    line.run(13_000);
-    let payload = line.payloads[0];
+fn a_pong_without_a_round_trip_sample_is_not_slow() {
+    let mut sim = Simulation::new(three_pings(|_| {}));
+    sim.run_until(13_000);
+    let payload = sim.payloads[0];
     let (unseen, unread) = (Duration::ZERO, ms(1_000));
-    let answer = line
+    let answer = sim
         .monitor
-        .pong(line.now, unseen, unread, payload, &line.policy);
+        .pong(sim.now, unseen, unread, payload, &sim.policy);
     assert!(answer.is_some());
-    assert_eq!(line.monitor.stats().slow_pongs(), 0);
-    assert_eq!(line.health(), Health::Live);
+    assert_eq!(sim.monitor.stats().slow_pongs(), 0);
+    assert_eq!(sim.health(), Health::Live);
 }
 
 #[test]
-fn a_write_stall_counts_when_it_has_ended_after_half_its_time() {
-    // the bound, and what half of it is
+fn a_write_stall_of_half_the_write_timeout_counts_when_it_ends() {
+    // (write_timeout, half of it)
     for (write_timeout, half) in [(Some(ms(5_000)), ms(2_500)), (None, ms(15_000))] {
         for (refused, stalled) in [(half, true), (half - NANO, false)] {
             for flush in [false, true] {
-                let mut line = Line::new(patient(|policy| {
+                let mut sim = Simulation::new(three_pings(|policy| {
                     policy.interval = ms(100_000);
                     policy.write_timeout = write_timeout;
                 }));
-                line.run(1_000);
+                sim.run_until(1_000);
                 if flush {
-                    line.monitor.unflushed(line.now);
+                    sim.monitor.unflushed(sim.now);
                 } else {
-                    line.monitor.refused(line.now);
+                    sim.monitor.refused(sim.now);
                 }
-                assert_eq!(line.health(), Health::WriteStalled, "at once");
-                assert_eq!(line.lasting(), Health::Live);
-                line.now = line.now + refused;
+                assert_eq!(sim.health(), Health::WriteStalled, "at once");
+                assert_eq!(sim.lasting(), Health::Live);
+                sim.now = sim.now + refused;
                 let before = if stalled {
                     Health::WriteStalled
                 } else {
                     Health::Live
                 };
-                assert_eq!(line.lasting(), before, "{refused:?}");
+                assert_eq!(sim.lasting(), before, "{refused:?}");
                 if flush {
-                    line.monitor.flushed(line.now, &line.policy);
+                    sim.monitor.flushed(sim.now, &sim.policy);
                 } else {
-                    line.monitor.accepted(line.now, false, &line.policy);
+                    sim.monitor.accepted(sim.now, false, &sim.policy);
                 }
-                assert_eq!(line.monitor.stats().write_stalls(), u64::from(stalled));
+                assert_eq!(sim.monitor.stats().write_stalls(), u64::from(stalled));
                 let after = if stalled {
                     Health::Degraded
                 } else {
                     Health::Live
                 };
-                assert_eq!((line.health(), line.lasting()), (after, after));
+                assert_eq!((sim.health(), sim.lasting()), (after, after));
             }
         }
     }
 }
 
 #[test]
-fn a_handler_is_told_of_after_half_its_time_or_an_interval() {
+fn a_handler_stall_becomes_lasting_after_half_its_timeout_or_an_interval() {
     for (limit, half) in [(Some(ms(6_000)), 3_000), (None, 100_000)] {
         let with = |policy: &mut HeartbeatPolicy| {
             policy.interval = ms(100_000);
             policy.timeout = ms(60_000);
             policy.handler_stall_timeout = limit;
         };
-        // It does not read.
-        let mut line = Line::new(patient(with));
-        line.monitor.bytes_wait(line.now);
-        assert_eq!(line.health(), Health::HandlerStalled, "at once");
-        line.turns(at(half), Health::Live, Health::HandlerStalled);
-        // Slow is not stalled.
-        line.monitor.handler_read(line.now, true);
-        assert_eq!(line.health(), Health::HandlerStalled);
-        assert_eq!(line.lasting(), Health::Live);
+        // The handler does not read.
+        let mut sim = Simulation::new(three_pings(with));
+        sim.monitor.bytes_wait(sim.now);
+        assert_eq!(sim.health(), Health::HandlerStalled, "at once");
+        sim.assert_changes_at(at(half), Health::Live, Health::HandlerStalled);
+        // A slow handler is not stalled.
+        sim.monitor.handler_read(sim.now, true);
+        assert_eq!(sim.health(), Health::HandlerStalled);
+        assert_eq!(sim.lasting(), Health::Live);
 
-        // It does not finish its frame, and a ping waits.
-        let mut line = Line::new(patient(with));
-        line.flushes = false;
-        line.run(100_000);
-        assert_eq!(line.health(), Health::HandlerStalled, "at once");
-        line.turns(at(100_000 + half), Health::Live, Health::HandlerStalled);
+        // The handler does not finish its frame, and a ping waits for its end.
+        let mut sim = Simulation::new(three_pings(with));
+        sim.auto_flush = false;
+        sim.run_until(100_000);
+        assert_eq!(sim.health(), Health::HandlerStalled, "at once");
+        sim.assert_changes_at(at(100_000 + half), Health::Live, Health::HandlerStalled);
     }
 }
 
 #[test]
-fn malformed_framing_counts_for_ever() {
-    let mut line = Line::new(both(heartbeat(|_| {}), idle(|_| {})));
-    line.run(1_000);
-    line.monitor.go_passive();
+fn malformed_framing_degrades_health_for_ever() {
+    let mut sim = Simulation::new(both(heartbeat(|_| {}), idle(|_| {})));
+    sim.run_until(1_000);
+    sim.monitor.go_passive();
     assert_eq!(
-        (line.health(), line.lasting()),
+        (sim.health(), sim.lasting()),
         (Health::Degraded, Health::Degraded)
     );
-    line.now = at(50_000_000);
+    sim.now = at(50_000_000);
     assert_eq!(
-        (line.health(), line.lasting()),
+        (sim.health(), sim.lasting()),
         (Health::Degraded, Health::Degraded)
     );
 }
 
 #[test]
-fn idle_is_half_the_idle_timeout_in_the_watched_direction() {
+fn health_is_idle_after_half_the_idle_timeout_in_the_watched_direction() {
     for (watch, counts_in, counts_out) in [
         (Traffic::Inbound, true, false),
         (Traffic::Outbound, false, true),
         (Traffic::Either, true, true),
     ] {
-        for (counts, passes) in [
-            (counts_in, Line::data_in as fn(&mut Line, Data) -> &mut Line),
-            (counts_out, Line::data_out),
+        for (counts, pass) in [
+            (
+                counts_in,
+                Simulation::data_in as fn(&mut Simulation, Data) -> &mut Simulation,
+            ),
+            (counts_out, Simulation::data_out),
         ] {
-            let mut line = Line::new(idle(|policy| policy.watch = watch));
-            line.turns(at(30_000), Health::Live, Health::Idle);
-            assert_eq!(line.health(), Health::Idle);
-            line.now = at(40_000);
-            passes(&mut line, Data::Part);
+            let mut sim = Simulation::new(idle(|policy| policy.watch = watch));
+            sim.assert_changes_at(at(30_000), Health::Live, Health::Idle);
+            assert_eq!(sim.health(), Health::Idle);
+            sim.now = at(40_000);
+            pass(&mut sim, Data::Part);
             if counts {
-                assert_eq!(
-                    (line.health(), line.lasting()),
-                    (Health::Live, Health::Live)
-                );
-                line.turns(at(70_000), Health::Live, Health::Idle);
+                assert_eq!((sim.health(), sim.lasting()), (Health::Live, Health::Live));
+                sim.assert_changes_at(at(70_000), Health::Live, Health::Idle);
             } else {
-                assert_eq!(
-                    (line.health(), line.lasting()),
-                    (Health::Idle, Health::Idle)
-                );
+                assert_eq!((sim.health(), sim.lasting()), (Health::Idle, Health::Idle));
             }
         }
     }
-    let mut line = Line::new(heartbeat(|_| {}));
-    line.now = at(50_000_000);
-    assert_eq!(line.health(), Health::Live, "no idle layer");
+    let mut sim = Simulation::new(heartbeat(|_| {}));
+    sim.now = at(50_000_000);
+    assert_eq!(sim.health(), Health::Live, "no idle layer");
 }
 
 #[test]
-fn what_waits_behind_a_full_read_ahead_does_not_keep_a_connection_from_being_idle() {
+fn a_full_read_ahead_buffer_does_not_postpone_idle() {
     for watch in [Traffic::Inbound, Traffic::Outbound, Traffic::Either] {
-        let mut line = Line::new(idle(|policy| policy.watch = watch));
-        line.outlook.blind = true;
-        line.act();
-        line.turns(at(30_000), Health::Live, Health::Idle);
-        assert_eq!(line.health(), Health::Idle, "{watch:?}");
+        let mut sim = Simulation::new(idle(|policy| policy.watch = watch));
+        sim.outlook.blind = true;
+        sim.poll();
+        sim.assert_changes_at(at(30_000), Health::Live, Health::Idle);
+        assert_eq!(sim.health(), Health::Idle, "{watch:?}");
     }
 }
 
 #[test]
-fn errors_come_before_idleness() {
-    let mut line = Line::new(both(
-        patient(|policy| policy.interval = ms(1_000)),
+fn degraded_takes_precedence_over_idle() {
+    let mut sim = Simulation::new(both(
+        three_pings(|policy| policy.interval = ms(1_000)),
         idle(|policy| policy.timeout = ms(1_000_000)),
     ));
-    line.run(5_000).hears();
-    assert_eq!(line.monitor.stats().missed_pings(), 1);
-    // It answers by something that is no message, from now on.
-    line.now = at(54_999);
-    assert_eq!(line.lasting(), Health::Degraded);
-    line.now = at(55_000);
-    assert_eq!(line.lasting(), Health::Live, "ten times five seconds");
-    line.now = at(499_000);
-    line.monitor.unflushed(line.now);
-    line.now = at(520_000);
-    line.monitor.flushed(line.now, &line.policy);
+    sim.run_until(5_000).receive_frame();
+    assert_eq!(sim.monitor.stats().missed_pings(), 1);
+    // From now on the peer answers every ping.
+    sim.now = at(54_999);
+    assert_eq!(sim.lasting(), Health::Degraded);
+    sim.now = at(55_000);
+    assert_eq!(sim.lasting(), Health::Live, "ten times five seconds");
+    sim.now = at(499_000);
+    sim.monitor.unflushed(sim.now);
+    sim.now = at(520_000);
+    sim.monitor.flushed(sim.now, &sim.policy);
     assert_eq!(
-        (line.health(), line.lasting()),
+        (sim.health(), sim.lasting()),
         (Health::Degraded, Health::Degraded)
     );
-    line.turns(at(570_000), Health::Degraded, Health::Idle);
+    sim.assert_changes_at(at(570_000), Health::Degraded, Health::Idle);
 }
 
 #[test]
-fn without_a_heartbeat_its_defaults_hold() {
-    let mut line = Line::new(idle(|policy| policy.timeout = ms(10_000_000)));
-    line.monitor.refused(line.now);
-    line.turns(at(15_000), Health::Live, Health::WriteStalled);
-    line.monitor.accepted(line.now, false, &line.policy);
-    line.turns(at(465_000), Health::Degraded, Health::Live);
-    line.monitor.bytes_wait(line.now);
-    line.turns(at(495_000), Health::Live, Health::HandlerStalled);
+fn without_a_heartbeat_its_default_thresholds_apply() {
+    let mut sim = Simulation::new(idle(|policy| policy.timeout = ms(10_000_000)));
+    sim.monitor.refused(sim.now);
+    sim.assert_changes_at(at(15_000), Health::Live, Health::WriteStalled);
+    sim.monitor.accepted(sim.now, false, &sim.policy);
+    sim.assert_changes_at(at(465_000), Health::Degraded, Health::Live);
+    sim.monitor.bytes_wait(sim.now);
+    sim.assert_changes_at(at(495_000), Health::Live, Health::HandlerStalled);
 }
 
 #[test]
-fn closing_is_told_at_once_and_the_last() {
-    let mut line = Line::new(both(patient(|_| {}), idle(|_| {})));
-    line.run(12_000);
-    line.monitor.server_closed(line.now, None);
-    assert_eq!(line.lasting(), Health::Closing);
-    assert_eq!(line.next_news(), Moment::NEVER);
+fn closing_is_lasting_at_once_and_has_no_further_deadline() {
+    let mut sim = Simulation::new(both(three_pings(|_| {}), idle(|_| {})));
+    sim.run_until(12_000);
+    sim.monitor.server_closed(sim.now, None);
+    assert_eq!(sim.lasting(), Health::Closing);
+    assert_eq!(sim.next_change(), Moment::NEVER);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..Default::default() })]
 
-    /// Between two events what is told changes at the announced moments alone; and what has lasted is
-    /// also so at this moment.
+    /// Between two events the lasting health changes only at the announced deadlines, and it agrees
+    /// with the momentary health.
     #[test]
     #[cfg_attr(miri, ignore = "minutes for each case")]
-    fn news_come_at_their_deadline(
+    fn lasting_health_changes_only_at_its_deadline(
         policy in policies(),
         random in 0.0..1.0_f32,
         flushes in any::<bool>(),
-        history in prop::collection::vec((gap(), anything(), 0..1_000_u64), 0..60),
+        history in prop::collection::vec((gap(), any_event(), 0..1_000_u64), 0..60),
     ) {
-        let mut line = Line::jittered(policy, random);
-        line.flushes = flushes;
+        let mut sim = Simulation::jittered(policy, random);
+        sim.auto_flush = flushes;
         for (gap, event, early) in history {
-            let until = line.now + Duration::from_nanos(gap);
+            let until = sim.now + Duration::from_nanos(gap);
             for _ in 0..20 {
-                let next = line.next_news();
-                prop_assert!(next > line.now, "in vain");
-                let before = line.lasting();
-                let here = line.health();
+                let next = sim.next_change();
+                prop_assert!(next > sim.now, "the deadline is not in the future");
+                let before = sim.lasting();
+                let here = sim.health();
                 if matches!(before, Health::PeerSilent { .. } | Health::HandlerStalled | Health::WriteStalled) {
                     prop_assert!(!matches!(here, Health::Live | Health::Idle | Health::Degraded), "{here:?}, {before:?}");
                 } else {
@@ -325,22 +325,22 @@ proptest! {
                     ), "{here:?}, {before:?}");
                 }
                 let end = until.min(next);
-                let way = end.since(line.now).mul_f64(early as f64 / 1_000.0);
-                let between = line.now + way;
+                let way = end.since(sim.now).mul_f64(early as f64 / 1_000.0);
+                let between = sim.now + way;
                 if between < next {
-                    prop_assert_eq!(line.monitor.lasting_health(between, &line.policy), before);
+                    prop_assert_eq!(sim.monitor.lasting_health(between, &sim.policy), before);
                 }
                 if next >= until {
                     break;
                 }
-                line.now = next;
+                sim.now = next;
             }
-            // What the driver does is an event like others.
-            line.now = until;
-            if line.deadline() <= until && !matches!(line.log.last(), Some((_, Act::Cut))) {
-                line.act();
+            // A poll of the driver is an event too.
+            sim.now = until;
+            if sim.deadline() <= until && !matches!(sim.log.last(), Some((_, Act::Cut))) {
+                sim.poll();
             }
-            line.meets(event);
+            sim.apply(event);
         }
     }
 }

@@ -1,5 +1,7 @@
-//! The machine from outside. A [`Line`] is one connection with a driver that steps from deadline to
-//! deadline and does as it is told; a test says what passed when, and what must come of it.
+//! Tests of the [`Monitor`] through its interface, with a simulated driver and transport.
+//!
+//! A [`Simulation`] is one connection whose driver advances from deadline to deadline and performs
+//! the actions that the monitor returns. A test injects events and asserts the log of actions.
 
 mod ends;
 mod health;
@@ -14,7 +16,7 @@ use std::time::Duration;
 
 use super::*;
 
-/// What the driver did, and at which millisecond.
+/// The actions of the driver, each with its time in milliseconds.
 type Log = Vec<(u64, Act)>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,11 +35,11 @@ fn at(millis: u64) -> Moment {
     Moment::after_start(ms(millis))
 }
 
-fn just_before(moment: Moment) -> Moment {
+fn nanosecond_before(moment: Moment) -> Moment {
     Moment::after_start(moment.since_start() - Duration::from_nanos(1))
 }
 
-/// A heartbeat alone: a ping after 10 s, 4 s for an answer, no jitter, nothing else.
+/// Only a heartbeat: a ping after 10 s, 4 s for an answer, no jitter, no other timeouts.
 fn heartbeat(change: impl FnOnce(&mut HeartbeatPolicy)) -> Policy {
     let mut heartbeat = HeartbeatPolicy {
         interval: ms(10_000),
@@ -54,7 +56,7 @@ fn heartbeat(change: impl FnOnce(&mut HeartbeatPolicy)) -> Policy {
     }
 }
 
-/// An idle timeout alone, of 60 s.
+/// Only an idle timeout, of 60 s.
 fn idle(change: impl FnOnce(&mut IdlePolicy)) -> Policy {
     let mut idle = IdlePolicy {
         timeout: ms(60_000),
@@ -75,23 +77,23 @@ fn both(heartbeat: Policy, idle: Policy) -> Policy {
     }
 }
 
-/// One connection, opened at the start of time, with its driver.
-struct Line {
+/// One connection, opened at [`Moment::START`], with its driver.
+struct Simulation {
     monitor: Monitor,
     policy: Policy,
     outlook: Outlook,
-    /// Pings go out as soon as they are asked for.
-    flushes: bool,
-    /// The transport refuses whatever is offered to it.
-    refuses: bool,
-    /// Bytes were read ahead.
-    waits: bool,
+    /// The transport flushes each ping at once.
+    auto_flush: bool,
+    /// The transport refuses all writes.
+    refuse_writes: bool,
+    /// Bytes were read ahead and wait for the handler.
+    bytes_unread: bool,
     now: Moment,
     log: Log,
     payloads: Vec<[u8; 8]>,
 }
 
-impl Line {
+impl Simulation {
     fn new(policy: Policy) -> Self {
         Self::jittered(policy, 0.0)
     }
@@ -106,9 +108,9 @@ impl Line {
                 claimed: false,
                 blind: false,
             },
-            flushes: true,
-            refuses: false,
-            waits: false,
+            auto_flush: true,
+            refuse_writes: false,
+            bytes_unread: false,
             now: Moment::START,
             log: Log::new(),
             payloads: Vec::new(),
@@ -119,31 +121,31 @@ impl Line {
         self.monitor.deadline(&self.policy)
     }
 
-    /// Lets time pass until `until`, and does what is due on the way; `until` itself is included.
-    fn run(&mut self, until: u64) -> &mut Self {
+    /// Advances time to millisecond `until` (included), and polls at each deadline on the way.
+    fn run_until(&mut self, until: u64) -> &mut Self {
         while self.deadline() <= at(until) && !matches!(self.log.last(), Some((_, Act::Cut))) {
             let deadline = self.deadline();
-            if just_before(deadline) > self.now {
+            if nanosecond_before(deadline) > self.now {
                 let mut early = self.monitor.clone();
-                let action = early.poll(just_before(deadline), &self.policy, self.outlook);
+                let action = early.poll(nanosecond_before(deadline), &self.policy, self.outlook);
                 assert_eq!(action, Action::Wait, "before the deadline");
             }
             self.now = self.now.max(deadline);
-            self.act();
+            self.poll();
         }
         self.now = at(until);
         self
     }
 
-    /// Lets time pass as a runtime does that is away until then.
-    fn sleep(&mut self, until: u64) -> &mut Self {
+    /// Advances time to millisecond `until` and polls once, like a runtime that was paused.
+    fn pause_until(&mut self, until: u64) -> &mut Self {
         self.now = at(until);
-        self.act();
+        self.poll();
         self
     }
 
-    /// What the driver does when it comes by.
-    fn act(&mut self) {
+    /// Polls as the driver does when it drives the connection.
+    fn poll(&mut self) {
         let before = self.deadline();
         self.monitor.release_ping(self.now);
         let steps = self.log.len();
@@ -160,15 +162,15 @@ impl Line {
                 }
                 Action::Ping(payload) => {
                     self.payloads.push(payload);
-                    if self.refuses {
+                    if self.refuse_writes {
                         self.monitor.refused(self.now);
-                    } else if self.flushes {
-                        self.flush();
+                    } else if self.auto_flush {
+                        self.flush_ping();
                     }
                     Act::Ping
                 }
                 Action::Retry => {
-                    if self.refuses {
+                    if self.refuse_writes {
                         self.monitor.refused(self.now);
                     }
                     Act::Retry
@@ -181,11 +183,11 @@ impl Line {
                 return;
             }
         }
-        panic!("the driver was kept busy: {:?}", self.log);
+        panic!("the monitor never waits: {:?}", self.log);
     }
 
-    /// The transport takes the newest ping whole.
-    fn flush(&mut self) {
+    /// The transport accepts and flushes the newest ping.
+    fn flush_ping(&mut self) {
         self.monitor.sent(10);
         self.monitor.accepted(self.now, false, &self.policy);
         self.monitor.ping_flushed(self.now);
@@ -199,14 +201,14 @@ impl Line {
         self.monitor.health(self.now, &self.policy)
     }
 
-    /// Bytes come that end at the end of a frame.
-    fn hears(&mut self) -> &mut Self {
+    /// Receives bytes that end at the end of a frame.
+    fn receive_frame(&mut self) -> &mut Self {
         self.monitor
             .received(self.now, Duration::ZERO, 10, false, &self.policy);
         self
     }
 
-    fn hears_part_of_a_frame(&mut self) -> &mut Self {
+    fn receive_partial_frame(&mut self) -> &mut Self {
         self.monitor
             .received(self.now, Duration::ZERO, 10, true, &self.policy);
         self
@@ -222,8 +224,8 @@ impl Line {
         self
     }
 
-    /// The pong for the ping with this index comes. Returns whether it was taken for ours.
-    fn pongs(&mut self, index: usize) -> bool {
+    /// Receives the pong to the ping with this index. Returns whether it was recognised as ours.
+    fn receive_pong(&mut self, index: usize) -> bool {
         let ours = self
             .monitor
             .pong(
@@ -234,12 +236,12 @@ impl Line {
                 &self.policy,
             )
             .is_some();
-        self.hears();
+        self.receive_frame();
         ours
     }
 
     #[track_caller]
-    fn did(&self, log: &[(u64, Act)]) {
+    fn assert_log(&self, log: &[(u64, Act)]) {
         assert_eq!(self.log, log);
     }
 }

@@ -1,4 +1,4 @@
-//! What follows from the policy alone.
+//! Tests of the policy: close timeouts, Close frames and the granularity of deadlines.
 
 use proptest::prelude::*;
 
@@ -20,11 +20,11 @@ const OTHER_REASONS: [Reason; 6] = [
 ];
 
 #[test]
-fn an_end_is_bounded_and_announced_by_the_layer_whose_verdict_it_is() {
+fn the_layer_that_evicts_determines_the_close_timeout_and_the_close_frame() {
     let heart = heartbeat(|policy| policy.close_frame = Some(frame(4001)));
     let still = idle(|policy| policy.close_frame = Some(frame(4002)));
     let stacked = both(heart.clone(), still.clone());
-    // policy, close_timeout and code for the idle layer's verdicts, and for the others
+    // (policy, close_timeout and code for the idle layer's verdicts, the same for the others)
     for (policy, of_idle, of_others) in [
         (&heart, (1_000, 4001), (1_000, 4001)),
         (&still, (3_000, 4002), (3_000, 4002)),
@@ -44,9 +44,9 @@ fn an_end_is_bounded_and_announced_by_the_layer_whose_verdict_it_is() {
     assert_eq!(Policy::default().close_timeout(None), ms(5_000));
 }
 
-/// Clients decide by these codes whether to come back: a change is a breaking change.
+/// Clients decide by these codes whether to reconnect: a change is a breaking change.
 #[test]
-fn every_verdict_has_a_default_frame_of_its_own() {
+fn every_verdict_has_its_own_default_close_frame() {
     let (heart, still) = (heartbeat(|_| {}), idle(|_| {}));
     let policies = [
         both(heart.clone(), still.clone()),
@@ -89,7 +89,7 @@ fn frame(code: u16) -> CloseFrame {
 }
 
 #[test]
-fn a_step_follows_the_shortest_duration() {
+fn the_granularity_follows_from_the_shortest_duration() {
     let long = ms(1_000_000);
     let longest = || {
         let heart = heartbeat(|policy| {
@@ -150,7 +150,7 @@ fn a_step_follows_the_shortest_duration() {
 
 proptest! {
     #[test]
-    fn a_step_is_a_power_of_two_and_a_small_share(
+    fn the_granularity_is_a_power_of_two_and_a_small_part_of_the_shortest_duration(
         interval in 1..u64::MAX / 2,
         timeout in 1..20_000_u64,
         lifetime in proptest::option::of(1..20_000_u64),
@@ -168,10 +168,10 @@ proptest! {
             .min()
             .unwrap();
         prop_assert!(step.is_power_of_two());
-        // A silent peer is found in one step more than there are pings to miss.
+        // A silent peer is evicted after one step more than there are pings to miss.
         let steps = u64::from(missed) + 1;
         let most = (shortest / 32).min(256);
         prop_assert!(step == 1 || step * steps <= most);
-        prop_assert!(2 * step * steps > most - most % steps, "no smaller than need be");
+        prop_assert!(2 * step * steps > most - most % steps, "smaller than necessary");
     }
 }

@@ -1,4 +1,4 @@
-//! The promises against random histories.
+//! Tests the promised verdicts and their times on random histories.
 
 use std::collections::VecDeque;
 
@@ -7,27 +7,27 @@ use proptest::prelude::*;
 use super::random::{Event, data, gap, heartbeats, idles};
 use super::*;
 
-// ---- the verdict ---------------------------------------------------------------------------------
+// ---- the verdict --------------------------------------------------------------------------------
 
-/// What a pencil and the promises say of a connection that nobody is blind to and whose transport
-/// takes everything: every clock is a moment plus a duration, and the earliest one strikes.
+/// The promised verdicts for a connection whose read-ahead buffer is never full and whose transport
+/// accepts all writes: each deadline is a moment plus a duration, and the earliest one applies.
 #[derive(Debug)]
-struct Pencil<'a> {
+struct ReferenceModel<'a> {
     heartbeat: &'a HeartbeatPolicy,
     idle: &'a IdlePolicy,
-    life: Moment,
+    last_proof: Moment,
     data_in: Moment,
     data_out: Moment,
-    /// Since when a message goes on.
+    /// The start of an incomplete message.
     message_in: Option<Moment>,
     message_out: Option<Moment>,
-    spoken: bool,
+    first_message: bool,
     backlog: Option<Moment>,
     closing: Option<Moment>,
 }
 
-impl Pencil<'_> {
-    fn strikes(&self) -> (Moment, Reason) {
+impl ReferenceModel<'_> {
+    fn next_verdict(&self) -> (Moment, Reason) {
         if let Some(since) = self.closing {
             return (since + self.heartbeat.close_timeout, Reason::CloseTimeout);
         }
@@ -44,13 +44,13 @@ impl Pencil<'_> {
                 ends(self.message_in).min(ends(self.message_out)),
             ),
         };
-        let first = if self.spoken {
+        let first = if self.first_message {
             None
         } else {
             self.idle.first_message
         };
         let stall = self.heartbeat.handler_stall_timeout.unwrap_or(never);
-        // Of equal ones, `min_by_key` takes the first.
+        // Of equal deadlines, `min_by_key` returns the first.
         [
             (
                 Moment::START + self.idle.max_lifetime.unwrap_or(never),
@@ -66,27 +66,27 @@ impl Pencil<'_> {
                 self.backlog.map_or(Moment::NEVER, |since| since + stall),
                 Reason::HandlerStalled,
             ),
-            (self.life + bound, Reason::HeartbeatTimeout { missed }),
+            (self.last_proof + bound, Reason::HeartbeatTimeout { missed }),
         ]
         .into_iter()
         .min_by_key(|(when, _)| *when)
         .unwrap()
     }
 
-    /// Report an event; `Some` if it ends the connection.
-    fn meets(&mut self, now: Moment, event: Event) -> Option<Reason> {
+    /// Applies an event. Returns the reason if it ends the connection.
+    fn apply(&mut self, now: Moment, event: Event) -> Option<Reason> {
         match event {
-            Event::Bytes { .. } => self.life = now,
+            Event::Bytes { .. } => self.last_proof = now,
             Event::DataIn(data) => {
                 self.data_in = now;
-                self.spoken |= data != Data::Part;
-                let goes_on = data == Data::Part;
-                self.message_in = self.message_in.or(Some(now)).filter(|_| goes_on);
+                self.first_message |= data != Data::Part;
+                let continues = data == Data::Part;
+                self.message_in = self.message_in.or(Some(now)).filter(|_| continues);
             }
             Event::DataOut(data) => {
                 self.data_out = now;
-                let goes_on = data == Data::Part;
-                self.message_out = self.message_out.or(Some(now)).filter(|_| goes_on);
+                let continues = data == Data::Part;
+                self.message_out = self.message_out.or(Some(now)).filter(|_| continues);
             }
             Event::BytesWait => self.backlog = self.backlog.or(Some(now)),
             Event::HandlerRead { rest } => {
@@ -104,7 +104,7 @@ impl Pencil<'_> {
     }
 }
 
-fn something() -> impl Strategy<Value = Event> {
+fn simple_event() -> impl Strategy<Value = Event> {
     let end = prop_oneof![
         Just(Reason::PeerClosed { code: Some(1001) }),
         Just(Reason::PeerVanished),
@@ -129,26 +129,26 @@ proptest! {
 
     #[test]
     #[cfg_attr(miri, ignore = "minutes for each case")]
-    fn the_verdict_is_what_a_pencil_says(
+    fn the_verdict_and_its_time_match_the_reference_model(
         mut heartbeat in heartbeats(),
         idle in idles(),
-        history in prop::collection::vec((gap(), something()), 0..60),
+        history in prop::collection::vec((gap(), simple_event()), 0..60),
     ) {
         heartbeat.jitter = 0.0;
         heartbeat.proof_of_life = ProofOfLife::AnyBytes;
-        let mut pencil = Pencil {
+        let mut reference = ReferenceModel {
             heartbeat: &heartbeat,
             idle: &idle,
-            life: Moment::START,
+            last_proof: Moment::START,
             data_in: Moment::START,
             data_out: Moment::START,
             message_in: None,
             message_out: None,
-            spoken: false,
+            first_message: false,
             backlog: None,
             closing: None,
         };
-        let mut line = Line::new(Policy {
+        let mut sim = Simulation::new(Policy {
             heartbeat: Some(Arc::new(heartbeat.clone())),
             idle: Some(Arc::new(idle.clone())),
         });
@@ -158,26 +158,26 @@ proptest! {
         for (gap, event) in history {
             now = now + Duration::from_nanos(gap);
             if expected.is_none() {
-                let strike = pencil.strikes();
-                expected = if strike.0 < now {
-                    Some(strike)
+                let next = reference.next_verdict();
+                expected = if next.0 < now {
+                    Some(next)
                 } else {
-                    pencil.meets(now, event).map(|reason| (now, reason))
+                    reference.apply(now, event).map(|reason| (now, reason))
                 };
             }
-            line.run_before(now);
-            line.meets(event);
-            // A verdict within the run is taken late, and its own time is in the log.
-            let verdict = line.monitor.lifecycle.take_verdict();
+            sim.run_before(now);
+            sim.apply(event);
+            // A verdict before `now` is taken late; the log has its time.
+            let verdict = sim.monitor.lifecycle.take_verdict();
             prop_assert!(actual.is_none() || verdict.is_none(), "two verdicts");
             actual = actual.or(verdict);
         }
-        let (when, reason) = expected.unwrap_or_else(|| pencil.strikes());
-        line.run_before(now.max(when) + Duration::from_nanos(1));
-        let last = line.monitor.lifecycle.take_verdict();
+        let (when, reason) = expected.unwrap_or_else(|| reference.next_verdict());
+        sim.run_before(now.max(when) + Duration::from_nanos(1));
+        let last = sim.monitor.lifecycle.take_verdict();
         prop_assert!(actual.is_none() || last.is_none(), "two verdicts");
         prop_assert_eq!(actual.or(last), Some(reason));
-        let logged = line.log.iter().find(|(_, act)| matches!(act, Act::End(_)));
+        let logged = sim.log.iter().find(|(_, act)| matches!(act, Act::End(_)));
         if let Some(end) = logged {
             let millis = when.since_start().as_millis() as u64;
             prop_assert_eq!(end, &(millis, Act::End(reason)));
@@ -185,108 +185,111 @@ proptest! {
     }
 }
 
-// ---- life and death ------------------------------------------------------------------------------
+// ---- live and dead peers ------------------------------------------------------------------------
 
-/// How a peer answers when it comes to it.
+/// Which of several outstanding pings a peer answers.
 #[derive(Clone, Copy, Debug)]
-enum Answers {
+enum AnsweredPings {
     All,
     Oldest,
     Newest,
 }
 
 #[derive(Clone, Debug)]
-struct Peer {
-    answers: Answers,
-    /// From the first ping of a silence to the answer, as a share of the patience it meets.
+struct SimulatedPeer {
+    answers: AnsweredPings,
+    /// The time from the first ping of a silence to the answer, as a fraction of the time allowed.
     delays: Vec<f64>,
-    /// It dies after so many answers.
+    /// The peer is dead after this many answers.
     dies_after: usize,
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 500 }, failure_persistence: None, ..Default::default() })]
 
-    /// With any driver that is a little late and any transport that takes its time, a peer that
-    /// answers in time lives, and one that has died is evicted in time.
+    /// Also with a driver that is slightly late and a transport that flushes late.
     #[test]
-    fn the_living_live_and_the_dead_are_found(
+    fn a_peer_that_answers_in_time_is_not_evicted_and_a_dead_peer_is_evicted_in_time(
         mut heartbeat in heartbeats(),
         random in 0.0..1.0_f32,
         peer in (
-            prop_oneof![Just(Answers::All), Just(Answers::Oldest), Just(Answers::Newest)],
+            prop_oneof![
+                Just(AnsweredPings::All),
+                Just(AnsweredPings::Oldest),
+                Just(AnsweredPings::Newest),
+            ],
             prop::collection::vec(0.0..0.999_f64, 1..20),
             0..20_usize,
-        ).prop_map(|(answers, delays, dies_after)| Peer { answers, delays, dies_after }),
+        ).prop_map(|(answers, delays, dies_after)| SimulatedPeer { answers, delays, dies_after }),
         late in 0.0..1.0_f64,
         flush in 0..2_000_u64,
     ) {
         heartbeat.handler_stall_timeout = None;
         let (interval, timeout) = (heartbeat.interval, heartbeat.timeout);
         let missed = heartbeat.missed_pings;
-        let mut line = Line::jittered(
+        let mut sim = Simulation::jittered(
             Policy { heartbeat: Some(Arc::new(heartbeat)), idle: None },
             random,
         );
-        line.flushes = false;
-        let tick = ms(line.policy.step_millis().into()).mul_f64(late);
+        sim.auto_flush = false;
+        let tick = ms(sim.policy.step_millis().into()).mul_f64(late);
         let flush = ms(flush);
-        let (mut alive, mut life) = (peer.dies_after > 0, Moment::START);
+        let (mut alive, mut last_answer) = (peer.dies_after > 0, Moment::START);
         let mut answers = 0;
         let mut crossed = false;
-        // What is on its way: the flush of a ping, and the peer's answer to what is out.
+        // The times of the next flush of a ping, and of the peer's next answer.
         let mut flushing: Option<Moment> = None;
         let mut answering: Option<Moment> = None;
-        let mut out = VecDeque::new();
-        let mut shown = 0;
+        let mut in_flight = VecDeque::new();
+        let mut queued = 0;
         for _ in 0..2_000 {
-            let due = line.deadline();
+            let due = sim.deadline();
             let due = if due == Moment::NEVER { due } else { due + tick };
             let next = due
                 .min(flushing.unwrap_or(Moment::NEVER))
                 .min(answering.unwrap_or(Moment::NEVER));
-            prop_assert!(next < Moment::NEVER, "everybody waits for ever");
-            line.now = line.now.max(next);
+            prop_assert!(next < Moment::NEVER, "no deadline and no event is left");
+            sim.now = sim.now.max(next);
             if answering == Some(next) {
                 let payloads: Vec<_> = match peer.answers {
-                    Answers::All => out.drain(..).collect(),
-                    Answers::Oldest => out.drain(..).take(1).collect(),
-                    Answers::Newest => out.drain(..).rev().take(1).collect(),
+                    AnsweredPings::All => in_flight.drain(..).collect(),
+                    AnsweredPings::Oldest => in_flight.drain(..).take(1).collect(),
+                    AnsweredPings::Newest => in_flight.drain(..).rev().take(1).collect(),
                 };
                 for payload in payloads {
-                    prop_assert!(line.monitor.pong(line.now, Duration::ZERO, Duration::ZERO, payload, &line.policy).is_some());
+                    prop_assert!(sim.monitor.pong(sim.now, Duration::ZERO, Duration::ZERO, payload, &sim.policy).is_some());
                 }
-                line.hears();
-                life = line.now;
-                // A ping that goes out now was asked for before this sign of life.
+                sim.receive_frame();
+                last_answer = sim.now;
+                // A ping that is being flushed now was queued before this sign of life.
                 crossed = flushing.is_some();
                 answering = None;
                 answers += 1;
                 alive = answers < peer.dies_after;
             } else if flushing == Some(next) {
-                line.flush();
-                out.push_back(line.payloads[line.payloads.len() - 1]);
+                sim.flush_ping();
+                in_flight.push_back(sim.payloads[sim.payloads.len() - 1]);
                 flushing = None;
                 if alive && answering.is_none() {
-                    let patience = timeout * missed;
-                    let share = peer.delays[answers % peer.delays.len()];
-                    answering = Some(line.now + patience.mul_f64(share));
+                    let allowed = timeout * missed;
+                    let fraction = peer.delays[answers % peer.delays.len()];
+                    answering = Some(sim.now + allowed.mul_f64(fraction));
                 }
             } else {
-                line.act();
-                if line.payloads.len() > shown {
-                    shown = line.payloads.len();
-                    flushing = Some(line.now + flush);
+                sim.poll();
+                if sim.payloads.len() > queued {
+                    queued = sim.payloads.len();
+                    flushing = Some(sim.now + flush);
                 }
             }
-            if line.monitor.is_over() {
+            if sim.monitor.is_over() {
                 break;
             }
         }
-        prop_assert!(!alive, "a living peer was declared dead");
-        prop_assert!(line.monitor.is_over(), "the dead peer was never found");
-        prop_assert_eq!(line.monitor.lifecycle.take_verdict(), Some(Reason::HeartbeatTimeout { missed }));
-        let silence = line.now.since(life);
+        prop_assert!(!alive, "a live peer was evicted");
+        prop_assert!(sim.monitor.is_over(), "the dead peer was not evicted");
+        prop_assert_eq!(sim.monitor.lifecycle.take_verdict(), Some(Reason::HeartbeatTimeout { missed }));
+        let silence = sim.now.since(last_answer);
         let bound = interval + timeout * missed;
         let delay = (tick + flush) * (missed + 1);
         prop_assert!(silence <= bound + delay, "{:?} > {:?} + {:?}", silence, bound, delay);

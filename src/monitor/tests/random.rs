@@ -1,10 +1,10 @@
-//! Random policies and histories, and what must hold of the deadline in all of them.
+//! Random policies and histories, and a test of the deadline on them.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Something that happens to a connection.
+/// An event of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Event {
     Bytes {
@@ -16,8 +16,8 @@ pub(super) enum Event {
         rest: bool,
     },
     Refused,
-    /// From now on, or no longer.
-    Refuses(bool),
+    /// Sets whether the transport refuses all writes from now on.
+    RefuseWrites(bool),
     BytesWait,
     HandlerRead {
         rest: bool,
@@ -32,7 +32,7 @@ pub(super) enum Event {
     ServerClosed,
 }
 
-/// Often a round number of quarters of a second, so that things happen at the very same moment.
+/// A time in nanoseconds. Often a multiple of 250 ms, so that events and deadlines coincide.
 pub(super) fn gap() -> impl Strategy<Value = u64> {
     prop_oneof![
         3 => (0..16_u64).prop_map(|quarters| quarters * 250_000_000),
@@ -45,14 +45,14 @@ fn seconds() -> impl Strategy<Value = Duration> {
     (1..24_u64).prop_map(|quarters| ms(quarters * 250))
 }
 
-fn perhaps() -> impl Strategy<Value = Option<Duration>> {
+fn maybe_seconds() -> impl Strategy<Value = Option<Duration>> {
     proptest::option::of(seconds())
 }
 
 pub(super) fn heartbeats() -> impl Strategy<Value = HeartbeatPolicy> {
     (
         (seconds(), seconds(), 1..4_u32, any::<bool>()),
-        (perhaps(), perhaps(), seconds()),
+        (maybe_seconds(), maybe_seconds(), seconds()),
     )
         .prop_map(
             |((interval, timeout, missed_pings, pongs), (write, handler, close))| HeartbeatPolicy {
@@ -78,11 +78,11 @@ pub(super) fn idles() -> impl Strategy<Value = IdlePolicy> {
         Just(Traffic::Outbound),
         Just(Traffic::Either)
     ];
-    let bounds = (perhaps(), perhaps(), perhaps());
+    let bounds = (maybe_seconds(), maybe_seconds(), maybe_seconds());
     (seconds(), watch, bounds, seconds()).prop_map(
         |(timeout, watch, (first_message, message_timeout, max_lifetime), close_timeout)| {
             IdlePolicy {
-                // Longer than the others, or nothing else would ever be seen.
+                // Longer than the other timeouts, which would otherwise never expire first.
                 timeout: timeout * 4,
                 watch,
                 first_message: first_message.map(|within| within * 4),
@@ -95,7 +95,7 @@ pub(super) fn idles() -> impl Strategy<Value = IdlePolicy> {
     )
 }
 
-/// Rarely bytes that are no frames.
+/// Rarely bytes of a malformed stream.
 pub(super) fn data() -> impl Strategy<Value = Data> {
     prop_oneof![
         8 => Just(Data::Part),
@@ -115,16 +115,16 @@ pub(super) fn policies() -> impl Strategy<Value = Policy> {
         })
 }
 
-// ---- the deadline --------------------------------------------------------------------------------
+// ---- the deadline -------------------------------------------------------------------------------
 
-pub(super) fn anything() -> impl Strategy<Value = Event> {
+pub(super) fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => any::<bool>().prop_map(|mid_frame| Event::Bytes { mid_frame }),
         2 => data().prop_map(Event::DataIn),
         1 => data().prop_map(Event::DataOut),
         2 => any::<bool>().prop_map(|rest| Event::Accepted { rest }),
         2 => Just(Event::Refused),
-        1 => any::<bool>().prop_map(Event::Refuses),
+        1 => any::<bool>().prop_map(Event::RefuseWrites),
         1 => Just(Event::BytesWait),
         2 => any::<bool>().prop_map(|rest| Event::HandlerRead { rest }),
         1 => any::<bool>().prop_map(Event::Blind),
@@ -134,8 +134,8 @@ pub(super) fn anything() -> impl Strategy<Value = Event> {
     ]
 }
 
-impl Line {
-    /// As `run`, in nanoseconds, and short of `until`.
+impl Simulation {
+    /// Like [`run_until`](Self::run_until), but excludes `until`.
     pub(super) fn run_before(&mut self, until: Moment) {
         while self.deadline() < until && !matches!(self.log.last(), Some((_, Act::Cut))) {
             self.run_one();
@@ -143,13 +143,13 @@ impl Line {
         self.now = until;
     }
 
-    /// Goes on to the next deadline.
+    /// Advances to the next deadline and polls.
     fn run_one(&mut self) {
         self.now = self.now.max(self.deadline());
-        self.act();
+        self.poll();
     }
 
-    pub(super) fn meets(&mut self, event: Event) {
+    pub(super) fn apply(&mut self, event: Event) {
         let now = self.now;
         let monitor = &mut self.monitor;
         match event {
@@ -159,27 +159,28 @@ impl Line {
             Event::DataIn(data) => monitor.data_in(now, data, &self.policy),
             Event::DataOut(data) => monitor.data_out(now, data, &self.policy),
             Event::Accepted { rest } => monitor.accepted(now, rest, &self.policy),
-            Event::Refuses(refuses) => self.refuses = refuses,
+            Event::RefuseWrites(refuse) => self.refuse_writes = refuse,
             Event::Refused => monitor.refused(now),
             Event::BytesWait => {
-                self.waits = true;
+                self.bytes_unread = true;
                 monitor.bytes_wait(now);
             }
-            // Only a handler for whom something waits can take some of it, and it makes room.
-            Event::HandlerRead { rest } if self.waits => {
-                self.waits = rest;
+            // A read of the handler has an effect only if bytes wait, and it makes room in the
+            // buffer.
+            Event::HandlerRead { rest } if self.bytes_unread => {
+                self.bytes_unread = rest;
                 self.outlook.blind = false;
                 monitor.handler_read(now, rest);
             }
             Event::HandlerRead { .. } => {}
             Event::Blind(true) => {
                 self.outlook.blind = true;
-                self.meets(Event::BytesWait);
+                self.apply(Event::BytesWait);
             }
-            Event::Blind(false) => self.meets(Event::HandlerRead { rest: false }),
+            Event::Blind(false) => self.apply(Event::HandlerRead { rest: false }),
             Event::CanInject(can) => self.outlook.can_inject = can,
             Event::Flushed if monitor.stats().pings_sent() < self.payloads.len() as u64 => {
-                self.flush();
+                self.flush_ping();
             }
             Event::Flushed => {}
             Event::Pong { back } => {
@@ -205,47 +206,48 @@ impl Line {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..Default::default() })]
 
-    /// The wheel forgets whom it has woken and is told only of deadlines that come nearer. So a
-    /// deadline must never be late, must say when it comes nearer, and must not be met in vain.
+    /// The driver's timer wheel is updated only for deadlines that move nearer. So a deadline must
+    /// never be late, a move to an earlier time must be reported, and a poll at the deadline must
+    /// have an effect.
     #[test]
     #[cfg_attr(miri, ignore = "minutes for each case")]
-    fn a_deadline_can_be_relied_on(
+    fn a_deadline_is_never_late_and_a_move_to_an_earlier_time_is_reported(
         policy in policies(),
         random in 0.0..1.0_f32,
         flushes in any::<bool>(),
-        history in prop::collection::vec((gap(), anything(), 0..1_000_u64), 0..60),
+        history in prop::collection::vec((gap(), any_event(), 0..1_000_u64), 0..60),
     ) {
-        let mut line = Line::jittered(policy, random);
-        line.flushes = flushes;
+        let mut sim = Simulation::jittered(policy, random);
+        sim.auto_flush = flushes;
         let mut verdicts = Vec::new();
         for (gap, event, early) in history {
-            let until = line.now + Duration::from_nanos(gap);
-            // At most two things are due per clock and second.
+            let until = sim.now + Duration::from_nanos(gap);
+            // At most two actions are due per timeout and second.
             for _ in 0..2_000 {
-                if line.deadline() >= until || matches!(line.log.last(), Some((_, Act::Cut))) {
+                if sim.deadline() >= until || matches!(sim.log.last(), Some((_, Act::Cut))) {
                     break;
                 }
-                // Somewhere on the way, nothing is to be done yet.
-                let way = line.deadline().since(line.now).mul_f64(early as f64 / 1_000.0);
-                if line.now + way < line.deadline() {
-                    let action = line.monitor.clone().poll(line.now + way, &line.policy, line.outlook);
+                // Before the deadline no action is due.
+                let way = sim.deadline().since(sim.now).mul_f64(early as f64 / 1_000.0);
+                if sim.now + way < sim.deadline() {
+                    let action = sim.monitor.clone().poll(sim.now + way, &sim.policy, sim.outlook);
                     prop_assert_eq!(action, Action::Wait);
                 }
-                line.run_one();
-                verdicts.extend(line.monitor.lifecycle.take_verdict());
+                sim.run_one();
+                verdicts.extend(sim.monitor.lifecycle.take_verdict());
             }
-            prop_assert!(line.deadline() >= until || matches!(line.log.last(), Some((_, Act::Cut))), "kept busy");
-            line.now = until;
-            line.monitor.take_moved();
-            let before = line.deadline();
-            line.meets(event);
+            prop_assert!(sim.deadline() >= until || matches!(sim.log.last(), Some((_, Act::Cut))), "no progress");
+            sim.now = until;
+            sim.monitor.take_moved();
+            let before = sim.deadline();
+            sim.apply(event);
             prop_assert!(
-                line.deadline() >= before || line.monitor.take_moved(),
-                "{:?} brought the deadline nearer without a word", event
+                sim.deadline() >= before || sim.monitor.take_moved(),
+                "{:?} moved the deadline nearer without a report", event
             );
-            verdicts.extend(line.monitor.lifecycle.take_verdict());
+            verdicts.extend(sim.monitor.lifecycle.take_verdict());
         }
-        let ends: Vec<_> = line.log.iter().filter_map(|(_, act)| match act {
+        let ends: Vec<_> = sim.log.iter().filter_map(|(_, act)| match act {
             Act::End(reason) => Some(*reason),
             Act::Ping | Act::Retry | Act::Cut => None,
         }).collect();
