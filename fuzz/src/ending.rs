@@ -1,5 +1,4 @@
-//! How a scenario ends, whatever was in it: all that came has reached the handler, the end was told
-//! once with a reason that there was, and nothing is left of the connection.
+//! Checks at the end of a scenario: delivery of all bytes, one justified eviction, no leaks.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -7,17 +6,18 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tower_ws_liveness::Reason;
 
-use crate::frames::{CLOSE, Reading};
-use crate::stream::Scene;
+use crate::frames::{CLOSE, ParsedStream};
+use crate::stream::Simulation;
 use crate::transparent;
 
-/// What a deadline may be late by: the coarsest tick there is.
-const TICK: Duration = Duration::from_millis(256);
+/// The longest delay of a deadline: the coarsest granularity of the driver's timer.
+const MAX_DELAY: Duration = Duration::from_millis(256);
 
-impl Scene {
-    /// The transport moves on, and the handler reads all there is.
+impl Simulation {
+    /// Unblocks the transport, lets the handler read until nothing is left, and checks that all
+    /// bytes were delivered.
     pub(crate) async fn read_to_the_end(&mut self) {
-        self.peer_says(&[], 0);
+        self.peer_sends(&[], 0);
         self.peer.read_steps(&[]);
         self.peer.kick();
         self.peer.drain();
@@ -27,22 +27,22 @@ impl Scene {
             idle = if self.read(1_000) { 0 } else { idle + 1 };
             self.settle().await;
         }
-        self.look();
-        // What is left in a transport that was let go of is lost.
+        self.check_outbound();
+        // Bytes left in a dropped transport are lost.
         if self.stream.is_none() || self.peer.is_dropped() || !self.is_open() {
             return;
         }
-        let (expected, back) = transparent::inbound(&self.sent, &self.answered);
-        let back = if self.ended { 0 } else { back };
+        let (expected, held_back) = transparent::inbound(&self.sent, &self.answered);
+        let held_back = if self.ended { 0 } else { held_back };
         assert!(
-            self.heard.len() >= expected.len() - back,
-            "{} bytes of {} did not reach the handler",
-            self.heard.len(),
+            self.handler_read.len() >= expected.len() - held_back,
+            "only {} bytes of {} reached the handler",
+            self.handler_read.len(),
             expected.len()
         );
     }
 
-    /// Nobody has taken the stream from the handler.
+    /// Whether the layer has not ended the handler's stream.
     fn is_open(&self) -> bool {
         let evictions = self.evictions.lock().unwrap();
         let reason = evictions.first().map(|(reason, _)| *reason);
@@ -54,37 +54,38 @@ impl Scene {
         )
     }
 
+    /// Drops the handler's stream and checks the eviction.
     pub(crate) async fn end(mut self) {
-        self.look();
+        self.check_outbound();
         let dropped = self.stream.take().is_none();
-        let ending = Instant::now();
-        let told = timeout(Duration::from_secs(3_600), self.live.evicted()).await;
-        let reason = told.expect("the end is told").reason();
-        // Whatever else might be told, in all the time it needs.
+        let dropped_at = Instant::now();
+        let evicted = timeout(Duration::from_secs(3_600), self.live.evicted()).await;
+        let reason = evicted.expect("the connection ends").reason();
+        // Time for further evictions, of which there must be none.
         sleep(Duration::from_secs(60)).await;
         let evictions = self.evictions.lock().unwrap().clone();
         let [(first, at)] = evictions[..] else {
-            panic!("told {} times: {evictions:?}", evictions.len());
+            panic!("evicted {} times: {evictions:?}", evictions.len());
         };
         assert_eq!(first, reason);
-        assert!(at <= ending, "the handler's end was told late");
-        self.justify(reason, dropped || at == ending);
+        assert!(at <= dropped_at, "the eviction was reported late");
+        self.assert_justified(reason, dropped || at == dropped_at);
         assert!(self.registry.is_empty(), "still registered");
-        let gone = self.peer.wire().dropped;
-        let gone = gone.expect("the transport is let go of");
+        let transport_dropped = self.peer.wire().dropped;
+        let transport_dropped = transport_dropped.expect("the transport is dropped");
         assert!(
-            gone <= at + self.close_timeout + TICK + self.jumped,
+            transport_dropped <= at + self.close_timeout + MAX_DELAY + self.paused,
             "the transport was held for {:?}",
-            gone - at
+            transport_dropped - at
         );
-        self.look();
+        self.check_outbound();
     }
 
-    /// The reason is one that there was.
-    fn justify(&mut self, reason: Reason, dropped: bool) {
+    /// Checks that the scenario gave cause for `reason`.
+    fn assert_justified(&mut self, reason: Reason, dropped: bool) {
         let closes = |bytes: &[u8]| {
-            let reading = Reading::of(bytes);
-            reading.frames.iter().any(|frame| frame.opcode == CLOSE)
+            let parsed = ParsedStream::parse(bytes);
+            parsed.frames.iter().any(|frame| frame.opcode == CLOSE)
         };
         let justified = match reason {
             Reason::PeerClosed { .. } => closes(&self.sent),
@@ -97,11 +98,11 @@ impl Scene {
                 ErrorKind::ConnectionReset => self.ended,
                 kind => kind == ErrorKind::BrokenPipe,
             },
-            Reason::HeartbeatTimeout { .. } => self.raw || !self.look().pings.is_empty(),
+            Reason::HeartbeatTimeout { .. } => self.raw || !self.check_outbound().pings.is_empty(),
             Reason::Kicked { .. } => self.kicked,
             Reason::WriteStalled | Reason::HandlerStalled => true,
             _ => false,
         };
-        assert!(justified, "{reason:?} for no reason");
+        assert!(justified, "{reason:?} without a cause");
     }
 }

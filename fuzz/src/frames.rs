@@ -1,5 +1,6 @@
-//! A second reading of RFC 6455 section 5.2, to judge the crate's by: slow, over the whole stream at
-//! once, and made of nothing but the figure in the RFC.
+//! A reference parser of frames, written only from the figure in RFC 6455 section 5.2.
+//!
+//! It is slow and parses a whole stream at once. The crate's scanner is compared with it.
 
 use std::ops::Range;
 
@@ -9,7 +10,7 @@ pub const CLOSE: u8 = 0x8;
 pub const PING: u8 = 0x9;
 pub const PONG: u8 = 0xA;
 
-/// A frame and where it lies in its stream. Its payload may go beyond the stream's end.
+/// A frame and its position in the stream. The payload may extend beyond the end of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     pub fin: bool,
@@ -20,13 +21,13 @@ pub struct Frame {
     pub payload: Range<u128>,
 }
 
-/// What there is of a stream.
+/// The frames of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reading {
-    /// The whole frames.
+pub struct ParsedStream {
+    /// The complete frames.
     pub frames: Vec<Frame>,
-    /// The rule that is broken after them, and how many bytes it takes to see that.
-    pub broken: Option<(usize, Malformed)>,
+    /// The rule that is violated after them, and the number of bytes after which that is known.
+    pub violation: Option<(usize, Malformed)>,
 }
 
 impl Frame {
@@ -34,7 +35,7 @@ impl Frame {
         self.payload.end
     }
 
-    /// The unmasked payload; empty if it is not all there.
+    /// The unmasked payload; empty if it is incomplete.
     pub fn data(&self, stream: &[u8]) -> Vec<u8> {
         let range = self.payload.start as usize..self.payload.end as usize;
         let bytes = stream.get(range).unwrap_or_default();
@@ -48,44 +49,46 @@ impl Frame {
     }
 }
 
-impl Reading {
-    pub fn of(stream: &[u8]) -> Self {
-        let mut reading = Self {
+impl ParsedStream {
+    pub fn parse(stream: &[u8]) -> Self {
+        let mut parsed = Self {
             frames: Vec::new(),
-            broken: None,
+            violation: None,
         };
         let mut start = 0;
         while start < stream.len() {
             match frame(stream, start) {
                 Ok(Some(frame)) if frame.end() <= stream.len() as u128 => {
                     start = frame.end() as usize;
-                    reading.frames.push(frame);
+                    parsed.frames.push(frame);
                 }
                 Ok(_) => break,
-                Err((seen, rule)) => {
-                    reading.broken = Some((start + seen, rule));
+                Err((known_after, rule)) => {
+                    parsed.violation = Some((start + known_after, rule));
                     break;
                 }
             }
         }
-        reading
+        parsed
     }
 
-    /// The rule that the first `len` bytes are known to have broken.
-    pub fn broken_after(&self, len: usize) -> Option<Malformed> {
-        let broken = self.broken.filter(|(seen, _)| *seen <= len);
-        broken.map(|(_, rule)| rule)
+    /// The rule that the first `len` bytes violate.
+    pub fn violation_after(&self, len: usize) -> Option<Malformed> {
+        let violation = self
+            .violation
+            .filter(|(known_after, _)| *known_after <= len);
+        violation.map(|(_, rule)| rule)
     }
 
-    /// Whether a frame ends with the first `len` bytes, or none has begun.
+    /// Whether a frame ends with the first `len` bytes, or `len` is 0.
     pub fn is_boundary(&self, len: usize) -> bool {
         let mut ends = self.frames.iter().map(|frame| frame.end() as usize);
         len == 0 || ends.any(|end| end == len)
     }
 }
 
-/// The frame at `start`, as far as its header is there; or the rule that it breaks, and how many
-/// of its bytes say so.
+/// Parses the frame at `start`. `None` if its header is incomplete. The error is the rule that the
+/// frame violates, and after how many of its bytes that is known.
 fn frame(stream: &[u8], start: usize) -> Result<Option<Frame>, (usize, Malformed)> {
     let byte = |at: usize| stream.get(start + at).copied();
     let number = |from: usize, count: usize| {

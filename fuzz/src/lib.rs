@@ -1,5 +1,7 @@
-//! What the fuzz targets check, as plain functions: `targets` feeds them from libFuzzer, and
-//! `tests/seeds.rs` from the committed seeds and a random generator, on any toolchain.
+//! The checks of the fuzz targets, as plain functions.
+//!
+//! `targets` calls them with inputs from libFuzzer, and `tests/seeds.rs` with the committed seeds
+//! and random inputs, on any toolchain.
 
 #![forbid(unsafe_code)]
 

@@ -1,11 +1,11 @@
-//! The scanner against a second reading of the same bytes, in one piece and in many.
+//! Compares the scanner with the reference parser, on whole and on split streams.
 
 use tower_ws_liveness::fuzzing::{FrameEnd, Probe, Scanner, probe_pong};
 
-use crate::frames::{CLOSE, Frame, PONG, Reading};
+use crate::frames::{CLOSE, Frame, PONG, ParsedStream};
 
-/// What the scanner has to say of a frame.
-fn told(frame: &Frame, stream: &[u8]) -> FrameEnd {
+/// The expected [`FrameEnd`] of a frame.
+fn expected_end(frame: &Frame, stream: &[u8]) -> FrameEnd {
     let data = frame.data(stream);
     let code = data.first_chunk().map(|code| u16::from_be_bytes(*code));
     FrameEnd {
@@ -15,57 +15,60 @@ fn told(frame: &Frame, stream: &[u8]) -> FrameEnd {
     }
 }
 
-/// Any bytes, in one piece.
+/// Checks any bytes, fed at once.
 pub fn whole(stream: &[u8]) {
-    let reading = Reading::of(stream);
-    feed(stream, &reading, [stream.len()]);
-    for frame in &reading.frames {
+    let parsed = ParsedStream::parse(stream);
+    feed(stream, &parsed, [stream.len()]);
+    for frame in &parsed.frames {
         probe(&stream[frame.start..], Some((frame, stream)));
     }
-    let rest = reading.frames.last().map_or(0, |last| last.end() as usize);
+    let rest = parsed.frames.last().map_or(0, |last| last.end() as usize);
     probe(&stream[rest..], None);
 }
 
-/// The number of pieces, their sizes, and then bytes that are fed in such pieces and bytewise.
+/// Checks bytes fed at once, byte by byte, and in chunks. The input starts with the number of
+/// chunks and their sizes.
 pub fn split(input: &[u8]) {
     let Some((&head, rest)) = input.split_first() else {
         return;
     };
     let count = usize::from(head % 32).min(rest.len());
     let (sizes, stream) = rest.split_at(count);
-    let reading = Reading::of(stream);
-    feed(stream, &reading, [stream.len()]);
-    feed(stream, &reading, std::iter::repeat(1));
-    // Pieces of no byte are allowed, and change nothing.
+    let parsed = ParsedStream::parse(stream);
+    feed(stream, &parsed, [stream.len()]);
+    feed(stream, &parsed, std::iter::repeat(1));
+    // Empty chunks must not change the scanner.
     let sizes = sizes.iter().map(|size| usize::from(*size));
-    feed(stream, &reading, sizes.chain([stream.len()]));
+    feed(stream, &parsed, sizes.chain([stream.len()]));
 }
 
-/// Feeds pieces until all of `stream` is through, and compares every step.
-fn feed(stream: &[u8], reading: &Reading, sizes: impl IntoIterator<Item = usize>) {
+/// Feeds all of `stream` in chunks, and compares every step with the reference.
+fn feed(stream: &[u8], parsed: &ParsedStream, sizes: impl IntoIterator<Item = usize>) {
     let mut scanner = Scanner::default();
-    let mut frames = reading.frames.iter();
+    let mut frames = parsed.frames.iter();
     let mut fed = 0;
     for size in sizes {
         let until = stream.len().min(fed + size);
         loop {
-            let piece = &stream[fed..until];
-            let ahead = scanner.boundary_within(piece);
-            let (consumed, end) = scanner.advance(piece);
+            let chunk = &stream[fed..until];
+            let ahead = scanner.boundary_within(chunk);
+            let (consumed, end) = scanner.advance(chunk);
             fed += consumed;
-            assert!(fed <= until, "consumed bytes that it was not given");
-            assert_eq!(ahead, end.map(|_| consumed), "looked ahead wrongly");
+            assert!(fed <= until, "consumed more bytes than the chunk has");
+            assert_eq!(ahead, end.map(|_| consumed), "wrong look-ahead");
             match end {
                 Some(end) => {
-                    let frame = frames.next().expect("a frame where none ends");
-                    assert_eq!(fed as u128, frame.end(), "a frame's end is elsewhere");
-                    assert_eq!(end, told(frame, stream));
+                    let frame = frames
+                        .next()
+                        .expect("the reference has a frame that ends here");
+                    assert_eq!(fed as u128, frame.end(), "wrong end of a frame");
+                    assert_eq!(end, expected_end(frame, stream));
                 }
                 None => assert_eq!(fed, until, "stopped short of a boundary"),
             }
-            let broken = reading.broken_after(fed);
-            assert_eq!(scanner.malformed(), broken, "after {fed} bytes");
-            let boundary = broken.is_none() && reading.is_boundary(fed);
+            let violation = parsed.violation_after(fed);
+            assert_eq!(scanner.malformed(), violation, "after {fed} bytes");
+            let boundary = violation.is_none() && parsed.is_boundary(fed);
             assert_eq!(scanner.at_boundary(), boundary, "after {fed} bytes");
             if fed == until {
                 break;
@@ -76,9 +79,9 @@ fn feed(stream: &[u8], reading: &Reading, sizes: impl IntoIterator<Item = usize>
             break;
         }
     }
-    assert_eq!(frames.next(), None, "a frame's end was not told");
+    assert_eq!(frames.next(), None, "the end of a frame was not reported");
 
-    // What is malformed stays so, whatever comes.
+    // A malformed stream stays malformed.
     if let Some(rule) = scanner.malformed() {
         for more in [&stream[..stream.len().min(20)], &[0x81, 0]] {
             assert_eq!(scanner.boundary_within(more), None);
@@ -89,8 +92,8 @@ fn feed(stream: &[u8], reading: &Reading, sizes: impl IntoIterator<Item = usize>
     }
 }
 
-/// The recognition of pongs, on each prefix of what begins at a boundary with `frame`, or with
-/// nothing that is whole.
+/// Checks the recognition of pongs on each prefix of `bytes`, which start at a boundary with
+/// `frame` or, if it is `None`, with an incomplete frame.
 fn probe(bytes: &[u8], frame: Option<(&Frame, &[u8])>) {
     let masked = bytes.get(1).is_some_and(|second| *second >= 128);
     let size = if masked { 14 } else { 10 };
@@ -102,7 +105,7 @@ fn probe(bytes: &[u8], frame: Option<(&Frame, &[u8])>) {
         } else if len < size {
             Probe::NeedMore
         } else {
-            let (frame, stream) = frame.expect("a pong is whole at its length");
+            let (frame, stream) = frame.expect("a pong of this length is complete");
             assert_eq!((frame.opcode, frame.rsv), (PONG, 0));
             let data = frame.data(stream);
             Probe::Pong(data.try_into().expect("a payload of eight bytes"), size)

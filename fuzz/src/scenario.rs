@@ -1,4 +1,4 @@
-//! What may happen to a connection, decoded from the fuzzer's bytes.
+//! A scenario of a connection, decoded from the fuzzer's bytes.
 
 use std::time::Duration;
 
@@ -18,25 +18,26 @@ pub(crate) struct Scenario {
     write_timeout: Option<u8>,
     handler_stall: Option<u8>,
     close_timeout: u8,
-    /// The handler reads and the transport moves on before the end.
-    pub(crate) in_peace: bool,
+    /// Before the end, the transport is unblocked and the handler reads everything.
+    pub(crate) read_to_the_end: bool,
     pub(crate) ops: Vec<Op>,
 }
 
 #[derive(Arbitrary, Debug)]
 pub(crate) enum Op {
-    /// The peer sends a frame. Its last bytes, so many, come with whatever the peer sends next.
-    PeerFrame(Said, u8),
+    /// The peer sends a frame. The number is how many of its last bytes are held back until the
+    /// peer sends again.
+    PeerFrame(FrameSpec, u8),
     PeerRaw(Vec<u8>),
-    /// The peer answers one of our pings, counted from the newest. If the second number says so, its
-    /// pong is masked against its role.
+    /// The peer answers one of the layer's pings, counted from the newest. The second number is
+    /// that of bytes held back; from 128 on the pong is masked against the peer's role.
     PeerPong(u8, u8),
-    /// The peer sends what only looks like an answer.
+    /// The peer sends a frame that is similar to a pong to this ping.
     PeerForges(u8, Forgery),
     PeerEnds(bool),
-    /// The handler has more to say. It is said by writes.
-    Say(Said),
-    SayRaw(Vec<u8>),
+    /// Queues a frame for the handler's next writes.
+    Queue(FrameSpec),
+    QueueRaw(Vec<u8>),
     Write(u8),
     WriteMuch,
     WriteVectored(u8, u8),
@@ -53,8 +54,8 @@ pub(crate) enum Op {
     Kick,
     Drain,
     Sleep(u8),
-    /// Time that nobody could use: the process was stopped.
-    Jump(u8),
+    /// Time advances and no task runs, as if the process was stopped.
+    Pause(u8),
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -73,13 +74,13 @@ pub(crate) enum Forgery {
     },
     Rsv(u8),
     Short,
-    /// The length takes more bytes than it has to.
+    /// The length is not encoded minimally.
     Long,
 }
 
-/// A frame, whose bits and sizes are all allowed, but that one bit masks it against its sender's role.
+/// A valid frame, except that bit 0 of `bits` masks it against its sender's role.
 #[derive(Arbitrary, Debug)]
-pub(crate) struct Said {
+pub(crate) struct FrameSpec {
     bits: u8,
     opcode: u8,
     size: Size,
@@ -90,7 +91,7 @@ pub(crate) struct Said {
 #[derive(Arbitrary, Debug)]
 enum Size {
     Any(u8),
-    /// That of our pings.
+    /// The size of the layer's pings.
     Eight,
     /// Around the longest control frame.
     Edge(u8),
@@ -131,7 +132,7 @@ pub(crate) fn millis(millis: u8) -> Duration {
     Duration::from_millis(1 + u64::from(millis))
 }
 
-/// No masking key where one is wanted, and one where none is (RFC 6455 section 5.1).
+/// No masking key where one is required, and one where none is allowed (RFC 6455 section 5.1).
 pub(crate) fn flipped(key: Option<[u8; 4]>) -> Option<[u8; 4]> {
     match key {
         Some(_) => None,
@@ -139,11 +140,11 @@ pub(crate) fn flipped(key: Option<[u8; 4]>) -> Option<[u8; 4]> {
     }
 }
 
-impl Said {
-    /// The frame on the wire. `mask` draws the masking key from that of the frame.
+impl FrameSpec {
+    /// Encodes the frame. `mask` derives the masking key that the sender's role requires.
     pub(crate) fn frame(
         &self,
-        ours: bool,
+        from_handler: bool,
         mask: impl FnOnce([u8; 4]) -> Option<[u8; 4]>,
     ) -> Vec<u8> {
         let opcode = [0, 1, 2, 8, 9, 10][usize::from(self.opcode % 6)];
@@ -156,8 +157,8 @@ impl Said {
             Size::Huge(more) => 65_532 + usize::from(more % 8),
         };
         let len = if control { len.min(125) } else { len };
-        // The handler's own pings shall not be taken for the wrapper's.
-        let len = if ours && opcode == 9 && len == 8 {
+        // The checks must not take the handler's own pings for the layer's.
+        let len = if from_handler && opcode == 9 && len == 8 {
             7
         } else {
             len

@@ -1,5 +1,7 @@
-//! The whole stream over a scripted transport, on paused time: whatever happens in whatever order,
-//! both sides read each other's bytes, nobody waits in vain, and the end is told once.
+//! Runs a scenario on a stream over a scripted transport, with paused time.
+//!
+//! The checks: both sides read each other's bytes, every pending operation is woken when it becomes
+//! ready, and the connection is evicted once.
 
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -19,15 +21,15 @@ use crate::scenario::{Forgery, Op, Scenario, Step, flipped, millis};
 use crate::script::{self, PONG, Peer, Role, Stream, Wakes, frame, script};
 use crate::transparent;
 
-/// Longer ones show nothing new, and take long.
+/// Longer scenarios reach no new states and take long.
 const MAX_OPS: usize = 200;
 
-/// Plays the scenario that `data` stands for.
+/// Runs the scenario that is decoded from `data`.
 pub fn run(data: &[u8]) {
     let Ok(scenario) = Scenario::arbitrary_take_rest(Unstructured::new(data)) else {
         return;
     };
-    // Tags and masking keys repeat with the input, and cannot be guessed from another one.
+    // Ping tags and masking keys are reproducible for an input, and differ between inputs.
     let mut hasher = DefaultHasher::new();
     data.hash(&mut hasher);
     fastrand::seed(hasher.finish());
@@ -36,19 +38,20 @@ pub fn run(data: &[u8]) {
         .start_paused(true)
         .build()
         .expect("a runtime")
-        .block_on(Scene::play(&scenario));
+        .block_on(Simulation::run(&scenario));
 }
 
-/// The handler's operations that may have to wait.
+/// An operation of the handler that may be pending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Waits {
+enum Operation {
     Read,
     Write,
     Flush,
     Shutdown,
 }
 
-pub(crate) struct Scene {
+/// One connection with its handler and its peer.
+pub(crate) struct Simulation {
     pub(crate) role: Role,
     pub(crate) close_timeout: Duration,
     pub(crate) stream: Option<Stream>,
@@ -57,36 +60,42 @@ pub(crate) struct Scene {
     pub(crate) peer: Peer,
     wakes: Arc<Wakes>,
     pub(crate) evictions: Arc<Mutex<Vec<(Reason, Instant)>>>,
-    /// What the peer has sent, and what it will send next.
+    /// The bytes that the peer has sent.
     pub(crate) sent: Vec<u8>,
+    /// The bytes that the peer holds back until it sends again.
     held: Vec<u8>,
     /// The pings that the peer has answered.
     pub(crate) answered: Vec<[u8; 8]>,
-    /// What the handler will write, has written, and has read.
+    /// The bytes that the handler will write.
     queue: VecDeque<u8>,
+    /// The bytes that the stream has accepted from the handler.
     pub(crate) accepted: Vec<u8>,
-    pub(crate) heard: Vec<u8>,
-    /// The operations that got `Pending` last, in each direction, and the wakes until then.
-    waiting: [Option<(Waits, usize)>; 2],
+    /// The bytes that the handler has read.
+    pub(crate) handler_read: Vec<u8>,
+    /// The last pending operation in each direction, and the number of wakes before it.
+    pending: [Option<(Operation, usize)>; 2],
     pub(crate) ended: bool,
     pub(crate) shut: bool,
-    /// The handler's bytes may look like the wrapper's.
+    /// The handler has written arbitrary bytes, which may look like the layer's frames.
     pub(crate) raw: bool,
     pub(crate) kicked: bool,
+    /// The number of huge frames so far.
     huge: u8,
-    pub(crate) jumped: Duration,
-    /// The last look at what the peer has received, and at how many bytes.
-    seen: ((usize, usize), transparent::Injected),
+    /// The total time for which the process was stopped.
+    pub(crate) paused: Duration,
+    /// The result of the last [`check_outbound`](Self::check_outbound), and the lengths that it
+    /// applies to.
+    checked: ((usize, usize), transparent::Injected),
 }
 
-impl Scene {
-    async fn play(scenario: &Scenario) {
+impl Simulation {
+    async fn run(scenario: &Scenario) {
         let evictions = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::clone(&evictions);
+        let log = Arc::clone(&evictions);
         let layer = scenario
             .builder()
             .on_evict(move |ev: &Eviction| {
-                told.lock().unwrap().push((ev.reason(), Instant::now()));
+                log.lock().unwrap().push((ev.reason(), Instant::now()));
             })
             .build()
             .expect("a valid policy");
@@ -95,7 +104,7 @@ impl Scene {
             peer.vectored();
         }
         let (stream, live) = scenario.role().wrap(&layer, io);
-        let mut scene = Self {
+        let mut simulation = Self {
             role: scenario.role(),
             close_timeout: scenario.close_timeout(),
             stream: Some(stream),
@@ -109,66 +118,66 @@ impl Scene {
             answered: Vec::new(),
             queue: VecDeque::new(),
             accepted: Vec::new(),
-            heard: Vec::new(),
-            waiting: [None; 2],
+            handler_read: Vec::new(),
+            pending: [None; 2],
             ended: false,
             shut: false,
             raw: false,
             kicked: false,
             huge: 0,
-            jumped: Duration::ZERO,
-            seen: Default::default(),
+            paused: Duration::ZERO,
+            checked: Default::default(),
         };
         for op in scenario.ops.iter().take(MAX_OPS) {
-            scene.perform(op).await;
-            scene.settle().await;
-            scene.look();
+            simulation.perform(op).await;
+            simulation.settle().await;
+            simulation.check_outbound();
         }
-        if scenario.in_peace {
-            scene.read_to_the_end().await;
+        if scenario.read_to_the_end {
+            simulation.read_to_the_end().await;
         }
-        scene.end().await;
+        simulation.end().await;
     }
 
     async fn perform(&mut self, op: &Op) {
         match op {
-            Op::PeerFrame(said, hold) => {
-                if said.is_huge() && self.is_enough() {
+            Op::PeerFrame(spec, hold) => {
+                if spec.is_huge() && self.exceeds_huge_frames() {
                     return;
                 }
-                let frame = said.frame(false, |key| self.role.inbound(key));
-                self.peer_says(&frame, *hold);
+                let frame = spec.frame(false, |key| self.role.inbound(key));
+                self.peer_sends(&frame, *hold);
             }
-            Op::PeerRaw(bytes) => self.peer_says(bytes, 0),
+            Op::PeerRaw(bytes) => self.peer_sends(bytes, 0),
             Op::PeerPong(back, hold) => {
                 if let Some(ping) = self.ping(*back) {
                     self.answered.push(ping);
                     let key = self.role.inbound([9, 8, 7, 6]);
                     let key = if *hold < 128 { key } else { flipped(key) };
-                    self.peer_says(&frame(0x80 | PONG, key, &ping), *hold);
+                    self.peer_sends(&frame(0x80 | PONG, key, &ping), *hold);
                 }
             }
             Op::PeerForges(back, forgery) => {
                 if let Some(ping) = self.ping(*back) {
-                    self.peer_says(&self.forge(ping, forgery), 0);
+                    self.peer_sends(&self.forge(ping, forgery), 0);
                 }
             }
-            Op::PeerEnds(whole) => {
-                self.peer_says(&[], 0);
+            Op::PeerEnds(eof) => {
+                self.peer_sends(&[], 0);
                 self.ended = true;
-                self.peer.end(if *whole {
+                self.peer.end(if *eof {
                     Ok(())
                 } else {
                     Err(ErrorKind::ConnectionReset)
                 });
             }
-            Op::Say(said) => {
-                if !(said.is_huge() && self.is_enough()) {
+            Op::Queue(spec) => {
+                if !(spec.is_huge() && self.exceeds_huge_frames()) {
                     self.queue
-                        .extend(said.frame(true, |key| self.role.outbound(key)));
+                        .extend(spec.frame(true, |key| self.role.outbound(key)));
                 }
             }
-            Op::SayRaw(bytes) => {
+            Op::QueueRaw(bytes) => {
                 self.raw = true;
                 self.queue.extend(bytes);
             }
@@ -200,45 +209,47 @@ impl Scene {
             Op::Kick => self.peer.kick(),
             Op::Drain => self.peer.drain(),
             Op::Sleep(time) => sleep(millis(*time)).await,
-            Op::Jump(time) => {
-                self.jumped += millis(*time);
+            Op::Pause(time) => {
+                self.paused += millis(*time);
                 advance(millis(*time)).await;
             }
         }
     }
 
-    /// Everybody who was woken has been polled.
+    /// Yields until all woken tasks were polled.
     pub(crate) async fn settle(&self) {
         for _ in 0..8 {
             yield_now().await;
         }
     }
 
-    /// Enough huge frames for one scenario.
-    fn is_enough(&mut self) -> bool {
+    /// Counts a huge frame. Returns whether the scenario already had two.
+    fn exceeds_huge_frames(&mut self) -> bool {
         self.huge += 1;
         self.huge > 2
     }
 
-    pub(crate) fn peer_says(&mut self, bytes: &[u8], hold: u8) {
+    /// Sends the bytes held back so far and `bytes`, without the last `hold % 16` of them.
+    pub(crate) fn peer_sends(&mut self, bytes: &[u8], hold: u8) {
         if self.ended {
             return;
         }
         let mut now = std::mem::take(&mut self.held);
         now.extend_from_slice(bytes);
-        // Not more than the frame itself, or a pong might be sent that has been answered late.
+        // At most the frame itself: a pong of an earlier call, already recorded as answered, must
+        // be sent.
         let hold = bytes.len().min(usize::from(hold % 16));
         self.held = now.split_off(now.len() - hold);
         self.sent.extend_from_slice(&now);
         self.peer.send(&now);
     }
 
-    /// A ping that the peer has received whole.
+    /// The payload of a ping that the peer has received completely.
     fn ping(&mut self, back: u8) -> Option<[u8; 8]> {
         if self.raw || self.ended {
             return None;
         }
-        let pings = &self.look().pings;
+        let pings = &self.check_outbound().pings;
         let index = pings.len().checked_sub(1 + usize::from(back % 8))?;
         pings.get(index).copied()
     }
@@ -246,7 +257,7 @@ impl Scene {
     fn forge(&self, mut ping: [u8; 8], forgery: &Forgery) -> Vec<u8> {
         let key = self.role.inbound([1, 2, 3, 4]);
         match forgery {
-            // The tag is wrong, whatever the count.
+            // Changes the tag, so that no sequence number is valid.
             Forgery::Payload { at, flip } => {
                 ping[usize::from(at % 4)] ^= flip.max(&1);
                 frame(0x80 | PONG, key, &ping)
@@ -262,32 +273,38 @@ impl Scene {
         }
     }
 
-    /// What the peer has received is the handler's, with whole frames in between.
-    pub(crate) fn look(&mut self) -> &transparent::Injected {
+    /// Checks that the peer has received the handler's bytes with complete control frames in
+    /// between, and returns these.
+    pub(crate) fn check_outbound(&mut self) -> &transparent::Injected {
         let wire = self.peer.wire();
         let lens = (wire.written.len(), self.accepted.len());
-        if lens != self.seen.0 {
+        if lens != self.checked.0 {
             let masked = self.role == Role::Client;
             let injected = transparent::outbound(&wire.written, &self.accepted, masked);
             let injected = injected.unwrap_or_else(|| {
                 let (received, accepted) = (&wire.written, &self.accepted);
                 panic!("the peer received {received:x?} of {accepted:x?}")
             });
-            self.seen = (lens, injected);
+            self.checked = (lens, injected);
         }
-        &self.seen.1
+        &self.checked.1
     }
 
-    /// Keeps account of whom was promised a wake-up. Returns what the operation is ready with.
-    fn came<T>(&mut self, what: Waits, poll: Poll<std::io::Result<T>>) -> Option<T> {
-        let slot = &mut self.waiting[usize::from(what != Waits::Read)];
+    /// Checks that an operation which was pending has been woken, and checks its error. Returns its
+    /// output if it is ready.
+    fn check_result<T>(
+        &mut self,
+        operation: Operation,
+        poll: Poll<std::io::Result<T>>,
+    ) -> Option<T> {
+        let slot = &mut self.pending[usize::from(operation != Operation::Read)];
         let wakes = self.wakes.count();
         let Poll::Ready(result) = poll else {
-            *slot = Some((what, wakes));
+            *slot = Some((operation, wakes));
             return None;
         };
-        if let Some((_, before)) = slot.take().filter(|(waited, _)| *waited == what) {
-            assert!(wakes > before, "{what:?} was ready, and nobody was woken");
+        if let Some((_, before)) = slot.take().filter(|(pending, _)| *pending == operation) {
+            assert!(wakes > before, "{operation:?} became ready without a wake");
         }
         match result {
             Ok(done) => Some(done),
@@ -297,14 +314,14 @@ impl Scene {
                     Some(evicted) => assert_eq!(
                         evictions.first().map(|(reason, _)| *reason),
                         Some(evicted.reason()),
-                        "another reason than the hook's"
+                        "the reason differs from the hook's"
                     ),
                     None => assert!(
                         matches!(
                             error.kind(),
                             ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
                         ),
-                        "an error that nobody made: {error:?}"
+                        "an error that the transport did not return: {error:?}"
                     ),
                 }
                 None
@@ -312,28 +329,28 @@ impl Scene {
         }
     }
 
-    /// Whether the handler got something to read.
+    /// Reads at most `size` bytes. Returns whether the handler has read any.
     pub(crate) fn read(&mut self, size: usize) -> bool {
         let Some(stream) = &mut self.stream else {
             return false;
         };
         let read = script::poll_read(stream, &self.wakes, size);
-        let Some(bytes) = self.came(Waits::Read, read) else {
+        let Some(bytes) = self.check_result(Operation::Read, read) else {
             return false;
         };
-        self.heard.extend_from_slice(&bytes);
+        self.handler_read.extend_from_slice(&bytes);
         let (expected, _) = transparent::inbound(&self.sent, &self.answered);
         assert!(
-            expected.starts_with(&self.heard),
-            "the handler heard {:x?} of {expected:x?}",
-            self.heard
+            expected.starts_with(&self.handler_read),
+            "the handler read {:x?} of {expected:x?}",
+            self.handler_read
         );
         if bytes.is_empty() {
             assert!(
                 self.ended,
-                "an end of the stream that the peer has not made"
+                "the stream ended, but the peer has not ended it"
             );
-            assert_eq!(self.heard.len(), expected.len(), "the end came too early");
+            assert_eq!(self.handler_read.len(), expected.len(), "truncated");
         }
         !bytes.is_empty()
     }
@@ -352,17 +369,17 @@ impl Scene {
                 Pin::new(stream).poll_write_vectored(&mut Context::from_waker(&waker), &slices)
             }
         };
-        let Some(written) = self.came(Waits::Write, written) else {
+        let Some(written) = self.check_result(Operation::Write, written) else {
             return;
         };
-        assert!(written > 0 || bytes.is_empty(), "accepted nothing");
+        assert!(written > 0 || bytes.is_empty(), "accepted no bytes");
         self.accepted.extend(self.queue.drain(..written));
     }
 
     fn flush(&mut self) {
         if let Some(stream) = &mut self.stream {
             let flushed = script::poll_flush(stream, &self.wakes);
-            self.came(Waits::Flush, flushed);
+            self.check_result(Operation::Flush, flushed);
         }
     }
 
@@ -371,7 +388,7 @@ impl Scene {
             self.shut = true;
             let waker = Waker::from(Arc::clone(&self.wakes));
             let done = Pin::new(stream).poll_shutdown(&mut Context::from_waker(&waker));
-            self.came(Waits::Shutdown, done);
+            self.check_result(Operation::Shutdown, done);
         }
     }
 }

@@ -1,30 +1,32 @@
-//! Promise P1, judged from the bytes at both ends alone.
+//! Checks transparency (promise P1) from the bytes at both ends of a connection.
 
 use std::collections::{BTreeSet, HashSet};
 
-use crate::frames::{CLOSE, PING, PONG, Reading};
+use crate::frames::{CLOSE, PING, PONG, ParsedStream};
 
-/// What the handler has to read of what the peer has `sent`: all but the pongs to `pings`. The
-/// second value is how many of the last bytes may be held back, since a pong may come of them.
+/// The bytes that the handler must read if the peer has `sent` these: all but the pongs to `pings`.
+/// The second value is how many of the last bytes may be held back, since they may be part of a
+/// pong.
 pub(crate) fn inbound(sent: &[u8], pings: &[[u8; 8]]) -> (Vec<u8>, usize) {
-    let reading = Reading::of(sent);
-    let mut left = Vec::new();
+    let parsed = ParsedStream::parse(sent);
+    let mut expected = Vec::new();
     let mut end = 0;
-    for frame in &reading.frames {
+    for frame in &parsed.frames {
         let raw = frame.raw(sent);
         end += raw.len();
-        let ours = may_be_pong(raw) && pings.iter().any(|ping| ping[..] == frame.data(sent)[..]);
-        if !ours {
-            left.extend_from_slice(raw);
+        let removed = may_be_pong(raw) && pings.iter().any(|ping| ping[..] == frame.data(sent)[..]);
+        if !removed {
+            expected.extend_from_slice(raw);
         }
     }
     let tail = &sent[end..];
-    left.extend_from_slice(tail);
-    // A whole one would be among the frames.
-    (left, if may_be_pong(tail) { tail.len() } else { 0 })
+    expected.extend_from_slice(tail);
+    // The tail is incomplete: a complete pong would be among the frames.
+    let held_back = if may_be_pong(tail) { tail.len() } else { 0 };
+    (expected, held_back)
 }
 
-/// Whether `bytes` begin as a pong with the length of ours does, masked or not.
+/// Whether `bytes` start like a pong to one of the layer's pings, masked or not.
 fn may_be_pong(bytes: &[u8]) -> bool {
     let headers = [[0x80 | PONG, 8], [0x80 | PONG, 0x88]];
     headers
@@ -32,30 +34,30 @@ fn may_be_pong(bytes: &[u8]) -> bool {
         .any(|header| bytes.iter().zip(header).all(|(byte, want)| byte == want))
 }
 
-/// What was put between the handler's frames.
+/// The control frames that the layer has inserted between the handler's frames.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Injected {
     pub(crate) pings: Vec<[u8; 8]>,
-    /// Nothing may follow.
+    /// A Close frame was inserted, so no frame may follow.
     closed: bool,
 }
 
-/// What the peer has received, as the bytes that the wrapper has accepted from the handler and
-/// whole control frames at boundaries, the last of which may still be on its way. `None` if it
-/// cannot be read like that.
+/// Explains the bytes that the peer has `received` as those that the layer has `accepted` from the
+/// handler, plus complete control frames at frame boundaries, the last of which may be incomplete.
+/// `None` if there is no such explanation.
 pub(crate) fn outbound(received: &[u8], accepted: &[u8], masked: bool) -> Option<Injected> {
-    let reading = Reading::of(accepted);
-    // Nothing may be said after a Close frame.
-    let close = reading.frames.iter().find(|frame| frame.opcode == CLOSE);
+    let parsed = ParsedStream::parse(accepted);
+    // No frame may follow a Close frame (RFC 6455 section 5.5.1).
+    let close = parsed.frames.iter().find(|frame| frame.opcode == CLOSE);
     let close = close.map_or(usize::MAX, |frame| frame.end() as usize);
-    let ends = reading.frames.iter().map(|frame| frame.end() as usize);
+    let ends = parsed.frames.iter().map(|frame| frame.end() as usize);
     let boundaries: BTreeSet<usize> = ends.chain([0]).filter(|end| *end < close).collect();
 
-    // Between two boundaries there is nothing but the handler's bytes. What stands at one may be
-    // the handler's or the wrapper's, if the handler writes anything.
+    // Between two boundaries there are only the handler's bytes. A frame at a boundary may be the
+    // handler's or the layer's, so both are tried.
     let mut tried = HashSet::new();
-    let mut ways = vec![(0, 0, Injected::default())];
-    while let Some((at, own, injected)) = ways.pop() {
+    let mut candidates = vec![(0, 0, Injected::default())];
+    while let Some((at, own, injected)) = candidates.pop() {
         if !tried.insert((at, own)) {
             continue;
         }
@@ -67,44 +69,44 @@ pub(crate) fn outbound(received: &[u8], accepted: &[u8], masked: bool) -> Option
                 return Some(injected);
             }
             if !rest.is_empty() {
-                ways.push((at, own, injected.clone()));
+                candidates.push((at, own, injected.clone()));
             }
         }
         if injected.closed || !boundaries.contains(&own) {
             continue;
         }
-        match control(&received[at..], masked) {
-            Control::Part if own == accepted.len() => return Some(injected),
-            Control::Whole { len, ping } => {
+        match inserted_frame(&received[at..], masked) {
+            InsertedFrame::Incomplete if own == accepted.len() => return Some(injected),
+            InsertedFrame::Complete { len, ping } => {
                 let mut injected = injected;
                 injected.closed = ping.is_none();
                 injected.pings.extend(ping);
-                ways.push((at + len, own, injected));
+                candidates.push((at + len, own, injected));
             }
-            Control::Part | Control::No => {}
+            InsertedFrame::Incomplete | InsertedFrame::No => {}
         }
     }
     None
 }
 
-enum Control {
+enum InsertedFrame {
     No,
-    Part,
-    Whole { len: usize, ping: Option<[u8; 8]> },
+    Incomplete,
+    Complete { len: usize, ping: Option<[u8; 8]> },
 }
 
-/// Whether `bytes` begin with a frame that the wrapper may have made.
-fn control(bytes: &[u8], masked: bool) -> Control {
+/// Whether `bytes` start with a frame that the layer may have inserted.
+fn inserted_frame(bytes: &[u8], masked: bool) -> InsertedFrame {
     let header = [0x80 | PING, if masked { 0x88 } else { 8 }];
     let ping = bytes.iter().zip(header).all(|(byte, want)| *byte == want);
     if !ping && bytes.first() != Some(&(0x80 | CLOSE)) {
-        return Control::No;
+        return InsertedFrame::No;
     }
-    match Reading::of(bytes) {
-        reading if reading.frames.is_empty() && reading.broken.is_some() => Control::No,
-        reading => match reading.frames.first() {
-            None => Control::Part,
-            Some(frame) => Control::Whole {
+    match ParsedStream::parse(bytes) {
+        parsed if parsed.frames.is_empty() && parsed.violation.is_some() => InsertedFrame::No,
+        parsed => match parsed.frames.first() {
+            None => InsertedFrame::Incomplete,
+            Some(frame) => InsertedFrame::Complete {
                 len: frame.end() as usize,
                 ping: ping
                     .then(|| frame.data(bytes))

@@ -1,5 +1,5 @@
-//! The targets' checks on the committed seeds and on random inputs, without a fuzzer: what was found
-//! once stays fixed, on any toolchain.
+//! Runs the checks of the fuzz targets on the committed seeds and on random inputs, without a
+//! fuzzer.
 
 #![forbid(unsafe_code)]
 
@@ -20,14 +20,14 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
     seeds
 }
 
-/// `check` on every seed, on `count` random changes of them, and on as many random inputs.
+/// Runs `check` on every seed, on `count` random mutations of seeds, and on `count` random inputs.
 fn check_all(target: &str, count: u64, check: fn(&[u8])) {
     let seeds = seeds(target);
     for seed in &seeds {
         check(seed);
     }
     for number in 0..count {
-        // The number alone repeats a failure.
+        // The number alone reproduces a failure.
         let mut random = fastrand::Rng::with_seed(number);
         let mut input = random.choice(&seeds).unwrap().clone();
         for _ in 0..random.usize(1..8) {
@@ -46,16 +46,16 @@ fn check_all(target: &str, count: u64, check: fn(&[u8])) {
 }
 
 #[test]
-fn scanner() {
+fn the_scanner_agrees_with_the_reference_on_whole_streams() {
     check_all("scanner", 4_000, scanner::whole);
 }
 
 #[test]
-fn scanner_split() {
+fn the_scanner_agrees_with_the_reference_on_split_streams() {
     check_all("scanner_split", 4_000, scanner::split);
 }
 
 #[test]
-fn stream() {
+fn the_stream_is_transparent_and_ends_once_in_every_scenario() {
     check_all("stream", 2_000, stream::run);
 }
