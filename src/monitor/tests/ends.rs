@@ -316,7 +316,10 @@ fn a_closing_handshake_has_a_timeout_and_stops_all_others() {
         (110_000, End(Reason::CloseTimeout)),
         (210_000, Cut),
     ]);
-    assert_eq!(sim.monitor.lifecycle.take_verdict(), Some(Reason::CloseTimeout));
+    assert_eq!(
+        sim.monitor.lifecycle.take_verdict(),
+        Some(Reason::CloseTimeout)
+    );
 }
 
 #[test]
