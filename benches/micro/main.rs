@@ -1,17 +1,16 @@
-//! What each part costs by itself, next to something whose cost everybody knows. Every group names
-//! its baseline.
+//! Cost of each part in isolation, next to a baseline that every group names.
 //!
 //! ```text
 //! cargo bench --bench micro            # everything: about two minutes
-//! cargo bench --bench micro -- wheel   # some of it: scanner, stream, upgrade, wheel
-//! cargo bench --bench micro -- --test  # each of them once, to see that it works
+//! cargo bench --bench micro -- wheel   # one group: scanner, stream, upgrade, wheel
+//! cargo bench --bench micro -- --test  # runs each bench once, without figures
 //! ```
 //!
-//! Read ratios within a group. What is measured takes nanoseconds, the figures come one after the
-//! other, and a shared machine is faster in one second than in the next: run it twice before a small
-//! difference is believed. What criterion says of a change since the last run is the machine's mood,
-//! unless only the code has changed; `--discard-baseline` keeps it from saying so. For whole servers
-//! there is `servers`, in alternating rounds.
+//! Compare ratios within a group. The benches take nanoseconds and run one after the other, and a
+//! shared machine is not equally fast all the time: run them twice before you trust a small
+//! difference. The change that criterion reports against the last run is noise unless only the code
+//! has changed; `--discard-baseline` suppresses it. `servers` measures whole servers in alternating
+//! rounds.
 
 use std::time::Duration;
 
@@ -25,20 +24,21 @@ mod stream;
 mod upgrade;
 mod wheel;
 
-/// The crate's own module, which it does not show to others. It depends on nothing above it.
+/// The crate's private module, compiled into the bench. It depends on no other module of the crate.
 #[allow(
     dead_code,
     unused_imports,
-    reason = "a bench uses a part, and Cargo has it compile the helpers of the unit tests"
+    reason = "the bench uses a part of it, and compiles the helpers of its unit tests"
 )]
 #[path = "../../src/wire/mod.rs"]
 mod wire;
 
-/// Likewise, for the wheel alone. An inline module, so that the wheel finds its own tests.
+/// The crate's private timer wheel. The inline module makes the path of the wheel's own tests
+/// resolve.
 #[allow(
     dead_code,
     unused_imports,
-    reason = "a bench uses a part, and Cargo has it compile the helpers of the unit tests"
+    reason = "the bench uses a part of it, and compiles the helpers of its unit tests"
 )]
 #[path = "../../src/driver"]
 mod driver {
@@ -56,13 +56,13 @@ fn main() {
     scanner::run(&mut criterion);
     stream::run(&mut criterion);
     upgrade::run(&mut criterion);
-    // The last one, since it pauses tokio's clock: from then on every look at the time costs more,
-    // in the whole process and for good.
+    // Last, since it pauses tokio's clock: from then on every `Instant::now` of tokio is slower in
+    // the whole process.
     wheel::run(&mut criterion);
     criterion.final_summary();
 }
 
-/// A binary frame on the wire: as clients send it, or as servers do.
+/// Encodes a binary frame: masked as clients send it, or unmasked as servers do.
 fn frame(payload: usize, masked: bool) -> Vec<u8> {
     let header = FrameHeader {
         opcode: OpCode::Data(Data::Binary),
@@ -72,11 +72,11 @@ fn frame(payload: usize, masked: bool) -> Vec<u8> {
     let mut out = Vec::new();
     Frame::from_payload(header, Bytes::from(vec![0x5a; payload]))
         .format(&mut out)
-        .expect("a vector takes everything");
+        .expect("a write to a vector cannot fail");
     out
 }
 
-/// `125 B`, `64 KiB`.
+/// Formats a size as `125 B` or `64 KiB`.
 fn size(bytes: usize) -> String {
     match bytes {
         0..1024 => format!("{bytes} B"),

@@ -1,13 +1,13 @@
-//! The frame scanner over what clients send: masked frames, whole and in pieces as a transport might
-//! deliver them. One iteration is one frame, so the time is that of a frame; the throughput is in
-//! bytes of the wire.
+//! The frame scanner over masked frames, whole and split across reads.
 //!
-//! Two baselines. `memcpy` of the same bytes is the least that any layer pays that has a buffer of
-//! its own. `tungstenite's header` is the same header, read by the parser of the library which
-//! follows in any case; it does not look for the frame's end.
+//! One iteration is one frame. The throughput counts all bytes of the frame.
 //!
-//! The scanner skips payloads, so its time for a whole frame is to be the same for 2 bytes and for
-//! 64 KiB; in pieces it is to grow with the number of pieces.
+//! There are two baselines. `memcpy` of the same bytes is the minimum cost of any layer with a
+//! buffer of its own. `tungstenite's header` parses the same header with the WebSocket library's
+//! parser, which does not find the end of the frame.
+//!
+//! The scanner skips payloads, so its time for a whole frame must be the same for 2 bytes and for
+//! 64 KiB. In pieces it must grow with the number of pieces.
 
 use std::hint::black_box;
 use std::io::Cursor;
@@ -18,7 +18,7 @@ use tungstenite::protocol::frame::FrameHeader;
 use crate::wire::Scanner;
 use crate::{frame, size};
 
-/// Sizes of payloads, and of the pieces in which their frames come besides at once.
+/// Payload sizes in bytes, and the piece sizes into which their frames are split.
 const FRAMES: [(usize, &[usize]); 4] = [
     (2, &[1]),
     (125, &[1, 7]),
@@ -56,12 +56,12 @@ pub(crate) fn run(criterion: &mut Criterion) {
                 });
             });
         }
-        assert!(scanner.at_boundary(), "every frame was seen to its end");
+        assert!(scanner.at_boundary(), "every frame was scanned to its end");
         group.finish();
     }
 }
 
-/// Feeds one read to the scanner. Returns how many frames ended in it.
+/// Feeds the bytes of one read to the scanner. Returns the number of frames that end in it.
 fn scan(scanner: &mut Scanner, mut read: &[u8]) -> usize {
     let mut frames = 0;
     while !read.is_empty() {
@@ -73,5 +73,5 @@ fn scan(scanner: &mut Scanner, mut read: &[u8]) -> usize {
 }
 
 fn header(bytes: &[u8]) -> Option<(FrameHeader, u64)> {
-    FrameHeader::parse(&mut Cursor::new(bytes)).expect("tungstenite wrote it itself")
+    FrameHeader::parse(&mut Cursor::new(bytes)).expect("tungstenite encoded the header")
 }

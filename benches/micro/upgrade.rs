@@ -1,16 +1,18 @@
-//! One upgrade over HTTP/1.1, from the client's request until the handler has its WebSocket: hyper's
-//! server, axum's router and handler, and a pipe in memory for a network.
+//! Cost that both layers add to an HTTP/1.1 upgrade.
 //!
-//! The baseline is `bare`, and `added by both layers` is the figure to read: what they add to an
-//! upgrade, for which the bar is 3 µs. Bare and layered upgrades take turns there, and a sample is
-//! the median of their differences, so that a machine with other work hardly matters. A part of it is
-//! axum's, which boxes a service for every layer: `added by two empty layers` says how much.
+//! An upgrade takes from the client's request until the handler has its WebSocket. It runs hyper's
+//! server, axum's router and a handler over an in-memory pipe.
 //!
-//! `upgrade with its end` goes on until the server has dropped the connection. `request` is one that
-//! asks for no upgrade, until it has reached its handler.
+//! The baseline is `bare`. The figure to read is `added by both layers`, with a bar of 3 µs. It
+//! alternates bare and layered upgrades and takes the median of their differences, which makes it
+//! robust against other load on the machine. Part of it is axum's, which boxes a service for every
+//! layer: `added by two empty layers` measures that part.
 //!
-//! Each connection is gone before the next one begins. One more stays open all the time, so that the
-//! driver's task is there already, as in any server in use.
+//! `upgrade with its end` continues until the server has dropped the connection. `request` is a
+//! request without an upgrade, measured until it reaches its handler.
+//!
+//! Each connection ends before the next one opens. One more connection stays open, so that the
+//! driver's task already runs, as in a server in use.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,7 +31,7 @@ use tokio::time::timeout;
 use tower_layer::Identity;
 use tower_ws_liveness::{HeartbeatLayer, IdleTimeoutLayer};
 
-/// What a browser sends, without what only humans read.
+/// A browser's upgrade request, without optional headers.
 const UPGRADE: &str = "GET /ws HTTP/1.1\r\n\
     Host: localhost\r\n\
     Connection: Upgrade\r\n\
@@ -37,19 +39,18 @@ const UPGRADE: &str = "GET /ws HTTP/1.1\r\n\
     Sec-WebSocket-Version: 13\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-/// A request like any other.
+/// A request without an upgrade.
 const REQUEST: &str = "GET /plain HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 
-/// Not axum's default of 128 KiB: what the allocator makes of such a buffer, which comes and goes with
-/// every connection, is an order of magnitude more than what is looked for, or nothing at all, as the
-/// heap happens to lie.
-const READ_BUFFER: usize = 4 * 1024;
+/// Far below axum's default of 128 KiB. Depending on the state of the heap, allocating and freeing
+/// such a buffer per connection costs nothing, or ten times the figure that the bench measures.
+const READ_BUFFER_BYTES: usize = 4 * 1024;
 
 /// How long a connection may take to end.
-const PATIENCE: Duration = Duration::from_secs(10);
+const END_LIMIT: Duration = Duration::from_secs(10);
 
-/// The least that is called a difference.
-const LEAST: Duration = Duration::from_nanos(1);
+/// The smallest difference to report: criterion accepts only positive times.
+const MIN_DIFFERENCE: Duration = Duration::from_nanos(1);
 
 pub(crate) fn run(criterion: &mut Criterion) {
     let runtime = Builder::new_current_thread()
@@ -63,10 +64,10 @@ pub(crate) fn run(criterion: &mut Criterion) {
     let empty = bare.clone().layer(Identity::new()).layer(Identity::new());
     let both = bare.clone().layer(idle).layer(heartbeat.clone());
     let (silence, _peer) = simplex(64);
-    let _open = runtime.block_on(async { busy().wrap_server(join(silence, sink())) });
+    let _open = runtime.block_on(async { busy_layer().wrap_server(join(silence, sink())) });
 
     let mut group = criterion.benchmark_group("upgrade");
-    let works: [(&str, &str, Part); 3] = [
+    let works: [(&str, &str, SelectTime); 3] = [
         ("upgrade", UPGRADE, |times| times.served),
         ("upgrade with its end", UPGRADE, |times| times.ended),
         ("request", REQUEST, |times| times.served),
@@ -96,9 +97,9 @@ pub(crate) fn run(criterion: &mut Criterion) {
                             added.push(layered.as_secs_f64() - base.as_secs_f64());
                         }
                     });
-                    // Criterion takes a sum, and nothing that is not positive.
+                    // Criterion expects the sum over all iterations, and a positive one.
                     let median = Duration::try_from_secs_f64(median(added)).unwrap_or_default();
-                    median.max(LEAST).mul_f64(iters as f64)
+                    median.max(MIN_DIFFERENCE).mul_f64(iters as f64)
                 });
             });
         }
@@ -108,14 +109,16 @@ pub(crate) fn run(criterion: &mut Criterion) {
     assert_eq!(left, 0, "no connection outlives its iteration");
 }
 
-/// The layer of the connection that stays. It keeps the driver looking twice a second, as many
-/// connections would: one that is new then has no earlier deadline for which to wake it.
-fn busy() -> HeartbeatLayer {
-    let beat = Duration::from_millis(500);
-    let layer = HeartbeatLayer::builder().interval(beat).timeout(beat);
-    // Its peer never answers, and is waited for until all is measured.
+/// The layer of the connection that stays open. Its short interval wakes the driver twice a second,
+/// as many connections would, so that the deadline of a new connection is never the earliest.
+fn busy_layer() -> HeartbeatLayer {
+    let interval = Duration::from_millis(500);
+    let layer = HeartbeatLayer::builder()
+        .interval(interval)
+        .timeout(interval);
+    // The peer never answers. It must not be evicted before the bench ends.
     let layer = layer.missed_pings(255).build();
-    layer.expect("a configuration that is allowed")
+    layer.expect("a valid configuration")
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {
@@ -124,7 +127,7 @@ fn median(mut figures: Vec<f64>) -> f64 {
     *median
 }
 
-/// Says when a handler was reached, and for a WebSocket when it was there.
+/// An application that notifies `served` once a handler runs, or has its WebSocket.
 fn app(served: &Arc<Notify>) -> Router {
     let (upgraded, plain) = (Arc::clone(served), Arc::clone(served));
     Router::new()
@@ -132,31 +135,31 @@ fn app(served: &Arc<Notify>) -> Router {
             "/ws",
             any(async move |upgrade: WebSocketUpgrade| {
                 upgrade
-                    .read_buffer_size(READ_BUFFER)
+                    .read_buffer_size(READ_BUFFER_BYTES)
                     .on_upgrade(async move |socket| session(socket, &upgraded).await)
             }),
         )
         .route("/plain", get(async move || plain.notify_one()))
 }
 
-/// Until the peer goes.
+/// Reads until the peer closes the connection.
 async fn session(mut socket: WebSocket, served: &Notify) {
     served.notify_one();
     while let Some(Ok(_)) = socket.recv().await {}
 }
 
-/// How long a connection took from its request on.
+/// Times of a connection, measured from its request.
 struct Times {
-    /// Until its handler said so.
+    /// Until its handler notified `served`.
     served: Duration,
     /// Until the server had dropped its end of the pipe.
     ended: Duration,
 }
 
-/// Which of them is meant.
-type Part = fn(Times) -> Duration;
+/// Selects one of the times.
+type SelectTime = fn(Times) -> Duration;
 
-/// The whole life of a connection.
+/// Opens a connection, sends `request` and waits until the connection has ended.
 async fn serve(app: Router, request: &str, served: &Notify) -> Times {
     let (mut client, server) = duplex(4096);
     let connection = http1::Builder::new()
@@ -176,7 +179,7 @@ async fn serve(app: Router, request: &str, served: &Notify) -> Times {
         end.expect("no error at the end of a pipe");
         assert!(answer.starts_with(b"HTTP/1.1 "), "an answer");
     };
-    let end = timeout(PATIENCE, end).await;
+    let end = timeout(END_LIMIT, end).await;
     end.expect("connections end");
     let ended = start.elapsed();
     let connection = connection.await.expect("no panic");

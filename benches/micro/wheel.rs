@@ -1,21 +1,21 @@
-//! The driver's timer wheel with a deadline for each of 1 k, 100 k and 1 M connections, and beside it
-//! the two baselines that people use: `DelayQueue` of tokio-util, and one tokio `Sleep` for each
-//! connection.
+//! The driver's timer wheel with one deadline for each of 1 k, 100 k and 1 M connections.
+//!
+//! There are two baselines: the `DelayQueue` of tokio-util, and one tokio `Sleep` per connection.
 //!
 //! | | one iteration |
 //! |---|---|
-//! | `insert`, `re-arm`, `cancel` | one entry, anywhere among the others |
-//! | `idle tick` | time goes on by a millisecond, in which nothing is due |
-//! | `busy tick` | time goes on by a millisecond, in which 1 % of the entries are due and are found |
+//! | `insert`, `re-arm`, `cancel` | one entry, at a random place |
+//! | `idle tick` | time advances by a millisecond in which no entry is due |
+//! | `busy tick` | time advances by a millisecond in which 1 % of the entries expire |
 //!
-//! Deadlines lie one to two minutes ahead, but for what is due in a busy tick. An entry that is
-//! inserted gets the place of one that has just gone, as a new connection does. The baselines need a
-//! runtime to tell them the time, and get one whose clock is paused and moved by hand. What that takes
-//! without any entries is `wheel/clock`: subtract it from their ticks.
+//! Deadlines are one to two minutes ahead, except for those of a busy tick. A new entry reuses the
+//! slot of a removed one, as a new connection does. The baselines need a runtime for the time, and
+//! get one with a paused clock that the bench advances. `wheel/clock` measures this without any
+//! entries: subtract it from their ticks.
 //!
-//! Not counted is the task that is woken for each `Sleep` that is due. And a `Sleep` whose deadline
-//! moves away stays where it is, to be moved when its time comes: what it saves at `re-arm` it pays in
-//! ticks, idle ones too.
+//! The wake of a task for each expired `Sleep` is not counted. A `Sleep` whose deadline is
+//! postponed keeps its slot in tokio's wheel until the old deadline: what `re-arm` saves, the ticks
+//! pay, idle ones too.
 
 use std::time::{Duration, Instant};
 
@@ -24,44 +24,48 @@ use criterion::{Bencher, BenchmarkGroup, Criterion};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::advance;
 
-use self::timers::{Asleep, Driven, Queued, TICK, Timers};
+use self::timers::{DelayQueueTimers, SleepTimers, TICK, Timers, WheelTimers};
 
 mod timers;
 
 const SIZES: [(&str, usize); 3] = [("1 k", 1_000), ("100 k", 100_000), ("1 M", 1_000_000)];
 
-/// What is timed together, so that reading the clock does not count.
-const BATCH: usize = 100;
+/// Operations per reading of the clock, so that its cost is negligible.
+const OPERATIONS_PER_SAMPLE: usize = 100;
 
-/// How far ahead deadlines lie, in milliseconds.
-const AHEAD: std::ops::Range<u32> = 60_000..120_000;
+/// Milliseconds until a deadline.
+const DEADLINE_MS: std::ops::Range<u32> = 60_000..120_000;
 
-/// How long after that nothing happens to anything: nothing is due, nothing cascades.
-const QUIET: usize = 50_000;
+/// Milliseconds after all entries are re-armed in which no entry is due or cascades.
+const QUIET_MS: usize = 50_000;
 
 pub(crate) fn run(criterion: &mut Criterion) {
     criterion.bench_function("wheel/clock", |bencher| {
-        let runtime = paused();
+        let runtime = paused_runtime();
         bencher.iter(|| runtime.block_on(advance(TICK)));
     });
     for (size, count) in SIZES {
         let mut group = criterion.benchmark_group(format!("wheel/{size}"));
         group.sample_size(10);
-        measure(&mut group, "wheel", count, Driven::new);
-        let runtime = paused();
+        measure(&mut group, "wheel", count, WheelTimers::new);
+        let runtime = paused_runtime();
         let entered = runtime.enter();
-        measure(&mut group, "DelayQueue", count, || Queued::new(&runtime));
+        measure(&mut group, "DelayQueue", count, || {
+            DelayQueueTimers::new(&runtime)
+        });
         drop(entered);
-        let runtime = paused();
+        let runtime = paused_runtime();
         let entered = runtime.enter();
-        measure(&mut group, "Sleep each", count, || Asleep::new(&runtime));
+        measure(&mut group, "Sleep each", count, || {
+            SleepTimers::new(&runtime)
+        });
         drop(entered);
         group.finish();
     }
 }
 
-/// A runtime whose time stands still until it is moved.
-fn paused() -> Runtime {
+/// A runtime with a paused clock.
+fn paused_runtime() -> Runtime {
     Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -75,59 +79,59 @@ fn measure<T: Timers>(
     count: usize,
     timers: impl Fn() -> T,
 ) {
-    // Made by the first bench that is wanted: it takes a while.
-    let mut made = None;
-    let mut bench = |what: &str, run: fn(&mut Crowd<T>, usize) -> Duration| {
+    // Created by the first bench that runs, since creation is slow.
+    let mut entries = None;
+    let mut bench = |what: &str, run: fn(&mut TimerSet<T>, usize) -> Duration| {
         group.bench_function(format!("{what}, {name}"), |bencher: &mut Bencher<'_>| {
-            let crowd = made.get_or_insert_with(|| Crowd::new(timers(), count));
+            let entries = entries.get_or_insert_with(|| TimerSet::new(timers(), count));
             bencher.iter_custom(|iters| {
                 let mut left = iters as usize;
                 let mut took = Duration::ZERO;
                 while left > 0 {
-                    let batch = left.min(BATCH);
-                    took += run(crowd, batch);
+                    let batch = left.min(OPERATIONS_PER_SAMPLE);
+                    took += run(entries, batch);
                     left -= batch;
                 }
                 took
             });
         });
     };
-    bench("insert", Crowd::insert);
-    bench("re-arm", Crowd::rearm);
-    bench("cancel", Crowd::cancel);
-    bench("idle tick", Crowd::idle_ticks);
-    bench("busy tick", Crowd::busy_ticks);
+    bench("insert", TimerSet::insert);
+    bench("re-arm", TimerSet::rearm);
+    bench("cancel", TimerSet::cancel);
+    bench("idle tick", TimerSet::idle_ticks);
+    bench("busy tick", TimerSet::busy_ticks);
 }
 
-/// Timers with a number of entries, which is the same before and after each bench.
-struct Crowd<T> {
+/// Timers whose number of entries is the same before and after each bench.
+struct TimerSet<T> {
     timers: T,
-    /// All entries, in an order without any order.
+    /// All entries in random order.
     shuffled: Vec<u32>,
     next: usize,
     rng: fastrand::Rng,
-    /// Milliseconds for which nothing is due.
-    quiet: usize,
+    /// Milliseconds for which no entry is due.
+    quiet_ms: usize,
 }
 
-impl<T: Timers> Crowd<T> {
+impl<T: Timers> TimerSet<T> {
     fn new(timers: T, count: usize) -> Self {
-        let mut crowd = Self {
+        let mut entries = Self {
             timers,
             shuffled: (0..count as u32).collect(),
             next: 0,
             rng: fastrand::Rng::with_seed(7),
-            quiet: QUIET,
+            quiet_ms: QUIET_MS,
         };
-        for &entry in &crowd.shuffled {
-            crowd.timers.insert(entry, crowd.rng.u32(AHEAD));
+        for &entry in &entries.shuffled {
+            entries.timers.insert(entry, entries.rng.u32(DEADLINE_MS));
         }
-        crowd.rng.shuffle(&mut crowd.shuffled);
-        crowd
+        entries.rng.shuffle(&mut entries.shuffled);
+        entries
     }
 
-    /// Some of the entries, others each time, and a deadline for each.
-    fn some(&mut self, count: usize) -> Vec<(u32, u32)> {
+    /// Returns `count` entries, different ones on each call, with a new deadline for each.
+    fn next_entries(&mut self, count: usize) -> Vec<(u32, u32)> {
         if self.next + count > self.shuffled.len() {
             self.next = 0;
         }
@@ -136,46 +140,46 @@ impl<T: Timers> Crowd<T> {
         let rng = &mut self.rng;
         entries
             .iter()
-            .map(|&entry| (entry, rng.u32(AHEAD)))
+            .map(|&entry| (entry, rng.u32(DEADLINE_MS)))
             .collect()
     }
 
     fn insert(&mut self, count: usize) -> Duration {
-        let some = self.some(count);
-        for &(entry, _) in &some {
+        let batch = self.next_entries(count);
+        for &(entry, _) in &batch {
             self.timers.cancel(entry);
         }
         timed(|| {
-            for &(entry, after) in &some {
+            for &(entry, after) in &batch {
                 self.timers.insert(entry, after);
             }
         })
     }
 
     fn rearm(&mut self, count: usize) -> Duration {
-        let some = self.some(count);
+        let batch = self.next_entries(count);
         timed(|| {
-            for &(entry, after) in &some {
+            for &(entry, after) in &batch {
                 self.timers.rearm(entry, after);
             }
         })
     }
 
     fn cancel(&mut self, count: usize) -> Duration {
-        let some = self.some(count);
+        let batch = self.next_entries(count);
         let took = timed(|| {
-            for &(entry, _) in &some {
+            for &(entry, _) in &batch {
                 self.timers.cancel(entry);
             }
         });
-        for (entry, after) in some {
+        for (entry, after) in batch {
             self.timers.insert(entry, after);
         }
         took
     }
 
     fn idle_ticks(&mut self, count: usize) -> Duration {
-        self.rest(count);
+        self.ensure_quiet(count);
         timed(|| {
             for _ in 0..count {
                 self.timers.tick(&[]);
@@ -184,10 +188,10 @@ impl<T: Timers> Crowd<T> {
     }
 
     fn busy_ticks(&mut self, count: usize) -> Duration {
-        self.rest(count);
+        self.ensure_quiet(count);
         let mut took = Duration::ZERO;
         for _ in 0..count {
-            let due = self.some(self.shuffled.len() / 100);
+            let due = self.next_entries(self.shuffled.len() / 100);
             for &(entry, _) in &due {
                 self.timers.rearm(entry, 1);
             }
@@ -199,15 +203,15 @@ impl<T: Timers> Crowd<T> {
         took
     }
 
-    /// Sees to it that nothing is due by itself for so many milliseconds.
-    fn rest(&mut self, ticks: usize) {
-        if self.quiet < ticks {
+    /// Re-arms all entries if one could be due within `ticks` milliseconds.
+    fn ensure_quiet(&mut self, ticks: usize) {
+        if self.quiet_ms < ticks {
             for &entry in &self.shuffled {
-                self.timers.rearm(entry, self.rng.u32(AHEAD));
+                self.timers.rearm(entry, self.rng.u32(DEADLINE_MS));
             }
-            self.quiet = QUIET;
+            self.quiet_ms = QUIET_MS;
         }
-        self.quiet -= ticks;
+        self.quiet_ms -= ticks;
     }
 }
 

@@ -1,4 +1,4 @@
-//! The timers that are compared, each made to do the same.
+//! The timers under comparison, behind a common trait.
 
 use std::hint::black_box;
 use std::pin::Pin;
@@ -13,29 +13,29 @@ use crate::driver::wheel::{Key, Wheel};
 
 pub(super) const TICK: Duration = Duration::from_millis(1);
 
-/// How much the driver lets the wheel do at a time.
-const PIECE: usize = 1024;
+/// Work per call of `advance`, as in the driver.
+const ADVANCE_BUDGET: usize = 1024;
 
-/// A deadline for each of many entries. Entries are named by numbers from 0; `after` is in milliseconds from now.
+/// Deadlines of many entries. Entries are numbered from 0; `after` is in milliseconds from now.
 pub(super) trait Timers {
     fn insert(&mut self, entry: u32, after: u32);
     fn rearm(&mut self, entry: u32, after: u32);
     fn cancel(&mut self, entry: u32);
-    /// Moves time on by a millisecond, in which those named (and no others) are due and are found.
+    /// Advances time by a millisecond and asserts that exactly the entries in `due` expire.
     fn tick(&mut self, due: &[(u32, u32)]);
-    /// Gives an entry that was due a new deadline.
+    /// Gives an expired entry a new deadline.
     fn put_back(&mut self, entry: u32, after: u32);
 }
 
-/// The crate's wheel. Its driver asks for the values of what has expired, and so does this.
-pub(super) struct Driven {
+/// The crate's wheel. Like the driver, it looks up the value of every expired entry.
+pub(super) struct WheelTimers {
     wheel: Wheel<u32>,
     keys: Vec<Option<Key>>,
     now: u64,
     expired: Vec<Key>,
 }
 
-impl Driven {
+impl WheelTimers {
     pub(super) fn new() -> Self {
         Self {
             wheel: Wheel::new(0),
@@ -46,10 +46,10 @@ impl Driven {
     }
 }
 
-impl Timers for Driven {
+impl Timers for WheelTimers {
     fn insert(&mut self, entry: u32, after: u32) {
         let key = self.wheel.insert(self.now + u64::from(after), entry);
-        *place(&mut self.keys, entry) = Some(key);
+        *slot_mut(&mut self.keys, entry) = Some(key);
     }
 
     fn rearm(&mut self, entry: u32, after: u32) {
@@ -66,7 +66,9 @@ impl Timers for Driven {
         self.now += 1;
         let (mut found, mut done) = (0, false);
         while !done {
-            done = self.wheel.advance(self.now, PIECE, &mut self.expired);
+            done = self
+                .wheel
+                .advance(self.now, ADVANCE_BUDGET, &mut self.expired);
             found += self.expired.len();
             for key in self.expired.drain(..) {
                 black_box(self.wheel.get(key));
@@ -81,13 +83,13 @@ impl Timers for Driven {
 }
 
 /// One `DelayQueue`.
-pub(super) struct Queued<'a> {
+pub(super) struct DelayQueueTimers<'a> {
     queue: DelayQueue<u32>,
     keys: Vec<Option<delay_queue::Key>>,
     runtime: &'a Runtime,
 }
 
-impl<'a> Queued<'a> {
+impl<'a> DelayQueueTimers<'a> {
     pub(super) fn new(runtime: &'a Runtime) -> Self {
         Self {
             queue: DelayQueue::new(),
@@ -97,10 +99,10 @@ impl<'a> Queued<'a> {
     }
 }
 
-impl Timers for Queued<'_> {
+impl Timers for DelayQueueTimers<'_> {
     fn insert(&mut self, entry: u32, after: u32) {
         let key = self.queue.insert(entry, millis(after));
-        *place(&mut self.keys, entry) = Some(key);
+        *slot_mut(&mut self.keys, entry) = Some(key);
     }
 
     fn rearm(&mut self, entry: u32, after: u32) {
@@ -116,26 +118,26 @@ impl Timers for Queued<'_> {
     fn tick(&mut self, due: &[(u32, u32)]) {
         self.runtime.block_on(advance(TICK));
         let mut found = 0;
-        while let Poll::Ready(Some(expired)) = self.queue.poll_expired(&mut nobody()) {
+        while let Poll::Ready(Some(expired)) = self.queue.poll_expired(&mut noop_context()) {
             black_box(expired);
             found += 1;
         }
         assert_eq!(found, due.len());
     }
 
-    /// What has expired has left the queue.
+    /// An expired entry has been removed from the queue.
     fn put_back(&mut self, entry: u32, after: u32) {
         self.insert(entry, after);
     }
 }
 
-/// One `Sleep` each.
-pub(super) struct Asleep<'a> {
+/// One `Sleep` per entry.
+pub(super) struct SleepTimers<'a> {
     sleeps: Vec<Option<Pin<Box<Sleep>>>>,
     runtime: &'a Runtime,
 }
 
-impl<'a> Asleep<'a> {
+impl<'a> SleepTimers<'a> {
     pub(super) fn new(runtime: &'a Runtime) -> Self {
         Self {
             sleeps: Vec::new(),
@@ -149,12 +151,12 @@ impl<'a> Asleep<'a> {
     }
 }
 
-impl Timers for Asleep<'_> {
+impl Timers for SleepTimers<'_> {
     fn insert(&mut self, entry: u32, after: u32) {
         let mut sleep = Box::pin(sleep(millis(after)));
-        // With the first poll it gets into the runtime's wheel.
-        assert!(sleep.as_mut().poll(&mut nobody()).is_pending());
-        *place(&mut self.sleeps, entry) = Some(sleep);
+        // The first poll registers it with the runtime's wheel.
+        assert!(sleep.as_mut().poll(&mut noop_context()).is_pending());
+        *slot_mut(&mut self.sleeps, entry) = Some(sleep);
     }
 
     fn rearm(&mut self, entry: u32, after: u32) {
@@ -169,28 +171,28 @@ impl Timers for Asleep<'_> {
     fn tick(&mut self, due: &[(u32, u32)]) {
         self.runtime.block_on(advance(TICK));
         for &(entry, _) in due {
-            assert!(self.sleep(entry).poll(&mut nobody()).is_ready());
+            assert!(self.sleep(entry).poll(&mut noop_context()).is_ready());
         }
     }
 
     fn put_back(&mut self, entry: u32, after: u32) {
         self.rearm(entry, after);
-        assert!(self.sleep(entry).poll(&mut nobody()).is_pending());
+        assert!(self.sleep(entry).poll(&mut noop_context()).is_pending());
     }
 }
 
-/// Where something of `entry` is kept. Entries come in order when they come for the first time.
-fn place<T>(all: &mut Vec<Option<T>>, entry: u32) -> &mut Option<T> {
-    if all.len() == entry as usize {
-        all.push(None);
+/// Returns the slot of `entry`. New entries must be inserted in order.
+fn slot_mut<T>(slots: &mut Vec<Option<T>>, entry: u32) -> &mut Option<T> {
+    if slots.len() == entry as usize {
+        slots.push(None);
     }
-    &mut all[entry as usize]
+    &mut slots[entry as usize]
 }
 
 fn millis(count: u32) -> Duration {
     Duration::from_millis(count.into())
 }
 
-fn nobody() -> Context<'static> {
+fn noop_context() -> Context<'static> {
     Context::from_waker(Waker::noop())
 }
