@@ -1,16 +1,17 @@
-//! Instructions for one echoed message and for one ping with its pong, counted by valgrind's
-//! callgrind: figures that do not depend on the machine's mood. (Pings come in real time, and how many
-//! of them share a wake-up depends on the load a little.)
+//! Instructions per echo, ping and upgrade, counted by valgrind's callgrind.
+//!
+//! Unlike times, they hardly depend on the machine's load. Pings are sent in real time, so the
+//! number of pings that share a wake depends on the load a little.
 //!
 //! ```text
 //! cargo bench --bench instructions            # needs valgrind
-//! cargo bench --bench instructions -- echo    # some of it: echo, ping, upgrade
-//! cargo bench --bench instructions -- --keep  # leaves callgrind's profiles in target/callgrind
+//! cargo bench --bench instructions -- echo    # one of them: echo, ping, upgrade
+//! cargo bench --bench instructions -- --keep  # keeps callgrind's profiles in target/callgrind
 //! ```
 //!
-//! Each server runs twice under callgrind, on one thread, for fewer and for more messages: the
-//! difference is what a message costs, without the start, the handshake and the end. The kernel's
-//! instructions are not counted. The run fails if a bar is missed.
+//! Each server runs twice under callgrind on one thread, with fewer and with more messages. The
+//! difference is the cost of the messages, without start, handshake and end. Instructions in the
+//! kernel are not counted. The run fails if a bar is missed.
 
 use std::cell::Cell;
 use std::error::Error;
@@ -32,25 +33,27 @@ use tokio::time::timeout;
 #[path = "../support/mod.rs"]
 mod support;
 
-/// How many messages are sent in the shorter and in the longer run.
+/// Messages sent in the shorter and in the longer run.
 const ECHOES: [u32; 2] = [1_000, 6_000];
-/// How many pings are answered in the shorter and in the longer run, by so many peers.
+/// Pings answered in the shorter and in the longer run, by [`PINGED_PEERS`] peers together.
 const PINGS: [u32; 2] = [500, 5_500];
-const PINGED: usize = 100;
-/// How many connections come and go in the shorter and in the longer run.
+const PINGED_PEERS: usize = 100;
+/// Connections opened and reset in the shorter and in the longer run.
 const UPGRADES: [u32; 2] = [200, 1_200];
-const PAYLOAD: usize = 125;
+const PAYLOAD_BYTES: usize = 125;
 
-/// What the layers may add to an echo, to a ping (all of it is theirs) and to an upgrade with its end.
-/// These are what was measured, with a tenth to spare, to catch what makes it more. (A ping was 7,740 and
-/// 8,684 in two runs: how many share a visit of the driver depends on time.)
-const ADDED: [f64; 3] = [2_350.0, 9_500.0, 39_000.0];
-/// What an echo behind both layers should cost at most, as a multiple of the bare server's with its
-/// default buffers, which it zeroes at every read. With small ones little but system calls is left.
-const GOAL: f64 = 1.03;
+/// Instructions that the layers may add to an echo, to a ping (all of it is theirs) and to an
+/// upgrade with its end. Each is about a tenth above the measured figure, to catch regressions. (A
+/// ping was 7,740 and 8,684 in two runs: the number of pings per turn of the driver depends on
+/// timing.)
+const MAX_ADDED: [f64; 3] = [2_350.0, 9_500.0, 39_000.0];
+/// Maximum cost of an echo behind both layers, as a multiple of the bare server's with axum's
+/// default buffers, which tungstenite zeroes at every read. With small buffers little but system
+/// calls is left.
+const MAX_ECHO_RATIO: f64 = 1.03;
 
-/// Everything is some fifty times slower under callgrind.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// Limit for one run. Callgrind slows a server down about fifty times.
+const RUN_LIMIT: Duration = Duration::from_secs(180);
 
 /// Read buffers of the WebSocket library.
 const BUFFERS: [(&str, Option<usize>); 2] = [("axum's buffers", None), ("4 KiB", Some(4096))];
@@ -61,7 +64,7 @@ fn main() -> ExitCode {
     let args: Vec<_> = std::env::args().skip(1).collect();
     let done = match args.split_first() {
         Some((role, args)) if role == SERVE => server::run(args, || 0).map(|()| true),
-        // `cargo test --benches` does not ask for figures.
+        // `cargo test --benches` passes no `--bench` and needs no figures.
         _ if !args.iter().any(|arg| arg == "--bench") => Ok(true),
         _ => measure(&args),
     };
@@ -75,12 +78,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints all figures. False if one of them misses its bar.
+/// Prints all figures. Returns false if one of them misses its bar.
 fn measure(args: &[String]) -> Result<bool> {
     const NAMES: [&str; 3] = ["echo", "ping", "upgrade"];
     let names: Vec<_> = args.iter().filter(|arg| !arg.starts_with("--")).collect();
     if let Some(unknown) = names.iter().find(|name| !NAMES.contains(&name.as_str())) {
-        return Err(format!("nothing is called {unknown}").into());
+        return Err(format!("unknown measurement: {unknown}").into());
     }
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| *wanted == name);
     let found = Command::new("valgrind")
@@ -97,7 +100,7 @@ fn measure(args: &[String]) -> Result<bool> {
             workers: 0,
             ..Options::default()
         };
-        per_unit("echo", options, ECHOES, 1)
+        instructions_per_unit("echo", options, ECHOES, 1)
     };
     let pings = |kind, buffer| {
         let options = Options {
@@ -107,7 +110,7 @@ fn measure(args: &[String]) -> Result<bool> {
             interval: Duration::from_millis(200),
             timeout: Duration::from_secs(60),
         };
-        per_unit("ping", options, PINGS, PINGED)
+        instructions_per_unit("ping", options, PINGS, PINGED_PEERS)
     };
     let upgrades = |kind, buffer| {
         let options = Options {
@@ -116,11 +119,11 @@ fn measure(args: &[String]) -> Result<bool> {
             workers: 0,
             ..Options::default()
         };
-        per_unit("upgrade", options, UPGRADES, 1)
+        instructions_per_unit("upgrade", options, UPGRADES, 1)
     };
     println!("| instructions in user mode | bare | hand-written | layered | ratio |");
     println!("|---|---|---|---|---|");
-    let mut good = true;
+    let mut all_met = true;
     for (name, buffer) in BUFFERS.into_iter().filter(|_| wanted("echo")) {
         let [bare, hand, layered] = [
             echoes(Kind::Bare, buffer)?,
@@ -129,12 +132,14 @@ fn measure(args: &[String]) -> Result<bool> {
         ];
         let (ratio, added) = (layered / bare, layered - bare);
         println!(
-            "| echo of {PAYLOAD} B, {name} | {bare:.0} | {hand:.0} | {layered:.0} | {ratio:.3} of bare |"
+            "| echo of {PAYLOAD_BYTES} B, {name} | {bare:.0} | {hand:.0} | {layered:.0} | {ratio:.3} of bare |"
         );
-        good &= check("an echo", added, ADDED[0]);
-        if buffer.is_none() && ratio > GOAL {
-            eprintln!("an echo costs {ratio:.3} times as much as the bare server's, not {GOAL}");
-            good = false;
+        all_met &= check("an echo", added, MAX_ADDED[0]);
+        if buffer.is_none() && ratio > MAX_ECHO_RATIO {
+            eprintln!(
+                "an echo costs {ratio:.3} times as much as the bare server's, not {MAX_ECHO_RATIO}"
+            );
+            all_met = false;
         }
     }
     for (name, buffer) in BUFFERS.into_iter().filter(|_| wanted("ping")) {
@@ -146,7 +151,7 @@ fn measure(args: &[String]) -> Result<bool> {
         println!(
             "| ping and pong, {name} | | {hand:.0} | {layered:.0} | {ratio:.3} of hand-written |"
         );
-        good &= check("a ping", layered, ADDED[1]);
+        all_met &= check("a ping", layered, MAX_ADDED[1]);
     }
     for (name, buffer) in BUFFERS.into_iter().filter(|_| wanted("upgrade")) {
         let [bare, hand, layered] = [
@@ -158,24 +163,29 @@ fn measure(args: &[String]) -> Result<bool> {
         println!(
             "| upgrade and end, {name} | {bare:.0} | {hand:.0} | {layered:.0} | {added:.0} more than bare |"
         );
-        good &= check("an upgrade", added, ADDED[2]);
+        all_met &= check("an upgrade", added, MAX_ADDED[2]);
     }
     if !args.iter().any(|arg| arg == "--keep") {
         fs::remove_dir_all(directory)?;
     }
-    Ok(good)
+    Ok(all_met)
 }
 
 fn check(what: &str, added: f64, bar: f64) -> bool {
-    let good = added <= bar;
-    if !good {
+    let met = added <= bar;
+    if !met {
         eprintln!("{what} costs {added:.0} instructions more; the bar is {bar}");
     }
-    good
+    met
 }
 
-/// The instructions of one more echo, or of one more ping, with so many peers.
-fn per_unit(name: &str, options: Options, counts: [u32; 2], peers: usize) -> Result<f64> {
+/// Returns the instructions of one more echo, ping or upgrade.
+fn instructions_per_unit(
+    name: &str,
+    options: Options,
+    counts: [u32; 2],
+    peers: usize,
+) -> Result<f64> {
     let mut totals = [0.0; 2];
     for (total, count) in totals.iter_mut().zip(counts) {
         let buffer = options.buffer.unwrap_or(0);
@@ -193,8 +203,8 @@ fn per_unit(name: &str, options: Options, counts: [u32; 2], peers: usize) -> Res
             .enable_all()
             .build()?;
         runtime.block_on(async {
-            let anywhere = ([0, 0, 0, 0], 0).into();
-            let peers = (0..peers).map(|_| Peer::connect(server.addr, anywhere));
+            let any_local = ([0, 0, 0, 0], 0).into();
+            let peers = (0..peers).map(|_| Peer::connect(server.addr, any_local));
             let mut peers = try_join_all(peers).await?;
             let work = async {
                 match name {
@@ -203,23 +213,23 @@ fn per_unit(name: &str, options: Options, counts: [u32; 2], peers: usize) -> Res
                     _ => pong(peers, count).await,
                 }
             };
-            timeout(PATIENCE, work).await?
+            timeout(RUN_LIMIT, work).await?
         })?;
         server.end()?;
-        *total = total_of(&profile)?;
+        *total = read_total(&profile)?;
     }
     Ok((totals[1] - totals[0]) / f64::from(counts[1] - counts[0]))
 }
 
 async fn echo(peer: &mut Peer, count: u32) -> io::Result<()> {
-    let message = Peer::message(PAYLOAD);
+    let message = Peer::message(PAYLOAD_BYTES);
     for _ in 0..count {
         peer.echo(&message).await?;
     }
     Ok(())
 }
 
-/// Connections that come, and go with a reset.
+/// Opens and resets `count` connections.
 async fn upgrade(addr: SocketAddr, count: u32) -> io::Result<()> {
     for _ in 0..count {
         let peer = Peer::connect(addr, ([0, 0, 0, 0], 0).into()).await?;
@@ -228,7 +238,7 @@ async fn upgrade(addr: SocketAddr, count: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Has all peers answer, until so many pings were answered by all of them together.
+/// Has all peers answer pings until they have answered `count` in total.
 async fn pong(peers: Vec<Peer>, count: u32) -> io::Result<()> {
     let answered = &Cell::new(0);
     let enough = &Notify::new();
@@ -247,8 +257,8 @@ async fn pong(peers: Vec<Peer>, count: u32) -> io::Result<()> {
     }
 }
 
-/// The sum at the end of a profile.
-fn total_of(profile: &Path) -> Result<f64> {
+/// Reads the total at the end of a profile.
+fn read_total(profile: &Path) -> Result<f64> {
     let text = fs::read_to_string(profile)?;
     let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
     Ok(total.ok_or("a profile without a total")?.trim().parse()?)

@@ -1,14 +1,15 @@
-//! Many clients in one process, each of which answers pings and Close frames and does nothing else.
+//! A process of many clients that only answer pings and Close frames.
 //!
-//! Asked on its standard input, the process answers a line for a line, until that is closed:
+//! The process replies to each command on standard input with one line, until standard input is
+//! closed:
 //!
-//! | asked | answered |
+//! | command | reply |
 //! |---|---|
-//! | `connect` | connects all; how many it became, and what stopped the others |
-//! | `firsts` | for each that was pinged: microseconds from its opening to its first ping |
-//! | `rounds` | how many were pinged once at least, and how many twice |
-//! | `pings` | how many pings were answered |
-//! | `ends` | connections that ended with a Close 1001, which was answered, before EOF; and those that ended otherwise |
+//! | `connect` | connects all; how many connected, and the error that stopped the others |
+//! | `firsts` | microseconds from opening to first ping, for each pinged client |
+//! | `rounds` | number of clients pinged at least once, and at least twice |
+//! | `pings` | number of answered pings |
+//! | `ends` | number of connections that ended cleanly (Close 1001, its reply, EOF), and otherwise |
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -23,20 +24,20 @@ use tokio::task::JoinSet;
 
 use super::support::peer::{Frame, Peer};
 use super::support::process::raise_file_limit;
-use super::{Result, line};
+use super::{Result, join_figures};
 
-/// The first argument of such a process. The others are how many clients it is, and the addresses of
-/// the servers among which they are divided.
+/// First argument of such a process. The others are the number of clients and the addresses of the
+/// servers over which they are spread.
 pub(crate) const ROLE: &str = "clients";
 
-/// How many connect at the same time.
-const AT_ONCE: usize = 64;
+/// Number of clients that connect at the same time.
+const MAX_CONNECTING: usize = 64;
 
-/// The port range of one address need not suffice for all.
+/// Loopback addresses of the servers. One would limit the clients to its range of ephemeral ports.
 const ADDRESSES: usize = 8;
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    // One that is stopped does not see its input close, and would outlive the bench.
+    // A stopped process does not notice that its input is closed, and would outlive the bench.
     set_pdeathsig(Signal::SIGKILL)?;
     let (count, servers) = args.split_first().ok_or("clients take a count")?;
     let count = count.parse()?;
@@ -49,59 +50,59 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let seen = Seen::default();
+        let observations = Observations::default();
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
-        while let Some(asked) = lines.next_line().await? {
-            let answer = match asked.as_str() {
-                "connect" => connect_all(count, &servers, &seen).await,
-                "firsts" => line(seen.lock().firsts.iter().copied()),
+        while let Some(command) = lines.next_line().await? {
+            let reply = match command.as_str() {
+                "connect" => connect_all(count, &servers, &observations).await,
+                "firsts" => join_figures(observations.lock().firsts.iter().copied()),
                 "rounds" => {
-                    let counts = seen.lock();
-                    line([counts.firsts.len() as u64, counts.seconds])
+                    let counters = observations.lock();
+                    join_figures([counters.firsts.len() as u64, counters.second_pings])
                 }
-                "pings" => seen.lock().pings.to_string(),
+                "pings" => observations.lock().pings.to_string(),
                 "ends" => {
-                    let counts = seen.lock();
-                    line([counts.goodbyes, counts.lost])
+                    let counters = observations.lock();
+                    join_figures([counters.clean_ends, counters.other_ends])
                 }
-                _ => format!("nobody knows {asked}"),
+                _ => format!("unknown command: {command}"),
             };
-            println!("{answer}");
+            println!("{reply}");
         }
         Ok(())
     })
 }
 
-/// Stops at the first that cannot connect: those after it could not either.
-async fn connect_all(count: usize, servers: &[SocketAddr], seen: &Seen) -> String {
-    let permits = Arc::new(Semaphore::new(AT_ONCE));
+/// Connects the clients and stops at the first error, which the remaining ones would meet too.
+async fn connect_all(count: usize, servers: &[SocketAddr], observations: &Observations) -> String {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTING));
     let mut connecting = JoinSet::new();
-    let mut stopped = None;
+    let mut first_error = None;
     for index in 0..count {
         let permit = Arc::clone(&permits).acquire_owned().await;
         while let Some(done) = connecting.try_join_next() {
-            stopped = stopped.or_else(|| failure(done));
+            first_error = first_error.or_else(|| failure(done));
         }
-        if stopped.is_some() {
+        if first_error.is_some() {
             break;
         }
         let mut server = servers[index % servers.len()];
-        server.set_ip(address(index / servers.len()));
-        let seen = seen.clone();
+        server.set_ip(loopback_address(index / servers.len()));
+        let observations = observations.clone();
         connecting.spawn(async move {
             let _permit = permit;
             let local = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
             let peer = Peer::connect(server, local).await?;
-            seen.lock().opened += 1;
-            tokio::spawn(live(peer, seen));
+            observations.lock().opened += 1;
+            tokio::spawn(answer_until_end(peer, observations));
             Ok(())
         });
     }
     while let Some(done) = connecting.join_next().await {
-        stopped = stopped.or_else(|| failure(done));
+        first_error = first_error.or_else(|| failure(done));
     }
-    let opened = seen.lock().opened;
-    match stopped {
+    let opened = observations.lock().opened;
+    match first_error {
         Some(error) => format!("{opened} {error}"),
         None => opened.to_string(),
     }
@@ -117,41 +118,44 @@ fn failure(done: Connected) -> Option<String> {
     }
 }
 
-/// The server is reached at all addresses of loopback, each of which has its own ports.
-fn address(index: usize) -> IpAddr {
+/// The servers listen on all loopback addresses, each of which has its own range of client ports.
+fn loopback_address(index: usize) -> IpAddr {
     Ipv4Addr::new(127, 0, 0, 1 + (index % ADDRESSES) as u8).into()
 }
 
-async fn live(mut peer: Peer, seen: Seen) {
+async fn answer_until_end(mut peer: Peer, observations: Observations) {
     let opened = Instant::now();
     let mut pings = 0u64;
-    let ended = loop {
+    let clean = loop {
         match peer.receive().await {
             Ok(Frame::Ping) => {
-                let mut seen = seen.lock();
-                seen.pings += 1;
+                let mut observations = observations.lock();
+                observations.pings += 1;
                 pings += 1;
                 match pings {
-                    1 => seen.firsts.push(opened.elapsed().as_micros() as u64),
-                    2 => seen.seconds += 1,
+                    1 => observations
+                        .firsts
+                        .push(opened.elapsed().as_micros() as u64),
+                    2 => observations.second_pings += 1,
                     _ => {}
                 }
             }
-            Ok(Frame::Close) => break say_goodbye(&mut peer).await,
+            Ok(Frame::Close) => break close_cleanly(&mut peer).await,
             Ok(Frame::Data(_)) => {}
             Err(_) => break false,
         }
     };
-    let mut seen = seen.lock();
-    if ended {
-        seen.goodbyes += 1;
+    let mut observations = observations.lock();
+    if clean {
+        observations.clean_ends += 1;
     } else {
-        seen.lost += 1;
+        observations.other_ends += 1;
     }
 }
 
-/// Whether it was 1001, could be answered, and was followed by the end of the stream.
-async fn say_goodbye(peer: &mut Peer) -> bool {
+/// Replies to a Close frame. Returns whether its code was 1001, the reply was sent and EOF
+/// followed.
+async fn close_cleanly(peer: &mut Peer) -> bool {
     if peer.close_code() != Some(1001) || peer.answer_close().await.is_err() {
         return false;
     }
@@ -159,22 +163,22 @@ async fn say_goodbye(peer: &mut Peer) -> bool {
     end.is_err_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
 }
 
-/// What the clients of a process have seen.
+/// Observations of all clients in a process.
 #[derive(Clone, Default)]
-struct Seen(Arc<Mutex<Counts>>);
+struct Observations(Arc<Mutex<Counters>>);
 
 #[derive(Default)]
-struct Counts {
+struct Counters {
     opened: u64,
     firsts: Vec<u64>,
-    seconds: u64,
+    second_pings: u64,
     pings: u64,
-    goodbyes: u64,
-    lost: u64,
+    clean_ends: u64,
+    other_ends: u64,
 }
 
-impl Seen {
-    fn lock(&self) -> MutexGuard<'_, Counts> {
+impl Observations {
+    fn lock(&self) -> MutexGuard<'_, Counters> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

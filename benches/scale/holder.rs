@@ -1,23 +1,22 @@
-//! A process that holds streams in memory, each read by a task of its own: behind a layer, or as they
-//! are.
+//! A process that holds streams in memory, with or without the layer, each read by its own task.
 //!
-//! Asked on its standard input, it answers a line for a line, until that is closed. Times are
-//! microseconds; percentiles are their count, least, median, 99th and greatest.
+//! It replies to each command on standard input with one line, until standard input is closed.
+//! Times are in microseconds; percentiles are count, minimum, median, 99th percentile and maximum.
 //!
-//! | asked | answered |
+//! | command | reply |
 //! |---|---|
-//! | `open` | opens all; the time that took |
-//! | `live` | how many are open, if they are behind a layer |
-//! | `heap` | bytes of heap that are allocated now |
-//! | `pings` | how many were sent |
-//! | `reads` | how often streams were read, also in vain |
-//! | `lateness` | percentiles of how late pings were since this was last asked |
-//! | `probe` and milliseconds | opens and drops one more stream every millisecond for so long; percentiles of the time that each took |
-//! | `silence` and a number | so many peers fall silent at once |
-//! | `late` | percentiles of how late hooks were called for peers that died |
-//! | `sooner` | how many died that are not among those, since their last word was not known to be fresh |
-//! | `others` | how many ended for a reason that nobody gave them |
-//! | `hang-up` | all peers hang up; the time until all tasks have ended |
+//! | `open` | opens all streams; the time that takes |
+//! | `live` | number of open streams behind the layer; 0 without it |
+//! | `heap` | allocated bytes of heap |
+//! | `pings` | number of pings sent |
+//! | `reads` | number of reads, including those that returned `Pending` |
+//! | `lateness` | percentiles of the pings' delay since the last `lateness` |
+//! | `probe` and milliseconds | opens and drops one more stream per millisecond for that long; percentiles of the time each takes |
+//! | `silence` and a number | silences that many peers; the time that takes |
+//! | `late` | percentiles of the delay of eviction hooks for dead peers |
+//! | `early` | number of dead peers evicted before interval + timeout, which `late` leaves out |
+//! | `others` | number of ends for an unexpected reason |
+//! | `close` | closes all peers; the time until all tasks have ended |
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,17 +30,17 @@ use tower_ws_liveness::{Eviction, HeartbeatLayer, OnEvict, Reason};
 
 use super::network::Network;
 use super::percentiles::{self, Percentiles};
-use super::{Result, heap, line};
+use super::{Result, heap, join_figures};
 
-/// The first argument of such a process. The others are [`LAYERED`] or [`BARE`], the number of
-/// streams, and interval and timeout in milliseconds.
+/// First argument of such a process. The others are [`LAYERED`] or [`BARE`], the number of streams,
+/// and interval and timeout in milliseconds.
 pub(crate) const ROLE: &str = "hold";
 
 pub(crate) const LAYERED: &str = "layered";
 pub(crate) const BARE: &str = "bare";
 
-/// After so many streams others get their turn.
-const BATCH: usize = 64;
+/// Streams to open before the task yields.
+const YIELD_AFTER: usize = 64;
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let [kind, count, interval, timeout] = args else {
@@ -53,7 +52,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let layer = HeartbeatLayer::builder()
         .interval(interval)
         .timeout(timeout)
-        .on_evict(Listener(Arc::clone(&ends)))
+        .on_evict(EndRecorder(Arc::clone(&ends)))
         .build()?;
     let network = Network::new(count.parse()?, interval);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -69,8 +68,8 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             tasks: JoinSet::new(),
         };
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
-        while let Some(asked) = lines.next_line().await? {
-            println!("{}", holder.answer(&asked).await?);
+        while let Some(command) = lines.next_line().await? {
+            println!("{}", holder.reply(&command).await?);
         }
         Ok(())
     })
@@ -84,11 +83,11 @@ struct Holder {
 }
 
 impl Holder {
-    async fn answer(&mut self, asked: &str) -> Result<String> {
-        let (asked, argument) = asked.split_once(' ').unwrap_or((asked, "0"));
+    async fn reply(&mut self, command: &str) -> Result<String> {
+        let (command, argument) = command.split_once(' ').unwrap_or((command, "0"));
         let begun = Instant::now();
         let took = |begun: Instant| begun.elapsed().as_micros().to_string();
-        Ok(match asked {
+        Ok(match command {
             "open" => {
                 self.open().await;
                 took(begun)
@@ -100,47 +99,47 @@ impl Holder {
             "heap" => heap().to_string(),
             "pings" => self.network.pings().to_string(),
             "reads" => self.network.reads().to_string(),
-            "lateness" => line(self.network.take_lateness().figures()),
+            "lateness" => join_figures(self.network.take_lateness().figures()),
             "probe" => {
                 let span = Duration::from_millis(argument.parse()?);
-                line(self.probe(span).await?.figures())
+                join_figures(self.probe(span).await?.figures())
             }
             "silence" => {
                 self.network.silence(argument.parse()?).await;
                 took(begun)
             }
-            "late" => line(self.ends.late().figures()),
-            "sooner" => self.ends.sooner.load(Ordering::Relaxed).to_string(),
+            "late" => join_figures(self.ends.late().figures()),
+            "early" => self.ends.early.load(Ordering::Relaxed).to_string(),
             "others" => self.ends.others.load(Ordering::Relaxed).to_string(),
-            "hang-up" => {
-                self.network.hang_up().await;
+            "close" => {
+                self.network.close_peers().await;
                 while self.tasks.join_next().await.is_some() {}
                 took(begun)
             }
-            _ => format!("nobody knows {asked}"),
+            _ => format!("unknown command: {command}"),
         })
     }
 
-    /// Returns when all are being read.
+    /// Opens all streams, and returns once every one of them is being read.
     async fn open(&mut self) {
-        for (count, wire) in self.network.wires().enumerate() {
+        for (count, stream) in self.network.server_streams().enumerate() {
             match &self.layer {
-                Some(layer) => self.tasks.spawn(read(layer.wrap_server(wire).0)),
-                None => self.tasks.spawn(read(wire)),
+                Some(layer) => self.tasks.spawn(read(layer.wrap_server(stream).0)),
+                None => self.tasks.spawn(read(stream)),
             };
-            if count % BATCH == BATCH - 1 {
+            if count % YIELD_AFTER == YIELD_AFTER - 1 {
                 yield_now().await;
             }
         }
-        while !self.network.is_read() {
+        while !self.network.has_readers() {
             sleep(Duration::from_millis(1)).await;
         }
     }
 
-    /// What somebody notices who comes and goes meanwhile.
+    /// Times the opening and dropping of one more stream, once per millisecond during `span`.
     async fn probe(&self, span: Duration) -> Result<Percentiles> {
-        let layer = self.layer.clone().ok_or("there is no layer to be probed")?;
-        // On a worker, like the driver, not on the thread that waits for this process's input.
+        let layer = self.layer.clone().ok_or("there is no layer to probe")?;
+        // Runs on a worker, like the driver, and not on the thread that waits for standard input.
         let probing = tokio::spawn(async move {
             let mut times = percentiles::histogram();
             let mut ticks = interval(Duration::from_millis(1));
@@ -159,25 +158,26 @@ impl Holder {
     }
 }
 
-/// What a handler does whose peer says nothing.
+/// A handler that only reads.
 async fn read(mut io: impl AsyncRead + Unpin) {
     let mut buffer = [0; 16];
     while let Ok(1..) = io.read(&mut buffer).await {}
 }
 
-/// How connections have ended.
+/// Counts the ends of connections by reason.
 struct Ends {
     interval: Duration,
     timeout: Duration,
     late: Mutex<Histogram<u64>>,
-    /// A byte that the driver finds on a visit of its own, before the handler that was woken for it,
-    /// may have lain there since the one before, as far as anybody knows. The next ping is counted
-    /// from that one then. The peer is dead all the same if it leaves it unanswered.
-    sooner: AtomicU64,
+    /// Evictions before interval + timeout. The driver may read a byte before the handler that was
+    /// woken for it. That byte may have arrived at any time since the driver's previous visit, so
+    /// the next ping is scheduled from that visit. A peer that leaves this ping unanswered is dead
+    /// as well.
+    early: AtomicU64,
     others: AtomicU64,
 }
 
-struct Listener(Arc<Ends>);
+struct EndRecorder(Arc<Ends>);
 
 impl Ends {
     fn new(interval: Duration, timeout: Duration) -> Self {
@@ -185,7 +185,7 @@ impl Ends {
             interval,
             timeout,
             late: Mutex::new(percentiles::histogram()),
-            sooner: AtomicU64::new(0),
+            early: AtomicU64::new(0),
             others: AtomicU64::new(0),
         }
     }
@@ -195,7 +195,7 @@ impl Ends {
     }
 }
 
-impl OnEvict for Listener {
+impl OnEvict for EndRecorder {
     fn on_evict(&self, eviction: &Eviction) {
         let ends = &self.0;
         let silence = eviction.last_seen().elapsed();
@@ -206,9 +206,9 @@ impl OnEvict for Listener {
                 times.saturating_record(late.as_micros() as u64);
             }
             (Reason::HeartbeatTimeout { .. }, None) if silence >= ends.timeout => {
-                ends.sooner.fetch_add(1, Ordering::Relaxed);
+                ends.early.fetch_add(1, Ordering::Relaxed);
             }
-            // Those that hung up, and the probe's.
+            // The peers that were closed, and the streams of the probe.
             (Reason::PeerVanished | Reason::HandlerDropped, _) => {}
             _ => {
                 ends.others.fetch_add(1, Ordering::Relaxed);

@@ -1,16 +1,17 @@
-//! A million connections of one process, in memory: what the layer costs without sockets, WebSocket
-//! libraries and the kernel. The baseline of the memory is the same streams, read by the same tasks,
-//! without the layer, in a process of their own.
+//! A million in-memory streams in one process: the cost of the layer alone.
+//!
+//! There are no sockets and no WebSocket library, and the kernel is not involved. The baseline for
+//! memory is a process with the same streams and tasks without the layer.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::percentiles::Percentiles;
 use super::support::process::Process;
-use super::{Result, Size, command, figures, holder};
+use super::{Result, Size, command, holder, request_figures};
 
-/// How long something may take that should happen at once.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Limit for an event that should happen immediately.
+const WAIT_LIMIT: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy)]
 struct Plan {
@@ -40,7 +41,7 @@ pub(crate) fn run(size: Size) -> Result<()> {
     let baseline = bare.open()?;
     bare.process.end()?;
     let mut layered = Holder::start(plan, holder::LAYERED)?;
-    let alone = layered.probe(plan.interval.min(Duration::from_secs(5)))?;
+    let probe_alone = layered.probe(plan.interval.min(Duration::from_secs(5)))?;
     let opened = layered.open()?;
     memory(baseline, opened);
     println!("\n| what | figure |\n|---|---|");
@@ -50,28 +51,34 @@ pub(crate) fn run(size: Size) -> Result<()> {
         opened.took.as_secs_f64()
     );
     layered.quiet(opened.took)?;
-    let (round, coming) = layered.round()?;
+    let (round, probe) = layered.round()?;
     let deaths = layered.deaths()?;
-    layered.hang_up()?;
+    layered.close_peers()?;
     println!("\n| how late | {}", Percentiles::HEAD);
     println!("| pings, after the last byte + interval | {round} |");
     println!(
-        "| hooks of {} that fell silent at once, after the last byte + interval + timeout | {} |",
+        "| eviction hooks of {} peers silent at once, after the last byte + interval + timeout | {} |",
         deaths.hooks.count, deaths.hooks
     );
-    println!("| pings meanwhile, also to those | {} |", deaths.pings);
-    println!("\n| one more opens and is dropped | {}", Percentiles::HEAD);
-    println!("| nobody else there | {alone} |");
-    println!("| all there, and pinged | {coming} |");
-    println!("| while so many die | {} |", deaths.coming);
+    println!(
+        "| pings in the meantime, including those to silent peers | {} |",
+        deaths.pings
+    );
+    println!(
+        "\n| opening and dropping one more stream | {}",
+        Percentiles::HEAD
+    );
+    println!("| with no other stream | {probe_alone} |");
+    println!("| with all streams open and pinged | {probe} |");
+    println!("| during the evictions | {} |", deaths.probe);
     Ok(())
 }
 
-/// What all streams took up as they were opened.
+/// Time and memory that opening all streams took.
 #[derive(Clone, Copy)]
 struct Opened {
     took: Duration,
-    /// Bytes for each.
+    /// Bytes per stream.
     heap: f64,
     resident: f64,
 }
@@ -88,14 +95,14 @@ fn memory(baseline: Opened, opened: Opened) {
     }
 }
 
-/// What happened while many died at once.
+/// Figures from the time in which many peers died at once.
 struct Deaths {
     hooks: Percentiles,
     pings: Percentiles,
-    coming: Percentiles,
+    probe: Percentiles,
 }
 
-/// The process that holds them.
+/// The process that holds the streams.
 struct Holder {
     plan: Plan,
     process: Process,
@@ -114,125 +121,132 @@ impl Holder {
     }
 
     fn open(&mut self) -> Result<Opened> {
-        let (heap, resident) = (self.figure("heap")?, self.process.resident()?);
-        let took = Duration::from_micros(self.figure("open")?);
+        let (heap, resident) = (self.request_figure("heap")?, self.process.resident()?);
+        let took = Duration::from_micros(self.request_figure("open")?);
         let each =
             |before: u64, after: u64| (after as f64 - before as f64) / self.plan.count as f64;
         Ok(Opened {
             took,
-            heap: each(heap, figure(&mut self.process, "heap")?),
+            heap: each(heap, request_figure(&mut self.process, "heap")?),
             resident: each(resident, self.process.resident()?),
         })
     }
 
-    /// The time before the first ping is due, if there is any left after the opening.
+    /// Measures the time before the first ping is due, if any is left after the opening.
     fn quiet(&mut self, opening: Duration) -> Result<()> {
-        // Jitter leaves half of the interval out at most.
+        // With the default jitter no ping is due in the first half of the interval.
         let left = (self.plan.interval / 2).saturating_sub(opening.mul_f64(1.2));
         if left < self.plan.interval / 10 {
-            println!("| processor time while nothing is due | opening took too long to say |");
+            println!("| CPU time while nothing is due | opening took too long to measure |");
             return Ok(());
         }
         let (cpu, begun) = (self.process.cpu()?, Instant::now());
         sleep(left.mul_f64(0.8));
         let (cpu, took) = (self.process.cpu()? - cpu, begun.elapsed());
         let millis = cpu.as_secs_f64() * 1e3 / took.as_secs_f64();
-        println!("| processor time while nothing is due | {millis:.1} ms per second |");
+        println!("| CPU time while nothing is due | {millis:.1} ms per second |");
         Ok(())
     }
 
-    /// A whole interval with a ping for everybody. How late they were, and what somebody noticed who
-    /// came meanwhile.
+    /// Measures a whole interval, in which every stream is pinged. Returns the pings' delay and the
+    /// times of the probe.
     fn round(&mut self) -> Result<(Percentiles, Percentiles)> {
         let begun = Instant::now();
-        while self.figure("pings")? < self.plan.count {
-            if begun.elapsed() > self.plan.interval + PATIENCE {
-                return Err("not everybody was pinged".into());
+        while self.request_figure("pings")? < self.plan.count {
+            if begun.elapsed() > self.plan.interval + WAIT_LIMIT {
+                return Err("not every stream was pinged".into());
             }
             sleep(Duration::from_millis(20));
         }
-        let (cpu, pings, begun) = (self.process.cpu()?, self.figure("pings")?, Instant::now());
-        let reads = self.figure("reads")?;
+        let (cpu, pings, begun) = (
+            self.process.cpu()?,
+            self.request_figure("pings")?,
+            Instant::now(),
+        );
+        let reads = self.request_figure("reads")?;
         self.percentiles("lateness")?;
-        let coming = self.probe(self.plan.interval)?;
+        let probe = self.probe(self.plan.interval)?;
         let lateness = self.percentiles("lateness")?;
-        let reads = self.figure("reads")? - reads;
-        let (pings, took) = (self.figure("pings")? - pings, begun.elapsed());
+        let reads = self.request_figure("reads")? - reads;
+        let (pings, took) = (self.request_figure("pings")? - pings, begun.elapsed());
         let cpu = (self.process.cpu()? - cpu).as_secs_f64();
         println!(
-            "| processor time while all are pinged | {:.1} % of a core |",
+            "| CPU time while all are pinged | {:.1} % of a core |",
             cpu / took.as_secs_f64() * 100.0
         );
         println!(
-            "| processor time for a ping and its pong | {:.2} µs ({pings} pings) |",
+            "| CPU time for a ping and its pong | {:.2} µs ({pings} pings) |",
             cpu * 1e6 / pings.max(1) as f64
         );
         println!(
-            "| reads of the transport for a ping and its pong, also in vain | {:.2} |",
+            "| transport reads per ping and pong, including pending ones | {:.2} |",
             reads as f64 / pings.max(1) as f64
         );
         self.check_live(self.plan.count)?;
-        Ok((lateness, coming))
+        Ok((lateness, probe))
     }
 
-    /// A tenth falls silent after a last word of all at the same time, so that all are pinged, and
-    /// found dead, in the same turn of the driver.
+    /// Silences a tenth of the peers. They send a last pong at the same time, so that the driver
+    /// pings and evicts all of them in the same turn.
     fn deaths(&mut self) -> Result<Deaths> {
         let dying = self.plan.count / 10;
-        let before = figure(&mut self.process, "heap")?;
+        let before = request_figure(&mut self.process, "heap")?;
         self.percentiles("lateness")?;
-        let took = Duration::from_micros(self.figure(&format!("silence {dying}"))?);
+        let took = Duration::from_micros(self.request_figure(&format!("silence {dying}"))?);
         println!(
-            "| time in which {dying} said their last word | {:.3} s |",
+            "| time in which {dying} peers sent their last pong | {:.3} s |",
             took.as_secs_f64()
         );
         let due = self.plan.interval + self.plan.timeout;
-        let coming = self.probe(due + self.plan.interval / 10)?;
+        let probe = self.probe(due + self.plan.interval / 10)?;
         let begun = Instant::now();
-        let (hooks, sooner) = loop {
-            let (hooks, sooner) = (self.percentiles("late")?, self.figure("sooner")?);
-            if hooks.count + sooner >= dying {
-                break (hooks, sooner);
+        let (hooks, early) = loop {
+            let (hooks, early) = (self.percentiles("late")?, self.request_figure("early")?);
+            if hooks.count + early >= dying {
+                break (hooks, early);
             }
-            if begun.elapsed() > PATIENCE {
-                let dead = hooks.count + sooner;
+            if begun.elapsed() > WAIT_LIMIT {
+                let dead = hooks.count + early;
                 return Err(format!("{dead} of {dying} were found dead").into());
             }
             sleep(Duration::from_millis(20));
         };
         self.check_live(self.plan.count - dying)?;
         println!(
-            "| found dead sooner, since a visit of the driver crossed their last word | {sooner} |"
+            "| evicted before the deadline, since the driver read the last pong first | {early} |"
         );
-        let freed = before as f64 - self.figure("heap")? as f64;
+        let freed = before as f64 - self.request_figure("heap")? as f64;
         println!(
-            "| heap that came back with each of the dead | {:.0} B |",
+            "| heap freed per evicted stream | {:.0} B |",
             freed / dying as f64
         );
         Ok(Deaths {
             hooks,
             pings: self.percentiles("lateness")?,
-            coming,
+            probe,
         })
     }
 
-    fn hang_up(&mut self) -> Result<()> {
-        let took = Duration::from_micros(self.figure("hang-up")?);
+    fn close_peers(&mut self) -> Result<()> {
+        let took = Duration::from_micros(self.request_figure("close")?);
         println!(
-            "| time until all the others are gone that hang up at once | {:.2} s |",
+            "| time until all others have ended, whose peers close at once | {:.2} s |",
             took.as_secs_f64()
         );
         self.check_live(0)?;
-        let left = self.figure("heap")? as f64 / self.plan.count as f64;
+        let left = self.request_figure("heap")? as f64 / self.plan.count as f64;
         let resident = self.process.resident()? as f64 / self.plan.count as f64;
-        println!("| left of each after that: live heap, resident | {left:.0} B, {resident:.0} B |");
+        println!(
+            "| left per stream after that: live heap, resident | {left:.0} B, {resident:.0} B |"
+        );
         Ok(())
     }
 
     fn check_live(&mut self, count: u64) -> Result<()> {
-        let (live, others) = (self.figure("live")?, self.figure("others")?);
+        let (live, others) = (self.request_figure("live")?, self.request_figure("others")?);
         if live != count || others > 0 {
-            let text = format!("{live} live instead of {count}, {others} ended for no reason");
+            let text =
+                format!("{live} open instead of {count}, {others} ended for an unexpected reason");
             return Err(text.into());
         }
         Ok(())
@@ -242,16 +256,16 @@ impl Holder {
         self.percentiles(&format!("probe {}", span.as_millis()))
     }
 
-    fn percentiles(&mut self, asked: &str) -> Result<Percentiles> {
-        Percentiles::parse(&figures(&mut self.process, asked)?)
+    fn percentiles(&mut self, command: &str) -> Result<Percentiles> {
+        Percentiles::parse(&request_figures(&mut self.process, command)?)
     }
 
-    fn figure(&mut self, asked: &str) -> Result<u64> {
-        figure(&mut self.process, asked)
+    fn request_figure(&mut self, command: &str) -> Result<u64> {
+        request_figure(&mut self.process, command)
     }
 }
 
-fn figure(process: &mut Process, asked: &str) -> Result<u64> {
-    let figures = figures(process, asked)?;
+fn request_figure(process: &mut Process, command: &str) -> Result<u64> {
+    let figures = request_figures(process, command)?;
     Ok(*figures.first().ok_or("no figure")?)
 }

@@ -1,5 +1,4 @@
-//! How many connections there can be, and what happens to all of them at once: as many real sockets as
-//! several processes can open, and a million streams in memory in a single process.
+//! Very many connections: 100,000 real sockets, and a million in-memory streams in one process.
 //!
 //! ```text
 //! cargo bench --bench scale                # both: some six minutes, 2 cores and 8 GiB
@@ -8,9 +7,9 @@
 //! cargo bench --bench scale -- --quick     # both, too small for figures
 //! ```
 //!
-//! A run fails if anybody is evicted who should not be, or the other way round. How fast is printed,
-//! not judged: it depends on the machine, and on what else it has to do. Linux only, since the figures
-//! come from `/proc`.
+//! A run fails if a live peer is evicted or a dead one is not. Times are printed and not judged,
+//! since they depend on the machine and its other load. Linux only, since the figures come from
+//! `/proc`.
 
 use std::error::Error;
 use std::process::{Command, ExitCode};
@@ -30,18 +29,18 @@ mod sockets;
 #[path = "../support/mod.rs"]
 mod support;
 
-/// Counts what is allocated.
+/// Counts the allocations.
 #[global_allocator]
 static HEAP: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// How much is held.
+/// The extent of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Size {
-    /// Enough to see that it works: some ten seconds for all.
+    /// Shows only that the bench works: about ten seconds for everything.
     Quick,
-    /// Enough for figures.
+    /// Long enough for figures.
     Full,
 }
 
@@ -49,7 +48,7 @@ type Measure = fn(Size) -> Result<()>;
 
 const MEASURES: [(&str, Measure); 2] = [("sockets", sockets::run), ("in-memory", in_memory::run)];
 
-/// What a process can be instead of the bench itself, with its arguments.
+/// Entry point of a child process, with its arguments.
 type Role = fn(&[String]) -> Result<()>;
 
 const ROLES: [(&str, Role); 3] = [
@@ -77,7 +76,7 @@ fn main() -> ExitCode {
 }
 
 fn measure(args: &[String]) -> Result<()> {
-    // `cargo bench` says so; `cargo test --benches` does not, and wants to see that it works.
+    // `cargo bench` passes `--bench`; `cargo test --benches` does not, and needs a short run.
     let measured = args.iter().any(|arg| arg == "--bench");
     let mut size = if measured { Size::Full } else { Size::Quick };
     let mut wanted = Vec::new();
@@ -87,14 +86,14 @@ fn measure(args: &[String]) -> Result<()> {
             "--bench" => {}
             name => {
                 let known = MEASURES.iter().find(|(known, _)| *known == name);
-                wanted.push(known.ok_or_else(|| format!("nothing is called {name}"))?);
+                wanted.push(known.ok_or_else(|| format!("unknown measurement: {name}"))?);
             }
         }
     }
     if wanted.is_empty() {
         wanted.extend(&MEASURES);
     }
-    // One that lacks files, say, does not keep the others from running.
+    // A failure, such as a low limit of open files, must not keep the others from running.
     let mut failed = Vec::new();
     for (name, run) in wanted {
         println!("\n## {name}\n");
@@ -109,7 +108,7 @@ fn measure(args: &[String]) -> Result<()> {
     Err(failed.join("; ").into())
 }
 
-/// This very program, in another role.
+/// Returns a command that runs this binary in another role.
 pub(crate) fn command<'a>(
     role: &str,
     args: impl IntoIterator<Item = &'a String>,
@@ -119,23 +118,23 @@ pub(crate) fn command<'a>(
     Ok(command)
 }
 
-/// The numbers in the answer of `process` to `asked`.
-pub(crate) fn figures(process: &mut Process, asked: &str) -> Result<Vec<u64>> {
-    process.tell(asked)?;
-    heard(process)
+/// Sends `command` to `process` and returns the numbers in its reply.
+pub(crate) fn request_figures(process: &mut Process, command: &str) -> Result<Vec<u64>> {
+    process.send_line(command)?;
+    read_figures(process)
 }
 
-/// The numbers in the next line of `process`.
-pub(crate) fn heard(process: &mut Process) -> Result<Vec<u64>> {
-    let line = process.hear()?;
+/// Reads the next line of `process` and returns its numbers.
+pub(crate) fn read_figures(process: &mut Process) -> Result<Vec<u64>> {
+    let line = process.read_line()?;
     let figures = line.split_whitespace().map(str::parse);
     figures
         .collect::<std::result::Result<_, _>>()
-        .map_err(|_| format!("a process says: {line}").into())
+        .map_err(|_| format!("unexpected reply: {line}").into())
 }
 
-/// Numbers as a line.
-pub(crate) fn line(figures: impl IntoIterator<Item = u64>) -> String {
+/// Joins numbers into a line, separated by spaces.
+pub(crate) fn join_figures(figures: impl IntoIterator<Item = u64>) -> String {
     let figures: Vec<_> = figures
         .into_iter()
         .map(|figure| figure.to_string())
@@ -143,7 +142,7 @@ pub(crate) fn line(figures: impl IntoIterator<Item = u64>) -> String {
     figures.join(" ")
 }
 
-/// Bytes of heap that are allocated now.
+/// Returns the allocated bytes of heap.
 pub(crate) fn heap() -> usize {
     let stats = HEAP.stats();
     stats.bytes_allocated - stats.bytes_deallocated

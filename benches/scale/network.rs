@@ -1,5 +1,4 @@
-//! Peers without sockets: a network in memory that answers every ping after a while, until it is told
-//! not to.
+//! An in-memory network whose peers answer every ping after 20 ms until they are silenced.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,61 +16,62 @@ use tokio::time::{Instant, sleep_until};
 
 use super::percentiles::{self, Percentiles};
 
-/// From a ping to its pong.
+/// Time from a ping to its pong.
 const ROUND_TRIP: Duration = Duration::from_millis(20);
 
-/// After so many deliveries others get their turn.
-const BATCH: usize = 64;
+/// Deliveries before the task yields.
+const YIELD_AFTER: usize = 64;
 
-/// All lines to all peers.
+/// The connections to all peers.
 pub(crate) struct Network {
-    lines: Box<[Mutex<Line>]>,
-    /// Pings that are not answered yet, in the order in which they will be.
-    under_way: Mutex<VecDeque<(Instant, u32)>>,
-    /// There is one again.
+    connections: Box<[Mutex<Connection>]>,
+    /// Pings to answer, with the time and the index of the connection, in order of time.
+    unanswered: Mutex<VecDeque<(Instant, u32)>>,
+    /// Notified when `unanswered` stops being empty.
     pinged: Notify,
     started: Instant,
     interval: Duration,
     pings: AtomicU64,
-    /// How often anything was read, or tried to be.
+    /// Calls of `poll_read`.
     reads: AtomicU64,
-    /// How late pings came, but for the first ones, whose moment nobody knows.
+    /// Delay of pings after their due time. Excludes the first ping of a connection, whose due time
+    /// is not known here because of jitter.
     lateness: Mutex<Histogram<u64>>,
 }
 
-/// One end of one line: what a server holds instead of a socket.
-pub(crate) struct Wire {
+/// The server's end of a connection, in place of a socket.
+pub(crate) struct ServerStream {
     network: Arc<Network>,
     index: u32,
 }
 
-struct Line {
-    arrived: Arrived,
+struct Connection {
+    incoming: Incoming,
     reader: Option<Waker>,
-    /// Payload of the ping that is under way.
+    /// Payload of the unanswered ping.
     ping: [u8; 8],
-    /// When bytes were last read, in microseconds since the start. 0 if none were.
+    /// Time of the last read in microseconds since the start; 0 before the first.
     read_at: u64,
-    /// The peer answers no more.
+    /// Whether the peer has stopped answering.
     silent: bool,
 }
 
-/// What waits to be read.
+/// Bytes or EOF that the server has not read yet.
 #[derive(Clone, Copy)]
-enum Arrived {
+enum Incoming {
     Nothing,
     Pong,
-    /// A pong that nobody asked for.
-    LastWord,
-    End,
+    /// An unsolicited pong (RFC 6455 section 5.5.3).
+    LastPong,
+    Eof,
 }
 
 impl Network {
-    /// With so many lines, on which pings are due after `interval`.
+    /// Creates `count` connections, on which a ping is due `interval` after the last byte.
     pub(crate) fn new(count: u32, interval: Duration) -> Arc<Self> {
-        let line = || {
-            Mutex::new(Line {
-                arrived: Arrived::Nothing,
+        let connection = || {
+            Mutex::new(Connection {
+                incoming: Incoming::Nothing,
                 reader: None,
                 ping: [0; 8],
                 read_at: 0,
@@ -79,8 +79,8 @@ impl Network {
             })
         };
         Arc::new(Self {
-            lines: (0..count).map(|_| line()).collect(),
-            under_way: Mutex::default(),
+            connections: (0..count).map(|_| connection()).collect(),
+            unanswered: Mutex::default(),
             pinged: Notify::new(),
             started: Instant::now(),
             interval,
@@ -90,18 +90,18 @@ impl Network {
         })
     }
 
-    /// The server's ends of all lines.
-    pub(crate) fn wires(self: &Arc<Self>) -> impl Iterator<Item = Wire> {
-        (0..self.lines.len() as u32).map(|index| Wire {
+    /// Returns the server's ends of all connections.
+    pub(crate) fn server_streams(self: &Arc<Self>) -> impl Iterator<Item = ServerStream> {
+        (0..self.connections.len() as u32).map(|index| ServerStream {
             network: Arc::clone(self),
             index,
         })
     }
 
-    /// Answers pings, for ever.
+    /// Answers pings; never returns.
     pub(crate) async fn run(self: Arc<Self>) {
         loop {
-            let next = lock(&self.under_way).front().copied();
+            let next = lock(&self.unanswered).front().copied();
             let Some((due, _)) = next else {
                 self.pinged.notified().await;
                 continue;
@@ -109,43 +109,45 @@ impl Network {
             sleep_until(due).await;
             let now = Instant::now();
             let mut count = 0;
-            while let Some(index) = self.due(now) {
-                self.deliver(index, Arrived::Pong, false);
+            while let Some(index) = self.pop_due(now) {
+                self.deliver(index, Incoming::Pong, false);
                 count += 1;
-                if count % BATCH == 0 {
+                if count % YIELD_AFTER == 0 {
                     yield_now().await;
                 }
             }
         }
     }
 
-    /// The first `count` peers say one thing more, all at once, and then nothing.
+    /// Silences the first `count` peers, each after a last unsolicited pong.
     pub(crate) async fn silence(&self, count: u32) {
-        self.deliver_all(count, Arrived::LastWord).await;
+        self.deliver_all(count, Incoming::LastPong).await;
     }
 
-    /// All peers close their ends, at once and without a word.
-    pub(crate) async fn hang_up(&self) {
-        self.deliver_all(self.lines.len() as u32, Arrived::End)
+    /// Closes the connections of all peers without a Close frame.
+    pub(crate) async fn close_peers(&self) {
+        self.deliver_all(self.connections.len() as u32, Incoming::Eof)
             .await;
     }
 
-    /// Whether somebody waits for every peer.
-    pub(crate) fn is_read(&self) -> bool {
-        self.lines.iter().all(|line| lock(line).reader.is_some())
+    /// Whether a reader waits on every connection.
+    pub(crate) fn has_readers(&self) -> bool {
+        self.connections
+            .iter()
+            .all(|connection| lock(connection).reader.is_some())
     }
 
-    /// How many pings were sent.
+    /// Returns the number of pings sent.
     pub(crate) fn pings(&self) -> u64 {
         self.pings.load(Ordering::Relaxed)
     }
 
-    /// How often anything was read, or tried to be.
+    /// Returns the number of calls of `poll_read`.
     pub(crate) fn reads(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
     }
 
-    /// How late pings were since this was last asked.
+    /// Returns the percentiles of the pings' delay since the previous call.
     pub(crate) fn take_lateness(&self) -> Percentiles {
         let mut lateness = lock(&self.lateness);
         let percentiles = Percentiles::from(&*lateness);
@@ -153,37 +155,37 @@ impl Network {
         percentiles
     }
 
-    async fn deliver_all(&self, count: u32, what: Arrived) {
+    async fn deliver_all(&self, count: u32, what: Incoming) {
         for index in 0..count {
             self.deliver(index, what, true);
-            if index as usize % BATCH == BATCH - 1 {
+            if index as usize % YIELD_AFTER == YIELD_AFTER - 1 {
                 yield_now().await;
             }
         }
     }
 
-    fn deliver(&self, index: u32, what: Arrived, last: bool) {
-        let mut line = lock(&self.lines[index as usize]);
-        if line.silent && !last {
+    fn deliver(&self, index: u32, what: Incoming, last: bool) {
+        let mut connection = lock(&self.connections[index as usize]);
+        if connection.silent && !last {
             return;
         }
-        line.silent = last;
-        line.arrived = what;
-        let reader = line.reader.take();
-        drop(line);
+        connection.silent = last;
+        connection.incoming = what;
+        let reader = connection.reader.take();
+        drop(connection);
         if let Some(reader) = reader {
             reader.wake();
         }
     }
 
-    /// A ping that is to be answered by now.
-    fn due(&self, now: Instant) -> Option<u32> {
-        let mut under_way = lock(&self.under_way);
-        let &(due, index) = under_way.front()?;
+    /// Removes the next ping that must be answered by `now`, and returns its connection.
+    fn pop_due(&self, now: Instant) -> Option<u32> {
+        let mut unanswered = lock(&self.unanswered);
+        let &(due, index) = unanswered.front()?;
         if due > now {
             return None;
         }
-        under_way.pop_front();
+        unanswered.pop_front();
         Some(index)
     }
 
@@ -191,8 +193,8 @@ impl Network {
         (now - self.started).as_micros() as u64
     }
 
-    /// A ping was written at `now` to a line from which something was last read at `read_at`.
-    fn note_ping(&self, now: Instant, read_at: u64) {
+    /// Records a ping that was written at `now` to a connection last read from at `read_at`.
+    fn record_ping(&self, now: Instant, read_at: u64) {
         self.pings.fetch_add(1, Ordering::Relaxed);
         if read_at > 0 {
             let due = read_at + self.interval.as_micros() as u64;
@@ -202,66 +204,66 @@ impl Network {
     }
 
     fn answer_later(&self, now: Instant, index: u32) {
-        let mut under_way = lock(&self.under_way);
-        let first = under_way.is_empty();
-        under_way.push_back((now + ROUND_TRIP, index));
-        drop(under_way);
+        let mut unanswered = lock(&self.unanswered);
+        let first = unanswered.is_empty();
+        unanswered.push_back((now + ROUND_TRIP, index));
+        drop(unanswered);
         if first {
             self.pinged.notify_one();
         }
     }
 }
 
-impl Wire {
-    fn line(&self) -> MutexGuard<'_, Line> {
-        lock(&self.network.lines[self.index as usize])
+impl ServerStream {
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        lock(&self.network.connections[self.index as usize])
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for ServerStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.network.reads.fetch_add(1, Ordering::Relaxed);
-        let mut line = self.line();
-        match line.arrived {
-            Arrived::Nothing => {
-                line.reader = Some(cx.waker().clone());
+        let mut connection = self.connection();
+        match connection.incoming {
+            Incoming::Nothing => {
+                connection.reader = Some(cx.waker().clone());
                 return Poll::Pending;
             }
             // Masked with a key of zeros (RFC 6455 section 5.3).
-            Arrived::Pong => {
+            Incoming::Pong => {
                 buf.put_slice(&[0x8a, 0x88, 0, 0, 0, 0]);
-                buf.put_slice(&line.ping);
+                buf.put_slice(&connection.ping);
             }
-            Arrived::LastWord => buf.put_slice(&[0x8a, 0x80, 0, 0, 0, 0]),
-            // It stays, as an end does.
-            Arrived::End => return Poll::Ready(Ok(())),
+            Incoming::LastPong => buf.put_slice(&[0x8a, 0x80, 0, 0, 0, 0]),
+            // Every later read returns EOF too.
+            Incoming::Eof => return Poll::Ready(Ok(())),
         }
-        line.arrived = Arrived::Nothing;
-        line.read_at = self.network.micros(Instant::now());
+        connection.incoming = Incoming::Nothing;
+        connection.read_at = self.network.micros(Instant::now());
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for ServerStream {
     fn poll_write(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        // The server's pings come whole; its Close frames find nobody.
+        // The server writes a ping in one piece. Its Close frames are ignored.
         if let [0x89, 8, payload @ ..] = buf {
             let now = Instant::now();
-            let mut line = self.line();
+            let mut connection = self.connection();
             if let Ok(payload) = payload.try_into() {
-                line.ping = payload;
+                connection.ping = payload;
             }
-            let (read_at, silent) = (line.read_at, line.silent);
-            drop(line);
-            self.network.note_ping(now, read_at);
+            let (read_at, silent) = (connection.read_at, connection.silent);
+            drop(connection);
+            self.network.record_ping(now, read_at);
             if !silent {
                 self.network.answer_later(now, self.index);
             }
@@ -278,10 +280,11 @@ impl AsyncWrite for Wire {
     }
 }
 
-impl Drop for Wire {
+impl Drop for ServerStream {
     fn drop(&mut self) {
-        // Nobody is woken by a socket that is closed, and a waker keeps a task's memory.
-        let reader = self.line().reader.take();
+        // Drops the waker, which would keep the task's memory allocated. A closed socket wakes no
+        // task.
+        let reader = self.connection().reader.take();
         drop(reader);
     }
 }

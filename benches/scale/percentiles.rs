@@ -1,4 +1,4 @@
-//! Distributions of times, as rows of a table.
+//! Percentiles of times, formatted as table cells.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use hdrhistogram::Histogram;
 
 use super::Result;
 
-/// Least, median, 99th percentile and greatest of some times, in microseconds.
+/// Minimum, median, 99th percentile and maximum of some times, in microseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Percentiles {
     pub(crate) count: u64,
@@ -14,11 +14,11 @@ pub(crate) struct Percentiles {
 }
 
 impl Percentiles {
-    /// The end of a table's head, for rows that end with these.
+    /// The last columns of a table's head, for rows that end with percentiles.
     pub(crate) const HEAD: &'static str =
         "count | min | p50 | p99 | max |\n|---|---|---|---|---|---|";
 
-    /// All zero without times.
+    /// Computes the percentiles. Without times all of them are zero.
     pub(crate) fn of(micros: impl IntoIterator<Item = u64>) -> Self {
         let mut histogram = histogram();
         for time in micros {
@@ -27,7 +27,7 @@ impl Percentiles {
         Self::from(&histogram)
     }
 
-    /// As numbers that [`parse`](Self::parse) understands.
+    /// Returns the numbers that [`parse`](Self::parse) accepts.
     pub(crate) fn figures(self) -> impl Iterator<Item = u64> {
         [self.count].into_iter().chain(self.times)
     }
@@ -41,9 +41,9 @@ impl Percentiles {
     }
 }
 
-/// An empty one of microseconds, up to an hour.
+/// Returns an empty histogram of microseconds, up to an hour.
 pub(crate) fn histogram() -> Histogram<u64> {
-    Histogram::new_with_max(3_600_000_000, 3).expect("three digits are not too many")
+    Histogram::new_with_max(3_600_000_000, 3).expect("three significant digits are valid")
 }
 
 impl From<&Histogram<u64>> for Percentiles {
@@ -56,7 +56,7 @@ impl From<&Histogram<u64>> for Percentiles {
     }
 }
 
-/// Cells of a table, in milliseconds.
+/// Formats table cells in milliseconds.
 impl fmt::Display for Percentiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.count)?;

@@ -1,16 +1,16 @@
-//! A server with both layers, in a process of its own, that knows who has left it and why.
+//! A server process with both layers that records the end of every connection.
 //!
-//! It prints `listening on ADDRESS` and then answers what it is asked on its standard input, a line
-//! for a line, until that is closed:
+//! It prints `listening on ADDRESS`, then replies to each command on standard input with one line,
+//! until standard input is closed:
 //!
-//! | asked | answered |
+//! | command | reply |
 //! |---|---|
-//! | `open` | connections that are open now |
-//! | `heap` | bytes of heap that are allocated now |
-//! | `vanished` | for each that ended with an EOF or an error since it was last asked: when, in microseconds of the Unix era |
-//! | `dead` | for each that its heartbeat evicted since it was last asked: for how many microseconds it was silent |
-//! | `others` | how many ended for any other reason |
-//! | `drain` | closes all; how many were clean, cut and already gone, and after how many microseconds |
+//! | `open` | number of open connections |
+//! | `heap` | allocated bytes of heap |
+//! | `vanished` | times of ends by EOF or error since the last `vanished`, in microseconds since the Unix epoch |
+//! | `dead` | silence in microseconds of each peer that the heartbeat evicted since the last `dead` |
+//! | `others` | number of ends for any other reason |
+//! | `drain` | drains the registry; the counts `clean`, `cut` and `already_gone`, and the time in microseconds |
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -26,13 +26,13 @@ use tower_ws_liveness::{
 };
 
 use super::support::process::raise_file_limit;
-use super::{Result, heap, line};
+use super::{Result, heap, join_figures};
 
-/// The first argument of such a process. The others are interval and timeout in milliseconds.
+/// First argument of such a process. The others are interval and timeout in milliseconds.
 pub(crate) const ROLE: &str = "serve";
 
-/// What matters more than any layer: the WebSocket library's own buffer of 128 KiB.
-const READ_BUFFER: usize = 4096;
+/// The library's default of 128 KiB would outweigh everything that the layers allocate.
+const READ_BUFFER_BYTES: usize = 4096;
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let [interval, timeout] = args else {
@@ -50,34 +50,34 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        // All of loopback, since the ports of one address may not suffice.
+        // Listens on all loopback addresses: the client ports of one may not suffice.
         let listener = TcpListener::bind("0.0.0.0:0").await?;
         println!("listening on 127.0.0.1:{}", listener.local_addr()?.port());
         let registry = heartbeat.registry();
         tokio::spawn(serve(listener, heartbeat));
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
-        while let Some(asked) = lines.next_line().await? {
-            println!("{}", answer(&asked, &registry, &ends).await);
+        while let Some(command) = lines.next_line().await? {
+            println!("{}", reply(&command, &registry, &ends).await);
         }
         Ok(())
     })
 }
 
-async fn answer(asked: &str, registry: &Registry, ends: &Ends) -> String {
-    match asked {
+async fn reply(command: &str, registry: &Registry, ends: &Ends) -> String {
+    match command {
         "open" => registry.len().to_string(),
         "heap" => heap().to_string(),
-        "vanished" => line(std::mem::take(&mut ends.lock().vanished)),
-        "dead" => line(std::mem::take(&mut ends.lock().dead)),
+        "vanished" => join_figures(std::mem::take(&mut ends.lock().vanished)),
+        "dead" => join_figures(std::mem::take(&mut ends.lock().dead)),
         "others" => ends.lock().others.to_string(),
         "drain" => {
             let begun = Instant::now();
             let report = registry.drain(Drain::default()).await;
             let counts = [report.clean(), report.cut(), report.already_gone()];
             let took = begun.elapsed().as_micros() as u64;
-            line(counts.map(|count| count as u64).into_iter().chain([took]))
+            join_figures(counts.map(|count| count as u64).into_iter().chain([took]))
         }
-        _ => format!("nobody knows {asked}"),
+        _ => format!("unknown command: {command}"),
     }
 }
 
@@ -87,15 +87,15 @@ async fn serve(listener: TcpListener, heartbeat: HeartbeatLayer) {
         .layer(IdleTimeoutLayer::new(Duration::from_secs(3600)))
         .layer(heartbeat);
     let listener = listener.tap_io(|socket| {
-        // A socket that has gone meanwhile cannot be set, and is found out by whoever reads it.
+        // Fails if the peer has reset the connection, which the next read reports.
         let _ = socket.set_nodelay(true);
     });
-    let served = axum::serve(listener, app).await;
-    served.expect("axum serves until its process ends");
+    let result = axum::serve(listener, app).await;
+    result.expect("axum serves until its process ends");
 }
 
 async fn upgrade(upgrade: WebSocketUpgrade) -> axum::response::Response {
-    upgrade.read_buffer_size(READ_BUFFER).on_upgrade(echo)
+    upgrade.read_buffer_size(READ_BUFFER_BYTES).on_upgrade(echo)
 }
 
 async fn echo(mut socket: WebSocket) {
@@ -108,7 +108,7 @@ async fn echo(mut socket: WebSocket) {
     }
 }
 
-/// How connections have ended.
+/// The ends of connections, by reason.
 #[derive(Clone, Default)]
 struct Ends(Arc<Mutex<Lists>>);
 
@@ -128,7 +128,7 @@ impl Ends {
 impl OnEvict for Ends {
     fn on_evict(&self, eviction: &Eviction) {
         match eviction.reason() {
-            Reason::PeerVanished | Reason::Transport(_) => self.lock().vanished.push(now()),
+            Reason::PeerVanished | Reason::Transport(_) => self.lock().vanished.push(unix_micros()),
             Reason::HeartbeatTimeout { .. } => {
                 let silence = eviction.last_seen().elapsed();
                 self.lock().dead.push(silence.as_micros() as u64);
@@ -138,8 +138,8 @@ impl OnEvict for Ends {
     }
 }
 
-/// A time that processes of one machine have in common: microseconds of the Unix era.
-pub(crate) fn now() -> u64 {
+/// Microseconds since the Unix epoch, comparable between processes of one machine.
+pub(crate) fn unix_micros() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.unwrap_or_default().as_micros() as u64
 }

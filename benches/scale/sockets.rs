@@ -1,6 +1,7 @@
-//! 100,000 idle connections of real sockets: how long they take to come, what they cost while nothing
-//! happens, how their pings are spread, whether exactly the dead are evicted, and how long it takes to
-//! say goodbye to all. There is no baseline: this is about whether it works, and what it takes.
+//! 100,000 idle connections over real sockets: opening, idle cost, pings, evictions and drain.
+//!
+//! Checks that exactly the dead peers are evicted and that a drain closes every connection cleanly.
+//! There is no baseline.
 
 use std::fs;
 use std::thread::sleep;
@@ -10,22 +11,22 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::percentiles::Percentiles;
-use super::support::process::{Process, Server, need_files};
-use super::{Result, Size, client, command, figures, heard, ping_spread, server};
+use super::support::process::{Process, Server, require_files};
+use super::{Result, Size, client, command, ping_spread, read_figures, request_figures, server};
 
-/// Connections of one process, if it may open as many files.
-const PER_PROCESS: u64 = 17_000;
-/// Files that a process needs besides.
+/// Connections per process, if its limit of open files allows.
+const MAX_PER_PROCESS: u64 = 17_000;
+/// Files that a process needs besides its connections.
 const OTHER_FILES: u64 = 100;
 
-/// How long something may take that should happen at once.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Limit for an event that should happen immediately.
+const WAIT_LIMIT: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy)]
 struct Plan {
     servers: u64,
     total: u64,
-    /// How many are killed, and as many are stopped.
+    /// Number of clients that are killed, and of those that are stopped.
     doomed: u64,
     interval: Duration,
     timeout: Duration,
@@ -42,8 +43,8 @@ impl Plan {
                 timeout: Duration::from_millis(500),
             });
         }
-        let limit = need_files(1_000 + OTHER_FILES)?;
-        let per_process = PER_PROCESS.min(limit - OTHER_FILES);
+        let limit = require_files(1_000 + OTHER_FILES)?;
+        let per_process = MAX_PER_PROCESS.min(limit - OTHER_FILES);
         let servers = 6;
         let total = 100_000.min(servers * per_process);
         println!("A process may open {limit} files, so {total} connections are held.\n");
@@ -65,37 +66,35 @@ pub(crate) fn run(size: Size) -> Result<()> {
         plan.servers, plan.interval, plan.timeout
     );
     println!("| what | figure |\n|---|---|");
-    let mut scene = Scene::start(plan)?;
-    scene.connect()?;
-    let first = scene.first_pings(size)?;
-    scene.idle()?;
-    let [vanished, late] = scene.deaths()?;
-    scene.drain()?;
+    let mut fleet = Fleet::start(plan)?;
+    fleet.connect()?;
+    let first = fleet.first_pings(size)?;
+    fleet.idle()?;
+    let [vanished, late] = fleet.deaths()?;
+    fleet.drain()?;
     println!("\n| when | {}", Percentiles::HEAD);
-    println!("| first pings: after the opening | {first} |");
-    println!("| evictions of the killed: after the kill | {vanished} |");
-    println!(
-        "| evictions of the stopped: after the last sign of life + interval + timeout | {late} |"
-    );
+    println!("| first ping: after the connection opened | {first} |");
+    println!("| eviction of killed clients: after the kill | {vanished} |");
+    println!("| eviction of stopped clients: after the last byte + interval + timeout | {late} |");
     Ok(())
 }
 
-/// All processes.
-struct Scene {
+/// The processes of one run.
+struct Fleet {
     plan: Plan,
     servers: Vec<Server>,
-    /// The clients that live: one process for each server.
+    /// The clients that stay alive: one process per server.
     steady: Vec<Process>,
     killed: Option<Process>,
     stopped: Option<Process>,
-    /// How many connections there are, how many of them live to the end, and how many are killed and
-    /// stopped.
+    /// Number of connections: in total, with a peer that stays alive, and with one that is killed
+    /// or stopped.
     held: u64,
-    living: u64,
+    alive: u64,
     doomed: [u64; 2],
 }
 
-impl Scene {
+impl Fleet {
     fn start(plan: Plan) -> Result<Self> {
         let times = [plan.interval, plan.timeout].map(|time| time.as_millis().to_string());
         let servers: Vec<_> = (0..plan.servers)
@@ -109,11 +108,11 @@ impl Scene {
             let args: Vec<_> = [&[count.to_string()], addrs].concat();
             Process::spawn(command(client::ROLE, &args)?)
         };
-        let living = plan.total - 2 * plan.doomed;
+        let alive = plan.total - 2 * plan.doomed;
         let steady = (0..plan.servers)
             .map(|index| {
-                // The remainder goes to the first ones.
-                let count = (living + plan.servers - 1 - index) / plan.servers;
+                // The first processes take the remainder.
+                let count = (alive + plan.servers - 1 - index) / plan.servers;
                 clients(count, &addrs[index as usize..][..1])
             })
             .collect::<Result<_>>()?;
@@ -124,22 +123,22 @@ impl Scene {
             servers,
             steady,
             held: 0,
-            living: 0,
+            alive: 0,
             doomed: [0; 2],
         })
     }
 
     fn connect(&mut self) -> Result<()> {
         let resident = self.resident()?;
-        let heap: u64 = self.ask("heap")?.iter().sum();
-        let kernel = slab()?;
+        let heap: u64 = self.request_all("heap")?.iter().sum();
+        let kernel = slab_bytes()?;
         let begun = Instant::now();
         for clients in self.clients() {
-            clients.tell("connect")?;
+            clients.send_line("connect")?;
         }
         let mut counts = Vec::new();
         for clients in self.clients() {
-            let line = clients.hear()?;
+            let line = clients.read_line()?;
             let (count, stopped) = line.split_once(' ').unwrap_or((&line, ""));
             counts.push(count.parse::<u64>()?);
             if !stopped.is_empty() {
@@ -149,14 +148,14 @@ impl Scene {
         let took = begun.elapsed();
         self.held = counts.iter().sum();
         let (steady, doomed) = counts.split_at(self.steady.len());
-        self.living = steady.iter().sum();
+        self.alive = steady.iter().sum();
         self.doomed = doomed.try_into()?;
         self.wait_until_open(self.held)?;
         let held = self.held;
         let per_connection = |before: u64, after: u64| after.saturating_sub(before) / held.max(1);
-        let heap = per_connection(heap, self.ask("heap")?.iter().sum());
+        let heap = per_connection(heap, self.request_all("heap")?.iter().sum());
         let resident = per_connection(resident, self.resident()?);
-        let kernel = per_connection(kernel, slab()?);
+        let kernel = per_connection(kernel, slab_bytes()?);
         println!("| connections held | {held} of {} |", self.plan.total);
         println!("| time for all to connect | {:.1} s |", took.as_secs_f64());
         println!("| live heap of the servers, per connection | {heap} B |");
@@ -165,18 +164,18 @@ impl Scene {
         Ok(())
     }
 
-    /// Waits until everybody was pinged for the first time, and says when.
+    /// Waits until every connection has been pinged. Returns the percentiles of the first pings.
     fn first_pings(&mut self, size: Size) -> Result<Percentiles> {
         self.wait_for_round(0)?;
         let mut firsts = Vec::new();
         for clients in self.clients() {
-            firsts.extend(figures(clients, "firsts")?);
+            firsts.extend(request_figures(clients, "firsts")?);
         }
         ping_spread::show(&firsts, self.plan.interval, size)?;
         Ok(Percentiles::of(firsts))
     }
 
-    /// One interval in which nothing happens but pings and pongs.
+    /// Measures one interval with nothing but pings and pongs.
     fn idle(&mut self) -> Result<()> {
         let (pings, cpu, begun) = (self.pings()?, self.cpu()?, Instant::now());
         sleep(self.plan.interval);
@@ -184,51 +183,50 @@ impl Scene {
         let (cpu, took) = (self.cpu()? - cpu, begun.elapsed());
         let share = cpu.as_secs_f64() / took.as_secs_f64() * 100.0;
         let of_all = share * 100_000.0 / self.held.max(1) as f64;
-        println!("| processor time of all servers, idle | {share:.1} % of a core |");
+        println!("| CPU time of all servers, idle | {share:.1} % of a core |");
         println!("| the same for 100,000 connections | {of_all:.1} % of a core |");
         println!(
-            "| processor time for a ping and its pong | {:.1} µs ({pings} pings) |",
+            "| CPU time for a ping and its pong | {:.1} µs ({pings} pings) |",
             cpu.as_secs_f64() * 1e6 / pings.max(1) as f64
         );
         self.wait_for_round(1)?;
-        let [vanished, dead] = [self.ask("vanished")?, self.ask("dead")?];
+        let [vanished, dead] = [self.request_all("vanished")?, self.request_all("dead")?];
         if !vanished.is_empty() || !dead.is_empty() {
             let count = vanished.len() + dead.len();
-            return Err(format!("{count} connections were evicted that live").into());
+            return Err(format!("{count} live connections were evicted").into());
         }
         Ok(())
     }
 
-    /// Kills some and stops others. How late each was evicted.
+    /// Kills one process of clients and stops another. Returns the delays of their evictions.
     fn deaths(&mut self) -> Result<[Percentiles; 2]> {
         let [killed, dead] = self.doomed;
-        let stopped = self
-            .stopped
-            .as_ref()
-            .ok_or("nobody is left to be stopped")?;
+        let stopped = self.stopped.as_ref().ok_or("no clients are left to stop")?;
         kill(Pid::from_raw(stopped.pid() as i32), Signal::SIGSTOP)?;
-        let killed_at = server::now();
-        // Kills it.
+        let killed_at = server::unix_micros();
+        // Drop kills the process.
         drop(self.killed.take());
-        let vanished = self.collect("vanished", killed, PATIENCE)?;
-        let patience = self.plan.interval + self.plan.timeout + PATIENCE;
-        let silences = self.collect("dead", dead, patience)?;
-        // Nobody follows them.
-        self.wait_until_open(self.living)?;
-        let others = [
-            self.ask("vanished")?,
-            self.ask("dead")?,
-            self.ask("others")?,
+        let vanished = self.collect("vanished", killed, WAIT_LIMIT)?;
+        let limit = self.plan.interval + self.plan.timeout + WAIT_LIMIT;
+        let silences = self.collect("dead", dead, limit)?;
+        // No other connection ends.
+        self.wait_until_open(self.alive)?;
+        let unexpected = [
+            self.request_all("vanished")?,
+            self.request_all("dead")?,
+            self.request_all("others")?,
         ];
-        let more = others[0].len() + others[1].len() + others[2].iter().sum::<u64>() as usize;
-        if more > 0 {
-            return Err(
-                format!("{more} connections were evicted that should not have been").into(),
-            );
+        let unexpected_count =
+            unexpected[0].len() + unexpected[1].len() + unexpected[2].iter().sum::<u64>() as usize;
+        if unexpected_count > 0 {
+            return Err(format!(
+                "{unexpected_count} connections were evicted that should not have been"
+            )
+            .into());
         }
         let timeout = self.plan.timeout.as_micros() as u64;
         if silences.iter().any(|&silence| silence < timeout) {
-            return Err("somebody was evicted too early".into());
+            return Err("a peer was evicted too early".into());
         }
         let due = (self.plan.interval + self.plan.timeout).as_micros() as u64;
         Ok([
@@ -239,15 +237,15 @@ impl Scene {
 
     fn drain(&mut self) -> Result<()> {
         for server in &mut self.servers {
-            server.tell("drain")?;
+            server.send_line("drain")?;
         }
         let mut sums = [0; 3];
         let (mut shortest, mut longest) = (u64::MAX, 0);
         for server in &mut self.servers {
-            let [clean, cut, gone, took] = heard(server)?[..] else {
-                return Err("a server does not say how it was drained".into());
+            let [clean, cut, already_gone, took] = read_figures(server)?[..] else {
+                return Err("a server did not report its drain".into());
             };
-            for (sum, count) in sums.iter_mut().zip([clean, cut, gone]) {
+            for (sum, count) in sums.iter_mut().zip([clean, cut, already_gone]) {
                 *sum += count;
             }
             shortest = shortest.min(took);
@@ -258,40 +256,44 @@ impl Scene {
             shortest as f64 / 1e6,
             longest as f64 / 1e6
         );
-        let [clean, cut, gone] = sums;
-        println!("| drained clean, cut, already gone | {clean}, {cut}, {gone} |");
-        let [goodbyes, lost] = self.farewells()?;
-        println!("| clients that got 1001, answered and saw the end | {goodbyes} |");
-        if clean + cut + gone != self.living || self.ask("open")?.iter().sum::<u64>() != 0 {
-            return Err("the drain has not come to everybody".into());
+        let [clean, cut, already_gone] = sums;
+        println!("| drained clean, cut, already gone | {clean}, {cut}, {already_gone} |");
+        let [clean_ends, other_ends] = self.client_ends()?;
+        println!("| clients that received 1001, replied and read EOF | {clean_ends} |");
+        if clean + cut + already_gone != self.alive
+            || self.request_all("open")?.iter().sum::<u64>() != 0
+        {
+            return Err("the drain did not reach every connection".into());
         }
-        if lost > cut {
-            return Err(format!("{lost} clients were not told to go").into());
+        if other_ends > cut {
+            return Err(format!("{other_ends} clients received no Close 1001").into());
         }
         Ok(())
     }
 
-    /// How many clients saw a proper end, and how many another, as soon as all have.
-    fn farewells(&mut self) -> Result<[u64; 2]> {
+    /// Waits until all clients have ended. Returns the number of clean ends and of others.
+    fn client_ends(&mut self) -> Result<[u64; 2]> {
         let begun = Instant::now();
         loop {
             let mut sums = [0; 2];
             for clients in &mut self.steady {
-                for (sum, count) in sums.iter_mut().zip(figures(clients, "ends")?) {
+                for (sum, count) in sums.iter_mut().zip(request_figures(clients, "ends")?) {
                     *sum += count;
                 }
             }
-            if sums.iter().sum::<u64>() == self.living {
+            if sums.iter().sum::<u64>() == self.alive {
                 return Ok(sums);
             }
-            if begun.elapsed() > PATIENCE {
-                return Err(format!("{} have not ended", self.living - sums[0] - sums[1]).into());
+            if begun.elapsed() > WAIT_LIMIT {
+                return Err(
+                    format!("{} clients have not ended", self.alive - sums[0] - sums[1]).into(),
+                );
             }
             sleep(Duration::from_millis(50));
         }
     }
 
-    /// The processes of all clients that have not been killed, those that live first.
+    /// The processes of all clients that have not been killed, starting with the steady ones.
     fn clients(&mut self) -> impl Iterator<Item = &mut Process> {
         let doomed = [&mut self.killed, &mut self.stopped];
         self.steady.iter_mut().chain(doomed.into_iter().flatten())
@@ -305,11 +307,11 @@ impl Scene {
         self.servers.iter().map(|server| server.cpu()).sum()
     }
 
-    /// Asks all servers.
-    fn ask(&mut self, asked: &str) -> Result<Vec<u64>> {
+    /// Sends a command to all servers and returns the numbers of all replies.
+    fn request_all(&mut self, command: &str) -> Result<Vec<u64>> {
         let mut all = Vec::new();
         for server in &mut self.servers {
-            all.extend(figures(server, asked)?);
+            all.extend(request_figures(server, command)?);
         }
         Ok(all)
     }
@@ -317,24 +319,24 @@ impl Scene {
     fn pings(&mut self) -> Result<u64> {
         let mut sum = 0;
         for clients in self.clients() {
-            sum += figures(clients, "pings")?.iter().sum::<u64>();
+            sum += request_figures(clients, "pings")?.iter().sum::<u64>();
         }
         Ok(sum)
     }
 
-    /// Waits until everybody has been pinged once (0) or twice (1).
+    /// Waits until every connection has been pinged once (`round` 0) or twice (`round` 1).
     fn wait_for_round(&mut self, round: usize) -> Result<()> {
-        let patience = self.plan.interval + PATIENCE;
+        let limit = self.plan.interval + WAIT_LIMIT;
         let begun = Instant::now();
         loop {
             let mut pinged = 0;
             for clients in self.clients() {
-                pinged += figures(clients, "rounds")?[round];
+                pinged += request_figures(clients, "rounds")?[round];
             }
             if pinged == self.held {
                 return Ok(());
             }
-            if begun.elapsed() > patience {
+            if begun.elapsed() > limit {
                 return Err(format!("{pinged} were pinged instead of {}", self.held).into());
             }
             sleep(Duration::from_millis(200));
@@ -344,25 +346,25 @@ impl Scene {
     fn wait_until_open(&mut self, count: u64) -> Result<()> {
         let begun = Instant::now();
         loop {
-            let open: u64 = self.ask("open")?.iter().sum();
+            let open: u64 = self.request_all("open")?.iter().sum();
             if open == count {
                 return Ok(());
             }
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > WAIT_LIMIT {
                 return Err(format!("{open} connections are open instead of {count}").into());
             }
             sleep(Duration::from_millis(50));
         }
     }
 
-    /// Asks all servers until they have named `count` altogether.
-    fn collect(&mut self, asked: &str, count: u64, patience: Duration) -> Result<Vec<u64>> {
+    /// Repeats a command to all servers until their replies hold `count` numbers in total.
+    fn collect(&mut self, command: &str, count: u64, limit: Duration) -> Result<Vec<u64>> {
         let begun = Instant::now();
         let mut all = Vec::new();
         while all.len() as u64 != count {
-            all.extend(self.ask(asked)?);
-            if begun.elapsed() > patience || all.len() as u64 > count {
-                return Err(format!("{asked}: {} instead of {count}", all.len()).into());
+            all.extend(self.request_all(command)?);
+            if begun.elapsed() > limit || all.len() as u64 > count {
+                return Err(format!("{command}: {} instead of {count}", all.len()).into());
             }
             sleep(Duration::from_millis(50));
         }
@@ -370,8 +372,8 @@ impl Scene {
     }
 }
 
-/// Bytes that the kernel has taken for its own structures, sockets among them.
-fn slab() -> Result<u64> {
+/// Returns the bytes of kernel memory in slabs, which include sockets.
+fn slab_bytes() -> Result<u64> {
     let meminfo = fs::read_to_string("/proc/meminfo")?;
     let line = meminfo.lines().find_map(|line| line.strip_prefix("Slab:"));
     let kib = line.and_then(|line| line.split_whitespace().next());

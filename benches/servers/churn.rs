@@ -1,8 +1,8 @@
-//! A million short connections through one server: what it keeps of them.
+//! Memory that a server retains after a million short connections.
 //!
-//! Each connection is upgraded; every other one has a message echoed; then it ends with a closing
-//! handshake, with FIN alone, or with RST. The baseline is the layered server itself after its first
-//! connections; bare axum goes first, with fewer.
+//! Every connection is upgraded, and every other one has a message echoed. Then it ends with a
+//! closing handshake, with a FIN alone or with an RST. The baseline is the layered server itself
+//! after its first connections. Bare axum runs first, with fewer connections.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,24 +12,24 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-use super::support::crowd::{self, ANYWHERE};
 use super::support::options::{Kind, Options};
 use super::support::peer::Peer;
+use super::support::peers::{self, ANY_LOCAL};
 use super::support::plot::{self, Labels, Line};
-use super::support::process::{Server, need_files};
+use super::support::process::{Server, require_files};
 use super::{Result, Size};
 
-/// How many connections are made.
+/// The number of connections per server.
 struct Plan {
     bare: usize,
     layered: usize,
-    /// From which on nothing may grow.
-    warm: usize,
-    /// From sample to sample.
+    /// Connections after which memory must not grow any more.
+    warm_up: usize,
+    /// Connections between two samples.
     step: usize,
 }
 
-/// What the server keeps, of `connections` so far, when none is open.
+/// Memory of the server after `connections` connections, none of them open.
 #[derive(Clone, Copy)]
 struct Sample {
     connections: usize,
@@ -37,27 +37,27 @@ struct Sample {
     resident: u64,
 }
 
-/// The whole measure of one server ends after this long, with as many connections as it has made.
-const LIMIT: Duration = Duration::from_secs(400);
+/// The measurement of one server stops after this time, whatever the number of connections.
+const MEASURE_LIMIT: Duration = Duration::from_secs(400);
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(size: Size) -> Result<()> {
     let plan = match size {
         Size::Quick => Plan {
             bare: 1000,
             layered: 2000,
-            warm: 500,
+            warm_up: 500,
             step: 250,
         },
         Size::Full => Plan {
             bare: 200_000,
             layered: 1_000_000,
-            warm: 100_000,
+            warm_up: 100_000,
             step: 50_000,
         },
     };
-    need_files(1000)?;
+    require_files(1000)?;
     let runtime = Runtime::new()?;
     let bare = churn(&runtime, Kind::Bare, plan.bare, plan.step)?;
     let layered = churn(&runtime, Kind::Layered, plan.layered, plan.step)?;
@@ -70,8 +70,8 @@ pub(crate) fn run(size: Size) -> Result<()> {
     }
     let done = layered.last().map_or(0, |sample| sample.connections);
     if done < plan.layered {
-        let (limit, wanted) = (LIMIT.as_secs(), plan.layered);
-        println!("\nAfter {limit} s only {done} connections of {wanted} had been made.");
+        let (limit, wanted) = (MEASURE_LIMIT.as_secs(), plan.layered);
+        println!("\nOnly {done} of {wanted} connections were made within {limit} s.");
     }
     if let [first, .., last] = &bare[..] {
         println!(
@@ -82,7 +82,7 @@ pub(crate) fn run(size: Size) -> Result<()> {
     if done < plan.layered {
         println!("Too few for a verdict.");
     } else {
-        judge(&layered, plan.warm);
+        judge(&layered, plan.warm_up);
     }
     println!("Plot: {}", draw(&layered)?.display());
     Ok(())
@@ -97,9 +97,9 @@ fn churn(runtime: &Runtime, kind: Kind, connections: usize, step: usize) -> Resu
     let begun = Instant::now();
     let mut samples = vec![sample(&mut server, 0)?];
     let mut done = 0;
-    while done < connections && begun.elapsed() < LIMIT {
+    while done < connections && begun.elapsed() < MEASURE_LIMIT {
         let next = connections.min(done + step);
-        runtime.block_on(visits(server.addr, done..next))?;
+        runtime.block_on(run_connections(server.addr, done..next))?;
         done = next;
         samples.push(sample(&mut server, done)?);
     }
@@ -108,54 +108,55 @@ fn churn(runtime: &Runtime, kind: Kind, connections: usize, step: usize) -> Resu
 }
 
 fn sample(server: &mut Server, connections: usize) -> Result<Sample> {
-    server.wait_for_open(0, PATIENCE)?;
+    server.wait_for_open(0, WAIT_LIMIT)?;
     Ok(Sample {
         connections,
-        heap: server.settled_heap(PATIENCE)?,
+        heap: server.settled_heap(WAIT_LIMIT)?,
         resident: server.resident()?,
     })
 }
 
-/// Makes the connections of these numbers, many at a time.
-async fn visits(server: SocketAddr, numbers: std::ops::Range<usize>) -> io::Result<()> {
-    const AT_ONCE: usize = 64;
+/// Runs the connections with these numbers, at most 64 at a time.
+async fn run_connections(server: SocketAddr, numbers: std::ops::Range<usize>) -> io::Result<()> {
+    const MAX_OPEN: usize = 64;
     stream::iter(numbers)
-        .map(|number| async move { timeout(PATIENCE, visit(server, number)).await? })
-        .buffer_unordered(AT_ONCE)
+        .map(|number| async move { timeout(WAIT_LIMIT, run_connection(server, number)).await? })
+        .buffer_unordered(MAX_OPEN)
         .try_collect()
         .await
 }
 
-/// One short connection.
-async fn visit(server: SocketAddr, number: usize) -> io::Result<()> {
+/// Opens and ends one connection, in a way that `number` selects.
+async fn run_connection(server: SocketAddr, number: usize) -> io::Result<()> {
     /// Masked, with code 1000.
     const CLOSE: [u8; 8] = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8];
-    let server = crowd::address(server, number);
-    let mut peer = Peer::connect(server, ANYWHERE).await?;
+    let server = peers::loopback_address(server, number);
+    let mut peer = Peer::connect(server, ANY_LOCAL).await?;
     if number % 2 == 0 {
         peer.echo(&Peer::message(125)).await?;
     }
     match number % 8 {
         0 | 1 => {
             peer.send(&CLOSE).await?;
-            // A handler that returns at a Close frame may not answer it: then this is its FIN.
+            // A handler that returns on a Close frame may not reply: then this reads its FIN.
             let _ = peer.receive().await;
         }
-        // Nothing was left unread, so what dropping sends is a FIN.
+        // With nothing left unread, dropping the socket sends a FIN.
         2 | 3 => {}
-        // Most of them, since they leave no port in TIME-WAIT.
+        // The most frequent case, since a reset leaves no port in TIME-WAIT.
         _ => peer.socket().set_zero_linger()?,
     }
     Ok(())
 }
 
-/// What capacities may still gain that follow the most connections that were ever open together: less
-/// than one connection weighs, and less than a byte in a hundred connections comes to.
-const SLACK: usize = 4096;
+/// Growth in bytes that capacities may show when the number of simultaneously open connections
+/// peaks again. It is less than the heap of one connection, and far less than one byte per
+/// connection.
+const SLACK_BYTES: usize = 4096;
 
-/// Compares what is kept after the first connections with the most that is kept in the second half.
-fn judge(samples: &[Sample], warm: usize) {
-    let Some(first) = samples.iter().find(|sample| sample.connections >= warm) else {
+/// Compares the memory after the warm-up with the maximum in the second half.
+fn judge(samples: &[Sample], warm_up: usize) {
+    let Some(first) = samples.iter().find(|sample| sample.connections >= warm_up) else {
         println!("Too few connections for a verdict.");
         return;
     };
@@ -172,9 +173,9 @@ fn judge(samples: &[Sample], warm: usize) {
     let grown = heap as f64 - first.heap as f64;
     let slope = grown / done as f64;
     println!(
-        "Bar, no growth after {warm}: the most heap in the second half is {grown:+} B against that \
-         at {warm} ({slope:+.4} B per connection), {}; resident {:+} KiB.",
-        if heap <= first.heap + SLACK {
+        "Bar, no growth after {warm_up}: the most heap in the second half is {grown:+} B against that \
+         at {warm_up} ({slope:+.4} B per connection), {}; resident {:+} KiB.",
+        if heap <= first.heap + SLACK_BYTES {
             "met"
         } else {
             "NOT met"
@@ -191,7 +192,7 @@ fn draw(samples: &[Sample]) -> Result<std::path::PathBuf> {
     };
     let heap = Labels {
         file: "churn",
-        title: "What the layered server keeps of connections that are gone: live heap",
+        title: "Memory of the layered server after its connections have ended: live heap",
         x: "connections so far",
         y: "KiB",
     };

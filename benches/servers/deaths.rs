@@ -1,10 +1,9 @@
-//! Thousands of peers that die at once: how late each is found out, and what the peers that live
-//! notice of it.
+//! Thousands of peers that die at the same time: eviction delay, and latency of the live peers.
 //!
-//! The peers die in silence, like a process that was stopped: their sockets stay open, and their
-//! kernel acknowledges what comes, but nobody reads or answers. All of them give a last sign of life
-//! just before, so that their deadlines are as close together as can be. The baseline is the same
-//! server before the deaths; the hand-written heartbeat goes through the same in alternating rounds.
+//! The peers die like a stopped process: their sockets stay open and the kernel acknowledges
+//! segments, but no process reads or answers. All of them send an unsolicited pong just before, so
+//! that their deadlines are as close together as possible. The baseline is the same server before
+//! the deaths. The hand-written heartbeat is measured in the same way, in alternating rounds.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,39 +13,40 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::support::crowd;
 use super::support::options::{Kind, Options};
 use super::support::peer::Peer;
+use super::support::peers;
 use super::support::plot::{self, Labels, Line};
-use super::support::process::{Server, need_files};
+use super::support::process::{Server, require_files};
 use super::support::spread::Spread;
 use super::{Result, Size};
 
 const INTERVAL: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is promised of a tick: at most a 32nd of the shortest configured duration.
+/// Upper bound of a tick: a 32nd of the shortest configured duration.
 const TICK: Duration = Duration::from_millis(TIMEOUT.as_millis() as u64 / 32);
 
 const LIVE: usize = 100;
 
-/// From echo to echo of a live peer.
-const PACE: Duration = Duration::from_millis(20);
+/// Time between two echoes of a live peer.
+const ECHO_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long the live peers are measured before the deaths.
-const BEFORE: Duration = Duration::from_secs(5);
+/// How long the live peers are measured before the others die.
+const MEASURED_BEFORE: Duration = Duration::from_secs(5);
 
-/// How long the server is watched after it should be through.
-const AFTER: Duration = Duration::from_secs(1);
+/// How long the server is watched after the last expected eviction.
+const WATCHED_AFTER: Duration = Duration::from_secs(1);
 
+/// Time between two requests for evictions, and resolution of the plot.
 const BUCKET: Duration = Duration::from_millis(50);
 
-/// What the sweep is compared with are windows of about its own length, and of those the one in the
-/// middle: a moment in which the machine was busy elsewhere must not raise the bar.
+/// The sweep is compared with the median of windows of about its own length, so that a moment in
+/// which the machine was busy with other work does not loosen the bar.
 const WINDOW: Duration = Duration::from_millis(250);
 
 /// An unsolicited pong (RFC 6455 section 5.5.3), masked.
-const LAST_SIGN: [u8; 6] = [0x8a, 0x80, 0, 0, 0, 0];
+const LAST_PONG: [u8; 6] = [0x8a, 0x80, 0, 0, 0, 0];
 
 /// One echo of a live peer.
 struct Echo {
@@ -54,15 +54,15 @@ struct Echo {
     done: Instant,
 }
 
-/// What was seen of one server.
+/// The observations of one server in one round.
 struct Round {
-    /// When the first of the peers gave its last sign of life.
+    /// When the first peer sent its last pong.
     died: Instant,
-    /// When the last of them had given its own.
+    /// When the last peer had sent its last pong.
     silent: Instant,
     echoes: Vec<Echo>,
-    /// When the server was asked, and who was found dead since it was asked before: how late, in
-    /// milliseconds.
+    /// Time of each request to the server, and for every peer found dead since the request before:
+    /// the delay after its deadline in milliseconds.
     found: Vec<(Instant, Vec<f64>)>,
 }
 
@@ -71,7 +71,7 @@ pub(crate) fn run(size: Size) -> Result<()> {
         Size::Quick => (1, 200),
         Size::Full => (3, 10_000),
     };
-    need_files((dying + LIVE + 100) as u64)?;
+    require_files((dying + LIVE + 100) as u64)?;
     let runtime = Runtime::new()?;
     let kinds = [Kind::HandWritten, Kind::Layered];
     let mut measured = [Vec::new(), Vec::new()];
@@ -89,11 +89,17 @@ pub(crate) fn run(size: Size) -> Result<()> {
         ("the peers die within, ms", |round| {
             millis(round.silent - round.died)
         }),
-        ("found dead sooner than due", Round::sooner),
-        ("verdict too late, p50, ms", |round| round.late(0.5)),
-        ("verdict too late, p99, ms", |round| round.late(0.99)),
-        ("verdict too late, max, ms", |round| round.late(1.0)),
-        ("all due verdicts come within, ms", |round| {
+        ("evicted before the deadline", Round::evicted_early),
+        ("eviction after the deadline, p50, ms", |round| {
+            round.late(0.5)
+        }),
+        ("eviction after the deadline, p99, ms", |round| {
+            round.late(0.99)
+        }),
+        ("eviction after the deadline, max, ms", |round| {
+            round.late(1.0)
+        }),
+        ("all due evictions within, ms", |round| {
             millis(round.sweep().1 - round.sweep().0)
         }),
         ("echo before, p50, ms", |round| round.before(0.5)),
@@ -102,22 +108,32 @@ pub(crate) fn run(size: Size) -> Result<()> {
         ("echo between deaths and sweep, p99, ms", |round| {
             round.between(0.99)
         }),
-        ("echo in the sweep, p50, ms", |round| round.swept(0.5)),
-        ("echo in the sweep, p99, ms", |round| round.swept(0.99)),
-        ("echo in the sweep, max, ms", |round| round.swept(1.0)),
+        ("echo in the sweep, p50, ms", |round| {
+            round.during_sweep(0.5)
+        }),
+        ("echo in the sweep, p99, ms", |round| {
+            round.during_sweep(0.99)
+        }),
+        ("echo in the sweep, max, ms", |round| {
+            round.during_sweep(1.0)
+        }),
         ("echo p99, sweep / before", Round::disturbance),
     ];
     for (name, figure) in figures {
-        let [by_hand, layered] = &measured;
+        let [hand_written, layered] = &measured;
         let spread = |rounds: &[Round]| Spread::of(rounds.iter().map(figure));
-        println!("| {name} | {} | {} |", spread(by_hand), spread(layered));
+        println!(
+            "| {name} | {} | {} |",
+            spread(hand_written),
+            spread(layered)
+        );
     }
 
-    let [by_hand, layered] = &measured;
+    let [hand_written, layered] = &measured;
     let latest = Spread::of(layered.iter().map(|round| round.late(1.0))).max;
     let disturbance = Spread::of(layered.iter().map(Round::disturbance)).median;
     println!(
-        "\nBar, every hook within timeout + 2 ticks of {} ms: the latest came {latest} ms after the \
+        "\nBar, every hook within timeout + 2 ticks of {} ms: the latest was called {latest} ms after the \
          timeout, {}.",
         TICK.as_millis(),
         met(latest <= millis(2 * TICK)),
@@ -126,14 +142,14 @@ pub(crate) fn run(size: Size) -> Result<()> {
         "Bar, p99 of live peers in the sweep at most twice that before: {disturbance:.2} times, {}.",
         met(disturbance <= 2.0),
     );
-    println!("Each was evicted once, and nobody else.");
-    let path = draw(&[(kinds[0], &by_hand[0]), (kinds[1], &layered[0])])?;
+    println!("Each dead peer was evicted once, and no live peer was evicted.");
+    let path = draw(&[(kinds[0], &hand_written[0]), (kinds[1], &layered[0])])?;
     println!("Plot: {}", path.display());
     Ok(())
 }
 
 fn round(runtime: &Runtime, kind: Kind, count: usize) -> Result<Round> {
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const WAIT_LIMIT: Duration = Duration::from_secs(30);
     let mut server = Server::start(Options {
         kind,
         buffer: Some(4096),
@@ -143,26 +159,32 @@ fn round(runtime: &Runtime, kind: Kind, count: usize) -> Result<Round> {
     })?;
     let (stop, stopped) = watch::channel(false);
     let mut dying = JoinSet::new();
-    // They have to answer pings while the rest of them still connects.
+    // Connected peers must answer pings while the others still connect.
     while dying.len() < count {
         let more = 500.min(count - dying.len());
-        for peer in runtime.block_on(crowd::connect(server.addr, more))? {
-            dying.spawn_on(die(peer, stopped.clone()), runtime.handle());
+        for peer in runtime.block_on(peers::connect_all(server.addr, more))? {
+            dying.spawn_on(
+                answer_until_stopped(peer, stopped.clone()),
+                runtime.handle(),
+            );
         }
     }
     let (end, ended) = watch::channel(false);
     let mut living = JoinSet::new();
-    for (index, peer) in (0..).zip(runtime.block_on(crowd::connect(server.addr, LIVE))?) {
-        let first = Instant::now() + PACE * index / LIVE as u32;
-        living.spawn_on(live(peer, first, ended.clone()), runtime.handle());
+    for (index, peer) in (0..).zip(runtime.block_on(peers::connect_all(server.addr, LIVE))?) {
+        let first = Instant::now() + ECHO_INTERVAL * index / LIVE as u32;
+        living.spawn_on(
+            echo_until_ended(peer, first, ended.clone()),
+            runtime.handle(),
+        );
     }
-    server.wait_for_open(count + LIVE, PATIENCE)?;
+    server.wait_for_open(count + LIVE, WAIT_LIMIT)?;
 
-    // Every peer has been pinged by then.
-    thread::sleep(INTERVAL + BEFORE);
+    // After this time every peer has been pinged.
+    thread::sleep(INTERVAL + MEASURED_BEFORE);
     server.wait_for_open(count + LIVE, Duration::ZERO)?;
     stop.send(true)?;
-    let peers = runtime.block_on(async {
+    let dying_peers = runtime.block_on(async {
         let mut peers = Vec::with_capacity(count);
         while let Some(peer) = dying.join_next().await {
             peers.push(peer??);
@@ -170,45 +192,48 @@ fn round(runtime: &Runtime, kind: Kind, count: usize) -> Result<Round> {
         Ok::<_, Box<dyn std::error::Error>>(peers)
     })?;
     let died = Instant::now();
-    for peer in &peers {
+    for peer in &dying_peers {
         // A few bytes always fit.
-        peer.socket().try_write(&LAST_SIGN)?;
+        peer.socket().try_write(&LAST_PONG)?;
     }
     let silent = Instant::now();
-    let dead = peers.into_iter().map(Peer::fall_silent);
+    let dead = dying_peers.into_iter().map(Peer::fall_silent);
     let dead = dead.collect::<std::io::Result<Vec<_>>>()?;
 
-    // A heartbeat that looks once in an interval is late by up to one, and a busy machine by more.
+    // A heartbeat that checks once per interval is late by up to one interval, and by more on a
+    // busy machine.
     let mut deadline = silent + 3 * (INTERVAL + TIMEOUT);
     let mut found = Vec::new();
     let mut evicted = 0;
-    let mut asked = died;
-    while asked < deadline {
-        asked += BUCKET;
-        thread::sleep(asked.saturating_duration_since(Instant::now()));
-        let late = lateness(&server.ask("silences")?)?;
-        // Sooner than that a ping cannot have been unanswered for the timeout.
+    let mut requested = died;
+    while requested < deadline {
+        requested += BUCKET;
+        thread::sleep(requested.saturating_duration_since(Instant::now()));
+        let late = lateness(&server.request("silences")?)?;
+        // Any earlier, no ping can have been unanswered for the whole timeout.
         if late.iter().any(|late| *late < -millis(INTERVAL)) {
             return Err("a peer was found dead too soon".into());
         }
         if !late.is_empty() {
             evicted += late.len();
             if evicted == count {
-                deadline = asked + AFTER;
+                deadline = requested + WATCHED_AFTER;
             }
         }
         found.push((Instant::now(), late));
     }
-    let open = server.ask("open")?;
+    let open = server.request("open")?;
     if evicted != count || open.parse() != Ok(LIVE) {
         let kind = kind.name();
         return Err(format!("{kind}: {evicted} of {count} evicted, {open} open").into());
     }
 
-    let sooner = found.iter().flat_map(|(_, late)| late);
-    let sooner = sooner.filter(|late| **late < 0.0).count();
-    if sooner > count / 20 {
-        return Err(format!("{sooner} of {count} were found dead before they were due").into());
+    let evicted_early = found.iter().flat_map(|(_, late)| late);
+    let evicted_early = evicted_early.filter(|late| **late < 0.0).count();
+    if evicted_early > count / 20 {
+        return Err(
+            format!("{evicted_early} of {count} were evicted before their deadline").into(),
+        );
     }
 
     end.send(true)?;
@@ -226,7 +251,7 @@ fn round(runtime: &Runtime, kind: Kind, count: usize) -> Result<Round> {
     })
 }
 
-/// In milliseconds, from the server's account of how long each peer was silent.
+/// Converts silences from the server into delays after the deadline, in milliseconds.
 fn lateness(silences: &str) -> Result<Vec<f64>> {
     let late = silences.split_whitespace().map(|silence| {
         let silence = silence.parse::<f64>()?;
@@ -235,8 +260,11 @@ fn lateness(silences: &str) -> Result<Vec<f64>> {
     late.collect()
 }
 
-/// A peer that answers until it is to stop. It still is connected then.
-async fn die(mut peer: Peer, mut stop: watch::Receiver<bool>) -> std::io::Result<Peer> {
+/// Answers pings until `stop` is set, and returns the peer with its connection still open.
+async fn answer_until_stopped(
+    mut peer: Peer,
+    mut stop: watch::Receiver<bool>,
+) -> std::io::Result<Peer> {
     let answer = async {
         loop {
             if let Err(error) = peer.receive().await {
@@ -251,8 +279,8 @@ async fn die(mut peer: Peer, mut stop: watch::Receiver<bool>) -> std::io::Result
     Ok(peer)
 }
 
-/// A peer that has a message echoed once in a while, and times it.
-async fn live(
+/// Has a message echoed every 20 ms until `end` is set, and returns the times of all echoes.
+async fn echo_until_ended(
     mut peer: Peer,
     first: Instant,
     end: watch::Receiver<bool>,
@@ -261,8 +289,8 @@ async fn live(
     let mut echoes = Vec::new();
     let mut due = first;
     while !*end.borrow() {
-        // What had to wait for the echo before it has waited since it was due. A timer's own
-        // lateness is not the server's.
+        // An echo that is due while the one before is still open counts from when it was due. The
+        // delay of the peer's own timer does not count against the server.
         let begun = if due < Instant::now() {
             due
         } else {
@@ -272,13 +300,13 @@ async fn live(
         peer.echo(&message).await?;
         let done = Instant::now();
         echoes.push(Echo { begun, done });
-        due += PACE;
+        due += ECHO_INTERVAL;
     }
     Ok(echoes)
 }
 
 impl Round {
-    /// In milliseconds, of the peers that were found dead.
+    /// A quantile of the evictions' delay after the deadline, in milliseconds.
     fn late(&self, quantile: f64) -> f64 {
         let mut late: Vec<_> = self.found.iter().flat_map(|(_, late)| late).collect();
         late.sort_by(|one, other| one.total_cmp(other));
@@ -286,36 +314,39 @@ impl Round {
         *late[rank.max(1) - 1]
     }
 
-    /// How many were found dead before the interval and the timeout had passed. A peer whose last sign
-    /// met the driver at its door may have been pinged at once, since nobody knew how long that had lain
-    /// there: such a ping was as unanswered as any.
-    fn sooner(&self) -> f64 {
+    /// Number of peers evicted before interval + timeout had passed. The driver may read the last
+    /// pong before the handler does; since the pong may have been in the socket's buffer for some
+    /// time, the driver may send a ping right away. The peer left that ping unanswered like any
+    /// other.
+    fn evicted_early(&self) -> f64 {
         let late = self.found.iter().flat_map(|(_, late)| late);
         late.filter(|late| **late < 0.0).count() as f64
     }
 
-    /// From before the first verdict that was due to after the last.
+    /// The time from just before the first due eviction to just after the last.
     fn sweep(&self) -> (Instant, Instant) {
         let due = |late: &[f64]| late.iter().any(|late| *late >= 0.0);
         let mut found = self.found.iter().filter(|(_, late)| due(late));
-        let first = found.next().map_or(self.died, |(asked, _)| *asked - BUCKET);
+        let first = found
+            .next()
+            .map_or(self.died, |(requested, _)| *requested - BUCKET);
         let last = found
             .next_back()
-            .map_or(first + BUCKET, |(asked, _)| *asked);
+            .map_or(first + BUCKET, |(requested, _)| *requested);
         (first, last)
     }
 
     fn before(&self, quantile: f64) -> f64 {
-        self.typical(self.died - BEFORE, self.died, quantile)
+        self.window_median(self.died - MEASURED_BEFORE, self.died, quantile)
     }
 
-    /// When the dead have not been found out, and do not answer.
+    /// Latency after the deaths and before the first eviction.
     fn between(&self, quantile: f64) -> f64 {
-        self.typical(self.silent, self.sweep().0, quantile)
+        self.window_median(self.silent, self.sweep().0, quantile)
     }
 
-    /// Of the windows between the two, the one in the middle.
-    fn typical(&self, from: Instant, to: Instant, quantile: f64) -> f64 {
+    /// The median of the latencies in all windows between `from` and `to`.
+    fn window_median(&self, from: Instant, to: Instant, quantile: f64) -> f64 {
         let windows = (0..)
             .map(|index| from + WINDOW * index)
             .take_while(|&begin| begin + WINDOW <= to);
@@ -328,16 +359,16 @@ impl Round {
         Spread::of(figures).median
     }
 
-    fn swept(&self, quantile: f64) -> f64 {
+    fn during_sweep(&self, quantile: f64) -> f64 {
         let (first, last) = self.sweep();
         self.latency(first, last, quantile)
     }
 
     fn disturbance(&self) -> f64 {
-        self.swept(0.99) / self.before(0.99)
+        self.during_sweep(0.99) / self.before(0.99)
     }
 
-    /// Of the echoes that were under way between the two.
+    /// A quantile of the latency of echoes in flight between `from` and `to`, in milliseconds.
     fn latency(&self, from: Instant, to: Instant, quantile: f64) -> f64 {
         let mut latencies = Histogram::<u64>::new(3).expect("three digits can be kept");
         for echo in &self.echoes {
@@ -357,7 +388,7 @@ fn met(met: bool) -> &'static str {
     if met { "met" } else { "NOT met" }
 }
 
-/// Draws a round of each, over the seconds since the deaths.
+/// Draws one round of each server over the seconds since the deaths.
 fn draw(rounds: &[(Kind, &Round)]) -> Result<std::path::PathBuf> {
     let seconds = |round: &Round, at: Instant| {
         let after = at.saturating_duration_since(round.died).as_secs_f64();
@@ -368,8 +399,12 @@ fn draw(rounds: &[(Kind, &Round)]) -> Result<std::path::PathBuf> {
     for &(kind, round) in rounds {
         for (name, quantile) in [("p50", 0.5), ("p99", 0.99)] {
             let mut points = Vec::new();
-            let mut from = round.died - BEFORE;
-            while round.found.last().is_some_and(|(asked, _)| from < *asked) {
+            let mut from = round.died - MEASURED_BEFORE;
+            while round
+                .found
+                .last()
+                .is_some_and(|(requested, _)| from < *requested)
+            {
                 let latency = round.latency(from, from + BUCKET, quantile);
                 points.push((seconds(round, from), latency));
                 from += BUCKET;
@@ -377,7 +412,8 @@ fn draw(rounds: &[(Kind, &Round)]) -> Result<std::path::PathBuf> {
             latencies.push((format!("{} {name}", kind.name()), points));
         }
         let points = round.found.iter();
-        let points = points.map(|(asked, late)| (seconds(round, *asked), late.len() as f64));
+        let points =
+            points.map(|(requested, late)| (seconds(round, *requested), late.len() as f64));
         evictions.push((kind.name().to_owned(), points.collect()));
     }
     let latency = Labels {

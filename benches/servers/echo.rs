@@ -1,6 +1,8 @@
-//! Echoed messages: how many in a second, after how long, and at how much processor time of the
-//! server. The peers share the machine's processors with the server, so its time per message says
-//! more than messages per second: it leaves the peers out, and mostly the neighbours too.
+//! Echoed messages: rate, latency and CPU time of the server.
+//!
+//! The peers share the machine's cores with the server. CPU time per message therefore says more
+//! than messages per second: it excludes the peers and, for the most part, other load on the
+//! machine.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,15 +17,15 @@ use tokio::task::JoinSet;
 use super::support::comparison::{Bar, Comparison};
 use super::support::options::{BUFFERS, Kind, Options, buffer_name};
 use super::support::peer::{Frame, Peer};
-use super::support::process::{Server, need_files};
+use super::support::process::{Server, require_files};
 use super::{Result, Size};
 
-/// A load on a server.
+/// The size and the concurrency of a load.
 #[derive(Clone, Copy)]
 struct Case {
     payload: usize,
     peers: usize,
-    /// Messages that each peer has under way.
+    /// Messages in flight per peer.
     in_flight: usize,
 }
 
@@ -45,17 +47,17 @@ const COLUMNS: [&str; 5] = [
 const RATE: usize = 0;
 const CPU: usize = 1;
 
-/// What throughput has to be behind both layers, as a multiple of the bare server's.
-const BAR: f64 = 0.98;
+/// Minimum throughput behind both layers, as a multiple of the bare server's.
+const MIN_THROUGHPUT_RATIO: f64 = 0.98;
 
 pub(crate) fn run(size: Size) -> Result<()> {
     let (rounds, time) = match size {
         Size::Quick => (1, Duration::from_millis(100)),
         Size::Full => (9, Duration::from_secs(1)),
     };
-    let most = CASES.map(|case| case.peers).into_iter().max();
-    // The peers of three servers, and some for the processes themselves.
-    need_files(3 * most.unwrap_or_default() as u64 + 100)?;
+    let max_peers = CASES.map(|case| case.peers).into_iter().max();
+    // The peers of three servers, and 100 for the processes themselves.
+    require_files(3 * max_peers.unwrap_or_default() as u64 + 100)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -90,9 +92,9 @@ fn report(case: Case, buffer: Option<usize>, comparison: &Comparison<5>) {
         (Kind::Layered, Kind::HandWritten),
     ]);
     let rate = comparison.ratio(RATE, Kind::Layered, Kind::Bare);
-    Bar::AtLeast(BAR).judge("messages per second, layered / bare", rate);
+    Bar::AtLeast(MIN_THROUGHPUT_RATIO).judge("messages per second, layered / bare", rate);
     let cpu = comparison.ratio(CPU, Kind::Bare, Kind::Layered);
-    Bar::AtLeast(BAR).judge("messages per CPU second, layered / bare", cpu);
+    Bar::AtLeast(MIN_THROUGHPUT_RATIO).judge("messages per CPU second, layered / bare", cpu);
     println!();
 }
 
@@ -106,7 +108,7 @@ impl Case {
     }
 }
 
-/// A server with its peers. Nobody loads it but in its rounds.
+/// A server with its peers, idle outside of its rounds.
 struct Load<'a> {
     runtime: &'a Runtime,
     server: Server,
@@ -114,17 +116,17 @@ struct Load<'a> {
     messages: Arc<Messages>,
 }
 
-/// What every peer sends.
+/// The messages that every peer sends.
 struct Messages {
-    /// As many as may be in flight.
+    /// As many encoded messages as may be in flight.
     bytes: Vec<u8>,
     count: usize,
-    /// Bytes of payload of each.
+    /// Payload of one message in bytes.
     payload: usize,
 }
 
 impl Messages {
-    /// The bytes of the first `count`.
+    /// The bytes of the first `count` messages.
     fn first(&self, count: usize) -> &[u8] {
         &self.bytes[..self.bytes.len() / self.count * count]
     }
@@ -160,70 +162,69 @@ impl<'a> Load<'a> {
         })
     }
 
-    /// Has all peers send for so long, and returns the figures of [`COLUMNS`].
+    /// Has all peers send for `time`, and returns the figures of [`COLUMNS`].
     fn round(&mut self, time: Duration) -> Result<[f64; 5]> {
-        /// How late the last echo may be.
-        const PATIENCE: Duration = Duration::from_secs(30);
+        /// How long the last echo may take after the end of the round.
+        const ECHO_LIMIT: Duration = Duration::from_secs(30);
         let latencies = Arc::new(Mutex::new(Histogram::new_with_bounds(
             1_000,
             60_000_000_000,
             3,
         )?));
-        let mut driven = JoinSet::new();
+        let mut drives = JoinSet::new();
         let cpu = self.server.cpu()?;
         let begun = Instant::now();
         for peer in self.peers.drain(..) {
             let messages = Arc::clone(&self.messages);
             let latencies = Arc::clone(&latencies);
-            let driven_peer = drive(peer, messages, begun + time, latencies);
-            driven.spawn_on(driven_peer, self.runtime.handle());
+            let driven = drive(peer, messages, begun + time, latencies);
+            drives.spawn_on(driven, self.runtime.handle());
         }
         let all = async {
-            while let Some(done) = driven.join_next().await {
+            while let Some(done) = drives.join_next().await {
                 self.peers.push(done??);
             }
             Result::Ok(())
         };
         self.runtime
-            .block_on(async { tokio::time::timeout(time + PATIENCE, all).await })??;
+            .block_on(async { tokio::time::timeout(time + ECHO_LIMIT, all).await })??;
         let took = begun.elapsed();
         let cpu = self.server.cpu()? - cpu;
 
         let latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
         let messages = latencies.len() as f64;
-        let after = |quantile| latencies.value_at_quantile(quantile) as f64 / 1e3;
+        let latency_us = |quantile| latencies.value_at_quantile(quantile) as f64 / 1e3;
         Ok([
             messages / took.as_secs_f64(),
             cpu.as_secs_f64() * 1e6 / messages,
-            after(0.5),
-            after(0.99),
-            after(0.999),
+            latency_us(0.5),
+            latency_us(0.99),
+            latency_us(0.999),
         ])
     }
 }
 
-/// Keeps as many messages in flight as there are in `messages`, until `end`, and then waits for the
-/// last of them.
+/// Keeps all of `messages` in flight until `end`, and then waits for the remaining echoes.
 async fn drive(
     mut peer: Peer,
     messages: Arc<Messages>,
     end: Instant,
     latencies: Arc<Mutex<Histogram<u64>>>,
 ) -> io::Result<Peer> {
-    // When each of them was sent.
+    // The time at which each message was sent.
     let mut in_flight = VecDeque::with_capacity(messages.count);
     loop {
         let now = Instant::now();
         if now < end {
             let due = messages.count - in_flight.len();
             in_flight.resize(messages.count, now);
-            // Nothing is read meanwhile. The sockets' buffers hold all that is in flight; if they did
-            // not, the round would run into its timeout.
+            // This task reads nothing while it writes. The socket buffers hold all messages in
+            // flight; otherwise the round would run into its timeout.
             peer.send(messages.first(due)).await?;
         } else if in_flight.is_empty() {
             return Ok(peer);
         }
-        // All that has come by now is made up for with one write.
+        // One write replaces all messages whose echoes are already in the buffer.
         loop {
             match peer.receive().await? {
                 Frame::Data(len) if len == messages.payload => {

@@ -1,5 +1,5 @@
-//! Real servers as processes, compared in one run and in alternating rounds: bare axum, a heartbeat
-//! written by hand, and both layers around the bare handler.
+//! Compares server processes in alternating rounds: bare axum, a hand-written heartbeat, both
+//! layers.
 //!
 //! ```text
 //! cargo bench --bench servers                   # everything
@@ -7,9 +7,9 @@
 //! cargo bench --bench servers -- --quick        # everything, too short for figures
 //! ```
 //!
-//! Everything is on loopback, and bounded in time and count. A run fails if somebody is evicted who
-//! should not be, or the other way round; a bar that is missed is printed. Linux only, since the figures
-//! come from `/proc`. All servers alike count what they allocate, which costs them a little.
+//! All traffic is on loopback and bounded in time and count. A run fails if a live peer is evicted
+//! or a dead one is not. A missed bar is only printed. Linux only, since the figures come from
+//! `/proc`. All servers count their allocations, which costs each of them a little.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -28,18 +28,18 @@ mod pings;
 mod support;
 mod upgrades;
 
-/// Counts what is allocated, in all servers alike.
+/// Counts the allocations, in all servers alike.
 #[global_allocator]
 static HEAP: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// How much is measured.
+/// The extent of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Size {
-    /// Enough to see that it works: a minute or two for all.
+    /// Shows only that the bench works: one or two minutes for everything.
     Quick,
-    /// Enough for figures.
+    /// Long enough for figures.
     Full,
 }
 
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
 }
 
 fn measure(args: &[String]) -> Result<()> {
-    // `cargo bench` says so; `cargo test --benches` does not, and wants to see that it works.
+    // `cargo bench` passes `--bench`; `cargo test --benches` does not, and needs a short run.
     let measured = args.iter().any(|arg| arg == "--bench");
     let mut size = if measured { Size::Full } else { Size::Quick };
     let mut wanted = Vec::new();
@@ -80,14 +80,14 @@ fn measure(args: &[String]) -> Result<()> {
             "--bench" => {}
             name => {
                 let known = MEASURES.iter().find(|(known, _)| *known == name);
-                wanted.push(known.ok_or_else(|| format!("nothing is called {name}"))?);
+                wanted.push(known.ok_or_else(|| format!("unknown measurement: {name}"))?);
             }
         }
     }
     if wanted.is_empty() {
         wanted.extend(&MEASURES);
     }
-    // One that lacks files, say, does not keep the others from running.
+    // A failure, such as a low limit of open files, must not keep the others from running.
     let mut failed = Vec::new();
     for (name, run) in wanted {
         println!("\n## {name}\n");
@@ -102,7 +102,7 @@ fn measure(args: &[String]) -> Result<()> {
     Err(failed.join("; ").into())
 }
 
-/// Bytes of heap that are allocated now.
+/// Returns the allocated bytes of heap.
 fn heap() -> usize {
     let stats = HEAP.stats();
     stats.bytes_allocated - stats.bytes_deallocated

@@ -1,8 +1,8 @@
-//! Memory of connections that do nothing: live heap (counted by the allocator) and resident memory of
-//! the server's process, as the number of connections grows.
+//! Memory of idle connections: live heap, as the allocator counts it, and resident memory.
 //!
-//! The baseline is bare axum; the hand-written heartbeat stands beside it. Everything is measured with
-//! axum's default read buffer and with one of 4 KiB, and again after every connection has been pinged.
+//! The baseline is bare axum; the hand-written heartbeat is measured too. Each server is measured
+//! with axum's default read buffer and with one of 4 KiB, and again after every connection has been
+//! pinged.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,36 +12,36 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use super::support::crowd;
 use super::support::options::{Kind, Options};
 use super::support::peer::{Frame, Peer};
+use super::support::peers;
 use super::support::plot::{self, Labels, Line};
-use super::support::process::{Server, need_files};
+use super::support::process::{Server, require_files};
 use super::support::spread::Spread;
 use super::{Result, Size};
 
-/// What a server weighs with so many connections.
+/// Memory of a server with `connections` connections, in bytes.
 #[derive(Clone, Copy)]
-struct Weight {
+struct Memory {
     connections: usize,
     heap: f64,
     resident: f64,
 }
 
-/// What a table calls a server, and its weights.
-type Measured = (String, Vec<Weight>);
+/// The name of a server in tables, and its samples.
+type NamedSamples = (String, Vec<Memory>);
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_LIMIT: Duration = Duration::from_secs(30);
 
-/// DESIGN section 7: bytes of heap that both layers may add.
-const BAR: f64 = 512.0;
+/// Bytes of heap that both layers may add to a connection.
+const MAX_ADDED_HEAP_BYTES: f64 = 512.0;
 
-/// Long enough that nothing is pinged that is to be idle.
-const NEVER: Duration = Duration::from_secs(3600);
+/// Longer than the bench, so that an idle connection is never pinged.
+const NEVER_PINGED_INTERVAL: Duration = Duration::from_secs(3600);
 
 pub(crate) fn run(size: Size) -> Result<()> {
-    // The greatest number is just above a power of two where it can be: what doubles its capacity is
-    // at its emptiest there.
+    // The largest number is just above a power of two where possible: a collection that doubles its
+    // capacity has the most unused room there.
     let (small, default): (&[_], &[_]) = match size {
         Size::Quick => (&[0, 100, 200, 300], &[0, 100, 200]),
         Size::Full => (
@@ -49,13 +49,13 @@ pub(crate) fn run(size: Size) -> Result<()> {
             &[0, 1000, 2000, 3000, 4500],
         ),
     };
-    let most = small
+    let max_connections = small
         .iter()
         .chain(default)
         .max()
         .copied()
         .unwrap_or_default();
-    need_files(most as u64 + 100)?;
+    require_files(max_connections as u64 + 100)?;
     let runtime = Runtime::new()?;
     for (buffer, counts, file) in [
         (Some(4096), small, "memory"),
@@ -67,42 +67,46 @@ pub(crate) fn run(size: Size) -> Result<()> {
 }
 
 fn measure(runtime: &Runtime, buffer: Option<usize>, counts: &[usize], file: &str) -> Result<()> {
-    let mut idle: Vec<Measured> = Vec::new();
+    let mut idle: Vec<NamedSamples> = Vec::new();
     for kind in Kind::ECHOING {
         idle.push((
             kind.name().to_owned(),
             never_pinged(runtime, kind, buffer, counts)?,
         ));
     }
-    let mut pinged: Vec<Measured> = Vec::new();
-    // Enough for a slope, and few enough to be pinged every few seconds.
+    let mut pinged: Vec<NamedSamples> = Vec::new();
+    // Enough for a slope, and few enough to be pinged every four seconds.
     let few = *counts.iter().rfind(|&&count| count <= 4500).unwrap_or(&0);
     for kind in [Kind::HandWritten, Kind::Layered] {
-        let weights = once_pinged(runtime, kind, buffer, few)?;
-        pinged.push((format!("{}, pinged", kind.name()), weights));
+        let samples = once_pinged(runtime, kind, buffer, few)?;
+        pinged.push((format!("{}, pinged", kind.name()), samples));
     }
 
     let buffer = buffer.map_or("axum's default".to_owned(), |size| format!("{size} B"));
     println!("Read buffer: {buffer}. Bytes per connection:\n");
     println!("| server | connections | heap | over bare | heap, by slope | resident | over bare |");
     println!("|---|---|---|---|---|---|---|");
-    let bare = of_the_last(&idle[0].1);
-    for (name, weights) in idle.iter().chain(&pinged) {
-        row(name, weights, bare);
+    let bare = per_connection_of_last(&idle[0].1);
+    for (name, samples) in idle.iter().chain(&pinged) {
+        print_row(name, samples, bare);
     }
-    // A connection that is never pinged is not what people have.
-    let first_ping = gained(&idle[2].1, &pinged[1].1);
-    let added = of_the_last(&idle[2].1).heap - bare.heap + first_ping;
+    // Connections in production have been pinged, so the first ping's share belongs to the bar.
+    let first_ping = added_by_first_ping(&idle[2].1, &pinged[1].1);
+    let added = per_connection_of_last(&idle[2].1).heap - bare.heap + first_ping;
     println!(
-        "\nBar, heap that both layers add: {BAR} B at most. {added:.1} B, {} (hand-written, before its \
+        "\nBar, heap that both layers add: {MAX_ADDED_HEAP_BYTES} B at most. {added:.1} B, {} (hand-written, before its \
          first ping: {:.1} B).",
-        if added <= BAR { "met" } else { "NOT met" },
-        of_the_last(&idle[1].1).heap - bare.heap,
+        if added <= MAX_ADDED_HEAP_BYTES {
+            "met"
+        } else {
+            "NOT met"
+        },
+        per_connection_of_last(&idle[1].1).heap - bare.heap,
     );
     println!(
         "Of {few} connections, the first ping makes each heavier by {:+.1} B (hand-written: {:+.1} B).\n",
         first_ping,
-        gained(&idle[1].1, &pinged[0].1),
+        added_by_first_ping(&idle[1].1, &pinged[0].1),
     );
 
     let path = draw(file, &buffer, &idle)?;
@@ -110,56 +114,56 @@ fn measure(runtime: &Runtime, buffer: Option<usize>, counts: &[usize], file: &st
     Ok(())
 }
 
-/// Weighs a server as idle connections are added that are never pinged.
+/// Samples a server while idle connections are added, none of which is ever pinged.
 fn never_pinged(
     runtime: &Runtime,
     kind: Kind,
     buffer: Option<usize>,
     counts: &[usize],
-) -> Result<Vec<Weight>> {
+) -> Result<Vec<Memory>> {
     let mut server = Server::start(Options {
         kind,
         buffer,
-        interval: NEVER,
-        timeout: NEVER,
+        interval: NEVER_PINGED_INTERVAL,
+        timeout: NEVER_PINGED_INTERVAL,
         ..Options::default()
     })?;
     let mut peers = Vec::new();
-    let mut weights = Vec::new();
+    let mut samples = Vec::new();
     for &connections in counts {
-        let more = crowd::connect(server.addr, connections - peers.len());
+        let more = peers::connect_all(server.addr, connections - peers.len());
         peers.extend(runtime.block_on(more)?);
-        server.wait_for_open(connections, PATIENCE)?;
-        weights.push(Weight {
+        server.wait_for_open(connections, WAIT_LIMIT)?;
+        samples.push(Memory {
             connections,
-            heap: server.settled_heap(PATIENCE)? as f64,
+            heap: server.settled_heap(WAIT_LIMIT)? as f64,
             resident: server.resident()? as f64,
         });
     }
     drop(peers);
     server.end()?;
-    Ok(weights)
+    Ok(samples)
 }
 
-/// Weighs a server without connections, and with connections of which each has answered a ping.
+/// Samples a server without connections, and with connections that have each answered a ping.
 fn once_pinged(
     runtime: &Runtime,
     kind: Kind,
     buffer: Option<usize>,
     connections: usize,
-) -> Result<Vec<Weight>> {
+) -> Result<Vec<Memory>> {
     let mut server = Server::start(Options {
         kind,
         buffer,
         interval: Duration::from_secs(4),
         ..Options::default()
     })?;
-    let empty = Weight {
+    let empty = Memory {
         connections: 0,
-        heap: server.settled_heap(PATIENCE)? as f64,
+        heap: server.settled_heap(WAIT_LIMIT)? as f64,
         resident: server.resident()? as f64,
     };
-    let peers = runtime.block_on(crowd::connect(server.addr, connections))?;
+    let peers = runtime.block_on(peers::connect_all(server.addr, connections))?;
     let answered = Arc::new(AtomicUsize::new(0));
     let mut answering = JoinSet::new();
     for peer in peers {
@@ -167,18 +171,18 @@ fn once_pinged(
     }
     let begun = Instant::now();
     while answered.load(Ordering::Relaxed) < connections {
-        if begun.elapsed() > PATIENCE {
+        if begun.elapsed() > WAIT_LIMIT {
             return Err("not every connection was pinged".into());
         }
         thread::sleep(Duration::from_millis(50));
     }
-    // The pings go on, so the heap never settles: some of them are always under way.
+    // Pings go on, so the heap never settles: some are always in flight. Takes the median.
     let mut heaps = Vec::new();
     for _ in 0..41 {
         thread::sleep(Duration::from_millis(50));
         heaps.push(server.heap()? as f64);
     }
-    let pinged = Weight {
+    let pinged = Memory {
         connections,
         heap: Spread::of(heaps).median,
         resident: server.resident()? as f64,
@@ -189,7 +193,7 @@ fn once_pinged(
     Ok([empty, pinged].into())
 }
 
-/// Answers pings, and counts itself once it has answered its first.
+/// Answers pings, and counts the peer in `answered` after the first one.
 async fn answer(mut peer: Peer, answered: Arc<AtomicUsize>) {
     let mut counted = false;
     while let Ok(frame) = peer.receive().await {
@@ -200,29 +204,29 @@ async fn answer(mut peer: Peer, answered: Arc<AtomicUsize>) {
     }
 }
 
-/// What each connection adds, by the greatest number of them.
-fn of_the_last(weights: &[Weight]) -> Weight {
-    per_connection(weights[0], weights[weights.len() - 1])
+/// Memory per connection, from the largest number of connections.
+fn per_connection_of_last(samples: &[Memory]) -> Memory {
+    per_connection(samples[0], samples[samples.len() - 1])
 }
 
-/// What each connection adds that came between the two.
-fn per_connection(from: Weight, to: Weight) -> Weight {
+/// Memory per connection that was added between two samples.
+fn per_connection(from: Memory, to: Memory) -> Memory {
     let connections = to.connections - from.connections;
-    Weight {
+    Memory {
         connections,
         heap: (to.heap - from.heap) / connections as f64,
         resident: (to.resident - from.resident) / connections as f64,
     }
 }
 
-fn row(name: &str, weights: &[Weight], bare: Weight) {
-    let Weight {
+fn print_row(name: &str, samples: &[Memory], bare: Memory) {
+    let Memory {
         connections,
         heap,
         resident,
-    } = of_the_last(weights);
-    // Without what the first connection of all brings into being.
-    let slope = match weights {
+    } = per_connection_of_last(samples);
+    // The slope excludes what the very first connection allocates once.
+    let slope = match samples {
         [_, second, .., last] => format!("{:.1}", per_connection(*second, *last).heap),
         _ => "-".to_owned(),
     };
@@ -233,8 +237,8 @@ fn row(name: &str, weights: &[Weight], bare: Weight) {
     );
 }
 
-/// Heap that each connection gains by its first ping, from as many connections before and after.
-fn gained(idle: &[Weight], pinged: &[Weight]) -> f64 {
+/// Heap that the first ping adds to a connection, for the same number of connections.
+fn added_by_first_ping(idle: &[Memory], pinged: &[Memory]) -> f64 {
     let [empty, .., pinged] = pinged else {
         return f64::NAN;
     };
@@ -246,11 +250,11 @@ fn gained(idle: &[Weight], pinged: &[Weight]) -> f64 {
     })
 }
 
-fn draw(file: &str, buffer: &str, measured: &[Measured]) -> Result<std::path::PathBuf> {
+fn draw(file: &str, buffer: &str, measured: &[NamedSamples]) -> Result<std::path::PathBuf> {
     const MIB: f64 = 1024.0 * 1024.0;
-    let lines = |of: fn(&Weight) -> f64| -> Vec<Line> {
-        let lines = measured.iter().map(|(name, weights)| {
-            let points = weights
+    let lines = |of: fn(&Memory) -> f64| -> Vec<Line> {
+        let lines = measured.iter().map(|(name, samples)| {
+            let points = samples
                 .iter()
                 .map(|weight| (weight.connections as f64, of(weight) / MIB));
             (name.clone(), points.collect())

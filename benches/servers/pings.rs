@@ -1,6 +1,7 @@
-//! Processor time of the server for each ping with its pong, with many connections that are idle
-//! otherwise: a heartbeat written by hand, both layers, and the floor. Whole round trips are counted,
-//! since a server may ping at a fixed pace or after some silence. Nothing is subtracted.
+//! CPU time of the server per ping and pong, with many otherwise idle connections.
+//!
+//! Compares the hand-written heartbeat, both layers and the floor. The bench counts whole round
+//! trips, since a server may ping at a fixed rate or after some silence. Nothing is subtracted.
 
 use std::io;
 use std::sync::Arc;
@@ -14,14 +15,14 @@ use tokio::task::JoinSet;
 use super::support::comparison::{Bar, Comparison};
 use super::support::options::{BUFFERS, Kind, Options, buffer_name};
 use super::support::peer::{Frame, Peer};
-use super::support::process::{Server, need_files};
+use super::support::process::{Server, require_files};
 use super::{Result, Size};
 
-/// How much is measured.
+/// The extent of the measurement.
 struct Plan {
     peers: usize,
     interval: Duration,
-    /// Intervals that are measured in each round.
+    /// Measured intervals per round.
     intervals: u32,
     rounds: usize,
 }
@@ -31,11 +32,11 @@ const SERVERS: [Kind; 3] = [Kind::HandWritten, Kind::Layered, Kind::Floor];
 const COLUMNS: [&str; 2] = ["server's CPU/round trip (µs)", "round trips/s"];
 const CPU: usize = 0;
 
-/// What a round trip may cost behind both layers, as a multiple of the hand-written heartbeat's, with
-/// each of [`BUFFERS`].
-const BARS: [f64; 2] = [0.5, 0.9];
-/// The same, as a multiple of the floor's.
-const FLOOR_BAR: f64 = 1.4;
+/// Maximum CPU time of a round trip behind both layers, as a multiple of the hand-written
+/// heartbeat's, for each of [`BUFFERS`].
+const MAX_RATIOS_TO_HAND_WRITTEN: [f64; 2] = [0.5, 0.9];
+/// Maximum CPU time of a round trip behind both layers, as a multiple of the floor's.
+const MAX_RATIO_TO_FLOOR: f64 = 1.4;
 
 pub(crate) fn run(size: Size) -> Result<()> {
     let plan = match size {
@@ -52,11 +53,11 @@ pub(crate) fn run(size: Size) -> Result<()> {
             rounds: 5,
         },
     };
-    need_files(plan.peers as u64 + 100)?;
+    require_files(plan.peers as u64 + 100)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    for (buffer, bar) in BUFFERS.into_iter().zip(BARS) {
+    for (buffer, bar) in BUFFERS.into_iter().zip(MAX_RATIOS_TO_HAND_WRITTEN) {
         let comparison = Comparison::take(COLUMNS, &SERVERS, plan.rounds, |server| {
             round(&runtime, &plan, SERVERS[server], buffer)
         })?;
@@ -74,37 +75,37 @@ pub(crate) fn run(size: Size) -> Result<()> {
         let ratio = comparison.ratio(CPU, Kind::Layered, Kind::HandWritten);
         Bar::AtMost(bar).judge("CPU per round trip, layered / hand-written", ratio);
         let ratio = comparison.ratio(CPU, Kind::Layered, Kind::Floor);
-        Bar::AtMost(FLOOR_BAR).judge("CPU per round trip, layered / floor", ratio);
+        Bar::AtMost(MAX_RATIO_TO_FLOOR).judge("CPU per round trip, layered / floor", ratio);
         println!();
     }
     Ok(())
 }
 
-/// Starts a server, connects all peers, and returns the figures of [`COLUMNS`].
+/// Starts a server, connects all peers and returns the figures of [`COLUMNS`].
 ///
-/// No other server runs meanwhile: the files of one process suffice for the peers of one, and 10,000
-/// read buffers of axum's default size are 1.3 GB.
+/// Servers run one at a time: the bench may open only enough files for the peers of one, and 10,000
+/// read buffers of axum's default size take 1.3 GB.
 fn round(runtime: &Runtime, plan: &Plan, kind: Kind, buffer: Option<usize>) -> Result<[f64; 2]> {
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const WAIT_LIMIT: Duration = Duration::from_secs(30);
     let mut server = Server::start(Options {
         kind,
         buffer,
         interval: plan.interval,
-        // Nobody is to be found dead, however slow the machine is.
-        timeout: PATIENCE,
+        // Long enough that no peer is found dead on a slow machine.
+        timeout: WAIT_LIMIT,
         ..Options::default()
     })?;
     runtime.block_on(async {
         let round_trips = Arc::new(AtomicU64::new(0));
         let mut answering = JoinSet::new();
         let mut peers = Peer::connect_many(server.addr, plan.peers);
-        // Each answers from the beginning: pongs that come together make pings that go together.
+        // Each peer answers from the start: pongs sent together would cause pings sent together.
         while let Some(peer) = peers.try_next().await? {
             peer.reset_on_drop()?;
             answering.spawn(answer(peer, Arc::clone(&round_trips)));
         }
-        server.wait_for_open(plan.peers, PATIENCE)?;
-        // Every connection is pinged for the first time, which may cost more than the next.
+        server.wait_for_open(plan.peers, WAIT_LIMIT)?;
+        // Leaves out the first ping of every connection, which may cost more than later ones.
         tokio::time::sleep(plan.interval).await;
 
         let before = round_trips.load(Ordering::Relaxed);
@@ -128,7 +129,7 @@ fn round(runtime: &Runtime, plan: &Plan, kind: Kind, buffer: Option<usize>) -> R
     })
 }
 
-/// Answers pings, and counts them, as long as the connection lasts.
+/// Answers and counts pings until the connection ends.
 async fn answer(mut peer: Peer, round_trips: Arc<AtomicU64>) -> io::Result<()> {
     loop {
         if peer.receive().await? == Frame::Ping {

@@ -1,6 +1,7 @@
-//! Upgrades: how many in a second, one after the other and 64 at a time, and at how much processor
-//! time of the server. Each is a whole life: accept, opening handshake, handler, and the peer's
-//! reset, so what the layers add to the end of a connection counts too.
+//! Rate and CPU time of upgrades, one after the other and 64 at a time.
+//!
+//! Each one is a whole connection: accept, opening handshake, handler and the peer's reset. What
+//! the layers add to the end of a connection is therefore included.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,10 +19,10 @@ use super::{Result, Size};
 
 #[derive(Clone, Copy)]
 struct Case {
-    /// How many peers upgrade at the same time.
+    /// Number of peers that upgrade at the same time.
     at_once: usize,
-    /// Connections that are there all the time. Without any, what a server keeps for all of its
-    /// connections comes and goes with each.
+    /// Connections that stay open. With none, the server creates and drops its shared state with
+    /// each connection.
     standing: usize,
 }
 
@@ -43,8 +44,8 @@ const CASES: [Case; 3] = [
 const COLUMNS: [&str; 2] = ["upgrades/s", "server's CPU/upgrade (µs)"];
 const CPU: usize = 1;
 
-/// What both layers may add to an upgrade, in microseconds.
-const BAR: f64 = 3.0;
+/// CPU time that both layers may add to an upgrade, in microseconds.
+const MAX_ADDED_US: f64 = 3.0;
 
 pub(crate) fn run(size: Size) -> Result<()> {
     let (rounds, time) = match size {
@@ -79,16 +80,16 @@ fn report(case: Case, buffer: Option<usize>, comparison: &Comparison<2>) {
     let added = comparison.difference(CPU, Kind::HandWritten, Kind::Bare);
     println!("- µs of CPU per upgrade, hand-written − bare: {added:.3}");
     let added = comparison.difference(CPU, Kind::Layered, Kind::Bare);
-    Bar::AtMost(BAR).judge("µs of CPU per upgrade, layered − bare", added);
+    Bar::AtMost(MAX_ADDED_US).judge("µs of CPU per upgrade, layered − bare", added);
     println!();
 }
 
-/// A server, to which nobody upgrades but in its rounds.
+/// A server with its standing connections, idle outside of its rounds.
 struct Load<'a> {
     runtime: &'a Runtime,
     server: Server,
     case: Case,
-    /// Held, not used.
+    /// Kept open, not used.
     _standing: Vec<Peer>,
 }
 
@@ -97,7 +98,7 @@ impl<'a> Load<'a> {
         let server = Server::start(Options {
             kind,
             buffer,
-            // Nobody would answer a ping.
+            // The standing peers do not answer pings.
             interval: Duration::from_secs(3600),
             ..Options::default()
         })?;
@@ -111,10 +112,10 @@ impl<'a> Load<'a> {
         })
     }
 
-    /// Has peers upgrade again and again for so long, and returns the figures of [`COLUMNS`].
+    /// Has peers upgrade repeatedly for `time`, and returns the figures of [`COLUMNS`].
     fn round(&mut self, time: Duration) -> Result<[f64; 2]> {
-        /// How long the last handshake and the last end may take.
-        const PATIENCE: Duration = Duration::from_secs(30);
+        /// How long the last handshake and the last end may take after the round.
+        const WAIT_LIMIT: Duration = Duration::from_secs(30);
         let mut upgrading = JoinSet::new();
         let cpu = self.server.cpu()?;
         let begun = Instant::now();
@@ -131,10 +132,10 @@ impl<'a> Load<'a> {
         };
         let upgrades = self
             .runtime
-            .block_on(async { tokio::time::timeout(time + PATIENCE, all).await })??;
+            .block_on(async { tokio::time::timeout(time + WAIT_LIMIT, all).await })??;
         let took = begun.elapsed();
-        // What the server still has to do belongs to these upgrades, and to no later round.
-        self.server.wait_for_open(self.case.standing, PATIENCE)?;
+        // The server's remaining work belongs to these upgrades, not to a later round.
+        self.server.wait_for_open(self.case.standing, WAIT_LIMIT)?;
         let cpu = self.server.cpu()? - cpu;
         let upgrades = f64::from(upgrades);
         Ok([
@@ -144,12 +145,12 @@ impl<'a> Load<'a> {
     }
 }
 
-/// How many connections were opened, upgraded and reset until `end`, one after the other.
+/// Opens, upgrades and resets connections one after the other until `end`. Returns their number.
 async fn upgrade(addr: SocketAddr, end: Instant) -> io::Result<u32> {
     let any = SocketAddr::from(([0, 0, 0, 0], 0));
     let mut upgrades = 0;
     while Instant::now() < end {
-        // A connection that is reset leaves no port behind in TIME_WAIT: they would run out.
+        // A reset leaves no port in TIME-WAIT; otherwise the ports would run out.
         Peer::connect(addr, any).await?.reset_on_drop()?;
         upgrades += 1;
     }

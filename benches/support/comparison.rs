@@ -1,55 +1,54 @@
-//! Servers side by side: what was measured of each in every round, and how they compare, round by
-//! round.
+//! Figures of several servers in alternating rounds, and their ratios per round.
 
 use std::error::Error;
 
 use super::options::Kind;
 use super::spread::Spread;
 
-/// `N` figures of each server in each round.
+/// `N` figures per server and round.
 pub(crate) struct Comparison<const N: usize> {
     columns: [&'static str; N],
     servers: Vec<(Kind, Vec<[f64; N]>)>,
 }
 
 impl<const N: usize> Comparison<N> {
-    /// Measures the servers one after the other, forwards in one round and backwards in the next: what
-    /// changes slowly around them favours none. `measure` is told which of `servers` it is.
+    /// Measures the servers in turn, forwards in one round and backwards in the next, so that slow
+    /// changes of the machine's load favour none of them. `measure` gets an index into `servers`.
     pub(crate) fn take(
         columns: [&'static str; N],
         servers: &[Kind],
         rounds: usize,
         mut measure: impl FnMut(usize) -> Result<[f64; N], Box<dyn Error>>,
     ) -> Result<Self, Box<dyn Error>> {
-        let mut taken = Self {
+        let mut comparison = Self {
             columns,
             servers: servers.iter().map(|&kind| (kind, Vec::new())).collect(),
         };
         for round in 0..rounds {
-            for place in 0..servers.len() {
+            for position in 0..servers.len() {
                 let server = match round % 2 {
-                    0 => place,
-                    _ => servers.len() - 1 - place,
+                    0 => position,
+                    _ => servers.len() - 1 - position,
                 };
-                taken.servers[server].1.push(measure(server)?);
+                comparison.servers[server].1.push(measure(server)?);
             }
         }
-        Ok(taken)
+        Ok(comparison)
     }
 
-    /// The figures of a column, of `server` divided by those of `base`.
+    /// A column of `server` divided by the same column of `base`, round by round.
     pub(crate) fn ratio(&self, column: usize, server: Kind, base: Kind) -> Spread {
         Spread::of_ratios(&self.column(column, server), &self.column(column, base))
     }
 
-    /// The figures of a column, of `server` less those of `base`.
+    /// A column of `server` minus the same column of `base`, round by round.
     pub(crate) fn difference(&self, column: usize, server: Kind, base: Kind) -> Spread {
         let base = self.column(column, base);
         let server = self.column(column, server);
         Spread::of(server.iter().zip(&base).map(|(server, base)| server - base))
     }
 
-    /// Prints a table: a row for each server, and one for each of `ratios`.
+    /// Prints a table with one row per server and one per pair in `ratios`.
     pub(crate) fn print(&self, ratios: &[(Kind, Kind)]) {
         println!("| server | {} |", self.columns.join(" | "));
         println!("|---|{}", "---|".repeat(N));
@@ -71,7 +70,7 @@ impl<const N: usize> Comparison<N> {
 
     fn column(&self, column: usize, server: Kind) -> Vec<f64> {
         let found = self.servers.iter().find(|(kind, _)| *kind == server);
-        let (_, rounds) = found.expect("only what was measured is compared");
+        let (_, rounds) = found.expect("the server was measured");
         rounds.iter().map(|figures| figures[column]).collect()
     }
 }
@@ -81,7 +80,7 @@ fn print_row<const N: usize>(name: &str, cell: impl Fn(usize) -> String) {
     println!("| {name} | {} |", cells.join(" | "));
 }
 
-/// What a figure has to be.
+/// A limit that a figure must meet.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Bar {
     AtLeast(f64),
@@ -89,7 +88,7 @@ pub(crate) enum Bar {
 }
 
 impl Bar {
-    /// Prints whether the median of `figures` meets it.
+    /// Prints whether the median of `figures` meets the limit.
     pub(crate) fn judge(self, what: &str, figures: Spread) {
         let (met, bar) = match self {
             Self::AtLeast(bar) => (figures.median >= bar, format!("at least {bar}")),

@@ -1,12 +1,12 @@
-//! What a server can be asked about its connections.
+//! Counters that a server process keeps about its connections.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// What a server knows of its connections.
+/// Counts open connections and records how long dead peers were silent.
 #[derive(Clone, Default)]
-pub(crate) struct Account(Arc<Counts>);
+pub(crate) struct ConnectionStats(Arc<Counts>);
 
 #[derive(Default)]
 struct Counts {
@@ -14,18 +14,18 @@ struct Counts {
     silences: Mutex<Vec<Duration>>,
 }
 
-/// One connection of an account, as long as it is open.
-pub(crate) struct Entry(Account);
+/// Counts one open connection until it is dropped.
+pub(crate) struct OpenConnection(ConnectionStats);
 
-impl Account {
-    /// One more connection is open.
-    pub(crate) fn enter(&self) -> Entry {
+impl ConnectionStats {
+    /// Counts one more open connection.
+    pub(crate) fn connection_opened(&self) -> OpenConnection {
         self.0.open.fetch_add(1, Ordering::Relaxed);
-        Entry(self.clone())
+        OpenConnection(self.clone())
     }
 
-    /// A peer was found dead, which was silent for so long.
-    pub(crate) fn found_dead(&self, silence: Duration) {
+    /// Records that a peer was found dead after this much silence.
+    pub(crate) fn peer_found_dead(&self, silence: Duration) {
         self.silences().push(silence);
     }
 
@@ -34,9 +34,9 @@ impl Account {
         silences.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What to answer to a line of the standard input: see [`server`](super::server).
-    pub(crate) fn answer(&self, asked: &str, heap: fn() -> usize) -> String {
-        match asked {
+    /// Returns the reply to a command from standard input: see [`server`](super::server).
+    pub(crate) fn reply(&self, command: &str, heap: fn() -> usize) -> String {
+        match command {
             "open" => self.0.open.load(Ordering::Relaxed).to_string(),
             "heap" => heap().to_string(),
             "silences" => {
@@ -46,12 +46,12 @@ impl Account {
                     .map(|silence| silence.as_millis().to_string());
                 millis.collect::<Vec<_>>().join(" ")
             }
-            _ => format!("nobody knows {asked}"),
+            _ => format!("unknown command: {command}"),
         }
     }
 }
 
-impl Drop for Entry {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.0.open.fetch_sub(1, Ordering::Relaxed);
     }

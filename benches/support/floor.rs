@@ -1,5 +1,7 @@
-//! The least that pinging sockets can cost: one task writes all pings, and one task for each socket
-//! reads what comes back. No WebSocket library, no verdicts.
+//! Lower bound for the cost of pings: bare sockets without a WebSocket library.
+//!
+//! One task writes all pings, and one task per socket reads the pongs and discards them. No peer is
+//! ever evicted.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,33 +11,33 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::account::Account;
+use super::connection_stats::ConnectionStats;
 use super::options::Options;
 
 /// An unmasked ping without a payload (RFC 6455 section 5.5.2).
 const PING: [u8; 2] = [0x89, 0];
 
-/// What the peers of the benches need not check.
+/// Lacks `sec-websocket-accept`, which the peers of the benches do not check.
 const RESPONSE: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\
     connection: upgrade\r\nupgrade: websocket\r\n\r\n";
 
-/// Parts of an interval, in each of which its part of the sockets is pinged.
-const PARTS: u32 = 100;
+/// Number of slices of an interval. Each slice pings its share of the sockets.
+const SLICES: u32 = 100;
 
-/// The sockets that are pinged together.
-type Part = Arc<Mutex<Slab<OwnedWriteHalf>>>;
+/// The sockets that are pinged in the same slice of the interval.
+type Slice = Arc<Mutex<Slab<OwnedWriteHalf>>>;
 
-pub(crate) async fn serve(options: Options, listener: TcpListener, account: Account) {
-    let parts: Vec<_> = (0..PARTS).map(|_| Part::default()).collect();
-    tokio::spawn(sweep(options, parts.clone()));
-    for part in parts.iter().cycle() {
+pub(crate) async fn serve(options: Options, listener: TcpListener, stats: ConnectionStats) {
+    let slices: Vec<_> = (0..SLICES).map(|_| Slice::default()).collect();
+    tokio::spawn(sweep(options, slices.clone()));
+    for slice in slices.iter().cycle() {
         let socket = accept(&listener).await;
-        tokio::spawn(session(socket, Arc::clone(part), account.clone()));
+        tokio::spawn(session(socket, Arc::clone(slice), stats.clone()));
     }
 }
 
-/// The next socket. As in axum's listener, what fails is tried again: the peer may have gone, or a
-/// file may be free soon.
+/// Accepts the next socket. Retries after an error, as axum's listener does: the peer may have
+/// reset the connection, or the process may be out of file descriptors.
 async fn accept(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
@@ -45,20 +47,20 @@ async fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
-/// Writes a ping to every socket within each interval, evenly spread.
-async fn sweep(options: Options, parts: Vec<Part>) {
-    let mut ticks = tokio::time::interval(options.interval / PARTS);
-    for part in parts.iter().cycle() {
+/// Pings every socket once per interval, spread evenly over the interval.
+async fn sweep(options: Options, slices: Vec<Slice>) {
+    let mut ticks = tokio::time::interval(options.interval / SLICES);
+    for slice in slices.iter().cycle() {
         ticks.tick().await;
-        for (_, socket) in lock(part).iter() {
-            // Two bytes always fit, unless the peer is gone. That the socket can be written is known
-            // since the response, so this is no more than the system call.
+        for (_, socket) in lock(slice).iter() {
+            // Two bytes always fit while the connection is open. tokio has known the socket to be
+            // writable since the response, so this costs only the system call.
             let _ = socket.try_write(&PING);
         }
     }
 }
 
-async fn session(mut socket: TcpStream, part: Part, account: Account) {
+async fn session(mut socket: TcpStream, slice: Slice, stats: ConnectionStats) {
     let mut buffer = vec![0; 1024];
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
@@ -72,13 +74,13 @@ async fn session(mut socket: TcpStream, part: Part, account: Account) {
         return;
     }
     let (mut reader, writer) = socket.into_split();
-    let key = lock(&part).insert(writer);
-    let entry = account.enter();
+    let key = lock(&slice).insert(writer);
+    let open = stats.connection_opened();
     while let Ok(1..) = reader.read(&mut buffer).await {}
-    lock(&part).remove(key);
-    drop(entry);
+    lock(&slice).remove(key);
+    drop(open);
 }
 
-fn lock(part: &Part) -> MutexGuard<'_, Slab<OwnedWriteHalf>> {
-    part.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(slice: &Slice) -> MutexGuard<'_, Slab<OwnedWriteHalf>> {
+    slice.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,7 @@
-//! The heartbeat that people write into their handlers, written well: one `select!`, an interval, the
-//! last sign of life, a map of the sessions, bounded writes.
+//! A well-written heartbeat inside the handler, as applications have it without the layers.
+//!
+//! It has one `select!`, an interval, the time of the last received message, a session map and
+//! bounded writes.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,26 +14,26 @@ use axum::routing::any;
 use bytes::Bytes;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
-use super::account::Account;
-use super::options::{Options, answer};
+use super::connection_stats::ConnectionStats;
+use super::options::{Options, configure};
 
 #[derive(Clone)]
 struct Sessions {
     options: Options,
-    account: Account,
+    stats: ConnectionStats,
     map: Arc<Mutex<HashMap<u64, Instant>>>,
     next: Arc<AtomicU64>,
 }
 
-pub(crate) fn app(options: Options, account: Account) -> Router {
+pub(crate) fn app(options: Options, stats: ConnectionStats) -> Router {
     let sessions = Sessions {
         options,
-        account,
+        stats,
         map: Arc::default(),
         next: Arc::default(),
     };
     let handler = |State(sessions): State<Sessions>, upgrade: WebSocketUpgrade| async move {
-        answer(sessions.options, upgrade).on_upgrade(|socket| session(socket, sessions))
+        configure(sessions.options, upgrade).on_upgrade(|socket| session(socket, sessions))
     };
     Router::new()
         .route("/ws", any(handler))
@@ -39,7 +41,7 @@ pub(crate) fn app(options: Options, account: Account) -> Router {
 }
 
 async fn session(socket: WebSocket, sessions: Sessions) {
-    let entry = sessions.account.enter();
+    let open = sessions.stats.connection_opened();
     let id = sessions.next.fetch_add(1, Ordering::Relaxed);
     let map = &sessions.map;
     map.lock()
@@ -49,18 +51,18 @@ async fn session(socket: WebSocket, sessions: Sessions) {
     map.lock()
         .unwrap_or_else(PoisonError::into_inner)
         .remove(&id);
-    drop(entry);
+    drop(open);
 }
 
 async fn echo(mut socket: WebSocket, sessions: &Sessions) {
     let Options {
         interval,
-        timeout: patience,
+        timeout: ping_timeout,
         ..
     } = sessions.options;
     let mut last_seen = Instant::now();
-    // The first ping at a random point of the interval, so that connections that came together are
-    // not pinged together.
+    // Draws the first ping from the second half of the interval, so that connections opened
+    // together are not pinged together.
     let first = Instant::now() + interval.mul_f64(1.0 - fastrand::f64() / 2.0);
     let mut ticks = interval_at(first, interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -79,14 +81,14 @@ async fn echo(mut socket: WebSocket, sessions: &Sessions) {
             }
             _ = ticks.tick() => {
                 let silence = last_seen.elapsed();
-                if silence >= interval + patience {
-                    sessions.account.found_dead(silence);
+                if silence >= interval + ping_timeout {
+                    sessions.stats.peer_found_dead(silence);
                     return;
                 }
                 Message::Ping(Bytes::new())
             }
         };
-        let sent = timeout(patience, socket.send(outgoing)).await;
+        let sent = timeout(ping_timeout, socket.send(outgoing)).await;
         if !matches!(sent, Ok(Ok(()))) {
             return;
         }

@@ -1,4 +1,4 @@
-//! Which server, and how it is started.
+//! The options of a server process.
 
 use std::error::Error;
 use std::str::FromStr;
@@ -6,24 +6,24 @@ use std::time::Duration;
 
 use axum::extract::ws::WebSocketUpgrade;
 
-/// Which server.
+/// The kind of server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The handler alone.
     Bare,
-    /// The handler with a heartbeat written into it, as people do.
+    /// The handler with a heartbeat written into it: [`hand_written`](super::hand_written).
     HandWritten,
-    /// The handler of `Bare`, behind both layers.
+    /// The handler of `Bare` behind both layers.
     Layered,
-    /// No WebSocket library, and no more than pings: what the sockets themselves cost.
+    /// Sockets and pings without a WebSocket library: [`floor`](super::floor).
     Floor,
 }
 
 impl Kind {
-    /// Every server that echoes.
+    /// The servers that echo messages.
     pub(crate) const ECHOING: [Self; 3] = [Self::Bare, Self::HandWritten, Self::Layered];
 
-    /// The name on the command line and in tables.
+    /// Name of the server on the command line and in tables.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Bare => "bare",
@@ -41,14 +41,14 @@ impl FromStr for Kind {
         [Self::Bare, Self::HandWritten, Self::Layered, Self::Floor]
             .into_iter()
             .find(|kind| kind.name() == name)
-            .ok_or_else(|| format!("no server is called {name}"))
+            .ok_or_else(|| format!("unknown server: {name}"))
     }
 }
 
-/// The read buffers with which servers are compared: axum's default, and one that suits small messages.
+/// Read buffers in bytes under comparison: axum's default, and one that suits small messages.
 pub(crate) const BUFFERS: [Option<usize>; 2] = [None, Some(4096)];
 
-/// The name of a read buffer in headlines.
+/// Name of a read buffer in headlines.
 pub(crate) fn buffer_name(buffer: Option<usize>) -> String {
     match buffer {
         None => "axum's default read buffer".to_owned(),
@@ -56,18 +56,18 @@ pub(crate) fn buffer_name(buffer: Option<usize>) -> String {
     }
 }
 
-/// What a server is started with.
+/// The options of a server process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Options {
-    /// Which server.
+    /// The kind of server.
     pub(crate) kind: Kind,
-    /// Size of the WebSocket library's read buffer; axum's default (128 KiB) if `None`.
+    /// Size of the WebSocket library's read buffer in bytes; `None` for axum's default (128 KiB).
     pub(crate) buffer: Option<usize>,
-    /// Silence before a ping.
+    /// Silence after which a ping is sent.
     pub(crate) interval: Duration,
-    /// Time a ping may stay unanswered.
+    /// Time for which a ping may stay unanswered.
     pub(crate) timeout: Duration,
-    /// Worker threads; 0 for a runtime of one thread.
+    /// Worker threads; 0 for the current-thread runtime.
     pub(crate) workers: usize,
 }
 
@@ -84,7 +84,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The arguments from which [`parse`](Self::parse) makes the same options.
+    /// Formats the options as arguments for [`parse`](Self::parse).
     pub(crate) fn to_args(self) -> Vec<String> {
         [
             self.kind.name().to_owned(),
@@ -96,7 +96,7 @@ impl Options {
         .into()
     }
 
-    /// Reads the arguments of a server's process.
+    /// Parses the arguments of a server process.
     pub(crate) fn parse(args: &[String]) -> Result<Self, Box<dyn Error>> {
         let [kind, buffer, interval, timeout, workers] = args else {
             return Err("a server takes kind, buffer, interval, timeout and workers".into());
@@ -111,8 +111,8 @@ impl Options {
     }
 }
 
-/// The same settings of the WebSocket library for every server.
-pub(crate) fn answer(options: Options, upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
+/// Applies the read buffer's size to the upgrade, in the same way for every server.
+pub(crate) fn configure(options: Options, upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
     match options.buffer {
         Some(size) => upgrade.read_buffer_size(size),
         None => upgrade,

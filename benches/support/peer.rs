@@ -1,4 +1,4 @@
-//! Peers that speak just enough of RFC 6455 to load a server without being the bottleneck.
+//! A minimal RFC 6455 client, cheap enough not to be the bottleneck of a bench.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,36 +10,36 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-/// One client.
+/// A client with an open WebSocket.
 pub(crate) struct Peer {
     socket: TcpStream,
     buffer: Vec<u8>,
-    /// Where in the buffer the bytes are that are not used up.
-    unused: Range<usize>,
+    /// Range of the buffer that has been read and not been parsed yet.
+    unparsed: Range<usize>,
     close_code: Option<u16>,
 }
 
-/// What a server has sent.
+/// A frame from the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Frame {
-    /// A data frame with so many bytes of payload.
+    /// A data frame, with the length of its payload in bytes.
     Data(usize),
-    /// A ping, which was answered.
+    /// A ping, which has been answered.
     Ping,
     /// A Close frame.
     Close,
 }
 
-/// With this key masking changes nothing (RFC 6455 section 5.3 leaves the choice to the client): what
-/// peers save is not the server's doing.
+/// A key of zeros, with which masking changes no byte (RFC 6455 section 5.3 leaves the choice to
+/// the client). It saves time in the peers and none in the server.
 const MASK: [u8; 4] = [0; 4];
 
 impl Peer {
-    /// Connects to `addr` from `local` (port 0 for any), and completes the opening handshake.
+    /// Connects to `addr` from `local` (port 0 for any) and completes the opening handshake.
     pub(crate) async fn connect(addr: SocketAddr, local: SocketAddr) -> io::Result<Self> {
-        // A server that is stuck is to end the bench.
-        const PATIENCE: Duration = Duration::from_secs(60);
-        timeout(PATIENCE, Self::upgrade(addr, local)).await?
+        // A server that hangs must fail the bench.
+        const WAIT_LIMIT: Duration = Duration::from_secs(60);
+        timeout(WAIT_LIMIT, Self::upgrade(addr, local)).await?
     }
 
     async fn upgrade(addr: SocketAddr, local: SocketAddr) -> io::Result<Self> {
@@ -57,10 +57,10 @@ impl Peer {
         let mut peer = Self {
             socket,
             buffer: vec![0; 512],
-            unused: 0..0,
+            unparsed: 0..0,
             close_code: None,
         };
-        let head = peer.until(|bytes| {
+        let head = peer.read_parsed(|bytes| {
             let end = bytes.windows(4).position(|bytes| bytes == b"\r\n\r\n")?;
             Some((end + 4, bytes.starts_with(b"HTTP/1.1 101")))
         });
@@ -70,44 +70,44 @@ impl Peer {
         Ok(peer)
     }
 
-    /// `count` clients, each from any port, as they connect.
+    /// Connects `count` clients, each from any port, and yields them as they connect.
     pub(crate) fn connect_many(
         addr: SocketAddr,
         count: usize,
     ) -> impl Stream<Item = io::Result<Self>> + Unpin {
-        // Fewer than a listener lets wait.
-        const AT_ONCE: usize = 64;
+        // Below the listener's backlog.
+        const MAX_CONNECTING: usize = 64;
         let any = SocketAddr::from(([0, 0, 0, 0], 0));
         Box::pin(
             stream::iter(0..count)
                 .map(move |_| Self::connect(addr, any))
-                .buffer_unordered(AT_ONCE),
+                .buffer_unordered(MAX_CONNECTING),
         )
     }
 
-    /// Lets the connection end in a reset when this is dropped, so that its port is free at once.
+    /// Makes drop reset the connection, so that its port is free immediately.
     pub(crate) fn reset_on_drop(&self) -> io::Result<()> {
         self.socket.set_zero_linger()
     }
 
-    /// Lets at least so many bytes be read at once.
+    /// Grows the buffer so that one read takes at least `bytes`.
     pub(crate) fn reserve(&mut self, bytes: usize) {
         if self.buffer.len() < bytes {
             self.buffer.resize(bytes, 0);
         }
     }
 
-    /// The socket.
+    /// The underlying socket.
     pub(crate) fn socket(&self) -> &TcpStream {
         &self.socket
     }
 
-    /// The status code of the Close frame that came.
+    /// The status code of the received Close frame.
     pub(crate) fn close_code(&self) -> Option<u16> {
         self.close_code
     }
 
-    /// A binary message as it goes over the wire.
+    /// Encodes a masked binary message with `payload` bytes.
     pub(crate) fn message(payload: usize) -> Vec<u8> {
         let mut frame = vec![0x82];
         match payload {
@@ -126,17 +126,17 @@ impl Peer {
         frame
     }
 
-    /// Writes `bytes`, which are whole frames.
+    /// Writes `bytes`, which must be whole frames.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.socket.write_all(bytes).await
     }
 
-    /// Sends `message`, and waits until as many bytes of payload have come back.
+    /// Sends `message` and waits for an echo with a payload of the same length.
     pub(crate) async fn echo(&mut self, message: &[u8]) -> io::Result<()> {
         self.send(message).await?;
         loop {
             match self.receive().await? {
-                Frame::Data(len) if masked_head(len) + len == message.len() => return Ok(()),
+                Frame::Data(len) if masked_header_len(len) + len == message.len() => return Ok(()),
                 Frame::Data(_) => return Err(io::ErrorKind::InvalidData.into()),
                 Frame::Ping => {}
                 Frame::Close => return Err(io::ErrorKind::ConnectionAborted.into()),
@@ -144,11 +144,11 @@ impl Peer {
         }
     }
 
-    /// The next frame. A ping is answered.
+    /// Receives the next frame. Answers a ping.
     ///
-    /// Cancel safe while no ping comes.
+    /// Cancel safe except while it answers a ping.
     pub(crate) async fn receive(&mut self) -> io::Result<Frame> {
-        let (frame, payload) = self.until(parse).await?;
+        let (frame, payload) = self.read_parsed(parse).await?;
         match (frame, payload) {
             (Frame::Ping, Some((payload, len))) => self.control(0x8a, &payload[..len]).await?,
             (Frame::Close, Some((payload, 2..))) => {
@@ -159,18 +159,18 @@ impl Peer {
         Ok(frame)
     }
 
-    /// Whether the next frame is here already, so that [`receive`](Self::receive) reads nothing.
+    /// Whether the buffer holds a whole frame, so that [`receive`](Self::receive) makes no read.
     pub(crate) fn has_frame(&self) -> bool {
-        parse(&self.buffer[self.unused.clone()]).is_some()
+        parse(&self.buffer[self.unparsed.clone()]).is_some()
     }
 
-    /// Neither reads nor answers any more, like a process that was stopped: its kernel goes on to
-    /// acknowledge what comes. Nothing wakes the bench for it either.
+    /// Stops reading and answering, like a stopped process: the kernel goes on to acknowledge
+    /// segments. The socket leaves tokio, so that it wakes no task of the bench either.
     pub(crate) fn fall_silent(self) -> io::Result<std::net::TcpStream> {
         self.socket.into_std()
     }
 
-    /// Answers a Close frame with its own code (RFC 6455 section 5.5.1).
+    /// Echoes the code of the received Close frame (RFC 6455 section 5.5.1).
     pub(crate) async fn answer_close(&mut self) -> io::Result<()> {
         let code = self.close_code.map(u16::to_be_bytes);
         self.control(0x88, code.as_ref().map_or(&[], |code| code))
@@ -184,37 +184,39 @@ impl Peer {
         self.socket.write_all(&frame).await
     }
 
-    /// Reads until `parse` finds what it looks for at the beginning of the buffer, and takes as many
-    /// bytes as it says.
-    async fn until<R>(&mut self, parse: impl Fn(&[u8]) -> Option<(usize, R)>) -> io::Result<R> {
+    /// Reads until `parse` succeeds on the unparsed bytes, and consumes the length that it returns.
+    async fn read_parsed<R>(
+        &mut self,
+        parse: impl Fn(&[u8]) -> Option<(usize, R)>,
+    ) -> io::Result<R> {
         loop {
-            if let Some((taken, found)) = parse(&self.buffer[self.unused.clone()]) {
-                self.unused.start += taken;
+            if let Some((consumed, found)) = parse(&self.buffer[self.unparsed.clone()]) {
+                self.unparsed.start += consumed;
                 return Ok(found);
             }
             self.make_room();
-            let room = &mut self.buffer[self.unused.end..];
+            let room = &mut self.buffer[self.unparsed.end..];
             match self.socket.read(room).await? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => self.unused.end += count,
+                count => self.unparsed.end += count,
             }
         }
     }
 
-    /// Moves what is not used up to the beginning of the buffer, which grows if it is full.
+    /// Moves the unparsed bytes to the start of the buffer, and doubles a full buffer.
     fn make_room(&mut self) {
-        if self.unused.start > 0 {
-            self.buffer.copy_within(self.unused.clone(), 0);
-            self.unused = 0..self.unused.len();
+        if self.unparsed.start > 0 {
+            self.buffer.copy_within(self.unparsed.clone(), 0);
+            self.unparsed = 0..self.unparsed.len();
         }
-        if self.unused.end == self.buffer.len() {
-            self.buffer.resize(2 * self.unused.end, 0);
+        if self.unparsed.end == self.buffer.len() {
+            self.buffer.resize(2 * self.unparsed.end, 0);
         }
     }
 }
 
-/// Length of the header of a masked frame with so much payload (RFC 6455 section 5.2).
-fn masked_head(payload: usize) -> usize {
+/// Length of a masked frame's header (RFC 6455 section 5.2).
+fn masked_header_len(payload: usize) -> usize {
     match payload {
         0..126 => 6,
         126..65_536 => 8,
@@ -222,10 +224,10 @@ fn masked_head(payload: usize) -> usize {
     }
 }
 
-/// The payload of a ping or a Close frame, and its length.
+/// The payload of a control frame, at most 125 bytes, and its length.
 type Payload = ([u8; 125], usize);
 
-/// The frame that `bytes` begin with, if it is whole.
+/// Parses the frame at the start of `bytes`; `None` if it is incomplete.
 fn parse(bytes: &[u8]) -> Option<(usize, (Frame, Option<Payload>))> {
     let &[first, second, ref rest @ ..] = bytes else {
         return None;

@@ -1,4 +1,4 @@
-//! Plots of what was measured, as SVG files.
+//! Draws the figures of a bench as SVG files.
 
 use std::error::Error;
 use std::fs;
@@ -9,12 +9,12 @@ use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
-/// One line of a plot: its name, and points in the order of their x.
+/// One line of a plot: its name, and points sorted by x.
 pub(crate) type Line = (String, Vec<(f64, f64)>);
 
-/// What a plot says besides its data.
+/// The texts of a plot.
 pub(crate) struct Labels<'a> {
-    /// Name of the file, without the ending.
+    /// Name of the file without its extension.
     pub(crate) file: &'a str,
     pub(crate) title: &'a str,
     pub(crate) x: &'a str,
@@ -24,10 +24,10 @@ pub(crate) struct Labels<'a> {
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-/// Width of a plot, and height of each of its panels.
-const SIZE: (u32, u32) = (800, 360);
+/// Width of a plot and height of each panel, in pixels.
+const PANEL_SIZE: (u32, u32) = (800, 360);
 
-/// Colours of lines, which are told apart on white and by the colour-blind.
+/// Line colours, distinguishable on white and with colour blindness.
 const COLORS: [RGBColor; 5] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
@@ -36,12 +36,12 @@ const COLORS: [RGBColor; 5] = [
     RGBColor(90, 90, 90),
 ];
 
-/// Where plots are put. Those that go with published figures are copied to `benches/plots`.
+/// Directory for the plots. Those of published figures are copied to `benches/plots`.
 pub(crate) fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/plots")
 }
 
-/// Draws panels of lines below each other, over the same x, into the file of the first.
+/// Stacks panels of lines over the same x axis. The first panel names the file.
 pub(crate) fn stacked(panels: &[(&Labels<'_>, &[Line])]) -> Result<PathBuf, Box<dyn Error>> {
     let (first, _) = panels.first().ok_or("a plot has a panel")?;
     let points = || {
@@ -64,7 +64,7 @@ pub(crate) fn stacked(panels: &[(&Labels<'_>, &[Line])]) -> Result<PathBuf, Box<
                     .label(name)
                     .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], stroke));
             }
-            // One line needs no name: the title says what it is.
+            // A single line needs no legend besides the title.
             if lines.len() > 1 {
                 chart
                     .configure_series_labels()
@@ -79,7 +79,7 @@ pub(crate) fn stacked(panels: &[(&Labels<'_>, &[Line])]) -> Result<PathBuf, Box<
     })
 }
 
-/// Draws a histogram: the `left` edge of each bar, of which all are `width` wide, and its height.
+/// Draws a histogram from the left edge and the height of each bar. All are `width` wide.
 pub(crate) fn bars(
     labels: &Labels<'_>,
     width: f64,
@@ -97,7 +97,7 @@ pub(crate) fn bars(
     })
 }
 
-/// Makes a file of so many panels.
+/// Creates a file with `panels` panels.
 fn draw(
     labels: &Labels<'_>,
     panels: usize,
@@ -106,7 +106,7 @@ fn draw(
     fs::create_dir_all(directory())?;
     let path = directory().join(labels.file).with_extension("svg");
     {
-        let (width, height) = SIZE;
+        let (width, height) = PANEL_SIZE;
         let area = SVGBackend::new(&path, (width, height * panels as u32)).into_drawing_area();
         area.fill(&WHITE)?;
         contents(&area)?;
@@ -115,7 +115,7 @@ fn draw(
     Ok(path)
 }
 
-/// Axes with their labels.
+/// Draws the axes and their labels.
 fn chart<'a, 'b>(
     labels: &Labels<'_>,
     area: &'a Area<'b>,
@@ -125,7 +125,7 @@ fn chart<'a, 'b>(
 where
     'b: 'a,
 {
-    // Nothing but zeros is still a plot.
+    // An axis needs a length even if all figures are zero.
     let top = if top > 0.0 { top * 1.1 } else { 1.0 };
     let mut chart = ChartBuilder::on(area)
         .caption(labels.title, ("sans-serif", 18))
@@ -141,22 +141,22 @@ where
         .y_desc(labels.y)
         .x_labels(9)
         .y_labels(7)
-        .x_label_formatter(&plain)
-        .y_label_formatter(&plain)
+        .x_label_formatter(&format_figure)
+        .y_label_formatter(&format_figure)
         .label_style(("sans-serif", 13))
         .axis_desc_style(("sans-serif", 14))
         .draw()?;
     Ok(chart)
 }
 
-/// From the least to the greatest.
+/// The range from the smallest to the largest figure.
 fn range(figures: impl Iterator<Item = f64> + Clone) -> Range<f64> {
     let least = figures.clone().fold(f64::MAX, f64::min);
     least..figures.fold(f64::MIN, f64::max)
 }
 
-/// A figure without zeros behind it, and with its thousands set apart.
-fn plain(figure: &f64) -> String {
+/// Formats a figure without trailing zeros and with thousands separators.
+fn format_figure(figure: &f64) -> String {
     let rounded = (figure * 1000.0).round() / 1000.0;
     if rounded.fract() != 0.0 {
         return rounded.to_string();

@@ -1,5 +1,4 @@
-//! Servers and others as processes of their own: the bench starts itself again, and talks to what it
-//! started.
+//! Child processes of a bench, which execute the same binary in another role.
 
 use std::error::Error;
 use std::fs;
@@ -15,77 +14,77 @@ use nix::unistd::Pid;
 
 use super::options::Options;
 
-/// The first argument of a process that is to be a server.
+/// First argument of a server process.
 pub(crate) const SERVE: &str = "serve";
 
-/// A process that answers a line with a line. It ends when this is dropped, or when this process ends.
+/// A process that replies to each line with a line. It is killed on drop, and ends with this
+/// process.
 pub(crate) struct Process {
     child: Child,
-    /// Closed, it ends the process.
+    /// The process ends when this is closed.
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
 }
 
-/// A server that runs.
+/// A running server process.
 pub(crate) struct Server {
     process: Process,
-    /// Where it listens. It can be reached at every address of loopback.
+    /// The address it listens on. Every other loopback address reaches it too.
     pub(crate) addr: SocketAddr,
 }
 
 impl Server {
-    /// Starts this very program as a server.
+    /// Starts this binary as a server.
     pub(crate) fn start(options: Options) -> Result<Self, Box<dyn Error>> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg(SERVE).args(options.to_args());
         Self::spawn(command)
     }
 
-    /// Starts `command`, which is to become a server.
+    /// Starts `command`, which must print the address of a server.
     pub(crate) fn spawn(command: Command) -> Result<Self, Box<dyn Error>> {
         let mut process = Process::spawn(command)?;
-        let line = process.hear()?;
+        let line = process.read_line()?;
         let addr = line.strip_prefix("listening on ");
-        let addr = addr.ok_or("the server does not say where it is")?.parse()?;
+        let addr = addr.ok_or("the server printed no address")?.parse()?;
         Ok(Self { process, addr })
     }
 
-    /// Waits, for at most `patience`, until it has so many open connections.
+    /// Waits for at most `limit` until `count` connections are open.
     pub(crate) fn wait_for_open(
         &mut self,
         count: usize,
-        patience: Duration,
+        limit: Duration,
     ) -> Result<(), Box<dyn Error>> {
         let begun = std::time::Instant::now();
         loop {
-            let open = self.ask("open")?;
+            let open = self.request("open")?;
             if open.parse() == Ok(count) {
                 return Ok(());
             }
-            if begun.elapsed() > patience {
+            if begun.elapsed() > limit {
                 return Err(format!("{open} connections are open instead of {count}").into());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Waits, for at most `patience`, until its heap has hardly changed for a while. Returns the bytes of
-    /// it.
-    pub(crate) fn settled_heap(&mut self, patience: Duration) -> Result<usize, Box<dyn Error>> {
-        /// Longer than a connection that was just opened or closed still has to do.
-        const WHILE: Duration = Duration::from_millis(500);
-        /// What the asking itself may take.
-        const NOISE: usize = 1024;
+    /// Waits for at most `limit` until the heap is stable, and returns its size in bytes.
+    pub(crate) fn settled_heap(&mut self, limit: Duration) -> Result<usize, Box<dyn Error>> {
+        /// Longer than the remaining work of a connection that was just opened or closed.
+        const STABLE_FOR: Duration = Duration::from_millis(500);
+        /// Heap that a request itself may allocate.
+        const NOISE_BYTES: usize = 1024;
         let begun = std::time::Instant::now();
         let mut heap = self.heap()?;
         let mut since = begun;
-        while since.elapsed() < WHILE {
-            if begun.elapsed() > patience {
-                return Err(format!("the heap still changes at {heap} bytes").into());
+        while since.elapsed() < STABLE_FOR {
+            if begun.elapsed() > limit {
+                return Err(format!("the heap is not stable at {heap} bytes").into());
             }
             std::thread::sleep(Duration::from_millis(50));
             let now = self.heap()?;
-            if now.abs_diff(heap) > NOISE {
+            if now.abs_diff(heap) > NOISE_BYTES {
                 heap = now;
                 since = std::time::Instant::now();
             }
@@ -93,12 +92,12 @@ impl Server {
         Ok(heap)
     }
 
-    /// Bytes of its heap that are allocated.
+    /// Returns the allocated bytes of the heap.
     pub(crate) fn heap(&mut self) -> Result<usize, Box<dyn Error>> {
-        Ok(self.ask("heap")?.parse()?)
+        Ok(self.request("heap")?.parse()?)
     }
 
-    /// Ends it, and waits until it has ended.
+    /// Ends the process and waits for it.
     pub(crate) fn end(self) -> Result<(), Box<dyn Error>> {
         self.process.end()
     }
@@ -119,13 +118,13 @@ impl DerefMut for Server {
 }
 
 impl Process {
-    /// Starts `command`.
+    /// Starts `command` with piped standard input and output.
     pub(crate) fn spawn(mut command: Command) -> Result<Self, Box<dyn Error>> {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        let output = child.stdout.take().expect("it was asked for");
+        let output = child.stdout.take().expect("stdout is piped");
         Ok(Self {
             input: child.stdin.take(),
             output: BufReader::new(output),
@@ -133,41 +132,42 @@ impl Process {
         })
     }
 
-    /// The name by which the operating system knows it.
+    /// The process ID.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Asks it something, and waits for the answer.
-    pub(crate) fn ask(&mut self, what: &str) -> Result<String, Box<dyn Error>> {
-        self.tell(what)?;
-        self.hear()
+    /// Sends a command and waits for the reply.
+    pub(crate) fn request(&mut self, command: &str) -> Result<String, Box<dyn Error>> {
+        self.send_line(command)?;
+        self.read_line()
     }
 
-    /// Asks it something. The answer is to be [heard](Self::hear): others may be asked meanwhile.
-    pub(crate) fn tell(&mut self, what: &str) -> Result<(), Box<dyn Error>> {
+    /// Sends a command without waiting, so that several processes can work at the same time. The
+    /// caller must [read](Self::read_line) the reply.
+    pub(crate) fn send_line(&mut self, command: &str) -> Result<(), Box<dyn Error>> {
         let input = self.input.as_mut().ok_or("the process was ended")?;
-        Ok(writeln!(input, "{what}")?)
+        Ok(writeln!(input, "{command}")?)
     }
 
-    /// Its next line.
-    pub(crate) fn hear(&mut self) -> Result<String, Box<dyn Error>> {
+    /// Reads the next line of output.
+    pub(crate) fn read_line(&mut self) -> Result<String, Box<dyn Error>> {
         let mut line = String::new();
         if self.output.read_line(&mut line)? == 0 {
-            return Err("a process is gone".into());
+            return Err("a process has ended".into());
         }
         Ok(line.trim_end().to_owned())
     }
 
-    /// Processor time that it has used, of all its threads, in user and in kernel mode, to the
-    /// nanosecond. Threads that have ended count as well.
+    /// Returns the CPU time of all threads in user and kernel mode, with nanosecond resolution.
+    /// Includes threads that have ended.
     pub(crate) fn cpu(&self) -> Result<Duration, Box<dyn Error>> {
         let pid = i32::try_from(self.pid())?;
         let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid))?;
         Ok(clock.now()?.into())
     }
 
-    /// Bytes of its memory that are resident.
+    /// Returns the resident memory in bytes.
     pub(crate) fn resident(&self) -> Result<u64, Box<dyn Error>> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -175,7 +175,7 @@ impl Process {
         Ok(kib.ok_or("no VmRSS")?.parse::<u64>()? * 1024)
     }
 
-    /// Ends it, and waits until it has ended.
+    /// Ends the process and waits for it.
     pub(crate) fn end(mut self) -> Result<(), Box<dyn Error>> {
         self.input = None;
         let status = self.child.wait()?;
@@ -188,13 +188,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Fails if it has ended already.
+        // Fails if the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Raises the limit of open files as far as it can be. Returns it.
+/// Raises the soft limit of open files to the hard limit, and returns it.
 pub(crate) fn raise_file_limit() -> Result<u64, Box<dyn Error>> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {
@@ -203,8 +203,12 @@ pub(crate) fn raise_file_limit() -> Result<u64, Box<dyn Error>> {
     Ok(hard)
 }
 
-/// The limit of open files, if it suffices for `needed`; an error that says so if not.
-pub(crate) fn need_files(needed: u64) -> Result<u64, Box<dyn Error>> {
+/// Returns the limit of open files.
+///
+/// # Errors
+///
+/// If the limit is below `needed`.
+pub(crate) fn require_files(needed: u64) -> Result<u64, Box<dyn Error>> {
     let limit = raise_file_limit()?;
     if limit < needed {
         return Err(

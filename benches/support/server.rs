@@ -1,13 +1,13 @@
-//! The servers that are compared. All of them echo at `/ws`, on axum, but for the floor.
+//! The servers under comparison. All but the floor are axum applications that echo at `/ws`.
 //!
-//! A server runs in a process of its own. It prints `listening on ADDRESS` and then answers what it
-//! is asked on its standard input, a line for a line, until that is closed:
+//! A server runs in a process of its own. It prints `listening on ADDRESS`, then replies to each
+//! command on standard input with one line, until standard input is closed:
 //!
-//! | asked | answered |
+//! | command | reply |
 //! |---|---|
-//! | `open` | connections that are open now |
-//! | `silences` | for how many milliseconds each peer was silent that was found dead since it was last asked |
-//! | `heap` | bytes of heap that are allocated now, if the bench counts them |
+//! | `open` | number of open connections |
+//! | `silences` | silence in milliseconds of each peer found dead since the last `silences` |
+//! | `heap` | allocated bytes of heap, if the bench counts them |
 
 use std::error::Error;
 use std::time::Duration;
@@ -21,12 +21,12 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
 use tower_ws_liveness::{Eviction, HeartbeatLayer, IdleTimeoutLayer, Reason};
 
-use super::account::{Account, Entry};
-use super::options::{Kind, Options, answer};
+use super::connection_stats::{ConnectionStats, OpenConnection};
+use super::options::{Kind, Options, configure};
 use super::{floor, hand_written};
 
-/// The whole life of a server's process: `args` are those of [`Options::to_args`], `heap` counts the
-/// bytes that are allocated.
+/// Runs a server process. `args` are those of [`Options::to_args`]; `heap` returns the allocated
+/// bytes.
 pub(crate) fn run(args: &[String], heap: fn() -> usize) -> Result<(), Box<dyn Error>> {
     let options = Options::parse(args)?;
     super::process::raise_file_limit()?;
@@ -39,58 +39,60 @@ pub(crate) fn run(args: &[String], heap: fn() -> usize) -> Result<(), Box<dyn Er
     }
     let runtime = runtime.enable_all().build()?;
     runtime.block_on(async {
-        // All of loopback, since the ports of one address do not suffice for everything.
+        // Listens on all loopback addresses: the client ports of one do not suffice for every
+        // bench.
         let listener = TcpListener::bind("0.0.0.0:0").await?;
         println!("listening on 127.0.0.1:{}", listener.local_addr()?.port());
-        let account = Account::default();
-        tokio::spawn(serve(options, listener, account.clone()));
+        let stats = ConnectionStats::default();
+        tokio::spawn(serve(options, listener, stats.clone()));
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
-        while let Some(asked) = lines.next_line().await? {
-            println!("{}", account.answer(&asked, heap));
+        while let Some(command) = lines.next_line().await? {
+            println!("{}", stats.reply(&command, heap));
         }
         Ok(())
     })
 }
 
-async fn serve(options: Options, listener: TcpListener, account: Account) {
+async fn serve(options: Options, listener: TcpListener, stats: ConnectionStats) {
     let app = match options.kind {
-        Kind::Floor => return floor::serve(options, listener, account).await,
-        Kind::HandWritten => hand_written::app(options, account),
-        Kind::Bare => echo_app(options, account),
+        Kind::Floor => return floor::serve(options, listener, stats).await,
+        Kind::HandWritten => hand_written::app(options, stats),
+        Kind::Bare => echo_app(options, stats),
         Kind::Layered => {
-            let dead = account.clone();
+            let dead_peers = stats.clone();
             let heartbeat = HeartbeatLayer::builder()
                 .interval(options.interval)
                 .timeout(options.timeout)
                 .on_evict(move |eviction: &Eviction| {
                     if let Reason::HeartbeatTimeout { .. } = eviction.reason() {
-                        dead.found_dead(eviction.last_seen().elapsed());
+                        dead_peers.peer_found_dead(eviction.last_seen().elapsed());
                     }
                 })
                 .build()
-                .expect("the times of a bench are not zero");
-            echo_app(options, account)
+                .expect("the durations of a bench are not zero");
+            echo_app(options, stats)
                 .layer(IdleTimeoutLayer::new(Duration::from_secs(3600)))
                 .layer(heartbeat)
         }
     };
     let listener = listener.tap_io(|socket| {
-        // A socket that has gone meanwhile cannot be set, and is found out by whoever reads it.
+        // Fails if the peer has reset the connection, which the next read reports.
         let _ = socket.set_nodelay(true);
     });
-    let served = axum::serve(listener, app).await;
-    served.expect("axum serves until its process ends");
+    let result = axum::serve(listener, app).await;
+    result.expect("axum serves until its process ends");
 }
 
-/// An ordinary application.
-fn echo_app(options: Options, account: Account) -> Router {
-    let handler = move |State(account): State<Account>, upgrade: WebSocketUpgrade| async move {
-        answer(options, upgrade).on_upgrade(move |socket| echo(socket, account.enter()))
+/// An echo application without a heartbeat.
+fn echo_app(options: Options, stats: ConnectionStats) -> Router {
+    let handler = move |State(stats): State<ConnectionStats>, upgrade: WebSocketUpgrade| async move {
+        configure(options, upgrade)
+            .on_upgrade(move |socket| echo(socket, stats.connection_opened()))
     };
-    Router::new().route("/ws", any(handler)).with_state(account)
+    Router::new().route("/ws", any(handler)).with_state(stats)
 }
 
-async fn echo(mut socket: WebSocket, _entry: Entry) {
+async fn echo(mut socket: WebSocket, _entry: OpenConnection) {
     while let Some(Ok(message)) = socket.recv().await {
         let sent = match message {
             Message::Text(_) | Message::Binary(_) => socket.send(message).await,

@@ -1,8 +1,8 @@
-//! Figures of several rounds, which on a shared machine are worth nothing one by one.
+//! Minimum, median and maximum of a figure over several rounds.
 
 use std::fmt;
 
-/// The least, the middle and the greatest of some figures.
+/// Minimum, median and maximum of some figures. One round alone means little on a shared machine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spread {
     pub(crate) min: f64,
@@ -13,7 +13,7 @@ pub(crate) struct Spread {
 impl Spread {
     /// # Panics
     ///
-    /// Without figures.
+    /// If `figures` is empty.
     pub(crate) fn of(figures: impl IntoIterator<Item = f64>) -> Self {
         let mut figures: Vec<_> = figures.into_iter().collect();
         figures.sort_by(f64::total_cmp);
@@ -30,13 +30,13 @@ impl Spread {
         }
     }
 
-    /// The spread of `figures` divided, round by round, by those of `base`.
+    /// The spread of `figures` divided by `base`, round by round.
     pub(crate) fn of_ratios(figures: &[f64], base: &[f64]) -> Self {
         Self::of(figures.iter().zip(base).map(|(figure, base)| figure / base))
     }
 }
 
-/// `median (min to max)`, with as many decimals as asked for (two by default).
+/// `median (min to max)`, with the requested number of decimals (two by default).
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let places = f.precision().unwrap_or(2);
