@@ -13,7 +13,8 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use crate::protocol::{Http, Protocol};
+use crate::http_version::HttpVersion;
+use crate::protocol::Protocol;
 use crate::site::Io;
 use crate::support::h2_client::H2Client;
 use crate::support::raw::RawClient;
@@ -59,8 +60,8 @@ impl Client {
         let opening = async {
             let io = connect(addr, protocol).await;
             match protocol.http {
-                Http::One => open_http1(io, path, extensions).await,
-                Http::Two => open_http2(io, protocol, path, extensions).await,
+                HttpVersion::One => open_http1(io, path, extensions).await,
+                HttpVersion::Two => open_http2(io, protocol, path, extensions).await,
             }
         };
         within("the opening handshake", opening).await

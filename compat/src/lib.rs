@@ -18,6 +18,7 @@
 
 mod client;
 pub mod frameworks;
+mod http_version;
 pub mod libraries;
 pub mod programs;
 mod protocol;

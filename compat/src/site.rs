@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::{BoxError, Service, ServiceBuilder};
 use tower_ws_liveness::{HeartbeatLayer, IdleTimeoutLayer};
 
-use crate::protocol::Http;
+use crate::http_version::HttpVersion;
 use crate::tls::{Acceptor, TlsStream};
 
 /// All that a stack is given.
@@ -25,7 +25,7 @@ pub(crate) struct Site {
     pub(crate) listener: TcpListener,
     pub(crate) tls: Option<Acceptor>,
     /// What the clients speak, for a server that knows one HTTP only.
-    pub(crate) http: Http,
+    pub(crate) http: HttpVersion,
     /// `None` for a look at the library alone.
     pub(crate) layers: Option<Layers>,
     /// Counts the pongs that reach the handler.

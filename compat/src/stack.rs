@@ -4,7 +4,7 @@ use std::fmt;
 
 use futures_util::future::BoxFuture;
 
-use crate::protocol::Http;
+use crate::http_version::HttpVersion;
 use crate::site::Site;
 
 /// One server, and what is known of it.
@@ -44,7 +44,7 @@ pub(crate) struct Limit {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Of {
-    Http(Http),
+    Http(HttpVersion),
     Feature(Feature),
 }
 
@@ -84,7 +84,7 @@ impl Feature {
 
 impl Limit {
     pub(crate) const HTTP1_ONLY: Self = Self {
-        of: Of::Http(Http::Two),
+        of: Of::Http(HttpVersion::Two),
         why: "the library knows the handshake of HTTP/1.1 only: `GET` with `Upgrade`",
     };
 

@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use crate::protocol::{Http, Protocol};
+use crate::http_version::HttpVersion;
+use crate::protocol::Protocol;
 use crate::scenes::Cell;
 use crate::stack::{Feature, Stack};
 
@@ -30,7 +31,7 @@ pub(crate) fn libraries(stacks: &'static [Stack], outcomes: &[Outcome]) -> Strin
     for stack in stacks {
         for (cells, protocols) in alike(stack, outcomes) {
             let version = version(stack.library);
-            let over = Http::ALL.map(|http| over(http, &protocols));
+            let over = HttpVersion::ALL.map(|http| over(http, &protocols));
             let over: Vec<String> = over.into_iter().flatten().collect();
             let name = stack.name;
             write!(table, "\n| {name} {version} | {} |", over.join(", ")).expect("memory");
@@ -73,7 +74,7 @@ fn alike(stack: &Stack, outcomes: &[Outcome]) -> Vec<(Vec<Cell>, Vec<Protocol>)>
 }
 
 /// An HTTP, if it is among `protocols`, and whether it is so with TLS and without.
-fn over(http: Http, protocols: &[Protocol]) -> Option<String> {
+fn over(http: HttpVersion, protocols: &[Protocol]) -> Option<String> {
     let has = |tls: bool| {
         let mut protocols = protocols.iter();
         protocols.any(|protocol| (protocol.http, protocol.tls.is_some()) == (http, tls))

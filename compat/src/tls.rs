@@ -15,7 +15,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsConnector, server};
 
-use crate::protocol::Http;
+use crate::http_version::HttpVersion;
 
 /// The TLS of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,7 +232,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<T> {
 
 /// A client that trusts that one certificate, and asks for that one HTTP. On rustls, whatever the
 /// server's TLS is.
-pub(crate) fn connector(http: Http) -> TlsConnector {
+pub(crate) fn connector(http: HttpVersion) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     roots
         .add(PAIR.certificate.clone())
@@ -241,8 +241,8 @@ pub(crate) fn connector(http: Http) -> TlsConnector {
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = match http {
-        Http::One => vec![b"http/1.1".to_vec()],
-        Http::Two => vec![b"h2".to_vec()],
+        HttpVersion::One => vec![b"http/1.1".to_vec()],
+        HttpVersion::Two => vec![b"h2".to_vec()],
     };
     TlsConnector::from(Arc::new(config))
 }

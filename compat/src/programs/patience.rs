@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use tower_ws_liveness::{HeartbeatLayerBuilder, Liveness};
 
-use crate::protocol::{Http, Protocol};
+use crate::http_version::HttpVersion;
+use crate::protocol::Protocol;
 use crate::rig::{Rig, quiet};
 use crate::support::ms;
 
 pub(super) const HTTP1: Protocol = Protocol {
-    http: Http::One,
+    http: HttpVersion::One,
     tls: None,
 };
 

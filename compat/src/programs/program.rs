@@ -1,6 +1,6 @@
 //! The stock clients, and what each of them is to show.
 
-use crate::protocol::Http;
+use crate::http_version::HttpVersion;
 use crate::stack::{Dialect, Of, Stack};
 
 /// A client that somebody may have.
@@ -192,7 +192,7 @@ impl Feature {
     /// The servers it is played with. What depends on the client alone is played with the first.
     pub(crate) fn stacks(self, all: &'static [Stack]) -> Vec<&'static Stack> {
         let speaks = |stack: &&Stack| {
-            stack.dialect == Dialect::Plain && stack.limit(Of::Http(Http::One)).is_none()
+            stack.dialect == Dialect::Plain && stack.limit(Of::Http(HttpVersion::One)).is_none()
         };
         let deflates = |stack: &&Stack| {
             stack

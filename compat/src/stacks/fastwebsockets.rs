@@ -8,7 +8,7 @@ use fastwebsockets::{FragmentCollector, OpCode, WebSocketError};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use crate::protocol::Http;
+use crate::http_version::HttpVersion;
 use crate::site::{Pongs, Site};
 use crate::stack::{Dialect, Feature, Limit, Of, Stack};
 
@@ -23,7 +23,7 @@ pub(crate) const STACK: Stack = Stack {
 
 pub(super) const LIMITS: &[Limit] = &[
     Limit {
-        of: Of::Http(Http::Two),
+        of: Of::Http(HttpVersion::Two),
         why: "`upgrade` of fastwebsockets wants a `Sec-WebSocket-Key`, which HTTP/2 does not have",
     },
     Limit {

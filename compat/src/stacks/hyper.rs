@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use tower::{ServiceBuilder, service_fn};
 
 use super::tokio_tungstenite::echo;
-use crate::protocol::Http;
+use crate::http_version::HttpVersion;
 use crate::site::{Pongs, Site};
 use crate::stack::{Dialect, Limit, Stack};
 
@@ -56,11 +56,11 @@ fn serve_alone(site: Site) -> BoxFuture<'static, ()> {
         let (io, service) = (TokioIo::new(io), TowerToHyperService::new(service.clone()));
         async move {
             let served = match http {
-                Http::One => {
+                HttpVersion::One => {
                     let connection = http1::Builder::new().serve_connection(io, service);
                     connection.with_upgrades().await
                 }
-                Http::Two => {
+                HttpVersion::Two => {
                     http2::Builder::new(TokioExecutor::new())
                         // Without this setting clients must not ask for it (RFC 8441 section 3).
                         .enable_connect_protocol()

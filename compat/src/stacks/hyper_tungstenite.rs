@@ -12,7 +12,7 @@ use hyper_tungstenite::HyperWebsocket;
 use tower::service_fn;
 
 use super::tokio_tungstenite::echo;
-use crate::protocol::Http;
+use crate::http_version::HttpVersion;
 use crate::site::{Pongs, Site};
 use crate::stack::{Dialect, Limit, Of, Stack};
 
@@ -24,7 +24,7 @@ pub(crate) const STACK: Stack = Stack {
     shows_pongs: true,
     limits: &[
         Limit {
-            of: Of::Http(Http::Two),
+            of: Of::Http(HttpVersion::Two),
             why: "`upgrade` of hyper-tungstenite wants a `Sec-WebSocket-Key`, which HTTP/2 does not have",
         },
         Limit::TUNGSTENITE,

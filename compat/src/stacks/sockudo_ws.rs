@@ -8,7 +8,7 @@ use futures_util::{FutureExt, StreamExt};
 use sockudo_ws::axum_integration::{WebSocket, WebSocketUpgrade};
 use sockudo_ws::{Compression, Config, Message};
 
-use crate::protocol::Http;
+use crate::http_version::HttpVersion;
 use crate::site::{Pongs, Site};
 use crate::stack::{Dialect, Limit, Of, Stack};
 
@@ -19,7 +19,7 @@ pub(crate) const STACK: Stack = Stack {
     dialect: Dialect::Plain,
     shows_pongs: true,
     limits: &[Limit {
-        of: Of::Http(Http::Two),
+        of: Of::Http(HttpVersion::Two),
         why: "sockudo-ws's extractor for axum accepts nothing but `GET`",
     }],
 };

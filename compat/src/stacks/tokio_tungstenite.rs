@@ -6,7 +6,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, accept_async};
 
-use crate::protocol::Http;
+use crate::http_version::HttpVersion;
 use crate::site::{Io, Pongs, Site};
 use crate::stack::{Dialect, Feature, Limit, Of, Stack};
 
@@ -18,7 +18,7 @@ pub(crate) const STACK: Stack = Stack {
     shows_pongs: true,
     limits: &[
         Limit {
-            of: Of::Http(Http::Two),
+            of: Of::Http(HttpVersion::Two),
             why: "`accept_async` of tokio-tungstenite speaks HTTP/1.1 alone",
         },
         Limit {

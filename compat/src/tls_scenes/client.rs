@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::protocol::Http;
+use crate::http_version::HttpVersion;
 use crate::support::raw::{CLOSE, Frame, RawClient};
 use crate::support::within;
 use crate::tls;
@@ -65,7 +65,7 @@ pub(super) async fn open_in_segments(addr: SocketAddr, segment: usize) -> Client
         segment,
         spoils: false,
     };
-    let handshake = tls::connector(Http::One).connect(tls::name(), wire);
+    let handshake = tls::connector(HttpVersion::One).connect(tls::name(), wire);
     let secured = within("the TLS handshake", handshake).await;
     RawClient::handshake(secured.expect("the certificate is known"), "/ws").await
 }

@@ -20,7 +20,8 @@ use libtest_mimic::{Arguments, Trial};
 use tokio::runtime::Builder;
 use tower_ws_liveness::{HeartbeatLayerBuilder, IdleTimeoutLayerBuilder, Reason};
 
-use crate::protocol::{Http, Protocol};
+use crate::http_version::HttpVersion;
+use crate::protocol::Protocol;
 use crate::rig::Rig;
 use crate::stack::Stack;
 use crate::stacks;
@@ -85,7 +86,7 @@ impl Server {
     /// One TLS connection for each WebSocket.
     fn protocol(self) -> Protocol {
         Protocol {
-            http: Http::One,
+            http: HttpVersion::One,
             tls: Some(self.tls),
         }
     }

@@ -17,7 +17,7 @@ use tower_ws_liveness::{
 };
 
 use super::{Scene, Server};
-use crate::protocol::Http;
+use crate::http_version::HttpVersion;
 use crate::support::ms;
 use crate::support::raw::{BINARY, CLOSE, Frame, PING};
 use crate::support::recorder::Recorder;
@@ -171,7 +171,7 @@ impl Line {
     ) -> (Self, JoinHandle<io::Result<Stream>>) {
         let (near, far) = duplex(PIPE);
         let acceptor = server.tls.acceptor();
-        let connector = tls::connector(Http::One);
+        let connector = tls::connector(HttpVersion::One);
         let handshakes = (acceptor.accept(near), connector.connect(tls::name(), far));
         let (secured, peer) = tokio::join!(handshakes.0, handshakes.1);
         let recorder = Recorder::new();

@@ -18,7 +18,8 @@ use tower_ws_liveness::{Drain, HeartbeatLayer, Registry};
 use super::client::{End, end, open};
 use super::{Scene, Server};
 use crate::client::Client;
-use crate::protocol::{Http, Protocol};
+use crate::http_version::HttpVersion;
+use crate::protocol::Protocol;
 use crate::rig::quiet;
 use crate::support::raw::Frame;
 use crate::support::{never, until, within};
@@ -108,7 +109,7 @@ async fn http1(server: Server) {
 /// the grace period.
 async fn http2(server: Server) {
     let protocol = Protocol {
-        http: Http::Two,
+        http: HttpVersion::Two,
         tls: Some(server.tls),
     };
     let mut server = Serving::start(server).await;

@@ -10,7 +10,7 @@ use tower_ws_liveness::Reason;
 
 use super::client::{Client, End, end, open, send_close_notify};
 use super::{Scene, Server};
-use crate::protocol::Http;
+use crate::http_version::HttpVersion;
 use crate::rig::{Rig, patient, quiet};
 use crate::support::raw::{BINARY, Frame};
 use crate::support::{ms, within};
@@ -124,7 +124,7 @@ async fn listens_on(server: Server) {
         evicted
     });
     let wire = TcpStream::connect(addr).await.expect("a server listens");
-    let connector = tls::connector(Http::One);
+    let connector = tls::connector(HttpVersion::One);
     let mut client = connector.connect(tls::name(), wire).await.expect("TLS");
     let question = Frame::text("and?").masked();
     client.write_all(&question).await.expect("it listens");
