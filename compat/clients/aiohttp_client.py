@@ -8,11 +8,11 @@ import aiohttp
 from aiohttp import WSMsgType
 
 
-def say(*words):
+def report(*words):
     print(*words, flush=True)
 
 
-async def obey(ws):
+async def run_commands(ws):
     while line := await asyncio.to_thread(sys.stdin.readline):
         command, _, rest = line.rstrip("\n").partition(" ")
         if command == "text":
@@ -26,7 +26,7 @@ async def obey(ws):
 
 
 async def handle(text):
-    say("text", text)
+    report("text", text)
     task, _, seconds = text.partition(" ")
     if task == "block":
         time.sleep(float(seconds))
@@ -36,19 +36,19 @@ async def handle(text):
 
 async def main(url):
     async with aiohttp.ClientSession() as session, session.ws_connect(url, compress=15) as ws:
-        say("open", "permessage-deflate" if ws.compress else "")
-        commands = asyncio.create_task(obey(ws))
+        report("open", "permessage-deflate" if ws.compress else "")
+        commands = asyncio.create_task(run_commands(ws))
         while True:
             message = await ws.receive()
             if message.type is WSMsgType.TEXT:
                 await handle(message.data)
             elif message.type is WSMsgType.BINARY:
-                say("binary", message.data.hex())
+                report("binary", message.data.hex())
             else:
                 break
         if message.type is WSMsgType.CLOSING:
-            await commands  # one of them was to close
-        say("close", ws.close_code, message.extra or "")
+            await commands  # completes the close command
+        report("close", ws.close_code, message.extra or "")
         await commands
 
 

@@ -11,7 +11,7 @@ const CDP = require("chrome-remote-interface");
 
 const FLAGS = [
   "--headless",
-  "--no-sandbox", // it refuses to run as root otherwise
+  "--no-sandbox", // otherwise Chromium refuses to run as root
   "--disable-gpu",
   "--disable-quic",
   "--disable-dev-shm-usage",
@@ -23,7 +23,7 @@ const FLAGS = [
   `--user-data-dir=${path.resolve("profile")}`,
 ];
 
-// Starts the browser, and resolves to the port of its DevTools.
+// Starts the browser and resolves to the port of its DevTools.
 async function start() {
   const browser = spawn("chromium", FLAGS, { stdio: ["ignore", "ignore", "pipe"] });
   process.on("exit", () => browser.kill("SIGKILL"));
@@ -41,7 +41,7 @@ async function start() {
   throw new Error("Chromium did not start");
 }
 
-// Serves the page, and resolves to its address.
+// Serves the page and resolves to its address.
 async function serve() {
   const page = fs.readFileSync(path.join(__dirname, "page.html"));
   const server = http.createServer((_, response) => response.end(page));
@@ -69,7 +69,7 @@ async function main(url) {
     text: (text) => evaluate(`ws.send(${JSON.stringify(text)})`),
     binary: (hex) => evaluate(`ws.send(Uint8Array.fromHex("${hex}"))`),
     close: (rest) => evaluate(`ws.close(${rest.split(" ")[0]}, "${rest.split(" ")[1]}")`),
-    // Another tab comes to the front.
+    // Opens another tab in front of this one.
     hide: () => CDP.New({ port }),
     freeze: () => Page.setWebLifecycleState({ state: "frozen" }),
     resume: () => Page.setWebLifecycleState({ state: "active" }),
@@ -84,7 +84,7 @@ async function main(url) {
 
   Runtime.on("bindingCalled", ({ payload }) => console.log(payload));
   await Runtime.enable();
-  await Runtime.addBinding({ name: "tell" });
+  await Runtime.addBinding({ name: "printLine" });
   await Page.navigate({ url: `${await serve()}?url=${encodeURIComponent(url)}` });
 
   const lines = readline.createInterface({ input: process.stdin });

@@ -4,8 +4,8 @@
 const { createClient } = require("graphql-ws");
 const { ReportingWebSocket, eachEnding } = require("./reconnecting.js");
 
-eachEnding("ws", (url, { connected, over }) => {
+eachEnding("ws", (url, { connected, gaveUp }) => {
   const client = createClient({ url, webSocketImpl: ReportingWebSocket, on: { connected } });
-  const sink = { next() {}, error: over, complete: over };
-  client.subscribe({ query: "subscription { news }" }, sink);
+  const sink = { next() {}, error: gaveUp, complete: gaveUp };
+  client.subscribe({ query: "subscription { messages }" }, sink);
 });

@@ -1,4 +1,4 @@
-// A channel of Phoenix' own client.
+// A channel on Phoenix' own client.
 "use strict";
 
 const { Socket } = require("phoenix");

@@ -4,13 +4,13 @@
 const { HubConnectionBuilder, LogLevel } = require("@microsoft/signalr");
 const { ReportingWebSocket, eachEnding } = require("./reconnecting.js");
 
-eachEnding("http", (url, { connected, over }) => {
+eachEnding("http", (url, { connected, gaveUp }) => {
   const connection = new HubConnectionBuilder()
     .withUrl(url, { WebSocket: ReportingWebSocket })
     .withAutomaticReconnect()
     .configureLogging(LogLevel.None)
     .build();
   connection.onreconnected(connected);
-  connection.onclose(over);
+  connection.onclose(gaveUp);
   connection.start().then(connected);
 });

@@ -1,14 +1,14 @@
-// A client on undici, whose WebSocket is the one that Node.js has built in.
+// A client on undici, which implements the built-in WebSocket of Node.js.
 "use strict";
 
 const readline = require("node:readline");
 const { WebSocket } = require("undici");
 
-const say = (...words) => console.log(...words);
+const report = (...words) => console.log(...words);
 
 function handle({ data }) {
-  if (typeof data !== "string") return say("binary", Buffer.from(data).toString("hex"));
-  say("text", data);
+  if (typeof data !== "string") return report("binary", Buffer.from(data).toString("hex"));
+  report("text", data);
   const [task, seconds] = data.split(" ");
   if (task === "block") {
     const end = Date.now() + seconds * 1000;
@@ -18,10 +18,10 @@ function handle({ data }) {
 
 const ws = new WebSocket(process.argv[2]);
 ws.binaryType = "arraybuffer";
-ws.addEventListener("open", () => say("open", ws.extensions));
+ws.addEventListener("open", () => report("open", ws.extensions));
 ws.addEventListener("message", handle);
 ws.addEventListener("error", ({ error }) => console.error(error));
-ws.addEventListener("close", ({ code, reason }) => say("close", code, reason));
+ws.addEventListener("close", ({ code, reason }) => report("close", code, reason));
 
 const commands = readline.createInterface({ input: process.stdin });
 commands.on("line", (line) => {

@@ -9,11 +9,11 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 
-def say(*words):
+def report(*words):
     print(*words, flush=True)
 
 
-async def obey(ws):
+async def run_commands(ws):
     while line := await asyncio.to_thread(sys.stdin.readline):
         command, _, rest = line.rstrip("\n").partition(" ")
         if command == "text":
@@ -27,9 +27,9 @@ async def obey(ws):
 
 async def handle(message):
     if isinstance(message, bytes):
-        say("binary", message.hex())
+        report("binary", message.hex())
         return
-    say("text", message)
+    report("text", message)
     task, _, seconds = message.partition(" ")
     if task == "block":
         time.sleep(float(seconds))
@@ -39,12 +39,12 @@ async def handle(message):
 
 async def main(url):
     async with connect(url) as ws:
-        say("open", ws.response.headers.get("Sec-WebSocket-Extensions", ""))
-        commands = asyncio.create_task(obey(ws))
+        report("open", ws.response.headers.get("Sec-WebSocket-Extensions", ""))
+        commands = asyncio.create_task(run_commands(ws))
         with contextlib.suppress(ConnectionClosed):
             async for message in ws:
                 await handle(message)
-    say("close", ws.close_code, ws.close_reason)
+    report("close", ws.close_code, ws.close_reason)
     await commands
 
 

@@ -7,19 +7,19 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 
-def say(*words):
+def report(*words):
     print(*words, flush=True)
 
 
 async def session(address, ending):
     async for ws in connect(f"ws://{address}/{ending}"):
-        say("connected", ending)
+        report("connected", ending)
         try:
             await ws.recv()
         except ConnectionClosed:
-            say("closed", ending, ws.close_code, ws.close_reason)
+            report("closed", ending, ws.close_code, ws.close_reason)
             continue
-    say("over", ending)
+    report("gave_up", ending)
 
 
 async def main(address, *endings):

@@ -9,11 +9,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 
-def say(*words):
+def report(*words):
     print(*words, flush=True)
 
 
-def obey(ws):
+def run_commands(ws):
     for line in sys.stdin:
         command, _, rest = line.rstrip("\n").partition(" ")
         if command == "text":
@@ -27,9 +27,9 @@ def obey(ws):
 
 def handle(message):
     if isinstance(message, bytes):
-        say("binary", message.hex())
+        report("binary", message.hex())
         return
-    say("text", message)
+    report("text", message)
     task, _, seconds = message.partition(" ")
     if task == "block":
         time.sleep(float(seconds))
@@ -37,12 +37,12 @@ def handle(message):
 
 def main(url):
     with connect(url) as ws:
-        say("open", ws.response.headers.get("Sec-WebSocket-Extensions", ""))
-        threading.Thread(target=obey, args=[ws]).start()
+        report("open", ws.response.headers.get("Sec-WebSocket-Extensions", ""))
+        threading.Thread(target=run_commands, args=[ws]).start()
         with contextlib.suppress(ConnectionClosed):
             for message in ws:
                 handle(message)
-    say("close", ws.close_code, ws.close_reason)
+    report("close", ws.close_code, ws.close_reason)
 
 
 main(sys.argv[1])

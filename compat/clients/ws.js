@@ -4,11 +4,11 @@
 const readline = require("node:readline");
 const WebSocket = require("ws");
 
-const say = (...words) => console.log(...words);
+const report = (...words) => console.log(...words);
 
 function handle(data, isBinary) {
-  if (isBinary) return say("binary", data.toString("hex"));
-  say("text", data.toString());
+  if (isBinary) return report("binary", data.toString("hex"));
+  report("text", data.toString());
   const [task, seconds] = data.toString().split(" ");
   if (task === "block") {
     const end = Date.now() + seconds * 1000;
@@ -17,10 +17,10 @@ function handle(data, isBinary) {
 }
 
 const ws = new WebSocket(process.argv[2]);
-ws.on("open", () => say("open", ws.extensions));
+ws.on("open", () => report("open", ws.extensions));
 ws.on("message", handle);
 ws.on("error", (error) => console.error(error));
-ws.on("close", (code, reason) => say("close", code, reason.toString()));
+ws.on("close", (code, reason) => report("close", code, reason.toString()));
 
 const commands = readline.createInterface({ input: process.stdin });
 commands.on("line", (line) => {

@@ -4,8 +4,8 @@
 //! cargo run --manifest-path compat/Cargo.toml --example fastwebsockets -- --interval-ms 1000
 //! ```
 //!
-//! The first line on stdout is `listening on <address>`. One line follows for every connection that
-//! ends, and says why it did. `--help` lists the flags.
+//! The first line on stdout is `listening on <address>`. One line with the reason follows for every
+//! connection that ends. `--help` lists the flags.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -33,9 +33,9 @@ Usage: fastwebsockets [FLAGS]
 Echoes text and binary messages, at any path.
 
   --addr ADDR       address to listen on [127.0.0.1:9001]; port 0 picks a free one
-  --interval-ms N   silence before a ping is sent [30000]
-  --timeout-ms N    time a ping may stay unanswered [15000]
-  --idle-ms N       evict after so long without a message [300000]
+  --interval-ms N   silence after which a ping is sent [30000]
+  --timeout-ms N    time for which a ping may stay unanswered [15000]
+  --idle-ms N       evict after this time without a message [300000]
   --help            print this text";
 
 #[tokio::main]
@@ -64,15 +64,15 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
     let service = ServiceBuilder::new()
         .layer(heartbeat)
         .layer(idle)
-        .service(service_fn(answer));
+        .service(service_fn(respond));
 
     let listener = TcpListener::bind(options.addr).await?;
     println!("listening on {}", listener.local_addr()?);
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                // Small messages leave at once, instead of waiting until the peer has acknowledged
-                // earlier ones.
+                // TCP_NODELAY: with Nagle's algorithm a small message would wait until the peer has
+                // acknowledged earlier ones.
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "no TCP_NODELAY");
                 }
@@ -86,7 +86,7 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
                     }
                 });
             }
-            // Out of file descriptors, most likely: some come back when connections end.
+            // Probably out of file descriptors, which are freed when connections end.
             Err(error) => {
                 eprintln!("fastwebsockets: accept: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -95,7 +95,7 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
     }
 }
 
-/// One line for every end of a connection.
+/// Prints one line for every connection that ends.
 async fn print(mut evictions: Evictions) {
     while let Some(eviction) = evictions.next().await {
         match eviction {
@@ -105,9 +105,9 @@ async fn print(mut evictions: Evictions) {
     }
 }
 
-// The application: nothing in it knows of the layers.
+// The application, which is independent of the layers.
 
-async fn answer(mut request: Request<Incoming>) -> Result<Response<Empty<Bytes>>, Infallible> {
+async fn respond(mut request: Request<Incoming>) -> Result<Response<Empty<Bytes>>, Infallible> {
     let is_upgrade = is_upgrade_request(&request);
     let Some((response, upgraded)) = is_upgrade.then(|| upgrade(&mut request).ok()).flatten()
     else {
@@ -137,7 +137,7 @@ async fn echo(upgraded: UpgradeFut) -> Result<(), WebSocketError> {
 
 // The command line.
 
-/// What the flags say.
+/// The parsed flags.
 #[derive(Clone, Debug)]
 struct Options {
     addr: SocketAddr,
@@ -147,7 +147,7 @@ struct Options {
 }
 
 impl Options {
-    /// Reads the flags; `None` when they ask for help.
+    /// Parses the flags. Returns `None` for `--help`.
     fn parse(args: Vec<String>) -> Result<Option<Self>, String> {
         let mut options = Self {
             addr: SocketAddr::from(([127, 0, 0, 1], 9001)),

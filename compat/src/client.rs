@@ -1,4 +1,4 @@
-//! Opens WebSockets, over any of the protocols, and speaks frames on them.
+//! A client that opens a WebSocket over any protocol and exchanges frames.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -23,40 +23,40 @@ use crate::tls;
 
 /// An open WebSocket.
 pub(crate) struct Client {
-    /// Before the connection that carries it: dropped first.
+    /// Declared before `_http2`, so that it is dropped before the connection that carries it.
     pub(crate) frames: RawClient<Box<dyn Io>>,
-    /// What the server answered the opening handshake with.
-    pub(crate) head: HeaderMap,
+    /// The headers of the response to the opening handshake.
+    pub(crate) headers: HeaderMap,
     _http2: Option<H2Client>,
 }
 
-/// The server said no.
+/// Why the opening handshake failed.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
-    /// With this status.
-    With(StatusCode),
-    /// Its HTTP/2 settings do not offer extended CONNECT (RFC 8441 section 3).
-    NotOffered,
-    /// It does not speak HTTP/2.
-    NotSpoken,
+pub(crate) enum Refusal {
+    /// The response had this status.
+    Status(StatusCode),
+    /// The server's HTTP/2 settings do not enable extended CONNECT (RFC 8441 section 3).
+    NoExtendedConnect,
+    /// The server does not support HTTP/2.
+    NoHttp2,
 }
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
-            .field("head", &self.head)
+            .field("head", &self.headers)
             .finish_non_exhaustive()
     }
 }
 
 impl Client {
-    /// Opens a WebSocket at `path`, and offers `extensions`.
+    /// Opens a WebSocket at `path` and offers `extensions`.
     pub(crate) async fn open(
         addr: SocketAddr,
         protocol: Protocol,
         path: &str,
         extensions: Option<&'static str>,
-    ) -> Result<Self, Refused> {
+    ) -> Result<Self, Refusal> {
         let opening = async {
             let io = connect(addr, protocol).await;
             match protocol.http {
@@ -68,24 +68,24 @@ impl Client {
     }
 }
 
-/// The transport for a protocol.
+/// Connects the transport of a protocol: TCP, with TLS if the protocol has it.
 pub(crate) async fn connect(addr: SocketAddr, protocol: Protocol) -> Box<dyn Io> {
-    let io = TcpStream::connect(addr).await.expect("a server listens");
+    let io = TcpStream::connect(addr).await.expect("the server listens");
     io.set_nodelay(true).expect("a TCP socket");
     if protocol.tls.is_none() {
         return Box::new(io);
     }
     let connector = tls::connector(protocol.http);
-    let secured = connector.connect(tls::name(), io).await;
-    Box::new(secured.expect("the certificate is known"))
+    let tls_stream = connector.connect(tls::name(), io).await;
+    Box::new(tls_stream.expect("the certificate is trusted"))
 }
 
-/// RFC 6455 section 4.1.
+/// Opens a WebSocket over HTTP/1.1 (RFC 6455 section 4.1).
 async fn open_http1(
     io: Box<dyn Io>,
     path: &str,
     extensions: Option<&'static str>,
-) -> Result<Client, Refused> {
+) -> Result<Client, Refusal> {
     let (mut http, connection) = http1::handshake(TokioIo::new(io)).await.expect("HTTP/1.1");
     tokio::spawn(connection.with_upgrades());
     let mut request = Request::get(path)
@@ -96,35 +96,40 @@ async fn open_http1(
         .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
         .body(Empty::<Bytes>::new())
         .expect("a path");
-    offer(request.headers_mut(), extensions);
+    offer_extensions(request.headers_mut(), extensions);
     let response = http.send_request(request).await.expect("a response");
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Refused::With(response.status()));
+        return Err(Refusal::Status(response.status()));
     }
-    let head = response.headers().clone();
-    // The answer to that key in RFC 6455 section 1.3.
-    assert_eq!(head["sec-websocket-accept"], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    let headers = response.headers().clone();
+    // The accept value for this key in RFC 6455 section 1.3.
+    assert_eq!(
+        headers["sec-websocket-accept"],
+        "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+    );
     let upgraded = hyper::upgrade::on(response).await.expect("a 101");
     Ok(Client {
         frames: RawClient::over(Box::new(TokioIo::new(upgraded))),
-        head,
+        headers,
         _http2: None,
     })
 }
 
-/// RFC 8441 section 4.
+/// Opens a WebSocket over HTTP/2 (RFC 8441 section 4).
 async fn open_http2(
     io: Box<dyn Io>,
     protocol: Protocol,
     path: &str,
     extensions: Option<&'static str>,
-) -> Result<Client, Refused> {
+) -> Result<Client, Refusal> {
     let connected = H2Client::handshake(io, &h2::client::Builder::new()).await;
     let connection = match connected {
         Ok(connection) => connection,
-        Err(error) if error.kind() == ErrorKind::Unsupported => return Err(Refused::NotOffered),
-        // Whoever does not know the preface (RFC 9113 section 3.4) hangs up.
-        Err(error) if hung_up(error.kind()) => return Err(Refused::NotSpoken),
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            return Err(Refusal::NoExtendedConnect);
+        }
+        // A server without HTTP/2 closes the connection on the preface (RFC 9113 section 3.4).
+        Err(error) if is_closed(error.kind()) => return Err(Refusal::NoHttp2),
         Err(error) => panic!("HTTP/2: {error}"),
     };
     let mut request = Request::builder()
@@ -135,24 +140,24 @@ async fn open_http2(
         .header("sec-websocket-version", "13")
         .body(())
         .expect("a path");
-    offer(request.headers_mut(), extensions);
+    offer_extensions(request.headers_mut(), extensions);
     let (response, stream) = connection.send(request).await.expect("a response");
     if response.status() != StatusCode::OK {
-        return Err(Refused::With(response.status()));
+        return Err(Refusal::Status(response.status()));
     }
     Ok(Client {
         frames: RawClient::over(Box::new(stream)),
-        head: response.into_parts().0.headers,
+        headers: response.into_parts().0.headers,
         _http2: Some(connection),
     })
 }
 
-fn hung_up(error: ErrorKind) -> bool {
+fn is_closed(error: ErrorKind) -> bool {
     use ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     matches!(error, BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
-fn offer(headers: &mut HeaderMap, extensions: Option<&'static str>) {
+fn offer_extensions(headers: &mut HeaderMap, extensions: Option<&'static str>) {
     if let Some(extensions) = extensions {
         headers.insert(
             SEC_WEBSOCKET_EXTENSIONS,

@@ -1,5 +1,4 @@
-//! What frameworks do around the layers, and where they have no place for them.
-//! `tests/frameworks.rs` plays these scenes.
+//! Scenes for frameworks around the layers, which `tests/frameworks.rs` runs.
 
 use std::io;
 
@@ -24,43 +23,44 @@ use tower_ws_liveness::{Liveness, Reason};
 use warp::Filter;
 use warp::ws::Ws;
 
-use crate::client::{Client, Refused};
+use crate::client::{Client, Refusal};
 use crate::protocol::Protocol;
-use crate::rig::{Rig, patient, quiet};
+use crate::rig::{Rig, long_heartbeat, long_idle};
 use crate::site::Site;
 use crate::stack::Stack;
 use crate::stacks;
 use crate::support::raw::Frame;
 
-/// The 503 of a registry that is full comes from the layer, through whatever a framework has around
-/// it. Below HTTP there is nobody to say it.
-pub async fn every_stack_refuses_what_is_too_many() {
+/// A full registry makes the layer respond with 503, which passes through the framework. Below HTTP
+/// there is no response to send.
+pub async fn a_full_registry_responds_503_on_every_stack() {
     let below_http = stacks::tokio_tungstenite::STACK.name;
     for stack in stacks::ALL.iter().filter(|stack| stack.name != below_http) {
-        let rig = Rig::start(*stack, Protocol::ALL[0], quiet(), patient()).await;
+        let rig = Rig::start(*stack, Protocol::ALL[0], long_heartbeat(), long_idle()).await;
         rig.registry.limit(0);
         let refused = rig.try_open(None).await.map(|_| "opened");
-        let unavailable = Refused::With(StatusCode::SERVICE_UNAVAILABLE);
+        let unavailable = Refusal::Status(StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(refused, Err(unavailable), "{}", stack.name);
         rig.registry.limit(1);
         rig.open().await;
     }
 }
 
-/// A connection's handle is in the request's extensions, and each framework has its way to these.
-pub async fn every_framework_finds_the_handle() {
+/// Every framework gives its handlers access to the connection's handle in the request's
+/// extensions.
+pub async fn handlers_of_every_framework_find_the_handle() {
     fn warp(site: Site) -> BoxFuture<'static, ()> {
         let routes = warp::path("ws")
             .and(warp::ws())
             .and(warp::ext::get())
-            .map(|ws: Ws, live: Liveness| ws.on_upgrade(async move |_| say_goodbye(&live)));
+            .map(|ws: Ws, live: Liveness| ws.on_upgrade(async move |_| evict(&live)));
         site.serve_service(warp::service(routes)).boxed()
     }
     fn poem(site: Site) -> BoxFuture<'static, ()> {
         #[poem::handler]
         fn connect(ws: WebSocket, live: Data<&Liveness>) -> impl IntoResponse {
             let live = live.clone();
-            ws.on_upgrade(async move |_| say_goodbye(&live))
+            ws.on_upgrade(async move |_| evict(&live))
         }
         stacks::poem::serve_app(site, Route::new().at("/ws", connect)).boxed()
     }
@@ -73,7 +73,7 @@ pub async fn every_framework_finds_the_handle() {
             let live = req.extensions().get::<Liveness>().cloned();
             let live = live.ok_or_else(StatusError::internal_server_error)?;
             WebSocketUpgrade::new()
-                .upgrade(req, res, async move |_| say_goodbye(&live))
+                .upgrade(req, res, async move |_| evict(&live))
                 .await
         }
         stacks::salvo::serve_goal(site, connect).boxed()
@@ -82,7 +82,7 @@ pub async fn every_framework_finds_the_handle() {
         let mut module = RpcModule::new(());
         module
             .register_method("echo", |_, _, extensions| {
-                extensions.get::<Liveness>().map(say_goodbye);
+                extensions.get::<Liveness>().map(evict);
             })
             .expect("the only method");
         stacks::jsonrpsee::serve_module(site, module).boxed()
@@ -106,9 +106,10 @@ pub async fn every_framework_finds_the_handle() {
         },
     ];
     for stack in all {
-        let rig = Rig::start(stack, Protocol::ALL[0], quiet(), patient()).await;
+        let rig = Rig::start(stack, Protocol::ALL[0], long_heartbeat(), long_idle()).await;
         let mut client = rig.try_open(None).await.expect("an upgrade");
-        // Where it takes a message to find a handler. Others may have said goodbye before.
+        // jsonrpsee calls a handler only on a message. The others may have closed the connection
+        // already, so the write may fail.
         let call = r#"{"jsonrpc":"2.0","id":1,"method":"echo"}"#;
         let _ = client.frames.send(&Frame::text(call)).await;
         let reason = rig.recorder.nth(1).await.reason;
@@ -116,15 +117,15 @@ pub async fn every_framework_finds_the_handle() {
     }
 }
 
-fn say_goodbye(live: &Liveness) {
-    live.evict(4000, "goodbye");
+fn evict(live: &Liveness) {
+    live.evict(4000, "done");
 }
 
-/// poem's adapter for tower services takes hyper's `OnUpgrade` out of the request and leaves it
-/// behind: nothing on the other side can upgrade, whether it is behind our layers or not.
-pub async fn poem_keeps_the_upgrade_to_itself() {
-    let heartbeat = quiet().build().expect("settings of a scene");
-    let idle = patient().build().expect("settings of a scene");
+/// poem's adapter for tower services drops hyper's `OnUpgrade` from the request, so that a service
+/// behind it cannot upgrade, with the layers or without them.
+pub async fn poems_tower_adapter_drops_the_upgrade() {
+    let heartbeat = long_heartbeat().build().expect("valid settings");
+    let idle = long_idle().build().expect("valid settings");
     let registry = heartbeat.registry();
     let app = tower::service_fn(async |request: Request<BoxBody<Bytes, io::Error>>| {
         let mut response = Response::new(Full::<Bytes>::default());
@@ -145,7 +146,7 @@ pub async fn poem_keeps_the_upgrade_to_itself() {
         let server = tokio::spawn(Server::new_with_acceptor(acceptor).run(endpoint));
         let opened = Client::open(addr, Protocol::ALL[0], "/ws", None).await;
         let refused = opened.map(|_| "opened").expect_err("no upgrade");
-        assert_eq!(refused, Refused::With(StatusCode::UPGRADE_REQUIRED));
+        assert_eq!(refused, Refusal::Status(StatusCode::UPGRADE_REQUIRED));
         server.abort();
     }
     assert!(registry.is_empty());

@@ -1,25 +1,28 @@
-//! Where the layers work: servers on many WebSocket libraries, none of them changed, behind both
-//! layers, and the scenes that each of them has to pass.
+//! Compatibility tests of the layers with WebSocket libraries, frameworks, TLS stacks and clients.
+//!
+//! A scene is a test scenario that runs against a real server. Servers on many unmodified WebSocket
+//! libraries run behind both layers, and each must pass every scene.
 //!
 //! ```sh
 //! cargo test --manifest-path compat/Cargo.toml
 //! ```
 //!
-//! What `tests/libraries.rs` sees becomes the table in the project's README. The test fails if the
-//! README says anything else; with `COMPAT_README=write` in the environment it writes the table.
+//! `tests/libraries.rs` generates the table in the project's README from the results and fails if
+//! the README differs. With `COMPAT_README=write` in the environment it writes the table.
 //!
-//! A library is added with a file in `stacks`, which serves an echo at `/ws`, and with a line in
-//! `stacks::ALL`. What cannot work there is declared as a `Limit` with its reason. A limit has to be
-//! real, and must not be ours: the scenes look for it behind the layers and without them. (One is ours:
-//! below HTTP there is no idle layer.)
+//! To add a library, add a file to `stacks` that serves an echo at `/ws`, and a line to
+//! `stacks::ALL`. Declare a feature that cannot work there as a `Limit` with its reason. The limit
+//! must be the library's: the scenes check that it exists with the layers and without them. (The
+//! exception is below HTTP, where there is no idle layer.)
 //!
-//! `tests/programs.rs` has stock clients at the other end instead, and a table of them; see
-//! `programs`.
+//! `tests/programs.rs` runs stock client programs against the same servers, and generates two more
+//! tables; see `programs`.
 
 mod client;
 pub mod frameworks;
 mod http_version;
 pub mod libraries;
+mod message_client;
 pub mod programs;
 mod protocol;
 mod rig;
@@ -30,6 +33,5 @@ mod stack;
 mod stacks;
 mod support;
 mod table;
-mod talk;
 mod tls;
 pub mod tls_scenes;

@@ -1,4 +1,4 @@
-//! Every library, over every protocol, through every scene.
+//! Runs every scene with every library over every protocol.
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ use crate::table::{self, Outcome};
 
 type Outcomes = Arc<Mutex<Vec<Outcome>>>;
 
-/// Plays all, or those that are asked for on the command line. Only of all there is a table.
+/// Runs the scenes that the command line selects. Checks the README's table if all of them ran.
 pub fn run() -> ExitCode {
     let arguments = Arguments::from_args();
     let outcomes = Outcomes::default();
@@ -26,10 +26,10 @@ pub fn run() -> ExitCode {
     }
     let outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
     if outcomes.len() < count {
-        eprintln!("no table: {} of {count} scenes were played", outcomes.len());
+        eprintln!("no table: {} of {count} scenes ran", outcomes.len());
         return conclusion.exit_code();
     }
-    match table::judge("libraries", &table::libraries(stacks::ALL, &outcomes)) {
+    match table::check_readme("libraries", &table::libraries(stacks::ALL, &outcomes)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -46,9 +46,9 @@ fn trials(outcomes: &Outcomes) -> Vec<Trial> {
                 let outcomes = Arc::clone(outcomes);
                 let name = format!("{}: {feature} over {protocol}", stack.name);
                 trials.push(Trial::test(name, move || {
-                    // A runtime of its own: when it is dropped, nothing of the scene is left.
+                    // One runtime per scene: dropping it ends all tasks of the scene.
                     let runtime = Runtime::new()?;
-                    let cell = runtime.block_on(scenes::play(*stack, protocol, feature));
+                    let cell = runtime.block_on(scenes::run(*stack, protocol, feature));
                     let outcome = Outcome {
                         stack,
                         protocol,

@@ -1,4 +1,4 @@
-//! One stack that is served for a scene, and everybody who is told of an end.
+//! A served stack for one scene, with its registry and an eviction recorder.
 
 use std::net::SocketAddr;
 
@@ -9,15 +9,16 @@ use tower_ws_liveness::{
     Reason, Registry,
 };
 
-use crate::client::{Client, Refused};
+use crate::client::{Client, Refusal};
+use crate::message_client::MessageClient;
 use crate::protocol::Protocol;
 use crate::site::{Layers, Pongs, Site};
 use crate::stack::Stack;
 use crate::support::recorder::Recorder;
 use crate::support::{ms, until, within};
-use crate::talk::Talk;
 use crate::tls::Tls;
 
+/// A running server, with access to its registry and its evictions.
 #[derive(Debug)]
 pub(crate) struct Rig {
     pub(crate) stack: Stack,
@@ -29,20 +30,20 @@ pub(crate) struct Rig {
     server: JoinHandle<()>,
 }
 
-/// A heartbeat that never has anything to say during a scene.
-pub(crate) fn quiet() -> HeartbeatLayerBuilder {
+/// A heartbeat whose interval and timeout of 10 minutes exceed any scene.
+pub(crate) fn long_heartbeat() -> HeartbeatLayerBuilder {
     HeartbeatLayer::builder()
         .interval(ms(600_000))
         .timeout(ms(600_000))
 }
 
-/// An idle timeout that never comes during a scene.
-pub(crate) fn patient() -> IdleTimeoutLayerBuilder {
+/// An idle timeout of 10 minutes, which exceeds any scene.
+pub(crate) fn long_idle() -> IdleTimeoutLayerBuilder {
     IdleTimeoutLayer::builder().timeout(ms(600_000))
 }
 
 impl Rig {
-    /// Behind both layers.
+    /// Serves the stack behind both layers.
     pub(crate) async fn start(
         stack: Stack,
         protocol: Protocol,
@@ -52,14 +53,14 @@ impl Rig {
         let recorder = Recorder::new();
         let heartbeat = heartbeat.on_evict(recorder.hook()).build();
         let layers = Layers {
-            heartbeat: heartbeat.expect("settings of a scene"),
-            idle: idle.build().expect("settings of a scene"),
+            heartbeat: heartbeat.expect("valid settings"),
+            idle: idle.build().expect("valid settings"),
         };
         let registry = layers.heartbeat.registry();
         Self::serve(stack, protocol, Some(layers), registry, recorder).await
     }
 
-    /// The library alone.
+    /// Serves the stack without the layers.
     pub(crate) async fn bare(stack: Stack, protocol: Protocol) -> Self {
         Self::serve(stack, protocol, None, Registry::new(), Recorder::new()).await
     }
@@ -93,36 +94,37 @@ impl Rig {
         }
     }
 
-    /// Opens a WebSocket, and says nothing on it.
+    /// Opens a WebSocket and sends nothing on it.
     pub(crate) async fn try_open(
         &self,
         extensions: Option<&'static str>,
-    ) -> Result<Client, Refused> {
+    ) -> Result<Client, Refusal> {
         let path = self.stack.dialect.path();
         Client::open(self.addr, self.protocol, path, extensions).await
     }
 
-    /// Opens a WebSocket for messages. Its handle is here, as the application's code is not asked
-    /// for one.
-    pub(crate) async fn open(&self) -> (Talk, Liveness) {
+    /// Opens a WebSocket for messages. Takes its handle from the registry, not from the
+    /// application.
+    pub(crate) async fn open(&self) -> (MessageClient, Liveness) {
         let opened = self.try_open(None).await;
-        let client = opened.unwrap_or_else(|refused| panic!("{refused:?}"));
-        let talk = Talk::begin(self.stack.dialect, client).await;
-        (talk, self.live().await)
+        let client = opened.unwrap_or_else(|refusal| panic!("{refusal:?}"));
+        let client = MessageClient::connect(self.stack.dialect, client).await;
+        (client, self.handle().await)
     }
 
-    /// The only connection, which has been opened or is about to be.
-    pub(crate) async fn live(&self) -> Liveness {
-        // The response may be here before the server takes the connection for open.
+    /// Waits for the only connection and returns its handle.
+    pub(crate) async fn handle(&self) -> Liveness {
+        // The client may receive the response before the server registers the connection.
         until("the connection", || !self.registry.is_empty()).await;
         let connections = self.registry.snapshot();
         assert_eq!(connections.len(), 1, "{connections:?}");
-        let live = self.registry.get(connections[0].id());
-        live.expect("it has not ended")
+        let handle = self.registry.get(connections[0].id());
+        handle.expect("it has not ended")
     }
 
-    /// The end of the only connection: told of once, and nothing is left.
-    pub(crate) async fn ended(&self) -> Reason {
+    /// Waits for the end of the only connection and returns its reason. Asserts that the hook is
+    /// called once and that the registry becomes empty.
+    pub(crate) async fn end_reason(&self) -> Reason {
         let reason = self.recorder.nth(1).await.reason;
         within("the last of the connection", self.registry.wait_idle()).await;
         self.recorder.stays_at(1).await;

@@ -1,4 +1,4 @@
-//! Where a stack is served, and what it is to be behind.
+//! The listener, TLS and layers that a stack is served with.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,24 +20,26 @@ use tower_ws_liveness::{HeartbeatLayer, IdleTimeoutLayer};
 use crate::http_version::HttpVersion;
 use crate::tls::{Acceptor, TlsStream};
 
-/// All that a stack is given.
+/// The listener, TLS and layers for a stack.
 pub(crate) struct Site {
     pub(crate) listener: TcpListener,
     pub(crate) tls: Option<Acceptor>,
-    /// What the clients speak, for a server that knows one HTTP only.
+    /// The clients' HTTP version, for a server that supports only one.
     pub(crate) http: HttpVersion,
-    /// `None` for a look at the library alone.
+    /// `None` to serve the library alone.
     pub(crate) layers: Option<Layers>,
     /// Counts the pongs that reach the handler.
     pub(crate) pongs: Pongs,
 }
 
+/// The layers under test.
 #[derive(Clone, Debug)]
 pub(crate) struct Layers {
     pub(crate) heartbeat: HeartbeatLayer,
     pub(crate) idle: IdleTimeoutLayer,
 }
 
+/// A counter of pongs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pongs(Arc<AtomicUsize>);
 
@@ -52,17 +54,17 @@ impl Pongs {
 }
 
 impl Site {
-    /// A router behind the layers, on `axum::serve`.
+    /// Serves a router behind the layers with `axum::serve`.
     pub(crate) async fn serve_router(self, router: Router) {
         let router = self.behind_layers(router);
-        let served = match self.tls {
+        let result = match self.tls {
             None => axum::serve(self.listener, router).await,
             Some(tls) => {
                 let listener = TlsListener(self.listener, tls);
                 axum::serve(listener, router).await
             }
         };
-        served.expect("axum::serve does not return");
+        result.expect("axum::serve does not return");
     }
 
     pub(crate) fn behind_layers(&self, router: Router) -> Router {
@@ -72,7 +74,7 @@ impl Site {
         }
     }
 
-    /// A service behind the layers, on hyper-util's server for either HTTP.
+    /// Serves a service behind the layers with hyper-util's server for both HTTP versions.
     pub(crate) async fn serve_service<S, B>(self, service: S)
     where
         S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
@@ -88,13 +90,13 @@ impl Site {
         self.serve_auto(service).await;
     }
 
-    /// The layers one by one, the outer one first.
+    /// Returns the layers, the outer one first.
     pub(crate) fn layers(&self) -> Option<(HeartbeatLayer, IdleTimeoutLayer)> {
         let layers = self.layers.clone()?;
         Some((layers.heartbeat, layers.idle))
     }
 
-    /// A service as it is, on hyper-util's server for either HTTP.
+    /// Serves a service without adding layers, with hyper-util's server for both HTTP versions.
     pub(crate) async fn serve_auto<S, B>(self, service: S)
     where
         S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
@@ -106,7 +108,7 @@ impl Site {
             let service = TowerToHyperService::new(service.clone());
             async move {
                 let mut server = auto::Builder::new(TokioExecutor::new());
-                // RFC 8441 section 3: without this setting clients must not ask for it.
+                // RFC 8441 section 3: without this setting clients must not use extended CONNECT.
                 server.http2().enable_connect_protocol();
                 let io = TokioIo::new(io);
                 let _ = server.serve_connection_with_upgrades(io, service).await;
@@ -115,7 +117,7 @@ impl Site {
         .await;
     }
 
-    /// Gives every connection to a task that is made for it.
+    /// Accepts connections and serves each one in a task of its own.
     pub(crate) async fn accept<F, U>(self, serve: F)
     where
         F: Fn(Box<dyn Io>) -> U,
@@ -136,12 +138,12 @@ impl Site {
     }
 }
 
-/// Any transport.
+/// A boxed transport.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
-/// Speaks TLS with everybody who connects, one after the other.
+/// Accepts connections and completes their TLS handshakes, one after the other.
 struct TlsListener(TcpListener, Acceptor);
 
 impl Listener for TlsListener {

@@ -1,4 +1,4 @@
-//! A server that somebody may have: a WebSocket library, and what it is served with.
+//! A stack: a WebSocket library together with the server it runs on.
 
 use std::fmt;
 
@@ -7,26 +7,26 @@ use futures_util::future::BoxFuture;
 use crate::http_version::HttpVersion;
 use crate::site::Site;
 
-/// One server, and what is known of it.
+/// A server under test and its known limits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stack {
-    /// As the README's table calls it.
+    /// The name in the README's table.
     pub(crate) name: &'static str,
-    /// The crate whose version stands in the table.
+    /// The crate whose version is in the table.
     pub(crate) library: &'static str,
     /// Serves an echo at `/ws` until it is dropped.
     pub(crate) serve: fn(Site) -> BoxFuture<'static, ()>,
     pub(crate) dialect: Dialect,
-    /// Whether the library shows pongs to its handlers. Where it does not, nobody can see there
-    /// whether ours are hidden.
+    /// Whether the library passes pongs to handlers. Without this a scene cannot check that the
+    /// layer hides the pongs for its own pings.
     pub(crate) shows_pongs: bool,
     pub(crate) limits: &'static [Limit],
 }
 
-/// What is spoken inside of the frames.
+/// The message protocol inside the frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dialect {
-    /// Messages as they are.
+    /// Raw messages.
     Plain,
     /// Socket.IO over Engine.IO, revision 4, where each message is an event `echo`.
     SocketIo,
@@ -34,15 +34,16 @@ pub(crate) enum Dialect {
     JsonRpc,
 }
 
-/// What does not work with a library, for a reason of its own.
+/// A feature or HTTP version that a library does not support.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
     pub(crate) of: Of,
-    /// The reason, a sentence of the README.
+    /// The reason, as in the README.
     pub(crate) why: &'static str,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The subject of a [`Limit`].
 pub(crate) enum Of {
     Http(HttpVersion),
     Feature(Feature),
@@ -69,8 +70,8 @@ impl Feature {
         Self::Deflate,
     ];
 
-    /// The head of the column.
-    pub(crate) fn head(self) -> &'static str {
+    /// The heading of the column.
+    pub(crate) fn heading(self) -> &'static str {
         match self {
             Self::Echo => "echo",
             Self::Pings => "pings",
@@ -95,7 +96,7 @@ impl Limit {
 }
 
 impl Stack {
-    /// Why this is not expected to work.
+    /// Returns the reason if `of` is not expected to work.
     pub(crate) fn limit(&self, of: Of) -> Option<&'static str> {
         let limit = self.limits.iter().find(|limit| limit.of == of)?;
         Some(limit.why)
@@ -104,6 +105,6 @@ impl Stack {
 
 impl fmt::Display for Feature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.head())
+        f.write_str(self.heading())
     }
 }

@@ -1,5 +1,5 @@
-//! What the crate's own tests use, and the scenes too.
-#![allow(dead_code)] // the scenes use a part of it
+//! Helpers shared with the crate's own tests.
+#![allow(dead_code)] // each test binary uses a part of it
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -14,23 +14,23 @@ pub(crate) mod raw;
 #[path = "../../tests/support/recorder.rs"]
 pub(crate) mod recorder;
 
-/// How long anybody waits for what must come, be it six browsers that start on two cores. It only
-/// decides how late a failure is noticed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Limit of every wait for an event that must happen. Long enough for six browsers to start on two
+/// cores; it only determines how late a failure is reported.
+pub(crate) const WAIT_LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// Waits for something that must happen, and names it if it does not.
+/// Waits for `future`, and panics with `what` if it does not complete within [`WAIT_LIMIT`].
 pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
-    match timeout(PATIENCE, future).await {
+    match timeout(WAIT_LIMIT, future).await {
         Ok(output) => output,
-        Err(_) => panic!("{what}: did not happen within {PATIENCE:?}"),
+        Err(_) => panic!("{what}: did not happen within {WAIT_LIMIT:?}"),
     }
 }
 
-/// Waits until `condition` holds, for what nobody announces.
+/// Polls `condition` every 2 ms until it holds, for an event without a notification.
 pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let holds = async {
         while !condition() {
@@ -40,7 +40,7 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     within(what, holds).await;
 }
 
-/// Asserts that something does *not* happen during `span`.
+/// Asserts that `future` does *not* complete during `span`.
 pub(crate) async fn never<F>(what: &str, span: Duration, future: F)
 where
     F: Future<Output: Debug>,

@@ -1,4 +1,4 @@
-//! The table of what works, made of what the scenes saw, and its place in the README.
+//! Generates the table of libraries and compares it with the README.
 
 use std::fmt::Write;
 use std::fs;
@@ -9,10 +9,10 @@ use crate::protocol::Protocol;
 use crate::scenes::Cell;
 use crate::stack::{Feature, Stack};
 
-/// Which versions are asked for.
+/// Holds the required versions of the libraries.
 const MANIFEST: &str = include_str!("../Cargo.toml");
 
-/// What was seen of one feature.
+/// The result of one scene.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outcome {
     pub(crate) stack: &'static Stack,
@@ -21,49 +21,55 @@ pub(crate) struct Outcome {
     pub(crate) cell: Cell,
 }
 
-/// The table in Markdown: for each library a row for all protocols over which it behaves the same,
-/// a column for each feature, and the reasons below.
+/// Returns the table in Markdown. It has a row for each library and set of protocols with the same
+/// results, a column for each feature, and the reasons below.
 pub(crate) fn libraries(stacks: &'static [Stack], outcomes: &[Outcome]) -> String {
-    let heads = Feature::ALL.map(Feature::head).join(" | ");
-    let mut table = format!("| library | over | {heads} |\n|---|---|");
+    let headings = Feature::ALL.map(Feature::heading).join(" | ");
+    let mut table = format!("| library | over | {headings} |\n|---|---|");
     table.push_str(&"---|".repeat(Feature::ALL.len()));
-    let mut whys: Vec<&'static str> = Vec::new();
+    let mut reasons: Vec<&'static str> = Vec::new();
     for stack in stacks {
-        for (cells, protocols) in alike(stack, outcomes) {
+        for (cells, protocols) in distinct_rows(stack, outcomes) {
             let version = version(stack.library);
-            let over = HttpVersion::ALL.map(|http| over(http, &protocols));
-            let over: Vec<String> = over.into_iter().flatten().collect();
+            let format_protocols = HttpVersion::ALL.map(|http| format_protocols(http, &protocols));
+            let format_protocols: Vec<String> = format_protocols.into_iter().flatten().collect();
             let name = stack.name;
-            write!(table, "\n| {name} {version} | {} |", over.join(", ")).expect("memory");
+            write!(
+                table,
+                "\n| {name} {version} | {} |",
+                format_protocols.join(", ")
+            )
+            .expect("a write to a string");
             for cell in cells {
                 match cell {
                     Cell::Works => table.push_str(" yes |"),
-                    Cell::Not(why) => {
-                        write!(table, " no [{}] |", number(&mut whys, why)).expect("memory");
+                    Cell::Not(reason) => {
+                        write!(table, " no [{}] |", number(&mut reasons, reason))
+                            .expect("a write to a string");
                     }
                 }
             }
         }
     }
     table.push('\n');
-    for (at, why) in whys.iter().enumerate() {
-        write!(table, "\n{}. {why}", at + 1).expect("memory");
+    for (at, reason) in reasons.iter().enumerate() {
+        write!(table, "\n{}. {reason}", at + 1).expect("a write to a string");
     }
     table.push('\n');
     table
 }
 
-/// The different rows of a library, and the protocols that each is true of.
-fn alike(stack: &Stack, outcomes: &[Outcome]) -> Vec<(Vec<Cell>, Vec<Protocol>)> {
+/// Returns the distinct rows of a library with the protocols that each row applies to.
+fn distinct_rows(stack: &Stack, outcomes: &[Outcome]) -> Vec<(Vec<Cell>, Vec<Protocol>)> {
     let mut rows: Vec<(Vec<Cell>, Vec<Protocol>)> = Vec::new();
     for protocol in Protocol::ALL {
         let cells = Feature::ALL.map(|feature| {
-            let seen = outcomes.iter().filter(|outcome| {
+            let results = outcomes.iter().filter(|outcome| {
                 (outcome.stack.name, outcome.protocol, outcome.feature)
                     == (stack.name, protocol, feature)
             });
-            let cell = unanimous(seen.map(|outcome| outcome.cell));
-            cell.expect("every scene was played")
+            let cell = unanimous(results.map(|outcome| outcome.cell));
+            cell.expect("every scene ran")
         });
         match rows.iter_mut().find(|(known, _)| *known == cells) {
             Some((_, protocols)) => protocols.push(protocol),
@@ -73,8 +79,8 @@ fn alike(stack: &Stack, outcomes: &[Outcome]) -> Vec<(Vec<Cell>, Vec<Protocol>)>
     rows
 }
 
-/// An HTTP, if it is among `protocols`, and whether it is so with TLS and without.
-fn over(http: HttpVersion, protocols: &[Protocol]) -> Option<String> {
+/// Formats an HTTP version if it is among `protocols`, with a note if only with or without TLS.
+fn format_protocols(http: HttpVersion, protocols: &[Protocol]) -> Option<String> {
     let has = |tls: bool| {
         let mut protocols = protocols.iter();
         protocols.any(|protocol| (protocol.http, protocol.tls.is_some()) == (http, tls))
@@ -87,16 +93,19 @@ fn over(http: HttpVersion, protocols: &[Protocol]) -> Option<String> {
     }
 }
 
-/// What all of them say, if there are any.
+/// Returns the value that all cells share; `None` without cells.
 pub(crate) fn unanimous(mut cells: impl Iterator<Item = Cell>) -> Option<Cell> {
     let cell = cells.next()?;
-    assert!(cells.all(|other| other == cell), "two scenes disagree");
+    assert!(
+        cells.all(|other| other == cell),
+        "two scenes have different results"
+    );
     Some(cell)
 }
 
-/// Compares what stands between the marks of `name` in the README with `table`, or puts it there
-/// if `COMPAT_README=write` is set.
-pub(crate) fn judge(name: &str, table: &str) -> Result<(), String> {
+/// Compares `table` with the README's text between the marks of `name`, or replaces that text if
+/// `COMPAT_README=write` is set.
+pub(crate) fn check_readme(name: &str, table: &str) -> Result<(), String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
     let readme = fs::read_to_string(&path).map_err(|error| format!("README.md: {error}"))?;
     let (begin, end) = (
@@ -118,25 +127,27 @@ pub(crate) fn judge(name: &str, table: &str) -> Result<(), String> {
         return fs::write(&path, readme).map_err(|error| format!("README.md: {error}"));
     }
     Err(format!(
-        "README.md says something else of {name} than was seen. COMPAT_README=write writes:\n{table}"
+        "The table {name} in README.md differs from the results. COMPAT_README=write writes:\n{table}"
     ))
 }
 
-/// The version of a library that the manifest asks for.
+/// Returns the version of a library that the manifest requires.
 fn version(library: &str) -> &'static str {
     let line = MANIFEST.lines().find_map(|line| {
         let rest = line.strip_prefix(library)?.trim_start();
         rest.strip_prefix('=')
     });
     let line = line.expect("a dependency's name");
-    line.split('"').nth(1).expect("a version, first of all")
+    line.split('"')
+        .nth(1)
+        .expect("a version is the first string")
 }
 
-/// The number of a reason, from 1; the same reason has the same number.
-pub(crate) fn number(whys: &mut Vec<&'static str>, why: &'static str) -> usize {
-    let at = whys.iter().position(|known| *known == why);
+/// Returns the number of a reason, counted from 1. Equal reasons share a number.
+pub(crate) fn number(reasons: &mut Vec<&'static str>, reason: &'static str) -> usize {
+    let at = reasons.iter().position(|known| *known == reason);
     at.unwrap_or_else(|| {
-        whys.push(why);
-        whys.len() - 1
+        reasons.push(reason);
+        reasons.len() - 1
     }) + 1
 }

@@ -1,4 +1,4 @@
-//! TLS with a certificate that is made for one run, on each of the stacks that servers have.
+//! TLS on rustls, OpenSSL and native-tls, with a certificate generated per run.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -17,16 +17,16 @@ use tokio_rustls::{TlsConnector, server};
 
 use crate::http_version::HttpVersion;
 
-/// The TLS of a server.
+/// The TLS implementation of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tls {
     Rustls,
     OpenSsl,
-    /// On Linux this is OpenSSL as well, behind another interface.
+    /// OpenSSL too on Linux, behind another interface.
     Native,
 }
 
-/// Accepts TLS on any transport.
+/// Accepts TLS connections on any transport.
 #[derive(Clone)]
 pub(crate) enum Acceptor {
     Rustls(Arc<ServerConfig>),
@@ -34,7 +34,7 @@ pub(crate) enum Acceptor {
     Native(tokio_native_tls::TlsAcceptor),
 }
 
-/// The server's end of TLS on `T`.
+/// The server's end of a TLS connection over `T`.
 #[derive(Debug)]
 pub(crate) enum TlsStream<T> {
     Rustls(Box<server::TlsStream<T>>),
@@ -42,36 +42,39 @@ pub(crate) enum TlsStream<T> {
     Native(tokio_native_tls::TlsStream<T>),
 }
 
-/// Both ends of TLS for `localhost`.
-struct Pair {
+/// A certificate for `localhost` and its key.
+struct CertificateAndKey {
     certificate: CertificateDer<'static>,
     key: PrivateKeyDer<'static>,
     pem: (String, String),
 }
 
-static PAIR: LazyLock<Pair> = LazyLock::new(|| {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]);
-    let CertifiedKey { cert, signing_key } = made.expect("a name and nothing else is asked for");
-    Pair {
+static CERTIFICATE_AND_KEY: LazyLock<CertificateAndKey> = LazyLock::new(|| {
+    let generated = rcgen::generate_simple_self_signed(["localhost".to_owned()]);
+    let CertifiedKey { cert, signing_key } = generated.expect("a DNS name is a valid subject");
+    CertificateAndKey {
         pem: (cert.pem(), signing_key.serialize_pem()),
         certificate: cert.der().clone(),
         key: PrivateKeyDer::Pkcs8(signing_key.serialize_der().into()),
     }
 });
 
-/// The certificate and its key, for servers that read PEM.
+/// Returns the certificate and its key in PEM.
 pub(crate) fn pem() -> (String, String) {
-    (PAIR.pem.0.clone(), PAIR.pem.1.clone())
+    (
+        CERTIFICATE_AND_KEY.pem.0.clone(),
+        CERTIFICATE_AND_KEY.pem.1.clone(),
+    )
 }
 
-/// The name in the certificate.
+/// Returns the name in the certificate.
 pub(crate) fn name() -> ServerName<'static> {
     ServerName::try_from("localhost").expect("a DNS name")
 }
 
 impl Tls {
-    /// The server's settings. rustls and OpenSSL speak either HTTP, as the client asks by ALPN
-    /// (RFC 7301); native-tls speaks HTTP/1.1 only, since its ALPN is behind a feature.
+    /// Builds an acceptor. With rustls and OpenSSL the client selects the HTTP version by ALPN (RFC
+    /// 7301). With native-tls there is only HTTP/1.1, since its ALPN is behind a feature.
     pub(crate) fn acceptor(self) -> Acceptor {
         match self {
             Self::Rustls => Acceptor::Rustls(Arc::new(rustls())),
@@ -94,8 +97,11 @@ impl fmt::Display for Tls {
 fn rustls() -> ServerConfig {
     let mut config = ServerConfig::builder()
         .with_no_client_auth()
-        .with_single_cert(vec![PAIR.certificate.clone()], PAIR.key.clone_key())
-        .expect("the key is the certificate's own");
+        .with_single_cert(
+            vec![CERTIFICATE_AND_KEY.certificate.clone()],
+            CERTIFICATE_AND_KEY.key.clone_key(),
+        )
+        .expect("the key matches the certificate");
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config
 }
@@ -114,14 +120,14 @@ fn openssl() -> SslAcceptor {
         });
         Ok::<_, openssl::error::ErrorStack>(acceptor.build())
     };
-    build().expect("the key is the certificate's own")
+    build().expect("the key matches the certificate")
 }
 
 fn native_tls() -> native_tls::TlsAcceptor {
     let (certificate, key) = pem();
     native_tls::Identity::from_pkcs8(certificate.as_bytes(), key.as_bytes())
         .and_then(native_tls::TlsAcceptor::new)
-        .expect("the key is the certificate's own")
+        .expect("the key matches the certificate")
 }
 
 impl Acceptor {
@@ -166,7 +172,7 @@ impl<T> TlsStream<T> {
     }
 }
 
-/// Calls the same method on whichever stream it is.
+/// Calls a method on the stream of any implementation.
 macro_rules! stream {
     ($this:expr, $io:ident => $call:expr) => {
         match $this.get_mut() {
@@ -230,12 +236,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<T> {
     }
 }
 
-/// A client that trusts that one certificate, and asks for that one HTTP. On rustls, whatever the
-/// server's TLS is.
+/// Builds a rustls client that trusts only this certificate and offers only this HTTP version.
 pub(crate) fn connector(http: HttpVersion) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     roots
-        .add(PAIR.certificate.clone())
+        .add(CERTIFICATE_AND_KEY.certificate.clone())
         .expect("a certificate made by rcgen");
     let mut config = ClientConfig::builder()
         .with_root_certificates(roots)

@@ -1,8 +1,8 @@
-//! The fastwebsockets example as a real process, and clients who are quiet, gone or dead in it.
+//! The fastwebsockets example as a process, with idle, closed and dead clients.
 //!
-//! Run with `role-server` this binary is the example, else it is the test harness.
+//! With the argument `role-server` this binary is the example, otherwise the test harness.
 
-#[allow(dead_code, unreachable_pub)] // its `main` is not the one that runs
+#[allow(dead_code, unreachable_pub)] // its `main` is unused
 #[path = "../examples/fastwebsockets.rs"]
 mod example;
 #[path = "../src/support.rs"]
@@ -17,28 +17,28 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::runtime::Runtime;
 
-const SERVER: &str = "role-server";
+const SERVER_ROLE: &str = "role-server";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
-    if args.next().as_deref() == Some(SERVER) {
+    if args.next().as_deref() == Some(SERVER_ROLE) {
         let runtime = Runtime::new().expect("a runtime");
-        let served = runtime.block_on(example::run(args.collect()));
-        served.expect("it serves until the process ends");
+        let result = runtime.block_on(example::run(args.collect()));
+        result.expect("it serves until the process ends");
         return ExitCode::SUCCESS;
     }
-    let lives_and_dies = Trial::test("peers_live_and_die", || {
-        Runtime::new()?.block_on(peers_live_and_die());
+    let ends = Trial::test("live_closed_and_dead_peers_are_distinguished", || {
+        Runtime::new()?.block_on(live_closed_and_dead_peers_are_distinguished());
         Ok(())
     });
-    let idles = Trial::test("a_peer_that_says_nothing_is_sent_away", || {
-        Runtime::new()?.block_on(a_peer_that_says_nothing_is_sent_away());
+    let idle = Trial::test("an_idle_peer_is_evicted", || {
+        Runtime::new()?.block_on(an_idle_peer_is_evicted());
         Ok(())
     });
-    libtest_mimic::run(&Arguments::from_args(), vec![lives_and_dies, idles]).exit_code()
+    libtest_mimic::run(&Arguments::from_args(), vec![ends, idle]).exit_code()
 }
 
-async fn peers_live_and_die() {
+async fn live_closed_and_dead_peers_are_distinguished() {
     let mut server = Server::start(&["--interval-ms", "50", "--timeout-ms", "1000"]).await;
     let mut client = server.client().await;
     client.live_until_ping(3).await;
@@ -46,7 +46,7 @@ async fn peers_live_and_die() {
         client.send(&message).await.expect("an open connection");
         assert_eq!(client.expect_frame().await, message);
     }
-    let close = Frame::close(1000, "bye");
+    let close = Frame::close(1000, "done");
     client.send(&close).await.expect("an open connection");
     assert_eq!(client.expect_frame().await, close);
     assert_eq!(server.end().await, "closed by the peer (1000)");
@@ -61,7 +61,7 @@ async fn peers_live_and_die() {
     assert_eq!(server.end().await, "heartbeat timeout (1 ping unanswered)");
 }
 
-async fn a_peer_that_says_nothing_is_sent_away() {
+async fn an_idle_peer_is_evicted() {
     let mut server = Server::start(&["--interval-ms", "50", "--idle-ms", "500"]).await;
     let mut client = server.client().await;
     let close = client.expect_frame().await;
@@ -71,7 +71,7 @@ async fn a_peer_that_says_nothing_is_sent_away() {
     assert_eq!(server.end().await, "idle timeout");
 }
 
-/// The example, in a process that does not outlive the test.
+/// The example in a process, which is killed on drop.
 struct Server {
     lines: Lines<BufReader<ChildStdout>>,
     addr: String,
@@ -80,21 +80,21 @@ struct Server {
 
 impl Server {
     async fn start(flags: &[&str]) -> Self {
-        let this = std::env::current_exe().expect("this program");
+        let this = std::env::current_exe().expect("this binary");
         let mut process = Command::new(this)
-            .args([SERVER, "--addr", "127.0.0.1:0"])
+            .args([SERVER_ROLE, "--addr", "127.0.0.1:0"])
             .args(flags)
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .expect("a process");
-        let stdout = process.stdout.take().expect("it is piped");
+        let stdout = process.stdout.take().expect("stdout is piped");
         let mut server = Self {
             lines: BufReader::new(stdout).lines(),
             addr: String::new(),
             _process: process,
         };
-        let line = server.line().await;
+        let line = server.next_line().await;
         server.addr = line.strip_prefix("listening on ").expect(&line).to_owned();
         server
     }
@@ -103,15 +103,15 @@ impl Server {
         RawClient::connect(self.addr.parse().expect("an address"), "/").await
     }
 
-    /// Why the next connection ended.
+    /// Returns the printed reason of the next end.
     async fn end(&mut self) -> String {
-        let line = self.line().await;
+        let line = self.next_line().await;
         let (_, reason) = line.split_once(": ").expect(&line);
         reason.to_owned()
     }
 
-    async fn line(&mut self) -> String {
+    async fn next_line(&mut self) -> String {
         let line = within("a line from the server", self.lines.next_line()).await;
-        line.expect("a pipe").expect("the server lives")
+        line.expect("a pipe").expect("the server runs")
     }
 }

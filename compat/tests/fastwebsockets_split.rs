@@ -1,5 +1,7 @@
-//! fastwebsockets' split halves, each in a task of its own: `tokio::io::split` gives both to the
-//! same stream, which has to remember the waker of either.
+//! fastwebsockets split between two tasks: the shared stream keeps both wakers.
+//!
+//! `tokio::io::split` polls one stream from the reading and from the writing task, so the layer
+//! must register a waker for each direction.
 
 #[path = "../src/support.rs"]
 mod support;
@@ -32,48 +34,48 @@ type Io = TokioIo<Upgraded>;
 type Read = WebSocketRead<ReadHalf<Io>>;
 type Write = WebSocketWrite<WriteHalf<Io>>;
 
-/// So much that neither a buffer of hyper's nor of ours takes it in.
-const MUCH: usize = 1_000_000;
+/// Payload that exceeds every buffer of hyper and of the layer.
+const LARGE_PAYLOAD_BYTES: usize = 1_000_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_is_woken_while_a_writer_is_held_up() {
+async fn a_reader_is_woken_while_a_write_is_pending() {
     let mut rig = Rig::start(64, ms(5)).await;
-    rig.write(vec![7; MUCH]);
+    rig.write(vec![7; LARGE_PAYLOAD_BYTES]);
     rig.client.fill(64).await.expect("an open connection");
-    // The writer is inside of its frame, where no ping can go out. By the end of this while one is
-    // due, and waits for the same transport.
+    // The writer is inside a frame, where no ping can be sent. After this sleep a ping is due and
+    // waits for the same transport.
     let pings = rig.live.stats().pings_sent();
     sleep(ms(50)).await;
     assert_eq!(rig.live.stats().pings_sent(), pings);
     for text in ["first", "second"] {
-        rig.say(text.as_bytes()).await;
-        assert_eq!(rig.heard().await, text.as_bytes());
+        rig.send(text.as_bytes()).await;
+        assert_eq!(rig.next_read().await, text.as_bytes());
     }
-    // The writer is woken as well, and after it the ping goes out.
+    // The writer is woken too, and the ping is sent after its frame.
     let frame = rig.client.expect_frame().await;
-    assert!(frame.opcode == BINARY && frame.payload == vec![7; MUCH]);
+    assert!(frame.opcode == BINARY && frame.payload == vec![7; LARGE_PAYLOAD_BYTES]);
     rig.client.live_until_ping(3).await;
     assert_eq!(rig.recorder.total(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_writer_is_woken_while_a_reader_waits_for_pongs() {
+async fn a_writer_is_woken_while_a_read_is_pending() {
     let mut rig = Rig::start(64, ms(5)).await;
     for round in 1..=20 {
-        // The reader waits, and our pings and their pongs are none of its business.
+        // The read is pending. Neither the layer's pings nor their pongs complete it.
         rig.client.live_until_ping(rig.client.pings + 1).await;
         let payload = vec![round; 10_000];
         rig.write(payload.clone());
         assert_eq!(rig.client.expect_frame().await.payload, payload);
-        rig.say(&[round]).await;
-        assert_eq!(rig.heard().await, [round]);
+        rig.send(&[round]).await;
+        assert_eq!(rig.next_read().await, [round]);
     }
     assert!(rig.live.stats().pongs_received() >= 20);
 }
 
-/// Whatever fits through at a time, both directions are always at work, with pings in between.
+/// Both directions transfer at the same time, with pings in between, for several pipe capacities.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn both_directions_at_once_lose_nothing() {
+async fn concurrent_reads_and_writes_lose_no_bytes() {
     for capacity in [16, 100, 5000] {
         let mut rig = Rig::start(capacity, ms(1)).await;
         let mut payloads = Vec::new();
@@ -86,7 +88,7 @@ async fn both_directions_at_once_lose_nothing() {
         for payload in &payloads {
             let mut bytes = &raw::Frame::new(BINARY, payload.clone()).masked()[..];
             while !bytes.is_empty() {
-                let sent = within("a way", rig.client.send_or_receive(bytes)).await;
+                let sent = within("room to write", rig.client.send_or_receive(bytes)).await;
                 bytes = &bytes[sent.expect("an open connection")..];
                 while let Some(frame) = rig.client.received_frame() {
                     if frame.opcode == BINARY {
@@ -99,7 +101,7 @@ async fn both_directions_at_once_lose_nothing() {
             assert_eq!(rig.client.expect_frame().await.payload, *payload);
         }
         for payload in &payloads {
-            assert_eq!(rig.heard().await, *payload);
+            assert_eq!(rig.next_read().await, *payload);
         }
         assert_eq!(rig.recorder.total(), 0);
     }
@@ -108,8 +110,8 @@ async fn both_directions_at_once_lose_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_eviction_wakes_both_halves() {
     let rig = Rig::start(64, ms(60_000)).await;
-    rig.write(vec![7; MUCH]);
-    // Both wait: there is nothing to read, and no more room.
+    rig.write(vec![7; LARGE_PAYLOAD_BYTES]);
+    // Both halves are pending: there is nothing to read, and the pipe is full.
     let full = async {
         while rig.live.stats().bytes_sent() < 64 {
             sleep(ms(1)).await;
@@ -133,7 +135,7 @@ async fn an_eviction_wakes_both_halves() {
     rig.recorder.stays_at(1).await;
 }
 
-/// A connection whose handler tells what it reads, and writes what it is told.
+/// A connection whose handler forwards what it reads and writes what is queued.
 struct Rig {
     client: RawClient<DuplexStream>,
     live: Liveness,
@@ -145,7 +147,7 @@ struct Rig {
 }
 
 impl Rig {
-    /// Between client and server there is room for `capacity` bytes each way.
+    /// Connects client and server by a pipe with `capacity` bytes in each direction.
     async fn start(capacity: usize, interval: Duration) -> Self {
         let recorder = Recorder::new();
         let heartbeat = HeartbeatLayer::builder()
@@ -154,30 +156,30 @@ impl Rig {
             .write_timeout(None)
             .on_evict(recorder.hook())
             .build()
-            .expect("settings of a test");
+            .expect("valid settings");
         let registry = heartbeat.registry();
-        let (tell_halves, mut halves) = unbounded_channel::<(Read, Write)>();
+        let (halves_sender, mut halves) = unbounded_channel::<(Read, Write)>();
         let service = ServiceBuilder::new()
             .layer(heartbeat)
             .layer(IdleTimeoutLayer::new(ms(60_000)))
             .service(service_fn(move |request: Request<Incoming>| {
                 let (response, upgraded) = upgrade(request).expect("an opening handshake");
-                let tell_halves = tell_halves.clone();
+                let halves_sender = halves_sender.clone();
                 tokio::spawn(async move {
                     let socket = upgraded.await.expect("a 101");
-                    tell_halves.send(socket.split(tokio::io::split))
+                    halves_sender.send(socket.split(tokio::io::split))
                 });
                 async { Ok::<_, Infallible>(response) }
             }));
-        let (ours, theirs) = duplex(capacity);
+        let (client_io, server_io) = duplex(capacity);
         let service = TowerToHyperService::new(service);
-        let connection = http1::Builder::new().serve_connection(TokioIo::new(theirs), service);
+        let connection = http1::Builder::new().serve_connection(TokioIo::new(server_io), service);
         tokio::spawn(connection.with_upgrades());
 
-        let client = RawClient::handshake(ours, "/").await;
+        let client = RawClient::handshake(client_io, "/").await;
         let halves = within("the upgrade", halves.recv()).await;
-        let (reader, writer) = halves.expect("the service lives");
-        let (tell_message, messages) = unbounded_channel();
+        let (reader, writer) = halves.expect("the service runs");
+        let (messages_sender, messages) = unbounded_channel();
         let (queue, payloads) = unbounded_channel();
         let id = registry.snapshot()[0].id();
         Self {
@@ -186,33 +188,33 @@ impl Rig {
             recorder,
             queue,
             messages,
-            reading: tokio::spawn(read(reader, tell_message)),
+            reading: tokio::spawn(read(reader, messages_sender)),
             writing: tokio::spawn(write(writer, payloads)),
         }
     }
 
-    /// Has the handler write a message.
+    /// Queues a message for the handler to write.
     fn write(&self, payload: Vec<u8>) {
-        self.queue.send(payload).expect("the writer lives");
+        self.queue.send(payload).expect("the writer runs");
     }
 
-    async fn say(&mut self, payload: &[u8]) {
+    async fn send(&mut self, payload: &[u8]) {
         let frame = raw::Frame::new(BINARY, payload);
-        let sent = within("a way to the server", self.client.send(&frame)).await;
+        let sent = within("room to write to the server", self.client.send(&frame)).await;
         sent.expect("an open connection");
     }
 
-    /// The next message that the handler has read.
-    async fn heard(&mut self) -> Vec<u8> {
+    /// Returns the next message that the handler has read.
+    async fn next_read(&mut self) -> Vec<u8> {
         let message = within("a message to the handler", self.messages.recv()).await;
-        message.expect("the reader lives")
+        message.expect("the reader runs")
     }
 }
 
-async fn read(reader: Read, tell: UnboundedSender<Vec<u8>>) -> WebSocketError {
+async fn read(reader: Read, messages: UnboundedSender<Vec<u8>>) -> WebSocketError {
     let mut reader = FragmentCollectorRead::new(reader);
     let mut answer = async |frame: Frame<'_>| -> Result<(), Box<dyn Error + Send + Sync>> {
-        panic!("nobody pings the handler: {:?}", frame.opcode)
+        panic!("unexpected {:?} to the handler", frame.opcode)
     };
     loop {
         let frame = match reader.read_frame(&mut answer).await {
@@ -220,8 +222,8 @@ async fn read(reader: Read, tell: UnboundedSender<Vec<u8>>) -> WebSocketError {
             Err(error) => return error,
         };
         assert!(frame.opcode == OpCode::Binary, "{:?}", frame.opcode);
-        // Fails at the end of the test.
-        let _ = tell.send(frame.payload.to_vec());
+        // Fails once the test has ended.
+        let _ = messages.send(frame.payload.to_vec());
     }
 }
 

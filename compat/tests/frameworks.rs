@@ -1,18 +1,18 @@
-//! Frameworks around the layers: see `src/frameworks.rs`.
+//! Runs the scenes of `src/frameworks.rs`.
 
 use tower_ws_liveness_compat::frameworks;
 
 #[tokio::test]
-async fn every_stack_refuses_what_is_too_many() {
-    frameworks::every_stack_refuses_what_is_too_many().await;
+async fn a_full_registry_responds_503_on_every_stack() {
+    frameworks::a_full_registry_responds_503_on_every_stack().await;
 }
 
 #[tokio::test]
-async fn every_framework_finds_the_handle() {
-    frameworks::every_framework_finds_the_handle().await;
+async fn handlers_of_every_framework_find_the_handle() {
+    frameworks::handlers_of_every_framework_find_the_handle().await;
 }
 
 #[tokio::test]
-async fn poem_keeps_the_upgrade_to_itself() {
-    frameworks::poem_keeps_the_upgrade_to_itself().await;
+async fn poems_tower_adapter_drops_the_upgrade() {
+    frameworks::poems_tower_adapter_drops_the_upgrade().await;
 }

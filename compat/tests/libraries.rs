@@ -1,4 +1,4 @@
-//! Every library, over every protocol, through every scene, and the README's table of them.
+//! Runs the scenes of `src/scenes/` and checks the README's table of libraries.
 
 use std::process::ExitCode;
 

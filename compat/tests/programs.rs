@@ -1,4 +1,4 @@
-//! Stock WebSocket clients, each a program of its own, and the README's table of them.
+//! Runs the scenes of `src/programs/` and checks the README's tables of client programs.
 
 use std::process::ExitCode;
 

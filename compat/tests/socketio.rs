@@ -1,38 +1,38 @@
-//! Socket.IO behind the layers: see `src/socketio/`.
+//! Runs the scenes of `src/socketio/`.
 
 use tower_ws_liveness_compat::socketio;
 
 #[tokio::test]
-async fn dies_after_polling() {
-    socketio::dies_after_polling().await;
+async fn a_dead_peer_is_evicted_after_polling() {
+    socketio::a_dead_peer_is_evicted_after_polling().await;
 }
 
 #[tokio::test]
-async fn kicked_after_polling() {
-    socketio::kicked_after_polling().await;
+async fn a_session_is_kicked_after_polling() {
+    socketio::a_session_is_kicked_after_polling().await;
 }
 
 #[tokio::test]
-async fn idles_between_rare_pings() {
-    socketio::idles_between_rare_pings().await;
+async fn an_idle_session_is_evicted_between_rare_engine_io_pings() {
+    socketio::an_idle_session_is_evicted_between_rare_engine_io_pings().await;
 }
 
 #[tokio::test]
-async fn may_lose_patience_first() {
-    socketio::may_lose_patience_first().await;
+async fn engine_io_closes_a_peer_that_ignores_its_pings() {
+    socketio::engine_io_closes_a_peer_that_ignores_its_pings().await;
 }
 
 #[tokio::test]
-async fn cannot_end_a_stuck_write() {
-    socketio::cannot_end_a_stuck_write().await;
+async fn only_the_layers_write_timeout_ends_a_stuck_write() {
+    socketio::only_the_layers_write_timeout_ends_a_stuck_write().await;
 }
 
 #[tokio::test]
-async fn works_without_layers_inside() {
-    socketio::works_without_layers_inside().await;
+async fn layers_inside_of_socketioxide_have_no_effect() {
+    socketio::layers_inside_of_socketioxide_have_no_effect().await;
 }
 
 #[tokio::test]
-async fn hands_the_request_to_handlers() {
-    socketio::hands_the_request_to_handlers().await;
+async fn handlers_find_the_handle_unless_polling_came_first() {
+    socketio::handlers_find_the_handle_unless_polling_came_first().await;
 }

@@ -1,4 +1,4 @@
-//! What is special to TLS, seen by a client that looks below it.
+//! Runs the scenes of `src/tls_scenes/`.
 
 use std::process::ExitCode;
 

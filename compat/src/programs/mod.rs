@@ -1,20 +1,20 @@
-//! Every stock client through every scene.
+//! Runs every scene with every stock client program.
 //!
 //! ```sh
 //! compat/clients/install
 //! cargo test --manifest-path compat/Cargo.toml --test programs -- --ignored
 //! ```
 //!
-//! A client is a short script in `compat/clients`, written as that library's users write, with no
-//! code for pings. It is added with a line in `program::ALL`.
+//! A client program is a short script in `compat/clients`, written as users of its library write
+//! it, without code for pings. To add one, add a line to `program::ALL`.
 
-mod patience;
 mod process;
 mod program;
 mod reconnects;
 mod scenes;
 mod table;
 mod tabs;
+mod timing;
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,23 +22,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use libtest_mimic::{Arguments, Trial};
 use tokio::runtime::Runtime;
 
-use self::program::Feature;
-use self::table::Outcome;
+use self::program::Behaviour;
+use self::table::ProgramOutcome;
 use crate::stacks;
 
-/// What the scenes of one table have seen so far.
+/// The results for one table so far.
 #[derive(Debug)]
-struct Shared<T>(Arc<Mutex<Vec<T>>>);
+struct SharedResults<T>(Arc<Mutex<Vec<T>>>);
 
-/// The scenes wait for most of their time, so more of them are played at once than there are cores.
-const AT_ONCE: usize = 6;
+/// Number of scenes that run at the same time. They mostly wait, so there can be more than cores.
+const SCENES_AT_ONCE: usize = 6;
 
-/// Plays all that are asked for on the command line. There is a table only of scenes that were all
-/// played.
+/// Runs the scenes that the command line selects. Checks a table of the README if all of its scenes
+/// ran.
 pub fn run() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(AT_ONCE);
-    let (outcomes, reconnects) = (Shared::default(), Shared::default());
+    arguments.test_threads.get_or_insert(SCENES_AT_ONCE);
+    let (outcomes, reconnects) = (SharedResults::default(), SharedResults::default());
     let mut trials = trials(&outcomes);
     let count = trials.len();
     trials.extend(reconnects::trials(&reconnects));
@@ -46,10 +46,10 @@ pub fn run() -> ExitCode {
     if conclusion.has_failed() {
         return conclusion.exit_code();
     }
-    let programs = outcomes.judge("programs", count, |seen| {
-        table::programs(program::ALL, seen)
+    let programs = outcomes.check_readme("programs", count, |outcomes| {
+        table::programs(program::ALL, outcomes)
     });
-    let reconnects = reconnects.judge("reconnects", reconnects::count(), reconnects::table);
+    let reconnects = reconnects.check_readme("reconnects", reconnects::count(), reconnects::table);
     match programs.and(reconnects) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -59,14 +59,14 @@ pub fn run() -> ExitCode {
     }
 }
 
-impl<T> Shared<T> {
+impl<T> SharedResults<T> {
     fn extend(&self, outcomes: impl IntoIterator<Item = T>) {
         let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         shared.extend(outcomes);
     }
 
-    /// Compares the README's table of this name with the one of all `count` outcomes.
-    fn judge(
+    /// Compares the README's table `name` with the one generated from all `count` outcomes.
+    fn check_readme(
         &self,
         name: &str,
         count: usize,
@@ -79,39 +79,39 @@ impl<T> Shared<T> {
         }
         let table = table(&outcomes);
         println!("{table}");
-        crate::table::judge(name, &table)
+        crate::table::check_readme(name, &table)
     }
 }
 
-impl<T> Default for Shared<T> {
+impl<T> Default for SharedResults<T> {
     fn default() -> Self {
         Self(Arc::default())
     }
 }
 
-impl<T> Clone for Shared<T> {
+impl<T> Clone for SharedResults<T> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-fn trials(outcomes: &Shared<Outcome>) -> Vec<Trial> {
+fn trials(outcomes: &SharedResults<ProgramOutcome>) -> Vec<Trial> {
     let mut trials = Vec::new();
     for program in program::ALL {
-        for feature in Feature::ALL {
-            if !program.has(feature) {
+        for behaviour in Behaviour::ALL {
+            if !program.has(behaviour) {
                 continue;
             }
-            for stack in feature.stacks(stacks::ALL) {
+            for stack in behaviour.stacks(stacks::ALL) {
                 let outcomes = outcomes.clone();
-                let name = format!("{}: {feature:?} with {}", program.name, stack.name);
+                let name = format!("{}: {behaviour:?} with {}", program.name, stack.name);
                 let trial = Trial::test(name, move || {
-                    // A runtime of its own: when it is dropped, nothing of the scene is left.
+                    // One runtime per scene: dropping it ends all tasks of the scene.
                     let runtime = Runtime::new()?;
-                    let cell = runtime.block_on(scenes::play(program, *stack, feature));
-                    let outcome = Outcome {
+                    let cell = runtime.block_on(scenes::run(program, *stack, behaviour));
+                    let outcome = ProgramOutcome {
                         program,
-                        feature,
+                        behaviour,
                         cell,
                     };
                     outcomes.extend([outcome]);

@@ -1,5 +1,4 @@
-//! A client that runs as a process: commands go in by its stdin, and what it sees comes out of its
-//! stdout, a line for each.
+//! A client program as a child process, with commands on stdin and events on stdout.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,19 +13,20 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use super::program::{Program, RunsOn};
 use crate::support::{ms, within};
 
+/// A running client program. Commands and events are one line each.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
     stdin: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
-    /// The extensions that were agreed upon.
+    /// The negotiated extensions.
     pub(crate) extensions: String,
-    /// Where it may leave files.
+    /// Its working directory.
     directory: TempDir,
 }
 
 impl Process {
-    /// Starts a client, and waits until its WebSocket is open.
+    /// Starts a client and waits until its WebSocket is open.
     pub(crate) async fn start(program: &Program, addr: SocketAddr) -> Self {
         let arguments = [format!("ws://{addr}/ws")];
         let mut process = Self::spawn(program.runs_on, program.script, arguments);
@@ -37,13 +37,13 @@ impl Process {
         process
     }
 
-    /// Starts a script of `compat/clients`.
+    /// Starts a script from `compat/clients`.
     pub(crate) fn spawn(
         runs_on: RunsOn,
         script: &str,
         arguments: impl IntoIterator<Item = String>,
     ) -> Self {
-        let directory = TempDir::new().expect("a directory for a while");
+        let directory = TempDir::new().expect("a temporary directory");
         let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
         let installed = installed();
         let mut command = match runs_on {
@@ -57,7 +57,7 @@ impl Process {
             .current_dir(directory.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // Signals are for a browser's other processes too.
+            // Its own process group, so that signals reach all processes of a browser.
             .process_group(0)
             .kill_on_drop(true)
             .spawn();
@@ -75,37 +75,38 @@ impl Process {
         }
     }
 
-    pub(crate) async fn tell(&mut self, command: &str) {
+    /// Sends a command.
+    pub(crate) async fn send_command(&mut self, command: &str) {
         let line = format!("{command}\n");
-        let told = self.stdin.write_all(line.as_bytes()).await;
-        told.expect("the client runs");
+        let written = self.stdin.write_all(line.as_bytes()).await;
+        written.expect("the client runs");
     }
 
-    /// Sends a message, and waits for its echo. Nothing else comes before it.
+    /// Sends a message and asserts that the next line is its echo.
     pub(crate) async fn echo(&mut self, message: &str) {
-        self.tell(message).await;
+        self.send_command(message).await;
         self.expect(message).await;
     }
 
-    /// Waits for what the client has to tell next.
+    /// Waits for the next line and asserts that it equals `line`.
     pub(crate) async fn expect(&mut self, line: &str) {
         let next = self.next_line().await.unwrap_or_default();
         assert!(next == line, "{next:.200}, not {line:.200}");
     }
 
-    /// The next line; `None` if the client has ended.
+    /// Reads the next line; `None` if the client has ended.
     pub(crate) async fn next_line(&mut self) -> Option<String> {
         let line = within("a line from the client", self.lines.next_line()).await;
         line.expect("UTF-8")
     }
 
-    /// Stops the client where it is.
+    /// Stops the client with SIGSTOP.
     pub(crate) fn stop(&self) {
         self.signal(Signal::SIGSTOP);
     }
 
-    /// Lets it go on.
-    pub(crate) fn go_on(&self) {
+    /// Continues a stopped client.
+    pub(crate) fn resume(&self) {
         self.signal(Signal::SIGCONT);
     }
 
@@ -118,16 +119,19 @@ impl Process {
     }
 
     fn group(&self) -> Pid {
-        let id = self.child.id().expect("nobody has waited for it");
+        let id = self
+            .child
+            .id()
+            .expect("the process has not been waited for");
         Pid::from_raw(id.try_into().expect("a process id"))
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Fails only if all of them are gone. SIGKILL ends stopped ones too.
+        // Fails only if all processes of the group have ended. SIGKILL ends stopped ones too.
         let _ = killpg(self.group(), Signal::SIGKILL);
-        // A browser's processes still write until they notice.
+        // A browser's processes may still write to the directory for a moment.
         for _ in 0..100 {
             if std::fs::remove_dir_all(self.directory.path()).is_ok() {
                 break;
@@ -137,7 +141,7 @@ impl Drop for Process {
     }
 }
 
-/// Where `compat/clients/install` puts what it installs.
+/// The directory that `compat/clients/install` installs to.
 fn installed() -> PathBuf {
     match std::env::var_os("COMPAT_CLIENTS") {
         Some(path) => path.into(),

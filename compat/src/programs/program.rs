@@ -1,25 +1,25 @@
-//! The stock clients, and what each of them is to show.
+//! The stock client programs and their expected behaviour.
 
 use crate::http_version::HttpVersion;
 use crate::stack::{Dialect, Of, Stack};
 
-/// A client that somebody may have.
+/// A client program.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Program {
-    /// As the README's table calls it.
+    /// The name in the README's table.
     pub(crate) name: &'static str,
-    /// The package whose version stands in the table. `None` where Debian decides.
+    /// The package whose version is in the table; `None` if Debian chooses the version.
     pub(crate) package: Option<&'static str>,
-    /// What has to be installed.
+    /// The software that it needs.
     pub(crate) needs: &'static str,
-    /// In `compat/clients`.
+    /// File name of the script in `compat/clients`.
     pub(crate) script: &'static str,
     pub(crate) runs_on: RunsOn,
-    /// Whether the application asks for each message, and may await something else in between.
-    pub(crate) awaits: bool,
-    /// Whether it is a browser.
-    pub(crate) tabs: bool,
-    pub(crate) limits: &'static [(Feature, &'static str)],
+    /// Whether the application awaits each message, and may await something else in between.
+    pub(crate) awaits_messages: bool,
+    /// Whether it is a browser with tabs.
+    pub(crate) is_browser: bool,
+    pub(crate) limits: &'static [(Behaviour, &'static str)],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,9 +28,9 @@ pub(crate) enum RunsOn {
     Node,
 }
 
-/// A row of the table.
+/// A row of the table: a behaviour of the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Feature {
+pub(crate) enum Behaviour {
     Echo,
     Pings,
     Await,
@@ -47,8 +47,8 @@ pub(crate) enum Feature {
     LeftPage,
 }
 
-const ONE_LOOP: &str = "the event loop that is blocked is the one that answers pings: one that is \
-    blocked for longer than interval and timeout together cannot be told from a dead one";
+const ONE_EVENT_LOOP: &str = "the event loop that is blocked is the one that answers pings: one that is \
+    blocked for longer than interval and timeout together cannot be distinguished from a dead one";
 
 pub(crate) const ALL: &[Program] = &[
     Program {
@@ -57,9 +57,9 @@ pub(crate) const ALL: &[Program] = &[
         needs: "Python's websockets",
         script: "websockets_asyncio.py",
         runs_on: RunsOn::Python,
-        awaits: true,
-        tabs: false,
-        limits: &[(Feature::Block, ONE_LOOP)],
+        awaits_messages: true,
+        is_browser: false,
+        limits: &[(Behaviour::Block, ONE_EVENT_LOOP)],
     },
     Program {
         name: "websockets, threads",
@@ -67,8 +67,8 @@ pub(crate) const ALL: &[Program] = &[
         needs: "Python's websockets",
         script: "websockets_sync.py",
         runs_on: RunsOn::Python,
-        awaits: false,
-        tabs: false,
+        awaits_messages: false,
+        is_browser: false,
         limits: &[],
     },
     Program {
@@ -77,15 +77,15 @@ pub(crate) const ALL: &[Program] = &[
         needs: "Python's aiohttp",
         script: "aiohttp_client.py",
         runs_on: RunsOn::Python,
-        awaits: true,
-        tabs: false,
+        awaits_messages: true,
+        is_browser: false,
         limits: &[
             (
-                Feature::Await,
+                Behaviour::Await,
                 "aiohttp answers pings only while the application awaits `receive()`: it should \
                  never await anything else for as long as interval and timeout together",
             ),
-            (Feature::Block, ONE_LOOP),
+            (Behaviour::Block, ONE_EVENT_LOOP),
         ],
     },
     Program {
@@ -94,9 +94,9 @@ pub(crate) const ALL: &[Program] = &[
         needs: "ws for Node.js",
         script: "ws.js",
         runs_on: RunsOn::Node,
-        awaits: false,
-        tabs: false,
-        limits: &[(Feature::Block, ONE_LOOP)],
+        awaits_messages: false,
+        is_browser: false,
+        limits: &[(Behaviour::Block, ONE_EVENT_LOOP)],
     },
     Program {
         name: "undici",
@@ -104,9 +104,9 @@ pub(crate) const ALL: &[Program] = &[
         needs: "undici for Node.js",
         script: "undici.js",
         runs_on: RunsOn::Node,
-        awaits: false,
-        tabs: false,
-        limits: &[(Feature::Block, ONE_LOOP)],
+        awaits_messages: false,
+        is_browser: false,
+        limits: &[(Behaviour::Block, ONE_EVENT_LOOP)],
     },
     Program {
         name: "Chromium",
@@ -114,15 +114,15 @@ pub(crate) const ALL: &[Program] = &[
         needs: "Chromium, and chrome-remote-interface for Node.js",
         script: "chromium.js",
         runs_on: RunsOn::Node,
-        awaits: false,
-        tabs: true,
+        awaits_messages: false,
+        is_browser: true,
         limits: &[
             (
-                Feature::Stop,
+                Behaviour::Stop,
                 "Chromium shows its page 1006 instead, as for any connection that was cut",
             ),
             (
-                Feature::LeftPage,
+                Behaviour::LeftPage,
                 "Chromium keeps the page for a way back, and its WebSocket open, where pings are \
                  still answered; an idle timeout ends it",
             ),
@@ -131,27 +131,27 @@ pub(crate) const ALL: &[Program] = &[
 ];
 
 impl Program {
-    /// Whether there is something to play.
-    pub(crate) fn has(&self, feature: Feature) -> bool {
-        match feature {
-            Feature::Await => self.awaits,
-            Feature::HiddenTab
-            | Feature::FrozenTab
-            | Feature::StoppedTab
-            | Feature::ClosedTab
-            | Feature::LeftPage => self.tabs,
+    /// Whether the behaviour applies to this client.
+    pub(crate) fn has(&self, behaviour: Behaviour) -> bool {
+        match behaviour {
+            Behaviour::Await => self.awaits_messages,
+            Behaviour::HiddenTab
+            | Behaviour::FrozenTab
+            | Behaviour::StoppedTab
+            | Behaviour::ClosedTab
+            | Behaviour::LeftPage => self.is_browser,
             _ => true,
         }
     }
 
-    /// Why this is not expected to work.
-    pub(crate) fn limit(&self, feature: Feature) -> Option<&'static str> {
-        let limit = self.limits.iter().find(|limit| limit.0 == feature)?;
+    /// Returns the reason if `behaviour` is not expected.
+    pub(crate) fn limit(&self, behaviour: Behaviour) -> Option<&'static str> {
+        let limit = self.limits.iter().find(|limit| limit.0 == behaviour)?;
         Some(limit.1)
     }
 }
 
-impl Feature {
+impl Behaviour {
     pub(crate) const ALL: [Self; 14] = [
         Self::Echo,
         Self::Pings,
@@ -169,8 +169,8 @@ impl Feature {
         Self::LeftPage,
     ];
 
-    /// The head of the row.
-    pub(crate) fn head(self) -> &'static str {
+    /// The heading of the row.
+    pub(crate) fn heading(self) -> &'static str {
         match self {
             Self::Echo => "messages come and go, up to 300,000 bytes",
             Self::Pings => "answers pings, and shows none to its application",
@@ -179,7 +179,7 @@ impl Feature {
             Self::Stop => "stopped: evicted, and finds code 3008 when it goes on",
             Self::Kill => "killed: gone at once",
             Self::Kick => "kicked: is shown the code and the reason",
-            Self::Close => "closes: its code is told",
+            Self::Close => "closes: the server reports its code",
             Self::Deflate => "permessage-deflate",
             Self::HiddenTab => "a tab in the background lives",
             Self::FrozenTab => "a frozen tab lives",
@@ -189,9 +189,9 @@ impl Feature {
         }
     }
 
-    /// The servers it is played with. What depends on the client alone is played with the first.
+    /// Returns the servers to run with. What depends on the client alone runs with the first.
     pub(crate) fn stacks(self, all: &'static [Stack]) -> Vec<&'static Stack> {
-        let speaks = |stack: &&Stack| {
+        let supports = |stack: &&Stack| {
             stack.dialect == Dialect::Plain && stack.limit(Of::Http(HttpVersion::One)).is_none()
         };
         let deflates = |stack: &&Stack| {
@@ -199,7 +199,7 @@ impl Feature {
                 .limit(Of::Feature(crate::stack::Feature::Deflate))
                 .is_none()
         };
-        let all = all.iter().filter(speaks);
+        let all = all.iter().filter(supports);
         match self {
             Self::Echo | Self::Pings => all.collect(),
             Self::Deflate => all.filter(deflates).collect(),

@@ -1,79 +1,87 @@
-//! What becomes of a page is not what becomes of its WebSocket: a browser's network process answers
-//! pings, whatever the page does.
+//! Scenes of browser tabs: the browser's network process answers pings, not the page.
 
 use tower_ws_liveness::Reason;
 
-use super::patience::{HTTP1, TOO_LONG, impatient, lives};
 use super::process::Process;
-use super::program::{Feature, Program};
-use crate::rig::{Rig, patient, quiet};
+use super::program::{Behaviour, Program};
+use super::timing::{HTTP1, LONGER_THAN_TIMEOUT, assert_stays_open, short_heartbeat};
+use crate::rig::{Rig, long_heartbeat, long_idle};
 use crate::scenes::Cell;
 use crate::stack::Stack;
 
-/// Another tab is in front.
+/// The tab is hidden behind another tab.
 pub(super) async fn hidden(program: &Program, stack: Stack) {
-    let rig = Rig::start(stack, HTTP1, impatient(), patient()).await;
+    let rig = Rig::start(stack, HTTP1, short_heartbeat(), long_idle()).await;
     let mut page = Process::start(program, rig.addr).await;
-    let live = rig.live().await;
-    page.tell("hide").await;
+    let live = rig.handle().await;
+    page.send_command("hide").await;
     page.expect("hidden").await;
-    lives(&rig, &live).await;
+    assert_stays_open(&rig, &live).await;
     page.echo("text from behind").await;
 }
 
-/// The browser runs none of the page's code any more.
+/// The browser has frozen the page and runs none of its code.
 pub(super) async fn frozen(program: &Program, stack: Stack) {
-    let rig = Rig::start(stack, HTTP1, impatient(), patient()).await;
+    let rig = Rig::start(stack, HTTP1, short_heartbeat(), long_idle()).await;
     let mut page = Process::start(program, rig.addr).await;
-    let live = rig.live().await;
-    page.tell("hide").await;
+    let live = rig.handle().await;
+    page.send_command("hide").await;
     page.expect("hidden").await;
-    page.tell("freeze").await;
+    page.send_command("freeze").await;
     page.expect("freeze").await;
-    lives(&rig, &live).await;
-    page.tell("resume").await;
+    assert_stays_open(&rig, &live).await;
+    page.send_command("resume").await;
     page.expect("resume").await;
-    // Chromium is done with the WebSocket of a page that it has frozen, once it goes on.
+    // Chromium closes the WebSocket of a frozen page once the page is resumed.
     page.expect("close 1006 ").await;
-    assert_eq!(rig.ended().await, Reason::PeerClosed { code: Some(1001) });
+    assert_eq!(
+        rig.end_reason().await,
+        Reason::PeerClosed { code: Some(1001) }
+    );
 }
 
-/// The operating system does not run the page's process any more.
+/// The process of the page is stopped.
 pub(super) async fn stopped(program: &Program, stack: Stack) {
-    let rig = Rig::start(stack, HTTP1, impatient(), patient()).await;
+    let rig = Rig::start(stack, HTTP1, short_heartbeat(), long_idle()).await;
     let mut page = Process::start(program, rig.addr).await;
-    let live = rig.live().await;
-    page.tell("stop").await;
+    let live = rig.handle().await;
+    page.send_command("stop").await;
     page.expect("stopped").await;
-    lives(&rig, &live).await;
-    page.go_on();
+    assert_stays_open(&rig, &live).await;
+    page.resume();
     page.echo("text once more").await;
 }
 
-/// The user closes the tab.
+/// The tab is closed.
 pub(super) async fn closed(program: &Program, stack: Stack) {
-    let rig = Rig::start(stack, HTTP1, quiet(), patient()).await;
+    let rig = Rig::start(stack, HTTP1, long_heartbeat(), long_idle()).await;
     let mut page = Process::start(program, rig.addr).await;
     page.echo("text alive").await;
-    page.tell("close_tab").await;
-    assert_eq!(rig.ended().await, Reason::PeerClosed { code: Some(1001) });
+    page.send_command("close_tab").await;
+    assert_eq!(
+        rig.end_reason().await,
+        Reason::PeerClosed { code: Some(1001) }
+    );
 }
 
-/// The user goes elsewhere in the same tab. If the browser keeps the page for a way back, its
-/// WebSocket lives on and answers pings. Only an idle timeout knows that nobody is there.
+/// The tab navigates to another page. If the browser keeps the old page for a return, its WebSocket
+/// stays open and answers pings. Only an idle timeout ends it.
 pub(super) async fn left(program: &Program, stack: Stack) -> Cell {
-    let idle = patient().timeout(TOO_LONG * 2);
-    let rig = Rig::start(stack, HTTP1, impatient(), idle).await;
+    let idle = long_idle().timeout(LONGER_THAN_TIMEOUT * 2);
+    let rig = Rig::start(stack, HTTP1, short_heartbeat(), idle).await;
     let mut page = Process::start(program, rig.addr).await;
-    let live = rig.live().await;
+    let live = rig.handle().await;
     page.echo("text alive").await;
-    page.tell("leave").await;
+    page.send_command("leave").await;
     page.expect("at about:blank").await;
-    let Some(why) = program.limit(Feature::LeftPage) else {
-        assert_eq!(rig.ended().await, Reason::PeerClosed { code: Some(1001) });
+    let Some(why) = program.limit(Behaviour::LeftPage) else {
+        assert_eq!(
+            rig.end_reason().await,
+            Reason::PeerClosed { code: Some(1001) }
+        );
         return Cell::Works;
     };
-    lives(&rig, &live).await;
-    assert_eq!(rig.ended().await, Reason::IdleTimeout);
+    assert_stays_open(&rig, &live).await;
+    assert_eq!(rig.end_reason().await, Reason::IdleTimeout);
     Cell::Not(why)
 }

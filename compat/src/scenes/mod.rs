@@ -1,4 +1,4 @@
-//! What every library has to pass, one file for each column of the table.
+//! The scenes that every library must pass, one for each column of the table.
 
 mod deflate;
 mod echo;
@@ -9,27 +9,31 @@ mod refused;
 use crate::protocol::Protocol;
 use crate::stack::{Feature, Of, Stack};
 
-/// What a cell of the table says.
+/// The result in a cell of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cell {
     Works,
-    /// It does not, for this reason, which was seen to hold without the layers too.
+    /// Unsupported for this reason, which was confirmed without the layers too.
     Not(&'static str),
 }
 
-/// Plays the scene of a feature. Panics if it does not end as it should.
-pub(crate) async fn play(stack: Stack, protocol: Protocol, feature: Feature) -> Cell {
+/// Runs the scene of a feature.
+///
+/// # Panics
+///
+/// If the scene fails.
+pub(crate) async fn run(stack: Stack, protocol: Protocol, feature: Feature) -> Cell {
     if let Some(why) = stack.limit(Of::Http(protocol.http)) {
-        refused::play(stack, protocol).await;
+        refused::run(stack, protocol).await;
         return Cell::Not(why);
     }
     match feature {
-        Feature::Echo => echo::play(stack, protocol).await,
-        Feature::Pings => pings::play(stack, protocol).await,
+        Feature::Echo => echo::run(stack, protocol).await,
+        Feature::Pings => pings::run(stack, protocol).await,
         Feature::Death => ends::death(stack, protocol).await,
         Feature::Idle => return ends::idle(stack, protocol).await,
         Feature::Kick => ends::kick(stack, protocol).await,
-        Feature::Deflate => return deflate::play(stack, protocol).await,
+        Feature::Deflate => return deflate::run(stack, protocol).await,
     }
     Cell::Works
 }

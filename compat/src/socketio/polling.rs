@@ -1,4 +1,4 @@
-//! Engine.IO's other transport: packets in the bodies of requests.
+//! A client for Engine.IO's polling transport, which carries packets in HTTP bodies.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 
 use crate::support::within;
 
-/// Between the packets of one body.
+/// Separates the packets of one body.
 const SEPARATOR: char = '\u{1e}';
 
-/// A session that is open by polling.
+/// A session that was opened by polling.
 #[derive(Debug)]
 pub(super) struct Polling {
     http: Client<HttpConnector, Full<Bytes>>,
@@ -42,23 +42,23 @@ impl Polling {
         polling
     }
 
-    /// Where the session goes on over a WebSocket.
-    pub(super) fn websocket(&self) -> String {
+    /// The path at which the session upgrades to a WebSocket.
+    pub(super) fn websocket_path(&self) -> String {
         format!("/socket.io/?EIO=4&transport=websocket&sid={}", self.sid)
     }
 
     /// Sends one packet.
-    pub(super) async fn say(&self, packet: &str) {
-        let answer = self.ask(Some(packet)).await;
-        assert_eq!(answer, (StatusCode::OK, "ok".to_owned()));
+    pub(super) async fn send(&self, packet: &str) {
+        let response = self.request(Some(packet)).await;
+        assert_eq!(response, (StatusCode::OK, "ok".to_owned()));
     }
 
-    /// Waits for a packet, and answers Engine.IO's pings before it.
+    /// Waits for a packet, and answers Engine.IO's pings in the meantime.
     pub(super) async fn expect(&mut self, expected: impl Fn(&str) -> bool) {
         loop {
             let packet = self.next().await;
             if packet == "2" {
-                self.say("3").await;
+                self.send("3").await;
             } else {
                 assert!(expected(&packet), "{packet}");
                 return;
@@ -66,20 +66,20 @@ impl Polling {
         }
     }
 
-    /// Waits until the server has nothing more to say here, because of the upgrade.
-    pub(super) async fn paused(&mut self) {
+    /// Waits for the packet with which the server pauses polling because of the upgrade.
+    pub(super) async fn expect_pause(&mut self) {
         self.expect(|packet| packet == "6").await;
     }
 
-    /// The server knows no such session any more.
-    pub(super) async fn ended(&self) {
-        let gone = async {
-            // The session ends when the handler has found its WebSocket gone.
-            while !self.ask(None).await.1.contains("Session ID unknown") {
+    /// Waits until the server has dropped the session.
+    pub(super) async fn expect_end(&self) {
+        let dropped = async {
+            // The session ends once its handler observes the end of the WebSocket.
+            while !self.request(None).await.1.contains("Session ID unknown") {
                 tokio::task::yield_now().await;
             }
         };
-        within("the end of the session", gone).await;
+        within("the end of the session", dropped).await;
     }
 
     async fn next(&mut self) -> String {
@@ -87,15 +87,15 @@ impl Polling {
             if let Some(packet) = self.received.pop_front() {
                 return packet;
             }
-            let (status, body) = self.ask(None).await;
+            let (status, body) = self.request(None).await;
             assert_eq!(status, StatusCode::OK, "{body}");
             self.received
                 .extend(body.split(SEPARATOR).map(str::to_owned));
         }
     }
 
-    /// Sends a packet, or asks for some.
-    async fn ask(&self, packet: Option<&str>) -> (StatusCode, String) {
+    /// Sends a packet, or polls for packets with `None`.
+    async fn request(&self, packet: Option<&str>) -> (StatusCode, String) {
         let mut uri = format!("http://{}/socket.io/?EIO=4&transport=polling", self.addr);
         if !self.sid.is_empty() {
             uri = format!("{uri}&sid={}", self.sid);
@@ -105,13 +105,13 @@ impl Polling {
             None => Request::get(uri).body(Full::default()),
         };
         let request = request.expect("a URI");
-        let answered = async {
+        let response = async {
             let response = self.http.request(request).await.expect("a response");
             let status = response.status();
             let body = response.into_body().collect().await.expect("a body");
             let body = String::from_utf8(body.to_bytes().into()).expect("UTF-8");
             (status, body)
         };
-        within("an answer to a poll", answered).await
+        within("a response to a poll", response).await
     }
 }

@@ -1,4 +1,4 @@
-//! axum's own extractor, on axum-server, with its rustls or its OpenSSL where there is TLS.
+//! axum's own extractor, on axum-server with its rustls or OpenSSL acceptor.
 
 use axum_server::tls_openssl::{OpenSSLAcceptor, OpenSSLConfig};
 use axum_server::tls_rustls::RustlsConfig;
@@ -21,10 +21,10 @@ pub(crate) const STACK: Stack = Stack {
 async fn serve(site: Site) {
     let router = site.behind_layers(routes(site.pongs.clone()));
     let service = router.into_make_service();
-    let listener = site.listener.into_std().expect("a listener of tokio's");
-    // RFC 8441 section 3: unlike `axum::serve`, axum-server leaves it to the application whether
-    // clients may ask for a WebSocket over HTTP/2.
-    let served = match site.tls {
+    let listener = site.listener.into_std().expect("a bound listener");
+    // RFC 8441 section 3: unlike `axum::serve`, axum-server enables extended CONNECT only on
+    // request.
+    let result = match site.tls {
         None => {
             let mut server = axum_server::from_tcp(listener).expect("a runtime");
             server.http_builder().http2().enable_connect_protocol();
@@ -46,5 +46,5 @@ async fn serve(site: Site) {
         }
         Some(Acceptor::Native(_)) => panic!("axum-server has no native-tls"),
     };
-    served.expect("axum-server does not return");
+    result.expect("axum-server does not return");
 }

@@ -1,4 +1,4 @@
-//! axum-tws: tokio-websockets in axum's clothes, on `axum::serve`.
+//! axum-tws, tokio-websockets behind an axum extractor, on `axum::serve`.
 
 use axum::Router;
 use axum::routing::any;

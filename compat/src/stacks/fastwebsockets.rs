@@ -39,7 +39,7 @@ fn serve(site: Site) -> BoxFuture<'static, ()> {
 }
 
 fn upgrade(ws: IncomingUpgrade, pongs: Pongs) -> impl IntoResponse {
-    let (response, upgrade) = ws.upgrade().expect("it never fails");
+    let (response, upgrade) = ws.upgrade().expect("`upgrade` never fails");
     tokio::spawn(async move {
         if let Err(error) = echo(upgrade, pongs).await {
             tracing::debug!(%error, "the end of a WebSocket");

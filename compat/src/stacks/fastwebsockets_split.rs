@@ -1,5 +1,4 @@
-//! fastwebsockets on hyper's services, its socket split between a task that reads and one that
-//! writes.
+//! fastwebsockets on hyper, its socket split between a reading and a writing task.
 
 use std::convert::Infallible;
 
@@ -29,11 +28,11 @@ pub(crate) const STACK: Stack = Stack {
 
 fn serve(site: Site) -> BoxFuture<'static, ()> {
     let pongs = site.pongs.clone();
-    let service = service_fn(move |request| answer(request, pongs.clone()));
+    let service = service_fn(move |request| respond(request, pongs.clone()));
     site.serve_service(service).boxed()
 }
 
-async fn answer(
+async fn respond(
     request: Request<Incoming>,
     pongs: Pongs,
 ) -> Result<Response<Empty<Bytes>>, Infallible> {
@@ -66,13 +65,13 @@ async fn echo(upgrade: UpgradeFut, pongs: Pongs) -> Result<(), WebSocketError> {
     });
 
     let mut reader = FragmentCollectorRead::new(reader);
-    // Answers to pings and to Close frames.
-    let mut answer = |frame| {
+    // Sends replies to pings and Close frames.
+    let mut respond = |frame| {
         let frames = frames.clone();
         async move { frames.send(frame).await }
     };
     loop {
-        let frame = reader.read_frame(&mut answer).await?;
+        let frame = reader.read_frame(&mut respond).await?;
         match frame.opcode {
             OpCode::Close => return Ok(()),
             OpCode::Text | OpCode::Binary => {

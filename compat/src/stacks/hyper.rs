@@ -1,4 +1,4 @@
-//! hyper's services without axum, and tokio-tungstenite over what hyper upgrades.
+//! hyper's services without axum, and tokio-tungstenite over the upgraded connection.
 
 use std::convert::Infallible;
 
@@ -22,7 +22,7 @@ use crate::http_version::HttpVersion;
 use crate::site::{Pongs, Site};
 use crate::stack::{Dialect, Limit, Stack};
 
-/// On hyper's own servers, for one HTTP each.
+/// On hyper's own servers, one for each HTTP version.
 pub(crate) const ALONE: Stack = Stack {
     name: "hyper alone, tokio-tungstenite",
     library: "tokio-tungstenite",
@@ -32,7 +32,7 @@ pub(crate) const ALONE: Stack = Stack {
     limits: &[Limit::TUNGSTENITE],
 };
 
-/// On hyper-util's server, for either HTTP.
+/// On hyper-util's server for both HTTP versions.
 pub(crate) const AUTO: Stack = Stack {
     name: "hyper-util, tokio-tungstenite",
     serve: serve_auto,
@@ -41,7 +41,7 @@ pub(crate) const AUTO: Stack = Stack {
 
 fn serve_auto(site: Site) -> BoxFuture<'static, ()> {
     let pongs = site.pongs.clone();
-    let service = service_fn(move |request| answer(request, pongs.clone()));
+    let service = service_fn(move |request| respond(request, pongs.clone()));
     site.serve_service(service).boxed()
 }
 
@@ -51,24 +51,25 @@ fn serve_alone(site: Site) -> BoxFuture<'static, ()> {
     let service = ServiceBuilder::new()
         .option_layer(heartbeat)
         .option_layer(idle)
-        .service(service_fn(move |request| answer(request, pongs.clone())));
+        .service(service_fn(move |request| respond(request, pongs.clone())));
     site.accept(move |io| {
         let (io, service) = (TokioIo::new(io), TowerToHyperService::new(service.clone()));
         async move {
-            let served = match http {
+            let result = match http {
                 HttpVersion::One => {
                     let connection = http1::Builder::new().serve_connection(io, service);
                     connection.with_upgrades().await
                 }
                 HttpVersion::Two => {
                     http2::Builder::new(TokioExecutor::new())
-                        // Without this setting clients must not ask for it (RFC 8441 section 3).
+                        // Without this setting clients must not use extended CONNECT (RFC 8441
+                        // section 3).
                         .enable_connect_protocol()
                         .serve_connection(io, service)
                         .await
                 }
             };
-            if let Err(error) = served {
+            if let Err(error) = result {
                 tracing::debug!(%error, "the end of a connection");
             }
         }
@@ -76,12 +77,12 @@ fn serve_alone(site: Site) -> BoxFuture<'static, ()> {
     .boxed()
 }
 
-async fn answer(
+async fn respond(
     mut request: Request<Incoming>,
     pongs: Pongs,
 ) -> Result<Response<Empty<Bytes>>, Infallible> {
     let response = if request.version() == Version::HTTP_2 {
-        // RFC 8441 section 5: there is no key to answer to.
+        // RFC 8441 section 5: the response has no `sec-websocket-accept`.
         Response::default()
     } else {
         match create_response_with_body(&request, Empty::default) {

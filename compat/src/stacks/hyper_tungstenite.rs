@@ -1,4 +1,4 @@
-//! hyper-tungstenite, on hyper-util's server for either HTTP.
+//! hyper-tungstenite, on hyper-util's server for both HTTP versions.
 
 use std::convert::Infallible;
 
@@ -33,11 +33,11 @@ pub(crate) const STACK: Stack = Stack {
 
 fn serve(site: Site) -> BoxFuture<'static, ()> {
     let pongs = site.pongs.clone();
-    let service = service_fn(move |request| answer(request, pongs.clone()));
+    let service = service_fn(move |request| respond(request, pongs.clone()));
     site.serve_service(service).boxed()
 }
 
-async fn answer(
+async fn respond(
     request: Request<Incoming>,
     pongs: Pongs,
 ) -> Result<Response<Full<Bytes>>, Infallible> {

@@ -28,7 +28,7 @@ pub(crate) const STACK: Stack = Stack {
     ],
 };
 
-/// Much shorter than the default, so that every scene has some of its own pings.
+/// Far below the default, so that the library sends pings in every scene.
 const PING_INTERVAL: Duration = Duration::from_millis(100);
 
 fn serve(site: Site) -> BoxFuture<'static, ()> {
@@ -54,7 +54,7 @@ pub(crate) async fn serve_module(site: Site, module: RpcModule<()>) {
         .set_http_middleware(middleware)
         .to_service_builder();
     let (stop, _running) = stop_channel();
-    // One for each request, as in jsonrpsee's own examples: each has an id of its own.
+    // Builds a service for each request, as jsonrpsee's examples do, so that each has its own id.
     let service = service_fn(move |request: Request<Incoming>| {
         let mut service = server.clone().build(module.clone(), stop.clone());
         service.call(request)

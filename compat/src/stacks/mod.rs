@@ -1,4 +1,4 @@
-//! The servers, one file for each library.
+//! The stacks under test, one file for each library.
 
 pub(crate) mod axum;
 pub(crate) mod axum_server;

@@ -1,4 +1,4 @@
-//! poem's endpoints, on hyper-util's server: poem's own has no place for layers on HTTP requests.
+//! poem's endpoints on hyper-util's server: poem's own accepts no layers on HTTP requests.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ fn serve(site: Site) -> BoxFuture<'static, ()> {
 
 pub(crate) async fn serve_app(site: Site, app: impl Endpoint + 'static) {
     let app = Arc::new(app.map_to_response());
-    // What `poem::Server` does for each request.
+    // Converts each request as `poem::Server` does.
     let service = tower::service_fn(move |request: Request<Incoming>| {
         let app = Arc::clone(&app);
         async move {

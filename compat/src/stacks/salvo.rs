@@ -1,4 +1,4 @@
-//! salvo on its own server, behind its adapter for tower layers.
+//! salvo on its own server, with the layers behind its tower adapter.
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -48,12 +48,12 @@ pub(crate) async fn serve_goal(site: Site, goal: impl Handler) {
 
 async fn run(acceptor: impl Acceptor + 'static, router: Router) {
     let mut server = Server::new(acceptor);
-    // RFC 8441 section 3, so that it is the library that says no.
+    // RFC 8441 section 3: the request must reach the library, which refuses it.
     server.http2_mut().enable_connect_protocol();
     server.serve(router).await;
 }
 
-/// A listener that exists.
+/// A listener that is already bound.
 struct Bound(TcpListener);
 
 impl Listener for Bound {

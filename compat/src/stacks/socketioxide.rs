@@ -1,4 +1,4 @@
-//! socketioxide, a layer that answers by itself, on axum. Its Engine.IO pings besides ours.
+//! socketioxide, a layer that responds by itself, on axum, with its own Engine.IO pings.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub(crate) const STACK: Stack = Stack {
     ],
 };
 
-/// Much shorter than the default, so that every scene has some of its pings.
+/// Far below the default, so that the library sends pings in every scene.
 const PING_INTERVAL: Duration = Duration::from_millis(100);
 
 fn serve(site: Site) -> BoxFuture<'static, ()> {
@@ -41,7 +41,7 @@ fn serve(site: Site) -> BoxFuture<'static, ()> {
     site.serve_router(app).boxed()
 }
 
-/// An echo of every event `echo`.
+/// Echoes every event `echo`.
 pub(crate) fn layer(ping_interval: Duration) -> SocketIoLayer {
     let (layer, io) = SocketIo::builder()
         .ping_interval(ping_interval)
@@ -54,6 +54,6 @@ async fn on_connect(socket: SocketRef) {
     socket.on("echo", async |socket: SocketRef, Data::<Value>(data)| {
         socket.emit("echo", &data).ok();
     });
-    // Clients are told of the connection before this function runs.
+    // The client receives the packet "connect" before this function has registered its handlers.
     socket.emit("ready", &()).ok();
 }

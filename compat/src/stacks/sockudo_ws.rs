@@ -1,5 +1,4 @@
-//! sockudo-ws with its extractor, on `axum::serve`, and with compression. Its own heartbeat is on,
-//! as it is by default.
+//! sockudo-ws with compression and its default heartbeat, on `axum::serve`.
 
 use axum::Router;
 use axum::routing::any;

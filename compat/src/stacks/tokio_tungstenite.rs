@@ -1,4 +1,4 @@
-//! tokio-tungstenite on a stream of bytes, without an HTTP server: the heartbeat is put under it.
+//! tokio-tungstenite on a byte stream without an HTTP server, over the wrapped transport.
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, SinkExt, StreamExt};

@@ -1,4 +1,4 @@
-//! yawc with its extractor, on `axum::serve`, and with compression.
+//! yawc with its extractor and compression, on `axum::serve`.
 
 use axum::Router;
 use axum::response::IntoResponse;
@@ -27,7 +27,7 @@ fn serve(site: Site) -> BoxFuture<'static, ()> {
 
 fn upgrade(ws: IncomingUpgrade, pongs: Pongs) -> impl IntoResponse {
     let options = Options::default().with_balanced_compression();
-    let (response, upgrade) = ws.upgrade(options).expect("the options are sound");
+    let (response, upgrade) = ws.upgrade(options).expect("the options are valid");
     tokio::spawn(echo(upgrade, pongs));
     response
 }

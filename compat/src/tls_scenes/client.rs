@@ -1,4 +1,4 @@
-//! A client that looks below the WebSocket: at TLS, and at TCP below that.
+//! A WebSocket client that observes TLS and TCP below it.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -14,36 +14,38 @@ use crate::support::raw::{CLOSE, Frame, RawClient};
 use crate::support::within;
 use crate::tls;
 
-/// Frames over TLS over a socket.
-pub(super) type Client = RawClient<TlsStream<Wire>>;
+/// A WebSocket client over TLS over a socket.
+pub(super) type TlsClient = RawClient<TlsStream<Wire>>;
 
-/// The socket below a client's TLS.
+/// The socket below the client's TLS.
 #[derive(Debug)]
 pub(super) struct Wire {
     pub(super) socket: TcpStream,
-    /// At most so many bytes in each segment.
-    segment: usize,
-    /// What comes in is spoilt on its way.
-    pub(super) spoils: bool,
+    /// Maximum number of bytes per write, each of which is one TCP segment.
+    max_segment: usize,
+    /// Whether to corrupt the incoming bytes.
+    pub(super) corrupts_incoming: bool,
 }
 
-/// How the server ended a connection, from the inside out.
+/// How the server ended a connection: WebSocket, TLS, TCP.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct End {
-    /// The Close frame.
+pub(super) struct ConnectionEnd {
+    /// The received Close frame.
     pub(super) close: Option<Frame>,
     pub(super) tls: TlsEnd,
     pub(super) tcp: TcpEnd,
 }
 
+/// How the server ended TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TlsEnd {
-    /// RFC 8446 section 6.1: the server has sent all that it wanted to.
+    /// With a close_notify (RFC 8446 section 6.1).
     CloseNotify,
-    /// Nobody knows whether there should have been more.
+    /// Without a close_notify, so that data may be missing.
     Truncated,
 }
 
+/// How the server ended TCP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TcpEnd {
     Fin,
@@ -51,36 +53,35 @@ pub(super) enum TcpEnd {
 }
 
 /// Opens a WebSocket.
-pub(super) async fn open(addr: SocketAddr) -> Client {
+pub(super) async fn open(addr: SocketAddr) -> TlsClient {
     open_in_segments(addr, usize::MAX).await
 }
 
-/// Opens a WebSocket, and writes at most `segment` bytes in each TCP segment, from the first byte
-/// of TLS on.
-pub(super) async fn open_in_segments(addr: SocketAddr, segment: usize) -> Client {
-    let socket = TcpStream::connect(addr).await.expect("a server listens");
+/// Opens a WebSocket, with at most `max_segment` bytes per TCP segment from the TLS handshake on.
+pub(super) async fn open_in_segments(addr: SocketAddr, max_segment: usize) -> TlsClient {
+    let socket = TcpStream::connect(addr).await.expect("the server listens");
     socket.set_nodelay(true).expect("a TCP socket");
     let wire = Wire {
         socket,
-        segment,
-        spoils: false,
+        max_segment,
+        corrupts_incoming: false,
     };
     let handshake = tls::connector(HttpVersion::One).connect(tls::name(), wire);
-    let secured = within("the TLS handshake", handshake).await;
-    RawClient::handshake(secured.expect("the certificate is known"), "/ws").await
+    let tls_stream = within("the TLS handshake", handshake).await;
+    RawClient::handshake(tls_stream.expect("the certificate is trusted"), "/ws").await
 }
 
-/// Lives on, answers pings as agreed and a Close frame, until the server has ended the connection.
-pub(super) async fn end(client: &mut Client) -> End {
-    within("the end of the connection", read_end(client)).await
+/// Answers pings as configured, and a Close frame, until the server ends the connection.
+pub(super) async fn read_to_end(client: &mut TlsClient) -> ConnectionEnd {
+    within("the end of the connection", observe_end(client)).await
 }
 
-async fn read_end(client: &mut Client) -> End {
+async fn observe_end(client: &mut TlsClient) -> ConnectionEnd {
     let mut close = None;
     let tls = loop {
         match client.next().await {
             Ok(Some(frame)) if frame.opcode == CLOSE => {
-                // The server need not listen any more.
+                // Fails if the server has already closed the socket.
                 let _ = client.send(&frame).await;
                 close = Some(frame);
             }
@@ -89,9 +90,9 @@ async fn read_end(client: &mut Client) -> End {
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => break TlsEnd::Truncated,
             Err(error) if error.kind() == ErrorKind::ConnectionReset => {
                 let (tls, tcp) = (TlsEnd::Truncated, TcpEnd::Reset);
-                return End { close, tls, tcp };
+                return ConnectionEnd { close, tls, tcp };
             }
-            Err(error) => panic!("neither side has done anything wrong: {error}"),
+            Err(error) => panic!("unexpected error: {error}"),
         }
     };
     let tcp = match client.io().get_mut().0.socket.read(&mut [0; 64]).await {
@@ -100,24 +101,24 @@ async fn read_end(client: &mut Client) -> End {
         Err(error) if error.kind() == ErrorKind::ConnectionReset => TcpEnd::Reset,
         Err(error) => panic!("{error}"),
     };
-    End { close, tls, tcp }
+    ConnectionEnd { close, tls, tcp }
 }
 
-/// Ends this direction of TLS, and leaves the socket as it is.
-pub(super) async fn send_close_notify(client: &mut Client) {
+/// Ends the client's direction of TLS and leaves the socket open.
+pub(super) async fn send_close_notify(client: &mut TlsClient) {
     client.io().get_mut().1.send_close_notify();
-    client.io().flush().await.expect("room for an alert");
+    client.io().flush().await.expect("a write of an alert");
 }
 
-impl End {
-    /// A handler of axum's has let go of its socket.
-    pub(super) const LET_GO: Self = Self {
+impl ConnectionEnd {
+    /// The end after an axum handler has dropped its socket.
+    pub(super) const DROPPED: Self = Self {
         close: None,
         tls: TlsEnd::Truncated,
         tcp: TcpEnd::Fin,
     };
 
-    /// With this Close frame, and then clean on every floor.
+    /// A clean end of WebSocket, TLS and TCP, with this Close frame.
     pub(super) fn clean(close: Option<Frame>) -> Self {
         Self {
             close,
@@ -135,8 +136,8 @@ impl AsyncRead for Wire {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.socket).poll_read(cx, buf);
-        if self.spoils {
-            // The last byte belongs to what proves that a record is whole.
+        if self.corrupts_incoming {
+            // The last byte belongs to the authentication tag of a record.
             if let Some(last) = buf.filled_mut()[before..].last_mut() {
                 *last ^= 1;
             }
@@ -151,7 +152,7 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let count = buf.len().min(self.segment);
+        let count = buf.len().min(self.max_segment);
         Pin::new(&mut self.socket).poll_write(cx, &buf[..count])
     }
 

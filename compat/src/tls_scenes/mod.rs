@@ -1,16 +1,16 @@
-//! Scenes that are special to TLS, on rustls, OpenSSL and native-tls.
+//! Scenes for TLS on rustls, OpenSSL and native-tls.
 //!
-//! They cover how TLS ends for a client when the server ends a connection, how the client may end it, how
-//! TLS records and frames interact, and which writes TLS requires to be repeated.
+//! They cover how TLS ends for a client when the server ends a connection, how the client may end
+//! it, how TLS records and frames interact, and which writes TLS requires to be repeated.
 
 mod client;
-mod ends;
-mod letting_go;
+mod client_ends;
+mod handler_ends;
+mod layer_ends;
 mod pending_writes;
 mod shutdown;
 mod socket;
 mod traffic;
-mod vanishing;
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
@@ -27,63 +27,63 @@ use crate::stack::Stack;
 use crate::stacks;
 use crate::tls::Tls;
 
-/// A server: its TLS, and what is served below it.
+/// A server: a TLS implementation and a stack.
 #[derive(Clone, Copy, Debug)]
-struct Server {
+struct TlsServer {
     name: &'static str,
     tls: Tls,
     stack: Stack,
 }
 
-/// tokio's wrappers of each TLS, below `axum::serve`.
-const ON_AXUM: &[Server] = &[
-    Server::new("tokio-rustls", Tls::Rustls, stacks::axum::STACK),
-    Server::new("tokio-openssl", Tls::OpenSsl, stacks::axum::STACK),
-    Server::new("tokio-native-tls", Tls::Native, stacks::axum::STACK),
+/// The tokio wrapper of each TLS implementation, below `axum::serve`.
+const ON_AXUM: &[TlsServer] = &[
+    TlsServer::new("tokio-rustls", Tls::Rustls, stacks::axum::STACK),
+    TlsServer::new("tokio-openssl", Tls::OpenSsl, stacks::axum::STACK),
+    TlsServer::new("tokio-native-tls", Tls::Native, stacks::axum::STACK),
 ];
 
 /// axum-server's acceptors.
-const ON_AXUM_SERVER: &[Server] = &[
-    Server::new(
+const ON_AXUM_SERVER: &[TlsServer] = &[
+    TlsServer::new(
         "axum-server, tls-rustls",
         Tls::Rustls,
         stacks::axum_server::STACK,
     ),
-    Server::new(
+    TlsServer::new(
         "axum-server, tls-openssl",
         Tls::OpenSsl,
         stacks::axum_server::STACK,
     ),
 ];
 
-/// A name, and the test that is run on each of the servers.
+/// A test with its name and the servers that it runs on.
 struct Scene {
     name: &'static str,
-    servers: &'static [&'static [Server]],
-    /// Without a socket, on a clock that moves when everything waits.
+    servers: &'static [&'static [TlsServer]],
+    /// Whether it runs without a socket, on a paused clock that advances when all tasks are idle.
     in_memory: bool,
-    play: fn(Server) -> BoxFuture<'static, ()>,
+    run: fn(TlsServer) -> BoxFuture<'static, ()>,
 }
 
-impl Server {
+impl TlsServer {
     const fn new(name: &'static str, tls: Tls, stack: Stack) -> Self {
         Self { name, tls, stack }
     }
 
-    /// The same TLS, and something else below it.
+    /// Returns a server with the same TLS and another stack.
     fn serving(self, stack: Stack) -> Self {
         Self { stack, ..self }
     }
 
-    /// The `Reason` of an end that TLS itself causes: OpenSSL's errors have no `ErrorKind`.
-    fn tls_failed(self) -> Reason {
+    /// Returns the `Reason` of a TLS error. OpenSSL's errors have no specific `ErrorKind`.
+    fn tls_error_reason(self) -> Reason {
         Reason::Transport(match self.tls {
             Tls::Rustls => ErrorKind::InvalidData,
             Tls::OpenSsl | Tls::Native => ErrorKind::Other,
         })
     }
 
-    /// One TLS connection for each WebSocket.
+    /// HTTP/1.1, with one TLS connection per WebSocket.
     fn protocol(self) -> Protocol {
         Protocol {
             http: HttpVersion::One,
@@ -97,38 +97,38 @@ impl Server {
 }
 
 impl Scene {
-    /// On all servers.
-    const fn everywhere(name: &'static str, play: fn(Server) -> BoxFuture<'static, ()>) -> Self {
+    /// Runs on all servers.
+    const fn everywhere(name: &'static str, run: fn(TlsServer) -> BoxFuture<'static, ()>) -> Self {
         Self {
             name,
             servers: &[ON_AXUM, ON_AXUM_SERVER],
             in_memory: false,
-            play,
+            run,
         }
     }
 
-    /// With a handler of its own, so that one server for each TLS does.
-    const fn on_axum(name: &'static str, play: fn(Server) -> BoxFuture<'static, ()>) -> Self {
+    /// Runs on one server per TLS implementation, for a scene with a handler of its own.
+    const fn on_axum(name: &'static str, run: fn(TlsServer) -> BoxFuture<'static, ()>) -> Self {
         Self {
             servers: &[ON_AXUM],
-            ..Self::everywhere(name, play)
+            ..Self::everywhere(name, run)
         }
     }
 
     const fn on_axum_server(
         name: &'static str,
-        play: fn(Server) -> BoxFuture<'static, ()>,
+        run: fn(TlsServer) -> BoxFuture<'static, ()>,
     ) -> Self {
         Self {
             servers: &[ON_AXUM_SERVER],
-            ..Self::everywhere(name, play)
+            ..Self::everywhere(name, run)
         }
     }
 
-    const fn in_memory(name: &'static str, play: fn(Server) -> BoxFuture<'static, ()>) -> Self {
+    const fn in_memory(name: &'static str, run: fn(TlsServer) -> BoxFuture<'static, ()>) -> Self {
         Self {
             in_memory: true,
-            ..Self::on_axum(name, play)
+            ..Self::on_axum(name, run)
         }
     }
 
@@ -136,30 +136,30 @@ impl Scene {
         let servers = self.servers.iter().copied().flatten();
         servers.map(move |&server| {
             Trial::test(format!("{} ({})", self.name, server.name), move || {
-                // A runtime of its own: when it is dropped, nothing of the scene is left.
+                // One runtime per scene: dropping it ends all tasks of the scene.
                 let mut runtime = if self.in_memory {
                     Builder::new_current_thread()
                 } else {
                     Builder::new_multi_thread()
                 };
                 let runtime = runtime.enable_all().start_paused(self.in_memory).build()?;
-                runtime.block_on((self.play)(server));
+                runtime.block_on((self.run)(server));
                 Ok(())
             })
         })
     }
 }
 
-/// Plays all, or those that are asked for on the command line.
+/// Runs the scenes that the command line selects.
 pub fn run() -> ExitCode {
     let scenes = [
-        ends::SCENES,
-        letting_go::SCENES,
+        layer_ends::SCENES,
+        handler_ends::SCENES,
         pending_writes::SCENES,
         shutdown::SCENES,
         socket::SCENES,
         traffic::SCENES,
-        vanishing::SCENES,
+        client_ends::SCENES,
     ];
     let scenes = scenes.into_iter().flatten();
     let trials = scenes.flat_map(Scene::trials).collect();

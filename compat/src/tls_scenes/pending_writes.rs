@@ -1,8 +1,9 @@
 //! Pings and evictions while a write to a TLS stream is pending.
 //!
-//! OpenSSL has encrypted and buffered a write that returns `Pending`, and requires a retry with the same
-//! bytes (`SSL_write` in its manual, "bad write retry"). A frame of ours in between fails, or the peer gets
-//! a part of it among the handler's bytes. rustls accepts any bytes next, and must pass all of this too.
+//! OpenSSL has encrypted and buffered a write that returns `Pending`, and requires a retry with the
+//! same bytes (`SSL_write` in its manual, "bad write retry"). A frame of the layer in between would
+//! fail, or the peer would receive a part of it among the handler's bytes. rustls accepts any bytes
+//! next, and must pass these scenes too.
 
 use std::io::{self, IoSlice};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tower_ws_liveness::{
     Drain, HeartbeatLayer, HeartbeatLayerBuilder, Liveness, LivenessStream, Reason, Registry,
 };
 
-use super::{Scene, Server};
+use super::{Scene, TlsServer};
 use crate::http_version::HttpVersion;
 use crate::support::ms;
 use crate::support::raw::{BINARY, CLOSE, Frame, PING};
@@ -24,28 +25,29 @@ use crate::support::recorder::Recorder;
 use crate::tls::{self, TlsStream};
 
 pub(super) const SCENES: &[Scene] = &[
-    Scene::in_memory("a slow reader, and no pings", |server| {
+    Scene::in_memory("a slow reader without pings", |server| {
         slow_reader(server, ms(60_000)).boxed()
     }),
-    Scene::in_memory("a slow reader while pings become due", |server| {
+    Scene::in_memory("a slow reader while pings are due", |server| {
         slow_reader(server, ms(100)).boxed()
     }),
     Scene::in_memory("a slow reader is kicked", |server| {
-        ended_while_pending(server, End::Kick).boxed()
+        ended_while_pending(server, EndedBy::Kick).boxed()
     }),
     Scene::in_memory("a slow reader is drained", |server| {
-        ended_while_pending(server, End::Drain).boxed()
+        ended_while_pending(server, EndedBy::Drain).boxed()
     }),
-    Scene::in_memory("a slow reader is cut off as it is drained", |server| {
-        ended_while_pending(server, End::Cut).boxed()
-    }),
+    Scene::in_memory(
+        "a slow reader is cut off at the drain's deadline",
+        |server| ended_while_pending(server, EndedBy::DrainDeadline).boxed(),
+    ),
 ];
 
-/// What the pipe below TLS holds.
-const PIPE: usize = 4_096;
+/// Capacity in bytes of the pipe below TLS.
+const PIPE_BYTES: usize = 4_096;
 
-/// How long the reader does not read.
-const BUSY: Duration = Duration::from_millis(130);
+/// How long the reader pauses.
+const READER_PAUSE: Duration = Duration::from_millis(130);
 
 type Stream = LivenessStream<TlsStream<DuplexStream>>;
 type Peer = client::TlsStream<DuplexStream>;
@@ -53,93 +55,99 @@ type Peer = client::TlsStream<DuplexStream>;
 /// How a handler writes its frames.
 #[derive(Clone, Copy, Debug)]
 enum Writes {
-    /// One after the other.
+    /// One write per frame.
     Frames,
-    /// All in one write, which goes on until the last byte is accepted.
+    /// One `write_all` with all frames.
     AtOnce,
-    /// Each in two slices.
+    /// One vectored write of two slices per frame.
     Vectored,
-    /// Out of a buffer that grows while a write is pending, as tungstenite does: the handler abandons the
-    /// write after a while, does something else, and writes again with more bytes.
-    GivesUp,
+    /// Writes from a buffer that grows while a write is pending, as tungstenite does: the handler
+    /// abandons the write after a while, reads, and writes again with more bytes.
+    Abandoned,
 }
 
-/// How a connection ends whose handler waits to write.
+/// How a connection ends while its handler's write is pending.
 #[derive(Clone, Copy, Debug)]
-enum End {
+enum EndedBy {
     Kick,
     Drain,
-    /// By a drain whose deadline leaves no time for it.
-    Cut,
+    /// The deadline of a drain, which is too short for the closing handshake.
+    DrainDeadline,
 }
 
 const WRITES: [Writes; 4] = [
     Writes::Frames,
     Writes::AtOnce,
     Writes::Vectored,
-    Writes::GivesUp,
+    Writes::Abandoned,
 ];
 
-/// Payloads of frames: shorter than a ping's, of its size, longer, and longer than a TLS record.
+/// Payload sizes: below that of the layer's ping, equal to it, above it, and above a TLS record.
 const SIZES: [usize; 4] = [5, 8, 1_000, 20_000];
 
-/// A slow but live peer gets all frames, with pings between them.
-async fn slow_reader(server: Server, interval: Duration) {
+/// A slow but live peer receives all frames, with pings between them.
+async fn slow_reader(server: TlsServer, interval: Duration) {
     for writes in WRITES {
         for size in SIZES {
             let what = format!("{writes:?} of {size} bytes");
             let frames = frames(size);
-            let (mut line, handler) = Line::open(server, interval, writes, &frames).await;
-            let pinged = interval < BUSY;
-            let all = |wire: &Wire| {
-                wire.data.len() >= frames.concat().len() && (wire.pings > 0 || !pinged)
+            let (mut connection, handler) =
+                Connection::open(server, interval, writes, &frames).await;
+            let pinged = interval < READER_PAUSE;
+            let all = |received: &Received| {
+                received.data.len() >= frames.concat().len() && (received.pings > 0 || !pinged)
             };
-            let wire = line.read_until(&what, all).await;
-            assert_eq!(line.reasons(), [], "{what}");
-            assert!(wire.data == frames.concat(), "{what}: not what was written");
-            assert_eq!(wire.pings > 0, pinged, "{what}");
-            drop(line);
+            let received = connection.read_until(&what, all).await;
+            assert_eq!(connection.reasons(), [], "{what}");
+            assert!(
+                received.data == frames.concat(),
+                "{what}: the data differs from what was written"
+            );
+            assert_eq!(received.pings > 0, pinged, "{what}");
+            drop(connection);
             handler.abort();
         }
     }
 }
 
-/// The peer gets a part of what the handler has written, and whole control frames between the frames.
-async fn ended_while_pending(server: Server, end: End) {
+/// The peer receives a prefix of what the handler has written, with whole control frames in
+/// between.
+async fn ended_while_pending(server: TlsServer, end: EndedBy) {
     for writes in WRITES {
         for size in SIZES {
             let what = format!("{writes:?} of {size} bytes");
             let frames = frames(size);
-            let (mut line, handler) = Line::open(server, ms(60_000), writes, &frames).await;
+            let (mut connection, handler) =
+                Connection::open(server, ms(60_000), writes, &frames).await;
             let drain = match end {
-                End::Kick => {
-                    assert!(line.live.evict(4_000, "enough"));
+                EndedBy::Kick => {
+                    assert!(connection.live.evict(4_000, "done"));
                     None
                 }
-                End::Drain => Some(Drain::default()),
-                End::Cut => Some(Drain {
+                EndedBy::Drain => Some(Drain::default()),
+                EndedBy::DrainDeadline => Some(Drain {
                     deadline: ms(20),
                     ..Drain::default()
                 }),
             };
-            let registry = line.registry.clone();
+            let registry = connection.registry.clone();
             let drained = tokio::spawn(async move {
                 if let Some(drain) = drain {
                     registry.drain(drain).await;
                 }
             });
-            // The time of the drain that cuts goes by first.
+            // Lets the deadline of the short drain expire first.
             sleep(ms(50)).await;
-            let wire = line.read_until(&what, |_| false).await;
+            let received = connection.read_until(&what, |_| false).await;
             assert!(
-                frames.concat().starts_with(&wire.data),
-                "{what}: bytes that the handler has not written"
+                frames.concat().starts_with(&received.data),
+                "{what}: received bytes that the handler did not write"
             );
             let reason = match end {
-                End::Kick => Reason::Kicked { code: 4_000 },
-                End::Drain | End::Cut => Reason::Drained,
+                EndedBy::Kick => Reason::Kicked { code: 4_000 },
+                EndedBy::Drain | EndedBy::DrainDeadline => Reason::Drained,
             };
-            assert_eq!(line.reasons(), [reason], "{what}");
+            assert_eq!(connection.reasons(), [reason], "{what}");
             drained.await.expect("no panic");
             let written = handler.await.expect("no panic");
             assert!(written.is_err(), "{what}: {written:?}");
@@ -147,87 +155,94 @@ async fn ended_while_pending(server: Server, end: End) {
     }
 }
 
-/// Some 20 kB at least: more than the pipe holds.
+/// Encodes frames of at least about 20 kB in total, which exceeds the pipe's capacity.
 fn frames(size: usize) -> Vec<Vec<u8>> {
     let count = (20_000 / size).max(4);
     let frames = (0..count).map(|number| Frame::new(BINARY, vec![number as u8; size]).unmasked());
     frames.collect()
 }
 
-/// A connection whose handler writes, and whose peer has not read anything for a while.
-struct Line {
+/// A connection with a writing handler, whose peer has not read for [`READER_PAUSE`].
+struct Connection {
     peer: Peer,
     live: Liveness,
     registry: Registry,
     recorder: Recorder,
 }
 
-impl Line {
+impl Connection {
     async fn open(
-        server: Server,
+        server: TlsServer,
         interval: Duration,
         writes: Writes,
         frames: &[Vec<u8>],
     ) -> (Self, JoinHandle<io::Result<Stream>>) {
-        let (near, far) = duplex(PIPE);
+        let (server_io, client_io) = duplex(PIPE_BYTES);
         let acceptor = server.tls.acceptor();
         let connector = tls::connector(HttpVersion::One);
-        let handshakes = (acceptor.accept(near), connector.connect(tls::name(), far));
-        let (secured, peer) = tokio::join!(handshakes.0, handshakes.1);
+        let handshakes = (
+            acceptor.accept(server_io),
+            connector.connect(tls::name(), client_io),
+        );
+        let (server_stream, peer) = tokio::join!(handshakes.0, handshakes.1);
         let recorder = Recorder::new();
         let layer = heartbeat(interval).on_evict(recorder.hook()).build();
-        let layer = layer.expect("settings of a scene");
-        let (mut stream, live) = layer.wrap_server(secured.expect("TLS"));
+        let layer = layer.expect("valid settings");
+        let (mut stream, live) = layer.wrap_server(server_stream.expect("TLS"));
         let frames = frames.to_vec();
         let handler = tokio::spawn(async move {
             writes.write(&mut stream, &frames).await?;
             stream.flush().await?;
-            // Reads, as handlers do.
+            // Then only reads.
             while stream.read(&mut [0; 64]).await? > 0 {}
             Ok(stream)
         });
-        sleep(BUSY).await;
-        let line = Self {
+        sleep(READER_PAUSE).await;
+        let connection = Self {
             peer: peer.expect("TLS"),
             live,
             registry: layer.registry(),
             recorder,
         };
-        (line, handler)
+        (connection, handler)
     }
 
-    /// Why the connection has ended, if it has.
+    /// Returns the reasons of all evictions so far.
     fn reasons(&self) -> Vec<Reason> {
         let events = self.recorder.all().into_iter();
         events.map(|event| event.reason).collect()
     }
 
-    /// Reads until this is so, or the end comes, or what is no frame.
-    async fn read_until(&mut self, what: &str, enough: impl Fn(&Wire) -> bool) -> Wire {
+    /// Reads until `enough` holds or the stream ends.
+    ///
+    /// # Panics
+    ///
+    /// On a byte that belongs to no frame.
+    async fn read_until(&mut self, what: &str, enough: impl Fn(&Received) -> bool) -> Received {
         let mut bytes = Vec::new();
         let read = async {
             loop {
-                // Where a write waits, OpenSSL cannot say that this is the end.
-                let goes_on = self
+                // With a pending write, OpenSSL reports an error instead of EOF.
+                let has_more = self
                     .peer
                     .read_buf(&mut bytes)
                     .await
                     .is_ok_and(|count| count > 0);
-                let wire = Wire::of(&bytes);
-                if let Some(at) = wire.corrupt {
+                let received = Received::of(&bytes);
+                if let Some(at) = received.corrupt {
                     let around = &bytes[at.saturating_sub(14)..bytes.len().min(at + 14)];
                     panic!(
                         "{what}: corrupt at byte {at} of {}: {around:02x?}",
                         bytes.len()
                     );
                 }
-                if !goes_on || enough(&wire) {
-                    return wire;
+                if !has_more || enough(&received) {
+                    return received;
                 }
             }
         };
         let read = timeout(ms(5_000), read).await;
-        read.unwrap_or_else(|_| panic!("{what}: {} bytes, and no more come", bytes.len()))
+        read.unwrap_or_else(|_| panic!("{what}: no more bytes after {}", bytes.len()))
     }
 }
 
@@ -261,27 +276,30 @@ impl Writes {
                     }
                 }
             }
-            Self::GivesUp => {
+            Self::Abandoned => {
                 let mut buffer = Vec::new();
                 for frame in frames {
                     buffer.extend_from_slice(frame);
-                    let patience = timeout(ms(7), drain_into(stream, &mut buffer));
-                    if let Ok(written) = patience.await {
+                    let write_attempt = timeout(ms(7), write_buffer(stream, &mut buffer));
+                    if let Ok(written) = write_attempt.await {
                         written?;
                     }
-                    // In between it looks whether the peer has said something.
+                    // In between it polls for a message of the peer.
                     let read = stream.read(&mut [0; 64]).now_or_never();
-                    assert!(read.is_none_or(|read| read.is_err()), "it says nothing");
+                    assert!(
+                        read.is_none_or(|read| read.is_err()),
+                        "the peer sends nothing"
+                    );
                 }
-                drain_into(stream, &mut buffer).await?;
+                write_buffer(stream, &mut buffer).await?;
             }
         }
         Ok(())
     }
 }
 
-/// Writes the buffer. Dropped half-way, what was written is out of the buffer.
-async fn drain_into(stream: &mut Stream, buffer: &mut Vec<u8>) -> io::Result<()> {
+/// Writes the buffer. If dropped halfway, the buffer keeps only the unwritten bytes.
+async fn write_buffer(stream: &mut Stream, buffer: &mut Vec<u8>) -> io::Result<()> {
     while !buffer.is_empty() {
         let count = stream.write(buffer).await?;
         buffer.drain(..count);
@@ -289,9 +307,9 @@ async fn drain_into(stream: &mut Stream, buffer: &mut Vec<u8>) -> io::Result<()>
     Ok(())
 }
 
-/// The parts of what the peer received.
+/// The bytes that the peer received, without control frames.
 #[derive(Debug, Default)]
-struct Wire {
+struct Received {
     /// Everything except whole control frames.
     data: Vec<u8>,
     pings: usize,
@@ -299,24 +317,24 @@ struct Wire {
     corrupt: Option<usize>,
 }
 
-impl Wire {
-    fn of(wire: &[u8]) -> Self {
+impl Received {
+    fn of(received: &[u8]) -> Self {
         let mut parts = Self::default();
-        let mut rest = wire.to_vec();
+        let mut rest = received.to_vec();
         while let Some(&first) = rest.first() {
-            let at = wire.len() - rest.len();
+            let at = received.len() - rest.len();
             if ![0x80 | BINARY, 0x80 | CLOSE, 0x80 | PING].contains(&first) {
                 parts.corrupt = Some(at);
                 break;
             }
             match Frame::parse(&mut rest) {
                 Some(frame) if frame.opcode == BINARY => {
-                    let end = wire.len() - rest.len();
-                    parts.data.extend_from_slice(&wire[at..end]);
+                    let end = received.len() - rest.len();
+                    parts.data.extend_from_slice(&received[at..end]);
                 }
                 Some(frame) => parts.pings += usize::from(frame.opcode == PING),
                 None => {
-                    // The beginning of a frame, which has to be the handler's if it is the end.
+                    // An incomplete frame at the end, which must be the handler's.
                     parts.data.extend_from_slice(&rest);
                     break;
                 }

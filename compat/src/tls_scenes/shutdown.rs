@@ -1,5 +1,6 @@
-//! axum-server's graceful shutdown waits for HTTP, the registry's drain for WebSockets: together
-//! they close everything.
+//! axum-server's graceful shutdown together with the registry's drain closes everything.
+//!
+//! The shutdown waits for HTTP connections, the drain for WebSockets.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,12 +16,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tower_ws_liveness::{Drain, HeartbeatLayer, Registry};
 
-use super::client::{End, end, open};
-use super::{Scene, Server};
+use super::client::{ConnectionEnd, open, read_to_end};
+use super::{Scene, TlsServer};
 use crate::client::Client;
 use crate::http_version::HttpVersion;
 use crate::protocol::Protocol;
-use crate::rig::quiet;
+use crate::rig::long_heartbeat;
 use crate::support::raw::Frame;
 use crate::support::{never, until, within};
 use crate::tls::Acceptor;
@@ -34,9 +35,10 @@ pub(super) const SCENES: &[Scene] = &[
     }),
 ];
 
-/// How long axum-server would wait for what does not end.
-const GRACE: Duration = Duration::from_secs(600);
+/// Grace period of axum-server, longer than the scene.
+const GRACE_PERIOD: Duration = Duration::from_secs(600);
 
+/// A running axum-server.
 struct Serving {
     addr: SocketAddr,
     handle: Handle<SocketAddr>,
@@ -45,14 +47,14 @@ struct Serving {
 }
 
 impl Serving {
-    async fn start(server: Server) -> Self {
-        let heartbeat = quiet().build().expect("settings of a scene");
+    async fn start(server: TlsServer) -> Self {
+        let heartbeat = long_heartbeat().build().expect("valid settings");
         let registry = heartbeat.registry();
         let bound = TcpListener::bind(("127.0.0.1", 0)).await;
         let listener = bound.expect("a free port");
         let addr = listener.local_addr().expect("a bound listener");
         let handle = Handle::new();
-        let listener = listener.into_std().expect("a listener of tokio's");
+        let listener = listener.into_std().expect("a bound listener");
         let service = router(heartbeat).into_make_service();
         let serving = match server.tls.acceptor() {
             Acceptor::Rustls(config) => {
@@ -79,35 +81,35 @@ impl Serving {
         }
     }
 
-    /// The port is closed: nobody comes in any more.
-    async fn refuses(&self) {
-        let refused = async { while TcpStream::connect(self.addr).await.is_ok() {} };
-        within("a closed port", refused).await;
+    /// Waits until the port is closed.
+    async fn wait_until_closed(&self) {
+        let closed = async { while TcpStream::connect(self.addr).await.is_ok() {} };
+        within("a closed port", closed).await;
     }
 }
 
-/// axum-server's part is over at once, and the WebSocket lives on (axum-server#40).
-async fn http1(server: Server) {
+/// axum-server's shutdown completes immediately, and the WebSocket stays open (axum-server#40).
+async fn http1(server: TlsServer) {
     let mut server = Serving::start(server).await;
     let mut client = open(server.addr).await;
     until("the connection", || !server.registry.is_empty()).await;
-    server.handle.graceful_shutdown(Some(GRACE));
+    server.handle.graceful_shutdown(Some(GRACE_PERIOD));
     let served = within("the end of axum-server", &mut server.serving).await;
     served.expect("no panic").expect("no error");
     let hello = Frame::text("hello");
-    client.send(&hello).await.expect("it listens");
+    client.send(&hello).await.expect("an open connection");
     assert_eq!(client.expect_frame().await, hello, "still served");
 
     let drain = server.registry.drain(Drain::default());
-    let (report, end) = tokio::join!(within("the drain", drain), end(&mut client));
+    let (report, end) = tokio::join!(within("the drain", drain), read_to_end(&mut client));
     assert_eq!((report.clean(), report.total()), (1, 1));
     assert_eq!(end.close.as_ref().and_then(Frame::close_code), Some(1001));
-    assert_eq!(end, End::clean(end.close.clone()));
+    assert_eq!(end, ConnectionEnd::clean(end.close.clone()));
 }
 
-/// Here the WebSocket is a stream of a connection that axum-server waits for, and would for all of
-/// the grace period.
-async fn http2(server: Server) {
+/// The WebSocket is a stream of an HTTP/2 connection, for which axum-server would wait until the
+/// end of the grace period.
+async fn http2(server: TlsServer) {
     let protocol = Protocol {
         http: HttpVersion::Two,
         tls: Some(server.tls),
@@ -116,18 +118,22 @@ async fn http2(server: Server) {
     let opened = Client::open(server.addr, protocol, "/ws", None).await;
     let mut client = opened.expect("an upgrade");
     until("the connection", || !server.registry.is_empty()).await;
-    server.handle.graceful_shutdown(Some(GRACE));
-    server.refuses().await;
-    let waiting = Duration::from_millis(100);
-    never("the end of axum-server", waiting, &mut server.serving).await;
+    server.handle.graceful_shutdown(Some(GRACE_PERIOD));
+    server.wait_until_closed().await;
+    let span = Duration::from_millis(100);
+    never("the end of axum-server", span, &mut server.serving).await;
 
     let drain = server.registry.drain(Drain::default());
-    let says_goodbye = async {
+    let answer_close = async {
         let close = client.frames.expect_frame().await;
-        client.frames.send(&close).await.expect("it listens");
+        client
+            .frames
+            .send(&close)
+            .await
+            .expect("an open connection");
         close.close_code()
     };
-    let (report, code) = tokio::join!(within("the drain", drain), says_goodbye);
+    let (report, code) = tokio::join!(within("the drain", drain), answer_close);
     assert_eq!((report.clean(), report.total()), (1, 1));
     assert_eq!(code, Some(1001));
     let served = within("the end of axum-server", &mut server.serving).await;

@@ -1,4 +1,4 @@
-//! The options of the socket below TLS, which are the acceptor's to set.
+//! Scenes: the acceptor applies `TcpOptions` to the socket below TLS.
 
 use std::future::{Ready, ready};
 use std::io;
@@ -18,14 +18,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tower_ws_liveness::{HeartbeatLayer, TcpOptions};
 
-use super::client::{End, end, open};
-use super::{Scene, Server};
-use crate::rig::quiet;
+use super::client::{ConnectionEnd, open, read_to_end};
+use super::{Scene, TlsServer};
+use crate::rig::long_heartbeat;
 use crate::support::{ms, within};
 use crate::tls::{Acceptor, TlsStream};
 
 pub(super) const SCENES: &[Scene] = &[
-    Scene::on_axum("TcpOptions below a TLS of tokio's", |server| {
+    Scene::on_axum("TcpOptions below TLS on axum::serve", |server| {
         axum(server).boxed()
     }),
     Scene::on_axum_server("TcpOptions below axum-server's TLS", |server| {
@@ -33,23 +33,23 @@ pub(super) const SCENES: &[Scene] = &[
     }),
 ];
 
-/// For `axum::serve`.
+/// A listener for `axum::serve`.
 struct TlsListener {
     listener: TcpListener,
     tls: Acceptor,
     options: TcpOptions,
-    witness: Witness,
+    accepted_sockets: AcceptedSockets,
 }
 
-/// For axum-server, below its own acceptor of TLS.
+/// An acceptor for axum-server, below its TLS acceptor.
 #[derive(Clone)]
-struct Tuned {
+struct TuningAcceptor {
     options: TcpOptions,
-    witness: Witness,
+    accepted_sockets: AcceptedSockets,
 }
 
-/// Gets every socket that was accepted once more.
-type Witness = UnboundedSender<OwnedFd>;
+/// Receives a duplicate of every accepted socket.
+type AcceptedSockets = UnboundedSender<OwnedFd>;
 
 impl Listener for TlsListener {
     type Io = TlsStream<TcpStream>;
@@ -62,9 +62,9 @@ impl Listener for TlsListener {
                 continue;
             };
             let socket = io.get_ref();
-            // A socket that refuses them serves as it is.
+            // A connection is served even if its socket rejects an option.
             let _ = self.options.apply(socket);
-            show(socket, &self.witness);
+            send_duplicate(socket, &self.accepted_sockets);
             return (io, addr);
         }
     }
@@ -74,70 +74,70 @@ impl Listener for TlsListener {
     }
 }
 
-impl<S> Accept<TcpStream, S> for Tuned {
+impl<S> Accept<TcpStream, S> for TuningAcceptor {
     type Stream = TcpStream;
     type Service = S;
     type Future = Ready<io::Result<(TcpStream, S)>>;
 
     fn accept(&self, socket: TcpStream, service: S) -> Self::Future {
         let _ = self.options.apply(&socket);
-        show(&socket, &self.witness);
+        send_duplicate(&socket, &self.accepted_sockets);
         ready(Ok((socket, service)))
     }
 }
 
-async fn axum(server: Server) {
-    let (heartbeat, listener) = begin().await;
+async fn axum(server: TlsServer) {
+    let (heartbeat, listener) = bind().await;
     let addr = listener.local_addr().expect("a bound listener");
-    let (witness, sockets) = unbounded_channel();
+    let (accepted_sockets, sockets) = unbounded_channel();
     let listener = TlsListener {
         listener,
         tls: server.tls.acceptor(),
         options: heartbeat.tcp_options(),
-        witness,
+        accepted_sockets,
     };
     let router = router(heartbeat.clone());
     let server = tokio::spawn(async move { axum::serve(listener, router).await });
-    watch(addr, &heartbeat, sockets).await;
+    check_options(addr, &heartbeat, sockets).await;
     server.abort();
 }
 
-async fn axum_server(server: Server) {
-    let (heartbeat, listener) = begin().await;
+async fn axum_server(server: TlsServer) {
+    let (heartbeat, listener) = bind().await;
     let addr = listener.local_addr().expect("a bound listener");
-    let (witness, sockets) = unbounded_channel();
-    let tuned = Tuned {
+    let (accepted_sockets, sockets) = unbounded_channel();
+    let tuning = TuningAcceptor {
         options: heartbeat.tcp_options(),
-        witness,
+        accepted_sockets,
     };
-    let listener = listener.into_std().expect("a listener of tokio's");
+    let listener = listener.into_std().expect("a bound listener");
     let service = router(heartbeat.clone()).into_make_service();
     let server = match server.tls.acceptor() {
         Acceptor::Rustls(config) => {
             let config = RustlsConfig::from_config(config);
             let server = axum_server::from_tcp_rustls(listener, config);
-            let server = server.expect("a runtime").map(|tls| tls.acceptor(tuned));
+            let server = server.expect("a runtime").map(|tls| tls.acceptor(tuning));
             tokio::spawn(server.serve(service))
         }
         Acceptor::OpenSsl(acceptor) => {
             let acceptor = OpenSSLAcceptor::new(OpenSSLConfig::from_acceptor(acceptor));
             let server = axum_server::from_tcp(listener).expect("a runtime");
-            let server = server.acceptor(acceptor.acceptor(tuned));
+            let server = server.acceptor(acceptor.acceptor(tuning));
             tokio::spawn(server.serve(service))
         }
         Acceptor::Native(_) => panic!("axum-server has no native-tls"),
     };
-    watch(addr, &heartbeat, sockets).await;
+    check_options(addr, &heartbeat, sockets).await;
     server.abort();
 }
 
-async fn begin() -> (HeartbeatLayer, TcpListener) {
-    // None of these is anybody's default.
-    let heartbeat = quiet().interval(ms(41_000)).timeout(ms(7_000));
+async fn bind() -> (HeartbeatLayer, TcpListener) {
+    // None of these equals a default of the layer or of the kernel.
+    let heartbeat = long_heartbeat().interval(ms(41_000)).timeout(ms(7_000));
     let heartbeat = heartbeat.missed_pings(4).build();
     let bound = TcpListener::bind(("127.0.0.1", 0)).await;
     (
-        heartbeat.expect("settings of a scene"),
+        heartbeat.expect("valid settings"),
         bound.expect("a free port"),
     )
 }
@@ -149,33 +149,36 @@ fn router(heartbeat: HeartbeatLayer) -> Router {
     Router::new().route("/ws", route).layer(heartbeat)
 }
 
-/// Opens a WebSocket, and looks at the socket that it is on.
-async fn watch(
+/// Opens a WebSocket and checks the options of its socket.
+async fn check_options(
     addr: SocketAddr,
     heartbeat: &HeartbeatLayer,
     mut sockets: UnboundedReceiver<OwnedFd>,
 ) {
     let mut client = open(addr).await;
     let socket = within("the socket", sockets.recv()).await;
-    let socket = socket.expect("the server lives");
+    let socket = socket.expect("the server runs");
     let options = heartbeat.tcp_options();
-    let keepalive = options.keepalive.expect("it is on by default");
-    let seen = SockRef::from(&socket);
-    assert_eq!(seen.tcp_notsent_lowat().ok(), options.unsent_limit);
-    assert_eq!(seen.tcp_user_timeout().ok(), Some(options.user_timeout));
-    assert!(seen.keepalive().expect("a socket"));
-    assert_eq!(seen.tcp_keepalive_time().ok(), Some(keepalive.idle));
-    assert_eq!(seen.tcp_keepalive_interval().ok(), Some(keepalive.interval));
-    assert_eq!(seen.tcp_keepalive_retries().ok(), Some(keepalive.retries));
+    let keepalive = options.keepalive.expect("keepalive is on by default");
+    let actual = SockRef::from(&socket);
+    assert_eq!(actual.tcp_notsent_lowat().ok(), options.unsent_limit);
+    assert_eq!(actual.tcp_user_timeout().ok(), Some(options.user_timeout));
+    assert!(actual.keepalive().expect("a socket"));
+    assert_eq!(actual.tcp_keepalive_time().ok(), Some(keepalive.idle));
+    assert_eq!(
+        actual.tcp_keepalive_interval().ok(),
+        Some(keepalive.interval)
+    );
+    assert_eq!(actual.tcp_keepalive_retries().ok(), Some(keepalive.retries));
     assert_eq!((keepalive.idle, keepalive.retries), (ms(41_000), 4));
     drop(socket);
 
-    client.shutdown().await.expect("room for an alert");
-    assert_eq!(end(&mut client).await, End::LET_GO);
+    client.shutdown().await.expect("a write of an alert");
+    assert_eq!(read_to_end(&mut client).await, ConnectionEnd::DROPPED);
 }
 
-fn show(socket: &TcpStream, witness: &Witness) {
+fn send_duplicate(socket: &TcpStream, accepted_sockets: &AcceptedSockets) {
     let socket = socket.as_fd().try_clone_to_owned();
-    let shown = witness.send(socket.expect("a file descriptor"));
-    shown.expect("the scene goes on");
+    let sent = accepted_sockets.send(socket.expect("a file descriptor"));
+    sent.expect("the scene still runs");
 }

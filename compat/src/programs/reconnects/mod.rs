@@ -1,8 +1,8 @@
-//! Which Close frames stock reconnecting clients come back after.
+//! Tests after which Close frames stock reconnecting clients reconnect.
 //!
-//! Each client runs as it is by default, with a server of its own protocol behind `HeartbeatLayer`, and
-//! opens one connection for each [`Ending`]. Then its process is stopped, as a laptop that sleeps is,
-//! the heartbeat evicts the connections, and the process goes on.
+//! Each client runs with its default settings against a server of its protocol behind
+//! `HeartbeatLayer`, and opens one connection for each [`Ending`]. Then its process is stopped,
+//! like a sleeping laptop. The heartbeat evicts the connections, and the process continues.
 
 mod client;
 mod scene;
@@ -12,11 +12,11 @@ mod table;
 use libtest_mimic::Trial;
 use tokio::runtime::Runtime;
 
-use self::client::Client;
+use self::client::ReconnectingClient;
 pub(super) use self::table::table;
-use super::Shared;
+use super::SharedResults;
 
-/// How the server ends the connection of a stopped client.
+/// How the server ends a connection of the stopped client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     /// By the heartbeat, with the layer's default Close frame.
@@ -27,23 +27,24 @@ pub(super) enum Ending {
     NoFrame,
 }
 
-/// What the client did after the end.
+/// The client's reaction to the end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cell {
-    ComesBack,
-    StaysAway,
+pub(super) enum Reaction {
+    Reconnects,
+    StaysDisconnected,
 }
 
+/// The reaction of one client to one ending.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Outcome {
-    client: &'static Client,
+pub(super) struct ReconnectOutcome {
+    client: &'static ReconnectingClient,
     ending: Ending,
-    cell: Cell,
+    reaction: Reaction,
 }
 
 impl Ending {
-    /// At least one code of each range that one of the clients treats alike, save for those that the
-    /// layers never send.
+    /// At least one code from each range that a client treats alike, except ranges that the layers
+    /// never send.
     const ALL: [Self; 10] = [
         Self::Default,
         Self::Close(1001, "idle timeout"),
@@ -53,12 +54,12 @@ impl Ending {
         Self::Close(1013, "handler stalled"),
         Self::Close(3008, "heartbeat timeout"),
         Self::Close(4000, "replaced by a newer connection"),
-        Self::Close(4500, "not wanted here"),
+        Self::Close(4500, "not allowed"),
         Self::NoFrame,
     ];
 
-    /// As the client and the server's paths name it: one word.
-    fn word(self) -> String {
+    /// Name of the ending, as one word, in the client's output and in the server's paths.
+    fn name(self) -> String {
         match self {
             Self::Default => "default".to_owned(),
             Self::Close(code, _) => code.to_string(),
@@ -66,7 +67,8 @@ impl Ending {
         }
     }
 
-    /// What the client's WebSocket library reports. RFC 6455 section 7.1.5: 1006 without a frame.
+    /// Code and reason that the client's WebSocket library reports: 1006 without a frame (RFC 6455
+    /// section 7.1.5).
     fn reported(self) -> (u16, &'static str) {
         match self {
             Self::Default => (3008, "heartbeat timeout"),
@@ -76,17 +78,18 @@ impl Ending {
     }
 }
 
+/// Returns the number of outcomes.
 pub(super) fn count() -> usize {
     client::ALL.len() * Ending::ALL.len()
 }
 
-/// One for each client.
-pub(super) fn trials(outcomes: &Shared<Outcome>) -> Vec<Trial> {
-    let trial = |client: &'static Client| {
+/// Returns one trial for each client.
+pub(super) fn trials(outcomes: &SharedResults<ReconnectOutcome>) -> Vec<Trial> {
+    let trial = |client: &'static ReconnectingClient| {
         let outcomes = outcomes.clone();
         let trial = Trial::test(format!("{} reconnects", client.name), move || {
-            let seen = Runtime::new()?.block_on(scene::play(client));
-            outcomes.extend(seen);
+            let reactions = Runtime::new()?.block_on(scene::run(client));
+            outcomes.extend(reactions);
             Ok(())
         });
         let needs = format!("needs {}", client.needs);

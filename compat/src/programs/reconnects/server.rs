@@ -1,4 +1,4 @@
-//! Minimal servers of the clients' protocols: as much as each needs to connect.
+//! Minimal servers for the protocols of the reconnecting clients.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,13 +13,14 @@ use tokio::task::JoinHandle;
 use tower_ws_liveness::{HeartbeatLayer, Reason};
 
 use super::Ending;
-use crate::programs::patience::impatient;
-use crate::rig::quiet;
+use crate::programs::timing::short_heartbeat;
+use crate::rig::long_heartbeat;
 use crate::support::recorder::Recorder;
 
+/// The protocol that a client needs to connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dialect {
-    /// No protocol: a client is connected when its WebSocket is open.
+pub(super) enum ClientProtocol {
+    /// No protocol: a client is connected once its WebSocket is open.
     Bare,
     /// `graphql-transport-ws`.
     GraphQl,
@@ -31,12 +32,12 @@ pub(super) enum Dialect {
     Centrifuge,
 }
 
-/// Ends SignalR's messages.
+/// Terminates SignalR's messages.
 const RECORD_SEPARATOR: char = '\u{1e}';
 
-impl Dialect {
-    /// The server's answer to this message of the client's.
-    fn answer(self, message: &str) -> Option<String> {
+impl ClientProtocol {
+    /// Returns the reply to a message of the client.
+    fn reply(self, message: &str) -> Option<String> {
         let message = message.trim_end_matches(RECORD_SEPARATOR);
         let message: Value = serde_json::from_str(message).expect("JSON");
         match self {
@@ -63,31 +64,31 @@ impl Dialect {
     }
 }
 
-/// One server for all endings, each at a path and behind a layer of its own.
+/// A server with one path for each ending, each behind a layer of its own.
 #[derive(Debug)]
-pub(super) struct Server {
+pub(super) struct EndingServer {
     pub(super) addr: SocketAddr,
     ends: Vec<(Ending, Recorder)>,
     drop_connections: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
-impl Server {
-    pub(super) async fn start(dialect: Dialect) -> Self {
+impl EndingServer {
+    pub(super) async fn start(protocol: ClientProtocol) -> Self {
         let drop_connections = Arc::new(Notify::new());
         let mut ends = Vec::new();
         let mut app = Router::new();
         for ending in Ending::ALL {
             let recorder = Recorder::new();
-            // The connections of other endings are not dropped by the server.
-            let until = match ending {
+            // The server does not drop the connections of other endings.
+            let drop_signal = match ending {
                 Ending::NoFrame => Arc::clone(&drop_connections),
                 _ => Arc::default(),
             };
             let layer = layer(ending, &recorder);
             app = app.nest(
-                &format!("/{}", ending.word()),
-                routes(dialect, until, layer),
+                &format!("/{}", ending.name()),
+                routes(protocol, drop_signal, layer),
             );
             ends.push((ending, recorder));
         }
@@ -106,9 +107,8 @@ impl Server {
         }
     }
 
-    /// Waits until the first connection of every ending has ended as it should, while the client is
-    /// stopped.
-    pub(super) async fn ended(&self) {
+    /// Waits until the first connection of every ending has ended with the expected reason.
+    pub(super) async fn expect_ends(&self) {
         self.drop_connections.notify_waiters();
         for (ending, recorder) in &self.ends {
             let reason = match ending {
@@ -119,7 +119,7 @@ impl Server {
         }
     }
 
-    /// Asserts that no connection but the first of each ending has ended.
+    /// Asserts that only the first connection of each ending has ended.
     pub(super) fn assert_ended_once(&self) {
         for (ending, recorder) in &self.ends {
             assert_eq!(recorder.total(), 1, "{ending:?}: {:?}", recorder.all());
@@ -127,7 +127,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for EndingServer {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -135,20 +135,20 @@ impl Drop for Server {
 
 fn layer(ending: Ending, recorder: &Recorder) -> HeartbeatLayer {
     let builder = match ending {
-        Ending::Default => impatient(),
-        Ending::Close(code, reason) => impatient().close_frame(code, reason),
-        Ending::NoFrame => quiet(),
+        Ending::Default => short_heartbeat(),
+        Ending::Close(code, reason) => short_heartbeat().close_frame(code, reason),
+        Ending::NoFrame => long_heartbeat(),
     };
     let layer = builder.on_evict(recorder.hook()).build();
-    layer.expect("settings of a scene")
+    layer.expect("valid settings")
 }
 
-/// Phoenix' client adds `/websocket` to the address that it is given, SignalR's `/negotiate` for the
-/// request that comes first.
-fn routes(dialect: Dialect, until: Arc<Notify>, layer: HeartbeatLayer) -> Router {
+/// Routes for all clients: Phoenix' client appends `/websocket` to its address, and SignalR's
+/// `/negotiate` for its first request.
+fn routes(protocol: ClientProtocol, drop_signal: Arc<Notify>, layer: HeartbeatLayer) -> Router {
     let connect = any(async move |ws: WebSocketUpgrade| {
         ws.protocols(["graphql-transport-ws"])
-            .on_upgrade(move |socket| talk(socket, dialect, until))
+            .on_upgrade(move |socket| serve(socket, protocol, drop_signal))
     });
     let negotiate = post(async || {
         let transport = json!({ "transport": "WebSockets", "transferFormats": ["Text"] });
@@ -167,8 +167,8 @@ fn routes(dialect: Dialect, until: Arc<Notify>, layer: HeartbeatLayer) -> Router
         .layer(layer)
 }
 
-async fn talk(mut socket: WebSocket, dialect: Dialect, until: Arc<Notify>) {
-    let dropped = until.notified();
+async fn serve(mut socket: WebSocket, protocol: ClientProtocol, drop_signal: Arc<Notify>) {
+    let dropped = drop_signal.notified();
     tokio::pin!(dropped);
     loop {
         let message = tokio::select! {
@@ -177,8 +177,8 @@ async fn talk(mut socket: WebSocket, dialect: Dialect, until: Arc<Notify>) {
         };
         match message {
             Some(Ok(Message::Text(text))) => {
-                if let Some(answer) = dialect.answer(&text)
-                    && socket.send(answer.into()).await.is_err()
+                if let Some(reply) = protocol.reply(&text)
+                    && socket.send(reply.into()).await.is_err()
                 {
                     return;
                 }

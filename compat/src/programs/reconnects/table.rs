@@ -1,45 +1,47 @@
-//! The table of the codes after which clients come back.
+//! Generates the table of codes after which clients reconnect.
 
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::client::{self, Client};
-use super::{Cell, Ending, Outcome};
-use crate::programs::table::asked_version;
+use super::client::{self, ReconnectingClient};
+use super::{Ending, Reaction, ReconnectOutcome};
+use crate::programs::table::required_version;
 use crate::table::number;
 
-/// The table in Markdown: a row for each client, a column for each ending, and the reasons below.
-pub(crate) fn table(outcomes: &[Outcome]) -> String {
-    let heads = Ending::ALL.map(head).join(" | ");
-    let mut table = format!("| client | waits for | {heads} |\n|---|---|");
+/// Returns the table in Markdown: a row for each client, a column for each ending, and the reasons
+/// below.
+pub(crate) fn table(outcomes: &[ReconnectOutcome]) -> String {
+    let headings = Ending::ALL.map(heading).join(" | ");
+    let mut table = format!("| client | waits for | {headings} |\n|---|---|");
     table.push_str(&"---|".repeat(Ending::ALL.len()));
-    let mut whys: Vec<&'static str> = Vec::new();
+    let mut reasons: Vec<&'static str> = Vec::new();
     for client in client::ALL {
-        let version = asked_version(client.runs_on, client.package);
+        let version = required_version(client.runs_on, client.package);
         let (name, waits) = (client.name, waits(client));
-        write!(table, "\n| {name} {version} | {waits} |").expect("memory");
+        write!(table, "\n| {name} {version} | {waits} |").expect("a write to a string");
         for ending in Ending::ALL {
-            let seen = outcomes
+            let outcome = outcomes
                 .iter()
                 .find(|outcome| outcome.client.name == name && outcome.ending == ending)
-                .expect("every ending was played");
-            match (seen.cell, client.stays_away_after(ending)) {
-                (Cell::StaysAway, Some(why)) => {
-                    write!(table, " no [{}] |", number(&mut whys, why)).expect("memory");
+                .expect("every ending has an outcome");
+            match (outcome.reaction, client.no_reconnect_after(ending)) {
+                (Reaction::StaysDisconnected, Some(reason)) => {
+                    write!(table, " no [{}] |", number(&mut reasons, reason))
+                        .expect("a write to a string");
                 }
                 _ => table.push_str(" yes |"),
             }
         }
     }
     table.push('\n');
-    for (at, why) in whys.iter().enumerate() {
-        write!(table, "\n{}. {why}", at + 1).expect("memory");
+    for (at, reason) in reasons.iter().enumerate() {
+        write!(table, "\n{}. {reason}", at + 1).expect("a write to a string");
     }
     table.push('\n');
     table
 }
 
-fn head(ending: Ending) -> String {
+fn heading(ending: Ending) -> String {
     match ending {
         Ending::Default => "default".to_owned(),
         Ending::Close(code, _) => code.to_string(),
@@ -47,7 +49,7 @@ fn head(ending: Ending) -> String {
     }
 }
 
-fn waits(client: &Client) -> String {
+fn waits(client: &ReconnectingClient) -> String {
     let (least, most) = client.waits;
     match least == most {
         true if most.is_zero() => "nothing".to_owned(),

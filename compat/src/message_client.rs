@@ -1,4 +1,4 @@
-//! What a client says inside of the frames.
+//! A client that exchanges messages in the dialect of a stack.
 
 use tower_ws_liveness::Liveness;
 
@@ -8,7 +8,7 @@ use crate::support::raw::{Answer, BINARY, Frame, TEXT};
 use crate::support::{until, within};
 
 impl Dialect {
-    /// Where the WebSocket is.
+    /// The path of the WebSocket.
     pub(crate) fn path(self) -> &'static str {
         match self {
             Self::Plain => "/ws",
@@ -18,56 +18,57 @@ impl Dialect {
     }
 }
 
-/// A client that may say something.
+/// A client that exchanges messages.
 #[derive(Debug)]
-pub(crate) struct Talk {
-    pub(crate) client: Client,
+pub(crate) struct MessageClient {
+    pub(crate) socket: Client,
     dialect: Dialect,
-    answering: bool,
-    /// Engine.IO's own pings that came so far.
-    pub(crate) heartbeats: usize,
+    answers_pings: bool,
+    /// Engine.IO pings received so far.
+    pub(crate) engine_io_pings: usize,
 }
 
-impl Talk {
-    /// Says what comes before the first message.
-    pub(crate) async fn begin(dialect: Dialect, client: Client) -> Self {
-        let mut talk = Self::resume(dialect, client);
+impl MessageClient {
+    /// Completes the handshake of the dialect, which precedes the first message.
+    pub(crate) async fn connect(dialect: Dialect, client: Client) -> Self {
+        let mut client = Self::after_handshake(dialect, client);
         if dialect == Dialect::SocketIo {
             // Engine.IO's packet "open".
-            talk.expect_text(|text| text.starts_with("0{")).await;
+            client.expect_text(|text| text.starts_with("0{")).await;
             // Socket.IO's packet "connect", to the namespace "/".
-            talk.send(&Frame::text("40")).await;
-            talk.expect_text(|text| text.starts_with("40{")).await;
-            // That was sent before the server's handlers were there. They say so by an event.
-            talk.expect_text(|text| text.starts_with(r#"42["ready""#))
+            client.send(&Frame::text("40")).await;
+            client.expect_text(|text| text.starts_with("40{")).await;
+            // The server sends this packet before it registers its handlers. An event signals them.
+            client
+                .expect_text(|text| text.starts_with(r#"42["ready""#))
                 .await;
         }
-        talk
+        client
     }
 
-    /// Goes on where something else has said what comes first.
-    pub(crate) fn resume(dialect: Dialect, client: Client) -> Self {
+    /// Wraps a client whose dialect needs no handshake any more.
+    pub(crate) fn after_handshake(dialect: Dialect, client: Client) -> Self {
         Self {
-            client,
+            socket: client,
             dialect,
-            answering: true,
-            heartbeats: 0,
+            answers_pings: true,
+            engine_io_pings: 0,
         }
     }
 
-    /// Answers no ping from now on.
-    pub(crate) fn silent(mut self) -> Self {
-        self.client.frames = self.client.frames.answering(Answer::Nothing);
-        self.answering = false;
+    /// Answers no more pings.
+    pub(crate) fn without_pongs(mut self) -> Self {
+        self.socket.frames = self.socket.frames.answering(Answer::Nothing);
+        self.answers_pings = false;
         self
     }
 
     pub(crate) async fn send(&mut self, frame: &Frame) {
-        let sent = self.client.frames.send(frame).await;
+        let sent = self.socket.frames.send(frame).await;
         sent.unwrap_or_else(|error| panic!("{frame:?} was not sent: {error}"));
     }
 
-    /// Sends a text, and waits for its echo.
+    /// Sends a text and waits for its echo.
     pub(crate) async fn echo_text(&mut self, text: &str) {
         match self.dialect {
             Dialect::Plain => {
@@ -88,47 +89,48 @@ impl Talk {
         }
     }
 
-    /// Sends bytes, and waits for their echo.
+    /// Sends bytes and waits for their echo.
     pub(crate) async fn echo_binary(&mut self, bytes: &[u8]) {
         let message = Frame::new(BINARY, bytes);
         match self.dialect {
             Dialect::Plain => self.send(&message).await,
             Dialect::SocketIo => {
-                // An event that says that one attachment follows.
+                // This event announces one attachment.
                 let event = r#"451-["echo",{"_placeholder":true,"num":0}]"#;
                 self.send(&Frame::text(event)).await;
                 self.send(&message).await;
                 self.expect_text(|echoed| echoed == event).await;
             }
             Dialect::JsonRpc => {
-                // JSON has no bytes, but may itself travel as such. Answers are always texts.
+                // JSON has no byte strings, so an array of numbers is sent in a binary message.
+                // Responses are always text messages.
                 let array = format!("{bytes:?}").replace(' ', "");
                 self.send(&Frame::new(BINARY, call(&array))).await;
                 return self.expect_text(|echoed| echoed == result(&array)).await;
             }
         }
-        let echoed = self.next().await;
+        let echoed = self.receive_in_time().await;
         assert!(echoed == message, "{echoed:?}");
     }
 
-    /// Lives on, and says nothing, until so many more of our pings are answered.
+    /// Answers pings until the layer has received `count` more pongs, and sends nothing else.
     pub(crate) async fn answer_pings(&mut self, live: &Liveness, count: u64) {
-        let enough = live.stats().pongs_received() + count;
+        let pongs = live.stats().pongs_received() + count;
         tokio::select! {
-            frame = self.listen() => panic!("{frame:?} to somebody who said nothing"),
-            () = until("our pings", || live.stats().pongs_received() >= enough) => {}
+            frame = self.receive() => panic!("unexpected {frame:?}"),
+            () = until("the layer's pongs", || live.stats().pongs_received() >= pongs) => {}
         }
     }
 
-    /// Reads on, answers pings, and says nothing.
-    pub(crate) async fn listen(&mut self) -> Frame {
+    /// Answers pings, Engine.IO's included, and returns the next other frame.
+    pub(crate) async fn receive(&mut self) -> Frame {
         loop {
-            let frame = self.client.frames.next().await;
+            let frame = self.socket.frames.next().await;
             let frame = frame.expect("no error").expect("no end of the stream");
             if self.dialect == Dialect::SocketIo && frame == Frame::text("2") {
                 // Engine.IO's own ping.
-                self.heartbeats += 1;
-                if self.answering {
+                self.engine_io_pings += 1;
+                if self.answers_pings {
                     self.send(&Frame::text("3")).await;
                 }
             } else {
@@ -137,24 +139,24 @@ impl Talk {
         }
     }
 
-    /// The next frame that is not a ping.
-    async fn next(&mut self) -> Frame {
-        within("a frame from the server", self.listen()).await
+    /// Returns the next frame that is not a ping, within the time limit.
+    async fn receive_in_time(&mut self) -> Frame {
+        within("a frame from the server", self.receive()).await
     }
 
     pub(crate) async fn expect_text(&mut self, expected: impl Fn(&str) -> bool) {
-        let frame = self.next().await;
+        let frame = self.receive_in_time().await;
         let text = String::from_utf8_lossy(&frame.payload);
         assert!(frame.opcode == TEXT && expected(&text), "{frame:?}");
     }
 }
 
-/// JSON-RPC 2.0, section 4.
+/// A request (JSON-RPC 2.0 section 4).
 fn call(value: &str) -> String {
     format!(r#"{{"jsonrpc":"2.0","id":1,"method":"echo","params":[{value}]}}"#)
 }
 
-/// JSON-RPC 2.0, section 5.
+/// A response (JSON-RPC 2.0 section 5).
 fn result(value: &str) -> String {
     format!(r#"{{"jsonrpc":"2.0","id":1,"result":{value}}}"#)
 }
