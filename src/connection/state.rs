@@ -186,7 +186,7 @@ impl<T: 'static> State<T> {
 
     /// The waiters whose pong came, or all of them after the end.
     pub(crate) fn take_answered_waiters(&mut self) -> Option<PingWaiters> {
-        if self.monitor.is_over() {
+        if self.monitor.has_ended() {
             return self.ping_waiters.take().map(|waiters| *waiters);
         }
         let waiters = self.ping_waiters.as_mut()?;

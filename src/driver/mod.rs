@@ -105,7 +105,7 @@ impl Driver {
     /// shut down.
     ///
     /// The caller must call [`start`](Self::start) after releasing its locks.
-    pub(crate) fn insert(&self, connection: Arc<dyn Drive>, deadline: u64) -> Option<Key> {
+    pub(super) fn insert(&self, connection: Arc<dyn Drive>, deadline: u64) -> Option<Key> {
         let mut queue = lock(&self.queue);
         if let TaskState::ShutDown = queue.task {
             return None;
@@ -142,7 +142,7 @@ impl Driver {
     }
 
     /// Changes the deadline of a connection.
-    pub(crate) fn rearm(&self, key: Key, deadline: u64) {
+    pub(super) fn rearm(&self, key: Key, deadline: u64) {
         let mut queue = lock(&self.queue);
         if let TaskState::ShutDown = queue.task {
             return;
@@ -170,7 +170,7 @@ impl Driver {
     }
 
     /// Removes a connection.
-    pub(crate) fn remove(&self, key: Key) {
+    pub(super) fn remove(&self, key: Key) {
         let mut queue = lock(&self.queue);
         if let TaskState::ShutDown = queue.task {
             return;
@@ -223,7 +223,7 @@ fn wake(mut queue: MutexGuard<'_, TimerQueue>, deadline: Option<u64>) {
 
 /// Converts a deadline to a tick of the wheel, one millisecond each. Deadlines are rounded up to a
 /// multiple of `granularity`, a power of two in ticks, so that close deadlines share one wake-up.
-pub(crate) fn tick(deadline: Moment, granularity: u32) -> u64 {
+fn tick(deadline: Moment, granularity: u32) -> u64 {
     deadline
         .ceil_millis()
         .checked_next_multiple_of(u64::from(granularity))

@@ -75,7 +75,7 @@ impl Monitor {
         self.blocked.is_some()
     }
 
-    pub(crate) fn is_over(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.lifecycle.is_ended()
     }
 

@@ -236,7 +236,7 @@ impl ReadHalf {
         if read == 0 {
             return Poll::Ready(Ok(0));
         }
-        let (kept, candidate) = self.digest(fresh, observer);
+        let (kept, candidate) = self.scan_and_cut(fresh, read, observer);
         self.pong_buffer.hold(&fresh[kept..kept + candidate]);
         out.set_filled(before + kept);
         Poll::Ready(Ok(read))
@@ -259,7 +259,7 @@ impl ReadHalf {
         if read == 0 {
             return Poll::Ready(Ok(0));
         }
-        let (kept, candidate) = self.digest_counted(&mut bytes[..already + read], read, observer);
+        let (kept, candidate) = self.scan_and_cut(&mut bytes[..already + read], read, observer);
         self.pong_buffer = PongBuffer {
             bytes,
             cleared: kept as u8,
@@ -285,16 +285,11 @@ impl ReadHalf {
         now.since(self.burst_since)
     }
 
-    fn digest(&mut self, bytes: &mut [u8], observer: &mut Observer<'_>) -> (usize, usize) {
-        let read = bytes.len();
-        self.digest_counted(bytes, read, observer)
-    }
-
     /// Scans `bytes`, the last `read` of which are new, and cuts out our pongs.
     ///
     /// Afterwards `bytes` starts with the handler's bytes, followed by what may be the beginning of a
     /// pong of ours. Returns the lengths of both.
-    fn digest_counted(
+    fn scan_and_cut(
         &mut self,
         bytes: &mut [u8],
         read: usize,

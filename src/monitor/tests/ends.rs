@@ -118,7 +118,7 @@ fn a_slow_message_is_evicted_at_its_timeout_in_the_watched_directions() {
                 // Other traffic, such as pongs, does not extend the timeout.
                 sim.run_until(second * 1_000).receive_frame();
                 passes(&mut sim, Data::Part);
-                assert!(!sim.monitor.take_moved() || sim.monitor.is_over());
+                assert!(!sim.monitor.take_moved() || sim.monitor.has_ended());
             }
             if watches.contains(&watch) {
                 sim.assert_log(&[(25_000, End(Reason::MessageTimeout)), (28_000, Cut)]);
@@ -284,7 +284,7 @@ fn the_first_event_that_ends_a_connection_is_its_only_reason() {
                 assert!(sim.monitor.take_moved(), "{reason}");
                 sim.run_until(sim.millis() + 500);
             }
-            assert!(sim.monitor.is_over());
+            assert!(sim.monitor.has_ended());
             assert_eq!(sim.health(), Health::Ended);
             later(&mut sim);
             assert_eq!(sim.monitor.lifecycle.take_verdict(), Some(reason));

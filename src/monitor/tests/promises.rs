@@ -282,12 +282,12 @@ proptest! {
                     flushing = Some(sim.now + flush);
                 }
             }
-            if sim.monitor.is_over() {
+            if sim.monitor.has_ended() {
                 break;
             }
         }
         prop_assert!(!alive, "a live peer was evicted");
-        prop_assert!(sim.monitor.is_over(), "the dead peer was not evicted");
+        prop_assert!(sim.monitor.has_ended(), "the dead peer was not evicted");
         prop_assert_eq!(sim.monitor.lifecycle.take_verdict(), Some(Reason::HeartbeatTimeout { missed }));
         let silence = sim.now.since(last_answer);
         let bound = interval + timeout * missed;

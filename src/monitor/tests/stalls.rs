@@ -307,14 +307,14 @@ fn a_pause_postpones_the_verdict_on_the_handler_only_once_per_stall() {
             sim.monitor.bytes_wait(sim.now);
         }
         sim.run_until(1_000).pause_until(12_000);
-        assert!(!sim.monitor.is_over());
+        assert!(!sim.monitor.has_ended());
         sim.run_until(13_000);
         let ends = progress.is_some() && bytes_wait != unfinished;
         if let Some(progress) = progress {
             progress(&mut sim);
         }
         sim.pause_until(24_000);
-        assert_eq!(sim.monitor.is_over(), !ends, "{bytes_wait} {unfinished}");
+        assert_eq!(sim.monitor.has_ended(), !ends, "{bytes_wait} {unfinished}");
         sim.run_until(25_000).pause_until(36_000);
         let mut acts = sim.log.iter().map(|(_, act)| *act);
         assert!(acts.any(|act| act == End(Reason::HandlerStalled)));
@@ -350,7 +350,7 @@ fn a_full_read_ahead_buffer_suspends_the_peers_timeouts() {
         // `poll` asserts progress at every deadline.
         sim.poll();
         sim.run_until(1_000_000);
-        assert!(!sim.monitor.is_over(), "{:?}", sim.policy);
+        assert!(!sim.monitor.has_ended(), "{:?}", sim.policy);
         // The handler reads and makes room, and no more bytes are received.
         sim.monitor.take_moved();
         sim.outlook.blind = false;
@@ -358,7 +358,7 @@ fn a_full_read_ahead_buffer_suspends_the_peers_timeouts() {
         assert!(sim.monitor.take_moved(), "the timeouts run again");
         sim.poll();
         sim.run_until(1_020_000);
-        assert!(sim.monitor.is_over(), "{:?}", sim.policy);
+        assert!(sim.monitor.has_ended(), "{:?}", sim.policy);
     }
 }
 
