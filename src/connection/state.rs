@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -124,7 +125,7 @@ impl<T: 'static> State<T> {
     }
 
     /// Requests a ping. The receiver fails if the connection ends before the pong, or has ended.
-    pub(crate) fn ping(&mut self, now: Moment) -> oneshot::Receiver<std::time::Duration> {
+    pub(crate) fn ping(&mut self, now: Moment) -> oneshot::Receiver<Duration> {
         let sequence = self.monitor.ask_ping();
         let waiters = self.ping_waiters.get_or_insert_default();
         waiters.add(sequence, now)

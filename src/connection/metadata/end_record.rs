@@ -8,13 +8,25 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::listeners::Listeners;
 use super::registrations::Registration;
 use crate::eviction::{Eviction, Seats};
-use crate::hooks::LocalHook;
+use crate::hooks::{LocalHook, OnEvict, OnHealth};
 use crate::monitor::Announced;
 use crate::sync::Notify;
 
+/// The hooks of one layer.
+pub(crate) struct Listeners {
+    pub(crate) hooks: Vec<Arc<dyn OnEvict>>,
+    pub(crate) health_hooks: Vec<Arc<dyn OnHealth>>,
+}
+
+impl Listeners {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.hooks.is_empty() && self.health_hooks.is_empty()
+    }
+}
+
+/// What a connection keeps for its end.
 #[derive(Default)]
 pub(crate) struct EndRecord {
     /// The layers that have hooks, outermost first. Rarely more than one of each kind.

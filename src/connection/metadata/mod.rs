@@ -3,7 +3,6 @@
 mod created_at;
 mod end_record;
 mod health_events;
-mod listeners;
 mod ping_waiters;
 mod registrations;
 
@@ -14,8 +13,8 @@ use tokio::time::Instant;
 
 pub(crate) use created_at::CreatedAt;
 use end_record::EndRecord;
+pub(crate) use end_record::Listeners;
 pub(crate) use health_events::HealthEvents;
-pub(crate) use listeners::Listeners;
 pub(crate) use ping_waiters::PingWaiters;
 pub(crate) use registrations::{Registration, RegistrationId, vacate};
 
