@@ -10,6 +10,9 @@
 //! A schedule follows from one number. A failure prints it, and `SIMULATION_SEED=0x… cargo test
 //! --test simulation replay -- --nocapture` plays it again. `SIMULATION_BASE` picks the number from
 //! which the numbers of a run are drawn, `SIMULATION_COUNT` how many there are in the long one.
+//!
+//! In a binary of its own, since it is built and run alone, in other ways than the rest, and keeps a
+//! processor busy.
 
 mod asks;
 mod bounds;

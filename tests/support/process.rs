@@ -1,4 +1,4 @@
-//! The processes that `tests/processes.rs` and `tests/network_faults.rs` start, as seen by who
+//! The processes that `tests/processes` and `tests/push_gateway` start, as seen by who
 //! started them. Whatever happens, they are killed and reaped in the end.
 
 use std::io::{BufRead, BufReader, Write};

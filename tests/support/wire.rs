@@ -35,7 +35,7 @@ macro_rules! over_each_wire {
             $($(
                 #[$test]
                 async fn $scenario() {
-                    super::$scenario(super::support::wire::Wire::Http1).await;
+                    super::$scenario($crate::support::wire::Wire::Http1).await;
                 }
             )+)+
         }
@@ -44,7 +44,7 @@ macro_rules! over_each_wire {
             $($(
                 #[$test]
                 async fn $scenario() {
-                    super::$scenario(super::support::wire::Wire::Http2).await;
+                    super::$scenario($crate::support::wire::Wire::Http2).await;
                 }
             )+)+
         }

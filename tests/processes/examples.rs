@@ -1,0 +1,18 @@
+//! The examples. Not their `main` is run, but what it runs.
+#![allow(dead_code, unreachable_pub)]
+
+#[path = "../../examples/chat.rs"]
+pub(crate) mod chat;
+#[path = "../../examples/echo.rs"]
+pub(crate) mod echo;
+#[path = "../../examples/graceful_drain.rs"]
+pub(crate) mod graceful_drain;
+#[cfg(feature = "tcp")]
+#[path = "../../examples/hyper_server.rs"]
+pub(crate) mod hyper_server;
+#[cfg(feature = "tcp")]
+#[path = "../../examples/raw_tungstenite.rs"]
+pub(crate) mod raw_tungstenite;
+#[cfg(feature = "tcp")]
+#[path = "../../examples/reconnecting_client.rs"]
+pub(crate) mod reconnecting_client;

@@ -1,0 +1,82 @@
+//! Real processes: clients and servers that are killed, stopped, signalled or cut off, and whoever
+//! is at the other end of it. The servers are the examples.
+//!
+//! In a binary of its own, with a harness of its own, since it plays all roles: run with a role as
+//! its first argument it is an example or a client, else it is the test harness, which starts itself
+//! in these roles.
+
+mod chat;
+mod child;
+mod echo;
+mod examples;
+mod graceful_drain;
+#[path = "../support/h2_client.rs"]
+#[allow(dead_code)] // the client needs a part of it
+mod h2_client;
+mod network_faults;
+#[path = "../support/process.rs"]
+#[allow(dead_code)] // shared with `tests/push_gateway`
+mod process;
+#[cfg(feature = "tcp")]
+mod raw_streams;
+#[cfg(feature = "tcp")]
+mod reconnecting_client;
+mod roles;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+/// Each has processes of its own, and some look at the clock.
+const AT_ONCE: usize = 2;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    match args.next().as_deref() {
+        Some(roles::SERVER) => roles::server(args.collect()),
+        Some(roles::CLIENT) => roles::client(args.collect()),
+        Some(network_faults::SERVER) => network_faults::server(args.collect()),
+        Some(chat::SERVER) => chat::server(args.collect()),
+        Some(chat::GUEST) => chat::guest(&args.next().unwrap(), &args.next().unwrap()),
+        Some(graceful_drain::SERVER) => graceful_drain::server(args.collect()),
+        #[cfg(feature = "tcp")]
+        Some(raw_streams::RAW) => roles::serve(examples::raw_tungstenite::run(args.collect())),
+        #[cfg(feature = "tcp")]
+        Some(raw_streams::HYPER) => roles::serve(examples::hyper_server::run(args.collect())),
+        #[cfg(feature = "tcp")]
+        Some(raw_streams::CLIENT) => raw_streams::talk(&args.next().unwrap()),
+        #[cfg(feature = "tcp")]
+        Some(reconnecting_client::CLIENT) => reconnecting_client::role(args.collect()),
+        _ => harness(),
+    }
+}
+
+fn harness() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    let at_once = if arguments.ignored {
+        network_faults::AT_ONCE
+    } else {
+        AT_ONCE
+    };
+    arguments.test_threads.get_or_insert(at_once);
+    let mut trials = echo::trials();
+    trials.extend(chat::trials());
+    trials.extend(graceful_drain::trials());
+    #[cfg(feature = "tcp")]
+    trials.extend(raw_streams::trials());
+    #[cfg(feature = "tcp")]
+    trials.extend(reconnecting_client::trials());
+    trials.extend(network_faults::trials());
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// The tests of a module, under its name.
+fn trials<const N: usize>(module: &str, tests: [(&str, fn()); N]) -> Vec<Trial> {
+    let trial = |(name, test): (&str, fn())| {
+        Trial::test(format!("{module}::{name}"), move || {
+            test();
+            Ok(())
+        })
+    };
+    tests.map(trial).into()
+}

@@ -1,0 +1,148 @@
+//! A server whose handler sends more than echoes, and that tells what becomes of it. A role of the
+//! processes of these tests.
+//!
+//! A text message is a command: `push` has the handler write every 100 ms and read no more,
+//! `send LENGTH COUNT` asks for binary messages, anything else is echoed. A binary message is
+//! answered by its length and whether it came whole.
+//!
+//! On stdout, besides opens and evictions as in the echo example, with the reason's text: `push` for
+//! each write that succeeded, `failed` when the handler is told of the end by a write, `ping` for
+//! each ping that was handed to the transport, `pong` with the round trip for each that was answered.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::response::Response;
+use axum::routing::any;
+use axum::serve::ListenerExt;
+use axum::{Error, Router};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tower_ws_liveness::{Evicted, Eviction, HeartbeatLayer, Liveness};
+
+use crate::roles;
+
+pub(crate) const ROLE: &str = "role-fault-server";
+
+/// Leaves the sockets as they are.
+pub(crate) const UNTUNED: &str = "--untuned";
+
+const PUSH: Duration = Duration::from_millis(100);
+/// How exactly it is told when a ping left.
+const WATCH: Duration = Duration::from_millis(5);
+
+pub(crate) fn main(args: Vec<String>) -> ExitCode {
+    roles::end_with_stdin();
+    roles::runtime().block_on(async {
+        serve(&args).await;
+        ExitCode::SUCCESS
+    })
+}
+
+async fn serve(args: &[String]) {
+    let value = |flag: &str| {
+        let at = args.iter().position(|arg| arg == flag)?;
+        Some(args[at + 1].as_str())
+    };
+    let millis = |flag: &str| Some(Duration::from_millis(value(flag)?.parse().unwrap()));
+    let mut heartbeat = HeartbeatLayer::builder().on_evict(|ev: &Eviction| {
+        tell(&json!({
+            "id": ev.id().as_u64(),
+            "reason": ev.reason().as_str(),
+            "lifetime_ms": ev.lifetime().as_millis() as u64,
+            "text": ev.reason().to_string(),
+        }));
+    });
+    if let Some(interval) = millis("--interval-ms") {
+        heartbeat = heartbeat.interval(interval);
+    }
+    if let Some(timeout) = millis("--timeout-ms") {
+        heartbeat = heartbeat.timeout(timeout);
+    }
+    if let Some(write_timeout) = millis("--write-timeout-ms") {
+        heartbeat = heartbeat.write_timeout(write_timeout);
+    }
+    if args.iter().any(|arg| arg == UNTUNED) {
+        heartbeat = heartbeat.tune_tcp(false);
+    }
+    let mut app = Router::new().route("/ws", any(upgrade));
+    if !args.iter().any(|arg| arg == "--bare") {
+        app = app.layer(heartbeat.build().unwrap());
+    }
+    let addr: SocketAddr = value("--addr").unwrap().parse().unwrap();
+    let listener = TcpListener::bind(addr).await.unwrap();
+    roles::say(&format!("listening on {}", listener.local_addr().unwrap()));
+    let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
+    axum::serve(listener, app).await.unwrap();
+}
+
+async fn upgrade(ws: WebSocketUpgrade, live: Option<Liveness>) -> Response {
+    // What is not layered has no id, and is one connection only.
+    let mut id = 0;
+    if let Some(live) = live {
+        id = live.id().as_u64();
+        tell(&json!({ "id": id, "event": "open" }));
+        tokio::spawn(watch(live, id));
+    }
+    ws.on_upgrade(async move |socket| {
+        if let Err(error) = handle(socket, id).await {
+            let reason = Evicted::from_error(&error).map(|evicted| evicted.reason().as_str());
+            tell(&json!({ "id": id, "event": "failed", "reason": reason }));
+        }
+    })
+}
+
+/// Ends well with the peer's end, and badly if a write fails.
+async fn handle(mut socket: WebSocket, id: u64) -> Result<(), Error> {
+    while let Some(Ok(message)) = socket.recv().await {
+        match message {
+            Message::Text(text) => match text.split(' ').collect::<Vec<_>>()[..] {
+                ["push"] => loop {
+                    tokio::time::sleep(PUSH).await;
+                    socket.send(Message::text("tick")).await?;
+                    tell(&json!({ "id": id, "event": "push" }));
+                },
+                ["send", length, count] => {
+                    for _ in 0..count.parse::<u32>().unwrap() {
+                        let payload = roles::payload(length.parse().unwrap());
+                        socket.send(Message::binary(payload)).await?;
+                    }
+                }
+                _ => socket.send(Message::Text(text)).await?,
+            },
+            Message::Binary(payload) => {
+                let answer = roles::describe(&payload);
+                socket.send(Message::text(answer)).await?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Tells of pings and pongs as they go.
+async fn watch(live: Liveness, id: u64) {
+    let (mut pings, mut pongs) = (0, 0);
+    loop {
+        tokio::select! {
+            _ = live.evicted() => return,
+            () = tokio::time::sleep(WATCH) => {}
+        }
+        let stats = live.stats();
+        while pings < stats.pings_sent() {
+            pings += 1;
+            tell(&json!({ "id": id, "event": "ping" }));
+        }
+        while pongs < stats.pongs_received() {
+            pongs += 1;
+            let rtt = live.rtt().map(|rtt| rtt.last().as_micros() as u64);
+            tell(&json!({ "id": id, "event": "pong", "rtt_us": rtt }));
+        }
+    }
+}
+
+fn tell(entry: &Value) {
+    roles::say(&entry.to_string());
+}

@@ -1,0 +1,173 @@
+//! Two megabytes through a link of 256 kbit/s: the peer lives, the
+//! messages arrive whole, and the round-trip times are those that the peer saw.
+//!
+//! Pings wait behind what the kernel holds for the link. What it sends into the network's queue is
+//! its own decision and part of the round trip; what it accepts long before it can send is not, and
+//! would take many times the timeout to drain. That is what the layer sets `TCP_NOTSENT_LOWAT` for. The
+//! control is a server with `tune_tcp` off, which evicts the peer of a slow download while it lives.
+
+use std::time::{Duration, Instant};
+
+use super::fault_server;
+use super::netns::{Cable, SERVER, Way};
+use super::scene::ms;
+use crate::process::{Client, Note, Server};
+
+const RATE: &str = "256kbit";
+/// What the transfer takes at least at this rate.
+const LEAST: Duration = Duration::from_secs(60);
+/// When to give up waiting for it.
+const MOST: Duration = Duration::from_secs(100);
+
+const HEARTBEAT: [&str; 4] = ["--interval-ms", "5000", "--timeout-ms", "5000"];
+
+/// By how much a round trip may differ from what both ends saw: processes have to run.
+const TOLERANCE: Duration = ms(500);
+
+pub(crate) fn download() {
+    let mut link = SlowLink::new(Way::ToClient, "400ms");
+    link.transfer("send 2000000 1", "binary 2000000 whole", 1);
+    link.is_alive();
+}
+
+/// In messages of which each takes three seconds, so that there is room for pings between them.
+pub(crate) fn long_queue() {
+    let mut link = SlowLink::new(Way::ToClient, "2s");
+    link.transfer("send 100000 20", "binary 100000 whole", 20);
+    let slowest = link.is_alive();
+    // A ping that was not behind anything would have been none in the middle of this.
+    assert!(
+        slowest >= ms(500),
+        "{slowest:?} through a queue of two seconds"
+    );
+}
+
+/// The control: megabytes in the kernel are before the ping.
+pub(crate) fn untuned() {
+    let mut link = SlowLink::with(Way::ToClient, "2s", &[fault_server::UNTUNED]);
+    link.client.tell("send 100000 20");
+    let eviction = link.server.eviction_of(link.id);
+    assert_eq!(eviction.reason, "heartbeat_timeout", "{eviction:?}");
+    // The peer lives: it goes on to take what was sent to it.
+    let (_, line) = link.client.next_line(MOST);
+    assert_eq!(line, "binary 100000 whole");
+    let after = eviction.lifetime_ms;
+    println!(
+        "{}, untuned: a live peer evicted after {after} ms",
+        link.name
+    );
+}
+
+pub(crate) fn upload() {
+    let mut link = SlowLink::new(Way::ToServer, "400ms");
+    link.transfer("put 2000000", "echo 2000000 whole", 1);
+    link.is_alive();
+}
+
+struct SlowLink {
+    client: Client,
+    server: Server,
+    id: u64,
+    // Last, so that the processes are gone before their namespaces.
+    _cable: Cable,
+    name: String,
+}
+
+impl SlowLink {
+    fn new(way: Way, queue: &str) -> Self {
+        Self::with(way, queue, &[])
+    }
+
+    fn with(way: Way, queue: &str, flags: &[&str]) -> Self {
+        let cable = Cable::new();
+        cable.shape(way, RATE, queue);
+        let mut server = Server::start_in(
+            &cable.server.0,
+            fault_server::ROLE,
+            &[&HEARTBEAT, flags].concat(),
+        );
+        let addr = format!("{SERVER}:{}", server.port());
+        let client = Client::start_in(&cable.client.0, &addr, &[]);
+        let id = server.next_open();
+        Self {
+            id,
+            client,
+            server,
+            _cable: cable,
+            name: format!("{RATE} {way:?}, {queue} of queue"),
+        }
+    }
+
+    /// Has two megabytes sent, which are all there when `answer` has come so many times.
+    fn transfer(&mut self, command: &str, answer: &str, times: u32) {
+        let begun = Instant::now();
+        self.client.tell(command);
+        for _ in 0..times {
+            let (_, line) = self.client.next_line(MOST);
+            self.server.listen_for(Duration::ZERO);
+            let evictions = self.server.evictions();
+            assert_eq!(line, answer, "after {:?}, {evictions:?}", begun.elapsed());
+        }
+        let took = begun.elapsed();
+        assert!(took >= LEAST, "{took:?}: this is no slow link");
+        println!("{}: {command}: whole after {took:?}", self.name);
+    }
+
+    /// Nobody was evicted, and the layer's round trips are true. Returns the slowest of them.
+    fn is_alive(&mut self) -> Duration {
+        // Until a ping has had the link to itself.
+        let done = Instant::now();
+        while self.left().last().is_none_or(|left| *left < done) {
+            self.client.expect_ping();
+            self.server.listen_for(TOLERANCE);
+        }
+        let asked = Instant::now();
+        self.client.echo("are you there?");
+        let echoed = asked.elapsed();
+        self.server.listen_for(TOLERANCE);
+        assert!(
+            self.server.evictions().is_empty(),
+            "{:?}",
+            self.server.evictions()
+        );
+
+        let left = self.left();
+        let pongs: Vec<&Note> = self.told("pong").collect();
+        let seen = self.client.pings();
+        assert_eq!(left.len(), seen.len(), "every ping arrives");
+        assert_eq!(left.len(), pongs.len(), "every ping is answered");
+        let mut slowest = Duration::ZERO;
+        let mut last = None;
+        for ((left, seen), pong) in left.iter().zip(seen).zip(pongs) {
+            // Samples that would have to be guessed are left out.
+            let Some(micros) = pong.entry["rtt_us"].as_u64() else {
+                continue;
+            };
+            let rtt = Duration::from_micros(micros);
+            let truth = seen.saturating_duration_since(*left);
+            println!(
+                "{}: round trip {rtt:?}, ping seen after {truth:?}",
+                self.name
+            );
+            assert!(rtt.abs_diff(truth) <= TOLERANCE, "{rtt:?} is not {truth:?}");
+            slowest = slowest.max(rtt);
+            last = Some(rtt);
+        }
+        let last = last.expect("a round trip");
+        assert!(
+            last.abs_diff(echoed) <= TOLERANCE,
+            "{last:?} is not {echoed:?}"
+        );
+        slowest
+    }
+
+    /// When the pings were handed to the server's kernel.
+    fn left(&self) -> Vec<Instant> {
+        self.told("ping").map(|note| note.at).collect()
+    }
+
+    fn told(&self, event: &'static str) -> impl Iterator<Item = &Note> {
+        let notes = self.server.notes().iter();
+        notes.filter(move |note| note.entry["event"] == event)
+    }
+}

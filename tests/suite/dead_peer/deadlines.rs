@@ -1,0 +1,336 @@
+//! Over connections in memory, on a paused clock: pings and verdicts come at the moment they are
+//! due, neither earlier nor later than the configuration says.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ws::{Message as Served, WebSocket};
+use tokio::time::{Instant, sleep, sleep_until};
+use tower_ws_liveness::{HeartbeatLayer, IdleTimeoutLayer, ProofOfLife, Reason, Traffic};
+
+use crate::support::raw::{Answer, Frame, PONG, RawClient};
+use crate::support::recorder::Recorder;
+use crate::support::{echo, echo_route, in_memory, ms, never_reads, watched_route, within};
+
+const BUFFER: usize = 64 * 1024;
+
+/// What the driver's tick may add: it is derived from the shortest configured duration.
+fn tick(shortest: Duration) -> Duration {
+    shortest / 4
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chatty_client_is_never_pinged_until_it_falls_silent() {
+    let heartbeat = HeartbeatLayer::builder()
+        .interval(ms(100))
+        .timeout(ms(100))
+        .build()
+        .unwrap();
+    let (route, mut live) = watched_route(echo);
+    let app = Router::new().route("/ws", route).layer(heartbeat);
+    let mut client = RawClient::handshake(in_memory(app, BUFFER), "/ws").await;
+    let live = within("the handler", live.recv()).await.unwrap();
+
+    for n in 0..500 {
+        sleep(ms(20)).await;
+        let sent = Frame::text(&format!("chat {n}"));
+        client.send(&sent).await.unwrap();
+        assert_eq!(client.expect_frame().await, sent);
+    }
+    assert_eq!(client.pings, 0);
+    assert_eq!(live.stats().pings_sent(), 0);
+
+    let silent = Instant::now();
+    client.expect_ping().await;
+    assert!(silent.elapsed() <= ms(100) + tick(ms(100)));
+    assert_eq!(live.stats().pings_sent(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn traffic_of_the_server_alone_does_not_suppress_pings() {
+    let heartbeat = HeartbeatLayer::builder()
+        .interval(ms(100))
+        .timeout(ms(100))
+        .build()
+        .unwrap();
+    let (route, _live) = watched_route(|mut socket: WebSocket| async move {
+        while socket.send(Served::text("news")).await.is_ok() {
+            sleep(ms(10)).await;
+        }
+    });
+    let app = Router::new().route("/ws", route).layer(heartbeat);
+    let mut client = RawClient::handshake(in_memory(app, BUFFER), "/ws").await;
+
+    let start = Instant::now();
+    while client.pings < 10 {
+        assert_eq!(client.expect_frame().await, Frame::text("news"));
+    }
+    // At most an interval, a tick and the time to the next frame for each.
+    assert!(start.elapsed() <= (ms(110) + tick(ms(100))) * 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_peer_is_evicted_when_its_last_ping_timed_out() {
+    for (interval, timeout, missed) in [
+        (ms(1_000), ms(500), 1),
+        (ms(1_000), ms(500), 3),
+        (ms(100), ms(5_000), 2),
+        (ms(30_000), ms(15_000), 1),
+    ] {
+        for read in [true, false] {
+            let recorder = Recorder::new();
+            let heartbeat = HeartbeatLayer::builder()
+                .interval(interval)
+                .timeout(timeout)
+                .missed_pings(missed)
+                .jitter(0.0)
+                .on_evict(recorder.hook())
+                .build()
+                .unwrap();
+            let (route, _live) = watched_route(move |socket: WebSocket| async move {
+                if read {
+                    echo(socket).await
+                } else {
+                    never_reads(socket).await
+                }
+            });
+            let app = Router::new().route("/ws", route).layer(heartbeat);
+            let mut client = RawClient::handshake(in_memory(app, BUFFER), "/ws")
+                .await
+                .answering(Answer::Nothing);
+
+            sleep(interval / 2).await;
+            client.send(&Frame::text("x")).await.unwrap();
+            let last = Instant::now();
+            let due = interval + timeout * missed;
+            let told = tokio::time::timeout(due * 3, recorder.reached(1)).await;
+            let event = &told.expect("an eviction")[0];
+            assert_eq!(event.reason, Reason::HeartbeatTimeout { missed });
+            let took = event.at - last;
+            // A byte that the handler does not read is seen when the first ping is due, and may be
+            // old by then: the pings go out no later for it, and are no less unanswered.
+            let least = if read { due } else { timeout * missed };
+            let most = due + tick(interval.min(timeout));
+            assert!(took >= least, "{took:?} is early, {least:?} was due");
+            assert!(took <= most, "{took:?} is late, {most:?} was due");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pong_in_the_last_moment_is_in_time() {
+    let recorder = Recorder::new();
+    let heartbeat = HeartbeatLayer::builder()
+        .interval(ms(1_000))
+        .timeout(ms(500))
+        .proof_of_life(ProofOfLife::MatchingPong)
+        .on_evict(recorder.hook())
+        .build()
+        .unwrap();
+    let app = Router::new().route("/ws", echo_route()).layer(heartbeat);
+    let mut client = RawClient::handshake(in_memory(app, BUFFER), "/ws").await;
+
+    for _ in 0..20 {
+        let ping = client.expect_ping().await;
+        sleep(ms(499)).await;
+        client.send(&Frame::new(PONG, ping)).await.unwrap();
+    }
+    assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_ping_is_spread_over_the_jittered_part_of_the_interval() {
+    let interval = ms(1_000);
+    let heartbeat = HeartbeatLayer::builder()
+        .interval(interval)
+        .timeout(ms(500))
+        .jitter(0.5)
+        .build()
+        .unwrap();
+    let app = Router::new().route("/ws", echo_route()).layer(heartbeat);
+
+    let mut delays = Vec::new();
+    for _ in 0..64 {
+        let io = in_memory(app.clone(), BUFFER);
+        let mut client = RawClient::handshake(io, "/ws").await;
+        let start = Instant::now();
+        client.expect_ping().await;
+        delays.push(start.elapsed());
+    }
+    delays.sort();
+    let (first, last) = (delays[0], delays[63]);
+    assert!(first >= interval / 2, "{first:?}");
+    assert!(last <= interval + tick(ms(500)), "{last:?}");
+    assert!(
+        last - first >= interval / 5,
+        "no spread: {first:?} to {last:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_round_trip_time_is_reported() {
+    let recorder = Recorder::new();
+    let heartbeat = HeartbeatLayer::builder()
+        .interval(ms(1_000))
+        .timeout(ms(500))
+        .on_evict(recorder.hook())
+        .build()
+        .unwrap();
+    let (route, mut live) = watched_route(echo);
+    let app = Router::new().route("/ws", route).layer(heartbeat);
+    let mut client = RawClient::handshake(in_memory(app, BUFFER), "/ws").await;
+    let live = within("the handler", live.recv()).await.unwrap();
+    assert_eq!(live.rtt(), None);
+
+    for delay in [ms(80), ms(160), ms(40)] {
+        let ping = client.expect_ping().await;
+        sleep(delay).await;
+        client.send(&Frame::new(PONG, ping)).await.unwrap();
+    }
+    client.expect_ping().await;
+    let rtt = live.rtt().unwrap();
+    let close_to = |measured: Duration, delay: Duration| {
+        assert!(measured >= delay, "{rtt:?}");
+        assert!(measured <= delay + ms(2), "{rtt:?}");
+    };
+    close_to(rtt.last(), ms(40));
+    close_to(rtt.min(), ms(40));
+    // RFC 6298: 80, then 7/8 · 80 + 1/8 · 160 = 90, then 7/8 · 90 + 1/8 · 40 = 83.75.
+    close_to(rtt.smoothed(), Duration::from_micros(83_750));
+
+    let event = recorder.nth(1).await;
+    assert_eq!(event.eviction.rtt(), Some(rtt));
+    assert_eq!(event.eviction.stats().pongs_received(), 3);
+    assert_eq!(event.eviction.stats().pings_sent(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pings_and_pongs_do_not_keep_an_idle_connection_open() {
+    let recorder = Recorder::new();
+    let heartbeat = HeartbeatLayer::builder()
+        .interval(ms(100))
+        .timeout(ms(100))
+        .build()
+        .unwrap();
+    let idle = IdleTimeoutLayer::builder()
+        .timeout(ms(2_000))
+        .on_evict(recorder.hook())
+        .build()
+        .unwrap();
+    let app = Router::new()
+        .route("/ws", echo_route())
+        .layer(idle)
+        .layer(heartbeat);
+    let mut client = RawClient::handshake(in_memory(app, BUFFER), "/ws").await;
+
+    for _ in 0..5 {
+        sleep(ms(50)).await;
+        client.send(&Frame::text("busy")).await.unwrap();
+        client.expect_frame().await;
+    }
+    let last = Instant::now();
+    let close = client.closed().await.expect("a Close frame");
+    assert_eq!(close, Frame::close(1001, "idle timeout"));
+    assert!(client.pings >= 10, "{} pings", client.pings);
+    let event = recorder.nth(1).await;
+    assert_eq!(event.reason, Reason::IdleTimeout);
+    let took = event.at - last;
+    assert!(took >= ms(2_000), "{took:?}");
+    assert!(took <= ms(2_000) + tick(ms(100)), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_idle_timeout_watches_the_direction_it_is_told_to() {
+    for (watch, sends, receives, idle) in [
+        (Traffic::Inbound, true, false, false),
+        (Traffic::Inbound, false, true, true),
+        (Traffic::Outbound, false, true, false),
+        (Traffic::Outbound, true, false, true),
+        (Traffic::Either, true, false, false),
+        (Traffic::Either, false, true, false),
+        (Traffic::Either, false, false, true),
+    ] {
+        let recorder = Recorder::new();
+        let layer = IdleTimeoutLayer::builder()
+            .timeout(ms(1_000))
+            .watch(watch)
+            .on_evict(recorder.hook())
+            .build()
+            .unwrap();
+        // Reads and says nothing, or talks and reads at the same time.
+        let (route, _live) = watched_route(move |mut socket: WebSocket| async move {
+            loop {
+                tokio::select! {
+                    message = socket.recv() => if !matches!(message, Some(Ok(_))) { return },
+                    () = sleep(ms(100)), if receives => {
+                        if socket.send(Served::text("x")).await.is_err() { return }
+                    }
+                }
+            }
+        });
+        let app = Router::new().route("/ws", route).layer(layer);
+        let mut client = RawClient::handshake(in_memory(app, BUFFER), "/ws").await;
+        let end = Instant::now() + ms(5_000);
+        while Instant::now() < end && recorder.total() == 0 {
+            tokio::select! {
+                frame = client.next() => { frame.unwrap(); }
+                () = sleep(ms(100)) => if sends {
+                    client.send(&Frame::text("x")).await.unwrap();
+                },
+                () = sleep_until(end) => {}
+            }
+        }
+        let evictions: Vec<_> = recorder.all().iter().map(|event| event.reason).collect();
+        let expected = if idle {
+            vec![Reason::IdleTimeout]
+        } else {
+            vec![]
+        };
+        assert_eq!(
+            evictions, expected,
+            "{watch:?}, sends {sends}, receives {receives}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_message_may_take_so_long_and_the_whole_connection_so_long() {
+    let recorder = Recorder::new();
+    let layer = IdleTimeoutLayer::builder()
+        .first_message(ms(500))
+        .max_lifetime(ms(3_000))
+        .on_evict(recorder.hook())
+        .build()
+        .unwrap();
+    let app = Router::new().route("/ws", echo_route()).layer(layer);
+
+    let start = Instant::now();
+    let mut mute = RawClient::handshake(in_memory(app.clone(), BUFFER), "/ws").await;
+    let close = mute.closed().await;
+    assert_eq!(close, Some(Frame::close(3008, "no first message in time")));
+    let event = recorder.nth(1).await;
+    assert_eq!(event.reason, Reason::FirstMessageTimeout);
+    let took = event.at - start;
+    assert!(
+        took >= ms(500) && took <= ms(500) + tick(ms(500)),
+        "{took:?}"
+    );
+
+    let start = Instant::now();
+    let mut chatty = RawClient::handshake(in_memory(app, BUFFER), "/ws").await;
+    while recorder.total() < 2 {
+        chatty.send(&Frame::text("x")).await.unwrap();
+        chatty.expect_frame().await;
+        sleep(ms(50)).await;
+    }
+    let close = chatty.closed().await;
+    assert_eq!(close, Some(Frame::close(1012, "maximum lifetime reached")));
+    let event = recorder.nth(2).await;
+    assert_eq!(event.reason, Reason::MaxLifetime);
+    let took = event.at - start;
+    assert!(
+        took >= ms(3_000) && took <= ms(3_000) + tick(ms(500)),
+        "{took:?}"
+    );
+    assert!(event.eviction.lifetime() >= ms(3_000));
+}

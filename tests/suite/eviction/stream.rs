@@ -1,0 +1,375 @@
+//! Ends as a stream: each once, in order, and what is missed is told at its place.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::http::StatusCode;
+use axum::routing::any;
+use futures_util::{FutureExt, StreamExt};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
+use tower_ws_liveness::{
+    ConnectionId, Eviction, Evictions, HeartbeatLayer, Liveness, Overrun, Reason, Registry,
+};
+
+use crate::logs::Logs;
+use crate::script::{Peer, Stream, Wakes, script};
+use crate::support::raw::{RawClient, opening};
+use crate::support::scene::{patient, quiet};
+use crate::support::{self, echo, in_memory, within};
+
+fn layer(registry: &Registry) -> HeartbeatLayer {
+    quiet().registry(registry.clone()).build().unwrap()
+}
+
+fn connect(layer: &HeartbeatLayer) -> (Stream, Liveness, Peer) {
+    let (io, peer) = script();
+    let (stream, live) = layer.wrap_server(io);
+    (stream, live, peer)
+}
+
+/// A connection that comes and goes.
+fn one_ends(layer: &HeartbeatLayer) -> ConnectionId {
+    let (_, live, _peer) = connect(layer);
+    live.id()
+}
+
+/// What is in the stream by now.
+fn ready(evictions: &mut Evictions) -> Vec<Result<ConnectionId, u64>> {
+    let next = || evictions.recv().now_or_never().flatten();
+    let items = std::iter::from_fn(next);
+    items
+        .map(|item| item.map(|ev| ev.id()).map_err(|overrun| overrun.missed()))
+        .collect()
+}
+
+#[tokio::test]
+async fn each_end_once_in_order_to_everybody() {
+    let registry = Registry::new();
+    let layer = layer(&registry);
+    one_ends(&layer);
+    let (mut first, mut second) = (registry.evictions(), registry.evictions());
+    let ids: Vec<_> = (0..1024).map(|_| Ok(one_ends(&layer))).collect();
+    assert_eq!(ready(&mut first), ids);
+    let mut late = registry.evictions();
+    assert_eq!(ready(&mut second), ids);
+    assert_eq!(ready(&mut late), []);
+
+    let (_stream, live, _peer) = connect(&layer);
+    live.set_session(7_u32);
+    live.evict(4000, "bye");
+    let eviction = within("the end", late.recv()).await.unwrap().unwrap();
+    assert_eq!(eviction.reason(), Reason::Kicked { code: 4000 });
+    assert_eq!(eviction.session::<u32>().as_deref(), Some(&7));
+    let eviction = within("the end", first.next()).await.unwrap().unwrap();
+    assert_eq!(eviction.id(), live.id());
+}
+
+#[tokio::test]
+async fn an_overrun_stands_where_the_missed_would_have_stood() {
+    let registry = Registry::new();
+    let layer = layer(&registry);
+    let mut evictions = registry.evictions_with_capacity(3);
+    let ends = |count: usize| -> Vec<_> { (0..count).map(|_| Ok(one_ends(&layer))).collect() };
+    let first = ends(3);
+    ends(4);
+    // Two are read, and two find room behind the overrun.
+    let mut read: Vec<Result<ConnectionId, u64>> = Vec::new();
+    for _ in 0..2 {
+        let next = evictions.recv().now_or_never().flatten().unwrap();
+        read.push(Ok(next.unwrap().id()));
+    }
+    let second = ends(2);
+    ends(5);
+    ends(1);
+    read.extend(ready(&mut evictions));
+    let mut expected = first;
+    expected.push(Err(4));
+    expected.extend(second);
+    expected.push(Err(6));
+    assert_eq!(read, expected);
+    // It goes on as if nothing had been.
+    let third = ends(3);
+    assert_eq!(ready(&mut evictions), third);
+}
+
+#[tokio::test]
+async fn a_capacity_of_zero_is_one() {
+    let registry = Registry::new();
+    let layer = layer(&registry);
+    let mut evictions = registry.evictions_with_capacity(0);
+    let id = one_ends(&layer);
+    one_ends(&layer);
+    assert_eq!(ready(&mut evictions), [Ok(id), Err(1)]);
+}
+
+#[test]
+fn an_overrun_is_an_error_like_others() {
+    fn is_error<T: std::error::Error + Send + Sync + 'static>() {}
+    fn is_stream<
+        T: futures_util::Stream<Item = Result<Eviction, Overrun>> + Send + Sync + Unpin,
+    >() {
+    }
+    is_error::<Overrun>();
+    is_stream::<Evictions>();
+}
+
+#[tokio::test]
+async fn a_consumer_that_waits_is_woken() {
+    let registry = Registry::new();
+    let layer = layer(&registry);
+    let mut evictions = registry.evictions();
+    let (first, second) = (Wakes::new(), Wakes::new());
+    for wakes in [&first, &second] {
+        let waker = Waker::from(Arc::clone(wakes));
+        // Given up each time.
+        let recv = pin!(evictions.recv());
+        assert!(recv.poll(&mut Context::from_waker(&waker)).is_pending());
+    }
+    let id = one_ends(&layer);
+    one_ends(&layer);
+    assert_eq!((first.count(), second.count()), (0, 1));
+    assert_eq!(ready(&mut evictions)[0], Ok(id));
+    let consumer = tokio::spawn(async move { evictions.recv().await.unwrap().unwrap().id() });
+    tokio::task::yield_now().await;
+    let id = one_ends(&layer);
+    assert_eq!(within("the consumer", consumer).await.unwrap(), id);
+}
+
+#[tokio::test]
+async fn the_stream_ends_with_the_last_that_could_report() {
+    let registry = Registry::new();
+    let mut evictions = registry.evictions();
+    let layer = layer(&registry);
+    let (stream, live, _peer) = connect(&layer);
+    let recv = tokio::spawn(async move {
+        let end = evictions.recv().await.unwrap().unwrap();
+        (
+            end.id(),
+            evictions.recv().await.is_none(),
+            evictions.recv().await.is_none(),
+        )
+    });
+    drop((registry, layer));
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    assert!(!recv.is_finished());
+    let id = live.id();
+    drop((stream, live));
+    assert_eq!(within("the end", recv).await.unwrap(), (id, true, true));
+}
+
+#[tokio::test]
+async fn what_was_reported_is_delivered_though_the_registry_is_gone() {
+    let registry = Registry::new();
+    let mut evictions = registry.evictions_with_capacity(1);
+    let layer = layer(&registry);
+    let id = one_ends(&layer);
+    one_ends(&layer);
+    drop((registry, layer));
+    assert_eq!(ready(&mut evictions), [Ok(id), Err(1)]);
+    assert!(within("the end", evictions.recv()).await.is_none());
+}
+
+/// A value that holds the handle which holds the registry which holds the stream.
+struct Session {
+    _live: Liveness,
+    _alive: Arc<()>,
+}
+
+#[tokio::test]
+async fn a_stream_that_is_dropped_keeps_nothing() {
+    let registry = Registry::new();
+    let layer = layer(&registry);
+    let evictions = registry.evictions();
+    let other = registry.evictions();
+    let alive = Arc::new(());
+    let (stream, live, _peer) = connect(&layer);
+    live.set_session(Session {
+        _live: live.clone(),
+        _alive: Arc::clone(&alive),
+    });
+    drop((stream, live));
+    assert_eq!(Arc::strong_count(&alive), 2, "in the streams");
+    drop(evictions);
+    assert_eq!(Arc::strong_count(&alive), 2, "in the other stream");
+    drop((other, registry, layer));
+    assert_eq!(Arc::strong_count(&alive), 1);
+}
+
+#[tokio::test]
+async fn failed_upgrades_are_reported_and_refused_ones_are_not() {
+    let registry = Registry::new();
+    let mut evictions = registry.evictions();
+    let route = any(|ws: WebSocketUpgrade, live: Liveness| async move {
+        live.evict(4000, "never mind");
+        ws.on_upgrade(echo)
+    });
+    let no = any(async |_: WebSocketUpgrade| StatusCode::BAD_REQUEST);
+    // A handler that says 101 and lets go of the upgrade.
+    let gone =
+        any(
+            |request: axum::extract::Request| async move { support::switching_protocols(&request) },
+        );
+    let app = Router::new()
+        .route("/kicked", route)
+        .route("/no", no)
+        .route("/gone", gone)
+        .layer(patient().registry(registry.clone()).build().unwrap())
+        .layer(layer(&registry));
+    let mut io = in_memory(app.clone(), 4096);
+    io.write_all(opening("/no").as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    tokio::io::AsyncReadExt::read_exact(&mut io, &mut answer)
+        .await
+        .unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 400");
+    let mut client = RawClient::handshake(in_memory(app.clone(), 4096), "/kicked").await;
+    client.closed().await;
+    let eviction = within("the kick", evictions.recv()).await.unwrap().unwrap();
+    assert_eq!(eviction.reason(), Reason::Kicked { code: 4000 });
+    let mut client = RawClient::handshake(in_memory(app, 4096), "/gone").await;
+    client.closed().await;
+    let eviction = within("the failure", evictions.recv())
+        .await
+        .unwrap()
+        .unwrap();
+    let reasons = [Reason::UpgradeFailed, Reason::HandlerDropped];
+    assert!(reasons.contains(&eviction.reason()), "{eviction:?}");
+    within("the end", registry.wait_idle()).await;
+    assert_eq!(ready(&mut evictions), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_in_the_stream_is_no_longer_in_the_registry() {
+    let registry = Registry::new();
+    let layer = layer(&registry);
+    let mut evictions = registry.evictions();
+    let (_stream, live, _peer) = connect(&layer);
+    let (tell, told) = std::sync::mpsc::channel();
+    live.on_evict(move |ev| {
+        let seen = evictions.recv().now_or_never().flatten().unwrap().unwrap();
+        tell.send((
+            seen.id() == ev.id(),
+            registry.get(ev.id()).is_none(),
+            registry.len(),
+        ))
+        .unwrap();
+    });
+    live.evict(1000, "");
+    assert_eq!(told.try_recv().unwrap(), (true, true, 0));
+}
+
+#[tokio::test]
+async fn a_waker_that_panics_harms_nobody_else() {
+    struct Panics;
+
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("as the test wants");
+        }
+    }
+
+    let logs = Logs::keep();
+    let registry = Registry::new();
+    let layer = layer(&registry);
+    let (mut first, mut second) = (registry.evictions(), registry.evictions());
+    let panics = Waker::from(Arc::new(Panics));
+    let waiting = pin!(first.recv()).poll(&mut Context::from_waker(&panics));
+    assert!(waiting.is_pending());
+    let (stream, live, _peer) = connect(&layer);
+    let (tell, told) = std::sync::mpsc::channel();
+    live.on_evict(move |ev| tell.send(ev.reason()).unwrap());
+    drop(stream);
+    assert_eq!(told.try_recv(), Ok(Reason::HandlerDropped));
+    within("the end", live.evicted()).await;
+    within("all of it", registry.wait_idle()).await;
+    for evictions in [&mut first, &mut second] {
+        assert_eq!(ready(evictions), [Ok(live.id())]);
+    }
+    let warnings = logs.panics();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let conn_id = format!("conn_id={}", live.id());
+    for wanted in ["waker", "as the test wants", &conn_id] {
+        assert!(warnings[0].contains(wanted), "{wanted}: {warnings:?}");
+    }
+}
+
+/// However many threads report, and whatever the consumer misses: it is told of all, or of how many.
+#[test]
+fn nothing_is_lost_without_a_word() {
+    const THREADS: usize = 4;
+    const ENDS: usize = 500;
+    let registry = Registry::new();
+    let mut evictions = registry.evictions_with_capacity(16);
+    let threads: Vec<_> = (0..THREADS)
+        .map(|_| {
+            let layer = layer(&registry);
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build();
+                let _entered = runtime.as_ref().unwrap().enter();
+                (0..ENDS).map(|_| one_ends(&layer)).collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    drop(registry);
+    let (mut ids, mut missed) = (Vec::new(), 0);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        while let Some(next) = evictions.recv().await {
+            match next {
+                Ok(eviction) => ids.push(eviction.id()),
+                Err(overrun) => missed += overrun.missed(),
+            }
+        }
+    });
+    assert_eq!(ids.len() as u64 + missed, (THREADS * ENDS) as u64);
+    for thread in threads {
+        let ended = thread.join().unwrap();
+        let seen: Vec<_> = ids.iter().filter(|id| ended.contains(id)).collect();
+        assert!(seen.is_sorted(), "in the order of the thread");
+    }
+    let total = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), total);
+}
+
+/// An eviction that waits in a stream keeps its seats, so a handler that waits for their drop waits too.
+#[tokio::test]
+async fn a_consumer_that_lags_keeps_the_seats_of_an_end() {
+    let registry = Registry::new();
+    let layer = layer(&registry);
+    let map = Arc::new(Mutex::new(HashMap::new()));
+    for drops in [false, true] {
+        let mut evictions = registry.evictions();
+        let (_stream, live, _peer) = connect(&layer);
+        let (sender, mut channel) = mpsc::channel::<()>(1);
+        live.register(&map, "alice", sender).unwrap();
+        live.evict(4000, "bye");
+        live.evicted().await;
+        assert!(channel.recv().now_or_never().is_none(), "let go too early");
+        if drops {
+            drop(evictions);
+        } else {
+            let eviction = evictions.recv().await.unwrap().unwrap();
+            assert_eq!(eviction.seats::<&str, mpsc::Sender<()>>().count(), 1);
+            assert!(channel.recv().now_or_never().is_none());
+            drop(eviction);
+        }
+        assert_eq!(
+            channel.recv().now_or_never(),
+            Some(None),
+            "the channel is closed"
+        );
+    }
+}

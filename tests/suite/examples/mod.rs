@@ -1,0 +1,3 @@
+//! What the examples promise, over a connection in memory.
+
+mod chat_room;

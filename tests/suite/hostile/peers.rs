@@ -1,0 +1,292 @@
+//! Peers that mean harm, or might as well: floods, forgeries, words after the last word. Nobody is
+//! kept busy, nobody is deceived, every bound holds.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+use tower_ws_liveness::{HeartbeatLayerBuilder, Liveness, ProofOfLife, Reason};
+
+use crate::script::*;
+use crate::support::recorder::Recorder;
+use crate::support::within;
+
+/// What deadlines under `heartbeat()` are rounded up to, and a millisecond to act.
+const TICK: Duration = Duration::from_millis(2);
+
+/// `heartbeat()`: interval and timeout.
+const BOUND: Duration = Duration::from_millis(150);
+
+const DEAD: Reason = Reason::HeartbeatTimeout { missed: 1 };
+
+/// What is read ahead for a handler that does not read.
+const READ_AHEAD: usize = 16 * 1024;
+
+const KEY: Option<[u8; 4]> = Some([1, 2, 3, 4]);
+
+/// A server's end, with a hook.
+fn recorded(builder: HeartbeatLayerBuilder) -> (Stream, Liveness, Peer, Recorder) {
+    let recorder = Recorder::new();
+    let (stream, live, peer) = wrap_with(builder.on_evict(recorder.hook()));
+    (stream, live, peer, recorder)
+}
+
+/// The one eviction so far: how long after `from`, and why.
+#[track_caller]
+fn only(recorder: &Recorder, from: Instant) -> (Duration, Reason) {
+    let events = recorder.all();
+    assert_eq!(events.len(), 1, "{events:?}");
+    (events[0].at - from, events[0].reason)
+}
+
+/// A handler that reads whatever comes, and counts it.
+fn reads(mut stream: Stream) -> JoinHandle<usize> {
+    tokio::spawn(async move {
+        let (mut count, mut buffer) = (0, [0; 4_096]);
+        while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+            count += read;
+        }
+        count
+    })
+}
+
+// Floods.
+
+/// Control frames of the peer's own, a hundred of them.
+fn flood(opcode: u8) -> Vec<u8> {
+    frame(0x80 | opcode, KEY, &[7; 125]).repeat(100)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_control_frames_is_no_pong_where_pongs_are_asked_for() {
+    for opcode in [PING, PONG] {
+        for (proof, dies) in [
+            (ProofOfLife::MatchingPong, true),
+            (ProofOfLife::AnyBytes, false),
+        ] {
+            let (stream, live, peer, recorder) = recorded(heartbeat().proof_of_life(proof));
+            let handler = reads(stream);
+            let begun = Instant::now();
+            let mut sent = 0;
+            while begun.elapsed() < ms(300) && recorder.total() == 0 {
+                peer.send(&flood(opcode));
+                sent += flood(opcode).len();
+                sleep(ms(1)).await;
+            }
+            if dies {
+                let (after, reason) = only(&recorder, begun);
+                assert_eq!(reason, DEAD);
+                assert!(after <= BOUND + TICK, "{after:?}");
+                continue;
+            }
+            assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
+            assert_eq!(live.stats().messages_received(), 0);
+            peer.end(Ok(()));
+            assert_eq!(
+                within("the handler's end", handler).await.unwrap(),
+                sent,
+                "all of it is the handler's"
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_is_not_read_ahead_without_bounds() {
+    for opcode in [PING, PONG] {
+        let stalls = heartbeat().handler_stall_timeout(ms(500));
+        let (_unread, _live, peer, recorder) = recorded(stalls);
+        let begun = Instant::now();
+        let mut sent = 0;
+        for _ in 0..400 {
+            peer.send(&flood(opcode));
+            sent += flood(opcode).len();
+            sleep(ms(1)).await;
+        }
+        let left = peer.wire().incoming.len();
+        assert!(sent - left <= READ_AHEAD, "{} read ahead", sent - left);
+        assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
+        sleep(ms(1_000)).await;
+        // Counted from the first look, when the first ping was due.
+        let (after, reason) = only(&recorder, begun);
+        assert_eq!(reason, Reason::HandlerStalled, "whoever else is to blame");
+        assert!(after <= ms(100) + ms(500) + TICK, "{after:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_does_not_delay_a_neighbours_verdict() {
+    let layer = heartbeat().build().unwrap();
+    let mut floods = Vec::new();
+    for opcode in [PING, PONG] {
+        let (io, peer) = script();
+        let (stream, live) = layer.wrap_server(io);
+        floods.push((reads(stream), live, peer, opcode));
+    }
+    let (_stream, dead, _peer) = wrapped();
+    let begun = Instant::now();
+    while begun.elapsed() < ms(500) {
+        for (.., peer, opcode) in &floods {
+            peer.send(&flood(*opcode));
+        }
+        sleep(ms(1)).await;
+    }
+    let eviction = dead.evicted().await;
+    assert_eq!(eviction.reason(), DEAD);
+    let after = eviction.lifetime();
+    assert!(after <= BOUND + TICK, "{after:?}");
+}
+
+// Forgeries.
+
+#[tokio::test(start_paused = true)]
+async fn no_forged_pong_is_a_proof_of_life() {
+    type Forge = fn(&Peer, [u8; 8]) -> Vec<u8>;
+    let forgeries: [(&str, Forge); 6] = [
+        ("of a ping long answered", |_, first| {
+            Role::Server.pong(&first)
+        }),
+        ("of the next ping", |peer, _| {
+            // The payload is a tag and a number, so who knows one ping knows them all.
+            let number = peer.pings().len() as u64;
+            let tag = u64::from_be_bytes(peer.last_ping()) ^ number;
+            Role::Server.pong(&(tag ^ (number + 1)).to_be_bytes())
+        }),
+        ("one bit off", |peer, _| {
+            let mut ping = peer.last_ping();
+            ping[0] ^= 1;
+            Role::Server.pong(&ping)
+        }),
+        ("one byte short", |peer, _| {
+            Role::Server.pong(&peer.last_ping()[..7])
+        }),
+        ("with a reserved bit", |peer, _| {
+            frame(0xC0 | PONG, KEY, &peer.last_ping())
+        }),
+        ("in a data frame", |peer, _| {
+            frame(0x80 | BINARY, KEY, &Role::Server.pong(&peer.last_ping()))
+        }),
+    ];
+    for (what, forge) in forgeries {
+        let builder = heartbeat().proof_of_life(ProofOfLife::MatchingPong);
+        let (stream, live, peer, recorder) = recorded(builder);
+        let handler = reads(stream);
+        sleep(ms(110)).await;
+        let first = peer.last_ping();
+        peer.send(&Role::Server.pong(&first));
+        sleep(ms(1)).await;
+        let (proven, rtt) = (Instant::now(), live.rtt());
+        assert!(rtt.is_some());
+        let mut forged = 0;
+        while proven.elapsed() < ms(1_000) && recorder.total() == 0 {
+            let bytes = forge(&peer, first);
+            peer.send(&bytes);
+            forged += bytes.len();
+            sleep(ms(5)).await;
+        }
+        let (after, reason) = only(&recorder, proven);
+        assert_eq!(reason, DEAD, "{what}");
+        assert!(after <= BOUND + TICK, "{what}: {after:?}");
+        assert_eq!(
+            (live.stats().pongs_received(), live.rtt()),
+            (1, rtt),
+            "{what}"
+        );
+        // The layer keeps its own pongs to itself, repeated ones as well, and nothing else.
+        let read = within("the handler's end", handler).await.unwrap();
+        let expected = if what == "of a ping long answered" {
+            0
+        } else {
+            forged
+        };
+        assert!(
+            read <= expected && read + 64 >= expected,
+            "{what}: {read} of {forged}"
+        );
+    }
+}
+
+// Words after the last word.
+
+/// What a peer may go on with behind its Close frame.
+fn afterwords() -> [(&'static str, Vec<u8>); 5] {
+    [
+        ("texts", frame(0x80 | TEXT, KEY, b"one more thing")),
+        ("pings", frame(0x80 | PING, KEY, b"8 bytes!")),
+        ("pongs", frame(0x80 | PONG, KEY, b"8 bytes!")),
+        (
+            "Close frames",
+            frame(0x80 | CLOSE, KEY, &4_000_u16.to_be_bytes()),
+        ),
+        ("nonsense", vec![0xFF; 20]),
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_follows_a_close_frame_the_connection_ends_once_and_in_time() {
+    for (what, after) in afterwords() {
+        for handler_reads in [true, false] {
+            let (mut stream, _live, peer, recorder) = recorded(heartbeat());
+            let close = frame(0x80 | CLOSE, KEY, &1_000_u16.to_be_bytes());
+            let begun = Instant::now();
+            peer.send(&[close, after.clone()].concat());
+            // This handler neither answers the Close frame nor lets go.
+            let handler = tokio::spawn(async move {
+                let mut read = 0;
+                while handler_reads && stream.read_u8().await.is_ok() {
+                    read += 1;
+                }
+                sleep(ms(10_000)).await;
+                drop(stream);
+                read
+            });
+            while begun.elapsed() < ms(1_000) {
+                sleep(ms(5)).await;
+                peer.send(&after);
+            }
+            let case = format!("{what}, handler reads: {handler_reads}");
+            let (took, reason) = only(&recorder, begun);
+            assert_eq!(reason, Reason::PeerClosed { code: Some(1_000) }, "{case}");
+            let dropped = peer.wire().dropped.expect("closed") - begun;
+            // Nobody looks before a ping is due, if the handler does not.
+            let seen = if handler_reads { ms(0) } else { ms(100) };
+            assert!(took <= seen + TICK, "{case}: {took:?}");
+            assert!(dropped <= seen + ms(200) + TICK, "{case}: {dropped:?}");
+            assert_eq!(peer.wire().written, b"", "{case}: nothing is said after it");
+            if handler_reads {
+                let at_least = 8 + after.len() * 30;
+                let read = within("the handler's end", handler).await.unwrap();
+                assert!(read >= at_least, "{case}: {read} bytes are the handler's");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_talks_on_behind_its_answer_to_a_close_frame_is_not_listened_to() {
+    for (what, after) in afterwords() {
+        let (mut stream, live, peer, recorder) = recorded(heartbeat());
+        // Half a message is under way, and its rest will come in spite of all.
+        peer.send(&frame(TEXT, KEY, b"first"));
+        let mut first = [0; 11];
+        stream.read_exact(&mut first).await.unwrap();
+        assert!(live.evict(4_000, "out"));
+        let kicked = Instant::now();
+        sleep(ms(20)).await;
+        assert!(!peer.is_dropped(), "{what}: the answer is waited for");
+        let answer = frame(0x80 | CLOSE, KEY, &4_000_u16.to_be_bytes());
+        peer.send(&[after.clone(), answer, after.repeat(100)].concat());
+        sleep(ms(300)).await;
+        let dropped = peer.wire().dropped.expect("closed") - kicked;
+        // Behind nonsense, nobody can tell an answer from more of it.
+        let bound = if what == "nonsense" { ms(200) } else { ms(20) };
+        assert!(dropped <= bound + TICK, "{what}: {dropped:?}");
+        let frames = peer.frames();
+        assert_eq!(frames.len(), 1, "{what}: {frames:?}");
+        assert_eq!(frames[0].first, 0x80 | CLOSE);
+        stream.write_all(b"x").await.unwrap_err();
+        let (_, reason) = only(&recorder, kicked);
+        assert_eq!(reason, Reason::Kicked { code: 4_000 });
+    }
+}

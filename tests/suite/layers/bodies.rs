@@ -1,0 +1,212 @@
+//! The layers leave the type of a response's body as it is, and ask it to be `Default`, for the 503
+//! of a full registry. Which stacks that allows, and the line that allows all others.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
+use futures_util::future::ready;
+use http_body_util::combinators::{BoxBody, UnsyncBoxBody};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::{Request, Version};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_tungstenite::WebSocketStream;
+use tower::{Service, ServiceBuilder, service_fn};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::compression::CompressionLayer;
+use tower_http::limit::RequestBodyLimitLayer;
+use tower_http::map_response_body::MapResponseBodyLayer;
+use tower_http::metrics::InFlightRequestsLayer;
+use tower_http::timeout::{ResponseBodyTimeoutLayer, TimeoutLayer};
+use tower_http::trace::TraceLayer;
+use tower_ws_liveness::Liveness;
+use tungstenite::protocol::Role;
+
+use super::stack::{Stack, ask_http1, handshake, refused};
+use crate::support::{ms, switching_protocols};
+
+// On a router. Between two calls of `Router::layer` every body is axum's own, so these are stacks in
+// one `ServiceBuilder`.
+
+#[tokio::test]
+async fn outside_of_layers_whose_bodies_are_default() {
+    let stack = Stack::new();
+    let layers = ServiceBuilder::new()
+        .layer(stack.heartbeat.clone())
+        .layer(stack.idle.clone())
+        .layer(TimeoutLayer::with_status_code(
+            StatusCode::REQUEST_TIMEOUT,
+            ms(1_000),
+        ))
+        .layer(CompressionLayer::new())
+        .layer(RequestBodyLimitLayer::new(16));
+    stack
+        .lives_and_dies(stack.routes().layer(layers), "/ws")
+        .await;
+    let stack = Stack::new();
+    let layers = ServiceBuilder::new()
+        .layer(stack.heartbeat.clone())
+        .layer(stack.idle.clone())
+        .layer(CatchPanicLayer::new());
+    stack
+        .lives_and_dies(stack.routes().layer(layers), "/ws")
+        .await;
+}
+
+#[tokio::test]
+async fn inside_of_any_layer() {
+    let stack = Stack::new();
+    let layers = ServiceBuilder::new()
+        .layer(TraceLayer::new_for_http())
+        .layer(InFlightRequestsLayer::pair().0)
+        .layer(ResponseBodyTimeoutLayer::new(ms(100)))
+        .layer(CompressionLayer::new())
+        .layer(stack.heartbeat.clone())
+        .layer(stack.idle.clone());
+    stack
+        .lives_and_dies(stack.routes().layer(layers), "/ws")
+        .await;
+}
+
+/// Without the line in the middle the compiler says that a `ResponseBody` is not `Default`.
+#[tokio::test]
+async fn outside_of_any_layer_with_one_line() {
+    let stack = Stack::new();
+    let layers = ServiceBuilder::new()
+        .layer(stack.heartbeat.clone())
+        .layer(stack.idle.clone())
+        .map_response(IntoResponse::into_response)
+        .layer(TraceLayer::new_for_http())
+        .layer(InFlightRequestsLayer::pair().0)
+        .layer(ResponseBodyTimeoutLayer::new(ms(100)));
+    let app = stack.routes().layer(layers);
+    stack.registry.limit(0);
+    refused(&app, "/ws", StatusCode::SERVICE_UNAVAILABLE).await;
+    stack.registry.limit(None);
+    stack.lives_and_dies(app, "/ws").await;
+}
+
+// On hyper alone.
+
+#[tokio::test]
+async fn hyper_with_each_body_of_http_body_util() {
+    on_hyper::<Full<Bytes>>().await;
+    on_hyper::<Empty<Bytes>>().await;
+    on_hyper::<String>().await;
+    on_hyper::<BoxBody<Bytes, Infallible>>().await;
+    on_hyper::<UnsyncBoxBody<Bytes, Infallible>>().await;
+}
+
+/// Both of our layers around a service of this body, and `TraceLayer` around them.
+async fn on_hyper<B>()
+where
+    B: Body<Data: Send, Error = Infallible> + Default + Send + 'static,
+{
+    let stack = Stack::new();
+    let service = ServiceBuilder::new()
+        .layer(TraceLayer::new_for_http())
+        .layer(stack.heartbeat.clone())
+        .layer(stack.idle.clone())
+        .service(upgrade::<B>(&stack));
+    stack.lives_and_dies_at(serve(service).await, "/ws").await;
+}
+
+#[tokio::test]
+async fn hyper_outside_of_any_layer_with_one_line() {
+    let stack = Stack::new();
+    let service = ServiceBuilder::new()
+        .layer(stack.heartbeat.clone())
+        .layer(stack.idle.clone())
+        .layer(MapResponseBodyLayer::new(BodyExt::boxed_unsync))
+        .layer(TraceLayer::new_for_http())
+        .service(upgrade::<Full<Bytes>>(&stack));
+    let addr = serve(service).await;
+    stack.registry.limit(0);
+    let (response, _) = ask_http1(addr, &handshake("/ws")).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    stack.registry.limit(None);
+    stack.lives_and_dies_at(addr, "/ws").await;
+}
+
+/// What a reverse proxy answers with: it has no body of its own to give.
+#[tokio::test]
+async fn hyper_with_a_body_that_comes_from_elsewhere() {
+    let stack = Stack::new();
+    let proxy =
+        |_: Request<Incoming>| async { Err::<Response<Incoming>, _>("there is no backend") };
+    let mut service = ServiceBuilder::new()
+        .layer(stack.heartbeat.clone())
+        .layer(stack.idle.clone())
+        .layer(MapResponseBodyLayer::new(BodyExt::boxed))
+        .service(service_fn(proxy));
+    let _: &mut dyn Service<
+        Request<Incoming>,
+        Response = Response<BoxBody<Bytes, hyper::Error>>,
+        Error = &str,
+        Future = _,
+    > = &mut service;
+}
+
+/// A handler without any framework, which echoes.
+fn upgrade<B: Default + Send + 'static>(
+    stack: &Stack,
+) -> impl Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send>
++ Clone
++ Send
++ use<B> {
+    let note = stack.note();
+    service_fn(move |mut request: Request<Incoming>| {
+        let live = request.extensions().get::<Liveness>();
+        note(live.expect("a handle").clone());
+        let response = match request.version() {
+            Version::HTTP_2 => Response::new(B::default()),
+            _ => switching_protocols(&request).map(|_| B::default()),
+        };
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let io = TokioIo::new(upgrade.await.unwrap());
+            let socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
+            let (sink, stream) = socket.split();
+            let texts = stream
+                .filter(|message| ready(message.as_ref().is_ok_and(|message| message.is_text())));
+            // Until either side ends.
+            let _ = texts.forward(sink).await;
+        });
+        ready(Ok(response))
+    })
+}
+
+/// Serves both protocols, until the test ends.
+async fn serve<S, B>(service: S) -> SocketAddr
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+    B: Body<Data: Send, Error = Infallible> + Send + 'static,
+{
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((io, _)) = listener.accept().await {
+            let service = TowerToHyperService::new(service.clone());
+            connections.spawn(async move {
+                let mut server = auto::Builder::new(TokioExecutor::new());
+                server.http2().enable_connect_protocol();
+                // Clients end their connections as they like.
+                let _ = server
+                    .serve_connection_with_upgrades(TokioIo::new(io), service)
+                    .await;
+            });
+        }
+    });
+    addr
+}

@@ -1,0 +1,11 @@
+//! The layers among other layers, and their configuration.
+
+mod bodies;
+mod builders;
+mod http2;
+mod overrides;
+mod routing;
+mod stack;
+mod stacking;
+mod tower;
+mod tower_http;

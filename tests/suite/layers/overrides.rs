@@ -1,0 +1,472 @@
+//! Other times for one connection: at run time through its handle, and per request through an
+//! extension that a layer further out has put there.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{Next, from_fn};
+use tokio::io::DuplexStream;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tower_ws_liveness::{
+    Health, HeartbeatLayer, IdleTimeoutLayer, Liveness, PolicyOverride, PolicyOverrideBuilder,
+    Reason, Traffic,
+};
+
+use crate::script::*;
+use crate::support::raw::{self, Answer, Frame, RawClient};
+use crate::support::recorder::Recorder;
+use crate::support::{echo, in_memory, watched_route};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[tokio::test(start_paused = true)]
+async fn a_shorter_interval_counts_at_once() {
+    let (_stream, live, peer) = wrap_with(heartbeat().interval(HOUR).missed_pings(200));
+    sleep(ms(500)).await;
+    live.set_interval(ms(700)).unwrap();
+    sleep(ms(190)).await;
+    assert_eq!(peer.pings().len(), 0);
+    sleep(ms(30)).await;
+    assert_eq!(peer.pings().len(), 1, "700 ms after the last sign of life");
+
+    // Overdue already.
+    let (_stream, live, peer) = wrap_with(heartbeat().interval(HOUR).missed_pings(200));
+    sleep(ms(500)).await;
+    live.set_interval(ms(100)).unwrap();
+    sleep(ms(10)).await;
+    assert_eq!(peer.pings().len(), 1);
+}
+
+/// Deadlines are rounded up to a 32nd of the shortest duration, whichever that is by now.
+#[tokio::test(start_paused = true)]
+async fn short_times_are_kept_as_exactly_as_if_the_layer_had_them() {
+    let coarse = heartbeat().interval(HOUR).timeout(HOUR).close_timeout(HOUR);
+    let recorder = Recorder::new();
+    let (_stream, live, _peer) = wrap_with(coarse.on_evict(recorder.hook()));
+    sleep(ms(1_003)).await;
+    let begun = Instant::now();
+    live.set_timeout(ms(64)).unwrap();
+    live.set_interval(ms(1_005)).unwrap();
+    let event = recorder.nth(1).await;
+    let after = event.at - begun;
+    assert!((ms(66)..=ms(69)).contains(&after), "{after:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_longer_interval_counts_at_once() {
+    let (_stream, live, peer) = wrap_with(heartbeat());
+    sleep(ms(90)).await;
+    live.set_interval(ms(1_000)).unwrap();
+    sleep(ms(900)).await;
+    assert_eq!(peer.pings().len(), 0);
+    sleep(ms(40)).await;
+    assert_eq!(peer.pings().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_counts_for_the_ping_that_is_out() {
+    for (changed, dead_after) in [(400, 500), (10, 120)] {
+        let recorder = Recorder::new();
+        let (_stream, live, _peer) = wrap_with(heartbeat().on_evict(recorder.hook()));
+        let begun = Instant::now();
+        sleep(ms(120)).await;
+        live.set_timeout(ms(changed)).unwrap();
+        let event = recorder.nth(1).await;
+        assert_eq!(event.reason, Reason::HeartbeatTimeout { missed: 1 });
+        let after = event.at - begun;
+        let bound = ms(dead_after)..=ms(dead_after + 10);
+        assert!(bound.contains(&after), "{changed}: {after:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_connections_keep_the_layers_times() {
+    let layer = heartbeat().build().unwrap();
+    let (one, other) = (script(), script());
+    let (_one_stream, live) = layer.wrap_server(one.0);
+    let (_other_stream, _) = layer.wrap_server(other.0);
+    live.set_interval(HOUR).unwrap();
+    sleep(ms(105)).await;
+    assert_eq!((one.1.pings().len(), other.1.pings().len()), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn bad_values_are_refused_by_name() {
+    let (_stream, live, peer) = wrap_with(heartbeat());
+    let refused = [
+        (
+            live.set_interval(Duration::ZERO),
+            "Liveness::set_interval: 0ns: must be greater than zero",
+        ),
+        (
+            live.set_timeout(Duration::from_micros(10)),
+            "Liveness::set_timeout: 10µs: must be at least 1ms",
+        ),
+        (
+            live.set_idle_timeout(Duration::MAX),
+            "Liveness::set_idle_timeout: 18446744073709551615.999999999s: must be at most 365 days",
+        ),
+        (
+            live.set_idle_timeout(ms(10)),
+            "Liveness::set_idle_timeout: 10ms: needs the layer whose setting it is: \
+             the request has passed none so far",
+        ),
+    ];
+    for (result, expected) in refused {
+        assert_eq!(result.unwrap_err().to_string(), expected);
+    }
+    sleep(ms(105)).await;
+    assert_eq!(peer.pings().len(), 1, "the layer's times hold");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_the_end_nothing_happens() {
+    let (stream, live, _peer) = wrap_with(heartbeat());
+    drop(stream);
+    live.set_interval(ms(1)).unwrap();
+    live.set_timeout(ms(1)).unwrap();
+    sleep(ms(1_000)).await;
+    assert_eq!(live.evicted().await.reason(), Reason::HandlerDropped);
+}
+
+// Over HTTP, where layers are.
+
+/// An application with this route, under the layers that `layered` adds.
+async fn connect(layered: impl FnOnce(Router) -> Router) -> (RawClient<DuplexStream>, Liveness) {
+    let (route, told) = watched_route(echo);
+    let app = layered(Router::new().route("/ws", route));
+    open(app, told).await
+}
+
+async fn open(
+    app: Router,
+    mut told: UnboundedReceiver<Liveness>,
+) -> (RawClient<DuplexStream>, Liveness) {
+    let client = RawClient::handshake(in_memory(app, 64 * 1024), "/ws").await;
+    (client, told.recv().await.unwrap())
+}
+
+/// A layer that overrides the policy of every request.
+fn overriding(router: Router, overrides: PolicyOverrideBuilder) -> Router {
+    let overrides = overrides.build().unwrap();
+    router.layer(from_fn(move |mut request: Request, next: Next| {
+        request.extensions_mut().insert(overrides.clone());
+        next.run(request)
+    }))
+}
+
+fn beat() -> HeartbeatLayer {
+    heartbeat().build().unwrap()
+}
+
+/// When the eviction came, and why.
+async fn end(mut client: RawClient<DuplexStream>, live: &Liveness) -> (Duration, Reason) {
+    let begun = Instant::now();
+    tokio::select! {
+        eviction = live.evicted() => (begun.elapsed(), eviction.reason()),
+        () = async { while let Ok(Some(_)) = client.next().await {} } => panic!("no eviction"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_may_have_its_own_times() {
+    // Whether the override comes before all layers or between them, and whichever wins otherwise.
+    let twice = PolicyOverride::builder().interval(ms(300)).timeout(ms(200));
+    let orders: [fn(Router, PolicyOverrideBuilder) -> Router; 3] = [
+        |router, own| overriding(router.layer(beat()), own),
+        |router, own| overriding(router.layer(beat()).layer(IdleTimeoutLayer::new(HOUR)), own),
+        |router, own| {
+            let inner = overriding(router.layer(beat()), own);
+            inner.layer(IdleTimeoutLayer::new(HOUR))
+        },
+    ];
+    for (index, order) in orders.into_iter().enumerate() {
+        let (client, live) = connect(|router| order(router, twice.clone())).await;
+        let client = client.answering(Answer::Nothing);
+        let (after, reason) = end(client, &live).await;
+        assert_eq!(
+            reason,
+            Reason::HeartbeatTimeout { missed: 1 },
+            "order {index}"
+        );
+        assert!(
+            (ms(500)..ms(520)).contains(&after),
+            "order {index}: {after:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_value_can_be_overridden() {
+    let all = |router: Router, own| {
+        let idle = IdleTimeoutLayer::builder()
+            .timeout(ms(1_000))
+            .first_message(ms(400))
+            .max_lifetime(ms(3_000))
+            .build()
+            .unwrap();
+        overriding(router.layer(idle).layer(beat()), own)
+    };
+    let own = PolicyOverride::builder;
+    let off = own().first_message(None);
+    let missed = Reason::HeartbeatTimeout { missed: 2 };
+    let table = [
+        (own(), true, 400, Reason::FirstMessageTimeout),
+        (
+            own().first_message(ms(700)),
+            true,
+            700,
+            Reason::FirstMessageTimeout,
+        ),
+        (off.clone(), true, 1_000, Reason::IdleTimeout),
+        (
+            off.clone().idle_timeout(ms(2_000)),
+            true,
+            2_000,
+            Reason::IdleTimeout,
+        ),
+        (
+            off.clone().idle_timeout(HOUR),
+            true,
+            3_000,
+            Reason::MaxLifetime,
+        ),
+        (
+            off.clone().idle_timeout(HOUR).max_lifetime(ms(500)),
+            true,
+            500,
+            Reason::MaxLifetime,
+        ),
+        (
+            off.idle_timeout(ms(9_000)).max_lifetime(None),
+            true,
+            9_000,
+            Reason::IdleTimeout,
+        ),
+        (own().missed_pings(2), false, 200, missed),
+    ];
+    for (own, answers, millis, expected) in table {
+        let (client, live) = connect(|router| all(router, own)).await;
+        let client = match answers {
+            true => client,
+            false => client.answering(Answer::Nothing),
+        };
+        let (after, reason) = end(client, &live).await;
+        assert_eq!(reason, expected);
+        assert!(
+            (ms(millis)..=ms(millis + millis / 20)).contains(&after),
+            "{reason}: {after:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_bound_on_messages_can_be_overridden_and_turned_off() {
+    let all = |router: Router, own| {
+        let idle = IdleTimeoutLayer::builder()
+            .timeout(ms(3_000))
+            .message_timeout(ms(1_000))
+            .build()
+            .unwrap();
+        overriding(router.layer(idle).layer(beat()), own)
+    };
+    let own = PolicyOverride::builder;
+    for (own, millis, expected) in [
+        (own(), 1_000, Reason::MessageTimeout),
+        (
+            own().message_timeout(ms(2_000)),
+            2_000,
+            Reason::MessageTimeout,
+        ),
+        (own().message_timeout(None), 3_000, Reason::IdleTimeout),
+    ] {
+        let (mut client, live) = connect(|router| all(router, own)).await;
+        let begins = Frame::text("once").unfinished();
+        client.send(&begins).await.unwrap();
+        let (after, reason) = end(client, &live).await;
+        assert_eq!(reason, expected);
+        assert!(
+            (ms(millis)..=ms(millis + millis / 20)).contains(&after),
+            "{reason}: {after:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn values_for_a_layer_that_is_not_there_are_ignored() {
+    let own = PolicyOverride::builder()
+        .interval(ms(10))
+        .missed_pings(9)
+        .idle_timeout(ms(500));
+    let idle_only = |router: Router| overriding(router.layer(IdleTimeoutLayer::new(HOUR)), own);
+    let (client, live) = connect(idle_only).await;
+    assert_eq!(end(client, &live).await.1, Reason::IdleTimeout);
+    assert_eq!(live.stats().pings_sent(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_handler_has_the_last_word() {
+    let (route, mut told) = watched_route(echo);
+    let router = Router::new()
+        .route("/ws", route)
+        .layer(IdleTimeoutLayer::new(HOUR));
+    let app = overriding(router, PolicyOverride::builder().idle_timeout(ms(500)));
+    let mut client = RawClient::handshake(in_memory(app, 64 * 1024), "/ws").await;
+    let live = told.recv().await.unwrap();
+    live.set_idle_timeout(ms(2_000)).unwrap();
+    sleep(ms(1_500)).await;
+    client.send(&Frame::text("still here")).await.unwrap();
+    let (after, reason) = end(client, &live).await;
+    assert_eq!(reason, Reason::IdleTimeout);
+    assert!((ms(2_000)..ms(2_100)).contains(&after), "{after:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_middleware_has_set_holds_against_layers_further_in() {
+    let set = from_fn(|request: Request, next: Next| {
+        let live: &Liveness = request.extensions().get().unwrap();
+        live.set_interval(ms(300)).unwrap();
+        next.run(request)
+    });
+    let (client, live) = connect(|router| router.layer(beat()).layer(set).layer(beat())).await;
+    let (after, _) = end(client.answering(Answer::Nothing), &live).await;
+    assert!((ms(350)..ms(370)).contains(&after), "{after:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_application_without_the_extension_is_as_before() {
+    let (mut client, live) = connect(|router| router.layer(beat())).await;
+    let idle = timeout(ms(1_000), client.next()).await;
+    assert!(idle.is_err(), "{idle:?}");
+    assert_eq!(client.pings, 9, "about every 100 ms");
+    drop(client);
+    drop(live);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_setting_is_not_kept_for_a_layer_further_in() {
+    let set = from_fn(|request: Request, next: Next| {
+        let live: &Liveness = request.extensions().get().unwrap();
+        assert!(live.set_idle_timeout(ms(500)).is_err());
+        next.run(request)
+    });
+    let layered = |router: Router| {
+        let inner = router.layer(IdleTimeoutLayer::new(HOUR));
+        inner.layer(set).layer(beat())
+    };
+    let (mut client, live) = connect(layered).await;
+    let quiet = timeout(ms(2_000), client.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    assert_ne!(live.health(), Health::Ended);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_requests_override_does_not_undo_what_was_set_after_it() {
+    let set = from_fn(|request: Request, next: Next| {
+        let live: &Liveness = request.extensions().get().unwrap();
+        live.set_interval(ms(300)).unwrap();
+        next.run(request)
+    });
+    let layered = |router: Router| {
+        let inner = router.layer(IdleTimeoutLayer::new(HOUR));
+        let own = PolicyOverride::builder().interval(HOUR);
+        overriding(inner.layer(set).layer(beat()), own)
+    };
+    let (client, live) = connect(layered).await;
+    let (after, _) = end(client.answering(Answer::Nothing), &live).await;
+    assert!((ms(350)..ms(370)).contains(&after), "{after:?}");
+}
+
+/// It is not late because the runtime stood still.
+#[tokio::test(start_paused = true)]
+async fn a_timeout_that_has_run_out_already_needs_no_second_ping() {
+    let (_stream, live, peer) = wrap_with(heartbeat().timeout(ms(15_000)));
+    sleep(ms(10_200)).await;
+    let begun = Instant::now();
+    live.set_timeout(ms(1_000)).unwrap();
+    let eviction = live.evicted().await;
+    assert_eq!(eviction.reason(), Reason::HeartbeatTimeout { missed: 1 });
+    assert!(begun.elapsed() <= ms(2), "{:?}", begun.elapsed());
+    assert_eq!(peer.pings().len(), 1);
+}
+
+// A client whose library hands pings to the application, which fails on the first one: what the README
+// recommends for it.
+
+/// The interval at which the client sends a message of its own.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// Sends a message every `KEEPALIVE` for `span`. Once it is sent a ping it sends nothing more, and
+/// leaves the connection open.
+async fn fails_on_pings(client: &mut RawClient<DuplexStream>, span: Duration) {
+    let end = Instant::now() + span;
+    while Instant::now() < end {
+        let next = Instant::now() + KEEPALIVE;
+        while let Ok(frame) = timeout_at(next, client.read_frame()).await {
+            if frame.unwrap().expect("an open connection").opcode == raw::PING {
+                return;
+            }
+        }
+        client.send(&Frame::text("presence")).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_fails_on_pings_is_kept_by_settings_that_send_it_none() {
+    fn heartbeat_every(seconds: u64) -> HeartbeatLayer {
+        let builder = HeartbeatLayer::builder().interval(Duration::from_secs(seconds));
+        builder.build().unwrap()
+    }
+    fn idle() -> IdleTimeoutLayer {
+        let builder = IdleTimeoutLayer::builder().timeout(Duration::from_secs(60));
+        builder.watch(Traffic::Inbound).build().unwrap()
+    }
+    let no_pings = PolicyOverride::builder().interval(HOUR * 24 * 365);
+    let overridden = |router: Router| {
+        let layered = router.layer(idle()).layer(heartbeat_every(10));
+        overriding(layered, no_pings.clone())
+    };
+    let dead = Reason::HeartbeatTimeout { missed: 1 };
+    type Layered<'a> = &'a dyn Fn(Router) -> Router;
+    let table: [(&str, Layered<'_>, bool, Reason, u64); 4] = [
+        ("pinged", &|r| r.layer(heartbeat_every(10)), false, dead, 25),
+        (
+            "an interval of more than two keepalives",
+            &|r| r.layer(heartbeat_every(45)),
+            true,
+            dead,
+            60,
+        ),
+        (
+            "the idle layer alone",
+            &|r| r.layer(idle()),
+            true,
+            Reason::IdleTimeout,
+            60,
+        ),
+        (
+            "no pings for this request",
+            &overridden,
+            true,
+            Reason::IdleTimeout,
+            60,
+        ),
+    ];
+    // The first ping comes at a random moment.
+    for (name, layered, kept, expected, found_within) in table.repeat(10) {
+        let (client, live) = connect(layered).await;
+        let mut client = client.answering(Answer::Nothing);
+        let begun = Instant::now();
+        fails_on_pings(&mut client, HOUR).await;
+        assert_eq!(begun.elapsed() >= HOUR, kept, "{name}");
+        let (after, reason) = end(client, &live).await;
+        assert_eq!(reason, expected, "{name}");
+        let found_within = Duration::from_secs(found_within) + ms(500);
+        assert!(after <= found_within, "{name}: {after:?}");
+        let stats = live.stats();
+        let pings = u64::from(reason == dead);
+        assert_eq!((stats.pings_sent(), stats.pongs_received()), (pings, 0));
+    }
+}

@@ -1,0 +1,7 @@
+//! Streams below HTTP, wrapped by hand, at the server and at the client.
+
+mod handshakes;
+mod opening_handshake;
+mod pending_handshake;
+mod transports;
+mod wires;

@@ -1,0 +1,256 @@
+//! The maps that sessions are registered in, and values that count how many of them there are.
+#![allow(dead_code, unused_imports, unused_macros)] // every test binary uses its own part of this
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+use tower_ws_liveness::{ConnectionId, Seat, SessionMap};
+
+/// What applications keep of a session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) name: String,
+    _token: Token,
+}
+
+#[derive(Debug)]
+struct Token(Census);
+
+/// Counts the sessions that were made, and those that were dropped.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Census(Arc<(AtomicUsize, AtomicUsize)>);
+
+impl Census {
+    pub(crate) fn session(&self, name: impl Into<String>) -> Session {
+        self.0.0.fetch_add(1, Ordering::SeqCst);
+        Session {
+            name: name.into(),
+            _token: Token(self.clone()),
+        }
+    }
+
+    pub(crate) fn made(&self) -> usize {
+        self.0.0.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn dropped(&self) -> usize {
+        self.0.1.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        self.0.0.1.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A map under test, and how its users look into it.
+pub(crate) trait Map: SessionMap<String, Session> + Default {
+    /// A seat that was taken out is freed at once, and not whenever nobody reads any more.
+    const FREES_AT_ONCE: bool = true;
+
+    /// Who has which seat.
+    fn holders(&self) -> BTreeMap<String, ConnectionId>;
+    /// The value at a key.
+    fn seat(&self, key: &str) -> Option<Seat<Session>>;
+    /// What users do who do not know better.
+    fn remove_by_hand(&self, key: &str);
+}
+
+pub(crate) type MutexMap = Mutex<HashMap<String, Seat<Session>>>;
+
+impl Map for MutexMap {
+    fn holders(&self) -> BTreeMap<String, ConnectionId> {
+        let map = self.lock().unwrap();
+        map.iter().map(|(k, seat)| (k.clone(), seat.id())).collect()
+    }
+
+    fn seat(&self, key: &str) -> Option<Seat<Session>> {
+        self.lock().unwrap().get(key).cloned()
+    }
+
+    fn remove_by_hand(&self, key: &str) {
+        let removed = self.lock().unwrap().remove(key);
+        drop(removed);
+    }
+}
+
+/// Not what maps take if nobody says otherwise: any hasher has to do.
+type OtherHasher = BuildHasherDefault<DefaultHasher>;
+
+pub(crate) type RwLockMap = RwLock<HashMap<String, Seat<Session>, OtherHasher>>;
+
+impl Map for RwLockMap {
+    fn holders(&self) -> BTreeMap<String, ConnectionId> {
+        let map = self.read().unwrap();
+        map.iter().map(|(k, seat)| (k.clone(), seat.id())).collect()
+    }
+
+    fn seat(&self, key: &str) -> Option<Seat<Session>> {
+        self.read().unwrap().get(key).cloned()
+    }
+
+    fn remove_by_hand(&self, key: &str) {
+        let removed = self.write().unwrap().remove(key);
+        drop(removed);
+    }
+}
+
+/// A map of the application's own, as the documentation has it.
+#[derive(Default)]
+pub(crate) struct OwnMap(Mutex<BTreeMap<String, Seat<Session>>>);
+
+impl SessionMap<String, Session> for OwnMap {
+    fn insert_if(
+        &self,
+        key: String,
+        seat: Seat<Session>,
+        admit: &mut dyn FnMut(&Seat<Session>) -> bool,
+    ) -> Result<Option<Seat<Session>>, Seat<Session>> {
+        let mut map = self.0.lock().unwrap();
+        match map.get(&key) {
+            Some(occupant) if !admit(occupant) => Err(occupant.clone()),
+            _ => Ok(map.insert(key, seat)),
+        }
+    }
+
+    fn remove_if(&self, key: &String, id: ConnectionId) -> Option<Seat<Session>> {
+        let mut map = self.0.lock().unwrap();
+        let is_its = map.get(key).is_some_and(|seat| seat.id() == id);
+        is_its.then(|| map.remove(key)).flatten()
+    }
+}
+
+impl Map for OwnMap {
+    fn holders(&self) -> BTreeMap<String, ConnectionId> {
+        let map = self.0.lock().unwrap();
+        map.iter().map(|(k, seat)| (k.clone(), seat.id())).collect()
+    }
+
+    fn seat(&self, key: &str) -> Option<Seat<Session>> {
+        self.0.lock().unwrap().get(key).cloned()
+    }
+
+    fn remove_by_hand(&self, key: &str) {
+        let removed = self.0.lock().unwrap().remove(key);
+        drop(removed);
+    }
+}
+
+#[cfg(feature = "dashmap")]
+pub(crate) type DashMap = dashmap::DashMap<String, Seat<Session>, OtherHasher>;
+
+#[cfg(feature = "dashmap")]
+impl Map for DashMap {
+    fn holders(&self) -> BTreeMap<String, ConnectionId> {
+        self.iter()
+            .map(|entry| (entry.key().clone(), entry.value().id()))
+            .collect()
+    }
+
+    fn seat(&self, key: &str) -> Option<Seat<Session>> {
+        self.get(key).map(|entry| entry.value().clone())
+    }
+
+    fn remove_by_hand(&self, key: &str) {
+        self.remove(key);
+    }
+}
+
+#[cfg(feature = "papaya")]
+pub(crate) type PapayaMap = papaya::HashMap<String, Seat<Session>, OtherHasher>;
+
+#[cfg(feature = "papaya")]
+impl Map for PapayaMap {
+    const FREES_AT_ONCE: bool = false;
+
+    fn holders(&self) -> BTreeMap<String, ConnectionId> {
+        let map = self.pin();
+        map.iter().map(|(k, seat)| (k.clone(), seat.id())).collect()
+    }
+
+    fn seat(&self, key: &str) -> Option<Seat<Session>> {
+        self.pin().get(key).cloned()
+    }
+
+    fn remove_by_hand(&self, key: &str) {
+        self.pin().remove(key);
+    }
+}
+
+#[cfg(feature = "scc")]
+pub(crate) type SccMap = scc::HashMap<String, Seat<Session>, OtherHasher>;
+
+#[cfg(feature = "scc")]
+impl Map for SccMap {
+    fn holders(&self) -> BTreeMap<String, ConnectionId> {
+        let mut holders = BTreeMap::new();
+        self.iter_sync(|key, seat| holders.insert(key.clone(), seat.id()).is_none());
+        holders
+    }
+
+    fn seat(&self, key: &str) -> Option<Seat<Session>> {
+        self.read_sync(key, |_, seat| seat.clone())
+    }
+
+    fn remove_by_hand(&self, key: &str) {
+        self.remove_sync(key);
+    }
+}
+
+/// Runs each of these generic tests with every map.
+macro_rules! with_every_map {
+    ($($(#[$attribute:meta])* $test:ident),+ $(,)?) => {
+        with_every_map!(@map mutex, MutexMap, [$($(#[$attribute])* $test),+]);
+        with_every_map!(@map rw_lock, RwLockMap, [$($(#[$attribute])* $test),+]);
+        with_every_map!(@map own_map, OwnMap, [$($(#[$attribute])* $test),+]);
+        #[cfg(feature = "dashmap")]
+        with_every_map!(@map dashmap, DashMap, [$($(#[$attribute])* $test),+]);
+        #[cfg(feature = "papaya")]
+        with_every_map!(@map papaya, PapayaMap, [$($(#[$attribute])* $test),+]);
+        #[cfg(feature = "scc")]
+        with_every_map!(@map scc, SccMap, [$($(#[$attribute])* $test),+]);
+    };
+    (@map $name:ident, $map:ident, [$($(#[$attribute:meta])* $test:ident),+]) => {
+        mod $name {
+            $(
+                #[tokio::test(start_paused = true)]
+                $(#[$attribute])*
+                async fn $test() {
+                    super::$test::<$crate::sessions::maps::$map>().await;
+                }
+            )+
+        }
+    };
+}
+
+pub(crate) use with_every_map;
+
+/// The same for tests that make threads, or a runtime, of their own.
+macro_rules! with_every_map_in_threads {
+    ($($test:ident),+ $(,)?) => {
+        with_every_map_in_threads!(@map mutex, MutexMap, [$($test),+]);
+        with_every_map_in_threads!(@map rw_lock, RwLockMap, [$($test),+]);
+        with_every_map_in_threads!(@map own_map, OwnMap, [$($test),+]);
+        #[cfg(feature = "dashmap")]
+        with_every_map_in_threads!(@map dashmap, DashMap, [$($test),+]);
+        #[cfg(feature = "papaya")]
+        with_every_map_in_threads!(@map papaya, PapayaMap, [$($test),+]);
+        #[cfg(feature = "scc")]
+        with_every_map_in_threads!(@map scc, SccMap, [$($test),+]);
+    };
+    (@map $name:ident, $map:ident, [$($test:ident),+]) => {
+        mod $name {
+            $(
+                #[test]
+                fn $test() {
+                    super::$test::<$crate::sessions::maps::$map>();
+                }
+            )+
+        }
+    };
+}
+
+pub(crate) use with_every_map_in_threads;

@@ -1,0 +1,128 @@
+//! Bytes that the peer sends together with its opening handshake: hyper has read some of them, and
+//! the rest is in the socket.
+//!
+//! Over HTTP/1.1 alone: HTTP/2 keeps the request and the bytes behind it in frames of their own.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::MethodRouter;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, mpsc};
+use tower_ws_liveness::{HeartbeatLayer, HeartbeatLayerBuilder};
+
+use crate::support::raw::{BINARY, Frame, PING, PONG, RawClient, opening};
+use crate::support::{Server, bytes_route, echo_route, ms, told_of, until, within};
+
+/// A heartbeat that stays out of the way.
+fn heartbeat() -> HeartbeatLayerBuilder {
+    HeartbeatLayer::builder().interval(ms(60_000))
+}
+
+/// Sends the handshake and `early` at once, and returns the client when the server has answered.
+async fn open_early(addr: SocketAddr, early: &[u8]) -> RawClient {
+    let mut io = TcpStream::connect(addr).await.unwrap();
+    io.set_nodelay(true).unwrap();
+    let sent = [opening("/ws").as_bytes(), early].concat();
+    io.write_all(&sent).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(within("the answer", io.read_u8()).await.unwrap());
+    }
+    RawClient::over(io)
+}
+
+/// A route whose handler reads `size` bytes at a time to the end, and tells what it has read. It
+/// begins when it is told to.
+fn reading(
+    size: usize,
+    begin: Arc<Notify>,
+) -> (
+    MethodRouter<(), Infallible>,
+    mpsc::UnboundedReceiver<Vec<u8>>,
+) {
+    let (tell, told) = mpsc::unbounded_channel();
+    let route = bytes_route(move |mut io| {
+        let (tell, begin) = (tell.clone(), Arc::clone(&begin));
+        async move {
+            begin.notified().await;
+            let (mut got, mut buf) = (Vec::new(), vec![0; size]);
+            while let Ok(count @ 1..) = io.read(&mut buf).await {
+                got.extend_from_slice(&buf[..count]);
+            }
+            let _ = tell.send(got);
+        }
+    });
+    (route, told)
+}
+
+#[tokio::test]
+async fn early_bytes_arrive_whole_once_and_in_order() {
+    let frames: Vec<u8> = (0_u8..50)
+        .flat_map(|i| Frame::new(BINARY, vec![i; usize::from(i) * 7]).masked())
+        .collect();
+    // Up to what hyper reads with the head, and beyond.
+    for early in [1, 2, 5, 6, 7, 125, 1_000, 4_000, 7_900, 8_500] {
+        for size in [1, 3, 1_024, 65_536] {
+            let begin = Arc::new(Notify::new());
+            let (route, mut read) = reading(size, Arc::clone(&begin));
+            let app = Router::new().route("/ws", route);
+            let server = Server::start(app.layer(heartbeat().build().unwrap())).await;
+            let mut client = open_early(server.addr, &frames[..early]).await;
+            begin.notify_one();
+            client.send_bytes(&frames[early..]).await.unwrap();
+            client.shutdown().await.unwrap();
+            let got = within("what the handler read", read.recv()).await.unwrap();
+            assert!(got == frames, "{early} early, by {size}: {}", got.len());
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_early_request_is_answered_though_nothing_follows() {
+    let app = Router::new().route("/ws", echo_route());
+    let server = Server::start(app.layer(heartbeat().build().unwrap())).await;
+    for payload in ["", "early", &"long ".repeat(1_000)] {
+        let message = Frame::text(payload);
+        let mut client = open_early(server.addr, &message.masked()).await;
+        assert_eq!(client.expect_frame().await, message);
+        client.send(&message).await.unwrap();
+        assert_eq!(client.expect_frame().await, message);
+    }
+}
+
+/// A control frame of the peer's begins early and ends late, around our ping: neither is it lost,
+/// nor does it hide the pong behind it.
+#[tokio::test]
+async fn a_control_frame_may_lie_across_the_end_of_the_early_bytes() {
+    let message = Frame::text("first").masked();
+    for opcode in [PING, PONG] {
+        // As long as a pong of ours, so that it may be one up to its last byte.
+        let control = Frame::new(opcode, *b"not ours").masked();
+        for cut in 1..control.len() {
+            let begin = Arc::new(Notify::new());
+            let (route, mut read) = reading(4, Arc::clone(&begin));
+            let layer = HeartbeatLayer::builder()
+                .interval(ms(20))
+                .timeout(ms(20_000))
+                .jitter(0.0);
+            let (route, mut lives) = told_of(route);
+            let app = Router::new().route("/ws", route);
+            let server = Server::start(app.layer(layer.build().unwrap())).await;
+            let early = [&message[..], &control[..cut]].concat();
+            let mut client = open_early(server.addr, &early).await;
+            let live = lives.recv().await.unwrap();
+            let ping = client.expect_ping().await;
+            begin.notify_one();
+            client.send_bytes(&control[cut..]).await.unwrap();
+            client.send(&Frame::new(PONG, ping)).await.unwrap();
+            until("the pong is found", || live.rtt().is_some()).await;
+            client.shutdown().await.unwrap();
+            let got = within("what the handler read", read.recv()).await.unwrap();
+            assert_eq!(got, [&message[..], &control].concat(), "cut at {cut}");
+        }
+    }
+}
