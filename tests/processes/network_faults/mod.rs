@@ -12,6 +12,8 @@ mod netns;
 mod scene;
 mod slow_link;
 
+pub(crate) use fault_server::{ROLE as SERVER, main as server};
+
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -22,13 +24,8 @@ use scene::{ALLOWANCE, Scene, Times, ms};
 
 use crate::roles;
 
-pub(crate) use fault_server::{ROLE as SERVER, main as server};
-
 /// Why they are ignored: `libtest-mimic` has no reasons, but shows a test's kind.
 const NEEDS: &str = "needs root and network namespaces";
-
-/// They hardly ever wait for a processor.
-pub(crate) const AT_ONCE: usize = 6;
 
 /// What most faults are faced with: a peer may be silent for a second and a little.
 const QUICK: Times = Times {

@@ -3,6 +3,8 @@
 
 mod processes;
 
+pub(crate) use processes::CLIENT;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
@@ -28,8 +30,6 @@ const QUICK: [&str; 4] = ["--min-backoff-ms", "25", "--max-backoff-ms", "100"];
 const HEARTBEAT: [&str; 4] = ["--interval-ms", "500", "--timeout-ms", "2000"];
 /// What a loaded machine may add to a time that is measured on the wall clock.
 const SLACK: Duration = Duration::from_secs(8);
-
-pub(crate) use processes::CLIENT;
 
 pub(crate) fn role(args: Vec<String>) -> ExitCode {
     let run = reconnecting_client::run(args);

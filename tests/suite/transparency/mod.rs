@@ -4,6 +4,7 @@ mod conversations;
 mod early_bytes;
 mod frames;
 mod large_frames;
+#[cfg(feature = "tcp")]
 mod lingering_close;
 mod plain_http;
 mod repeated_writes;
