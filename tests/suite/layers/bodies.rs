@@ -1,5 +1,7 @@
-//! The layers leave the type of a response's body as it is, and ask it to be `Default`, for the 503
-//! of a full registry. Which stacks that allows, and the line that allows all others.
+//! Response body types: the layers keep the type and require `Default`.
+//!
+//! They need `Default` for the 503 of a full registry. These tests show which stacks compile, and the
+//! line that makes the others compile.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -29,14 +31,14 @@ use tower_http::trace::TraceLayer;
 use tower_ws_liveness::Liveness;
 use tungstenite::protocol::Role;
 
-use super::stack::{Stack, ask_http1, handshake, refused};
+use super::stack::{Stack, handshake, refused, send_http1};
 use crate::support::{ms, switching_protocols};
 
-// On a router. Between two calls of `Router::layer` every body is axum's own, so these are stacks in
-// one `ServiceBuilder`.
+// On a router. `Router::layer` converts every body to axum's, so these are stacks in one
+// `ServiceBuilder`.
 
 #[tokio::test]
-async fn outside_of_layers_whose_bodies_are_default() {
+async fn outside_layers_whose_bodies_are_default() {
     let stack = Stack::new();
     let layers = ServiceBuilder::new()
         .layer(stack.heartbeat.clone())
@@ -48,7 +50,7 @@ async fn outside_of_layers_whose_bodies_are_default() {
         .layer(CompressionLayer::new())
         .layer(RequestBodyLimitLayer::new(16));
     stack
-        .lives_and_dies(stack.routes().layer(layers), "/ws")
+        .full_lifecycle(stack.routes().layer(layers), "/ws")
         .await;
     let stack = Stack::new();
     let layers = ServiceBuilder::new()
@@ -56,12 +58,12 @@ async fn outside_of_layers_whose_bodies_are_default() {
         .layer(stack.idle.clone())
         .layer(CatchPanicLayer::new());
     stack
-        .lives_and_dies(stack.routes().layer(layers), "/ws")
+        .full_lifecycle(stack.routes().layer(layers), "/ws")
         .await;
 }
 
 #[tokio::test]
-async fn inside_of_any_layer() {
+async fn inside_any_layer() {
     let stack = Stack::new();
     let layers = ServiceBuilder::new()
         .layer(TraceLayer::new_for_http())
@@ -71,13 +73,13 @@ async fn inside_of_any_layer() {
         .layer(stack.heartbeat.clone())
         .layer(stack.idle.clone());
     stack
-        .lives_and_dies(stack.routes().layer(layers), "/ws")
+        .full_lifecycle(stack.routes().layer(layers), "/ws")
         .await;
 }
 
-/// Without the line in the middle the compiler says that a `ResponseBody` is not `Default`.
+/// Without the `map_response` line the compiler reports that a `ResponseBody` is not `Default`.
 #[tokio::test]
-async fn outside_of_any_layer_with_one_line() {
+async fn outside_any_layer_with_one_line() {
     let stack = Stack::new();
     let layers = ServiceBuilder::new()
         .layer(stack.heartbeat.clone())
@@ -90,7 +92,7 @@ async fn outside_of_any_layer_with_one_line() {
     stack.registry.limit(0);
     refused(&app, "/ws", StatusCode::SERVICE_UNAVAILABLE).await;
     stack.registry.limit(None);
-    stack.lives_and_dies(app, "/ws").await;
+    stack.full_lifecycle(app, "/ws").await;
 }
 
 // On hyper alone.
@@ -104,7 +106,7 @@ async fn hyper_with_each_body_of_http_body_util() {
     on_hyper::<UnsyncBoxBody<Bytes, Infallible>>().await;
 }
 
-/// Both of our layers around a service of this body, and `TraceLayer` around them.
+/// Both of our layers around a service with this body, and `TraceLayer` around them.
 async fn on_hyper<B>()
 where
     B: Body<Data: Send, Error = Infallible> + Default + Send + 'static,
@@ -115,11 +117,11 @@ where
         .layer(stack.heartbeat.clone())
         .layer(stack.idle.clone())
         .service(upgrade::<B>(&stack));
-    stack.lives_and_dies_at(serve(service).await, "/ws").await;
+    stack.full_lifecycle_at(serve(service).await, "/ws").await;
 }
 
 #[tokio::test]
-async fn hyper_outside_of_any_layer_with_one_line() {
+async fn hyper_outside_any_layer_with_one_line() {
     let stack = Stack::new();
     let service = ServiceBuilder::new()
         .layer(stack.heartbeat.clone())
@@ -129,15 +131,15 @@ async fn hyper_outside_of_any_layer_with_one_line() {
         .service(upgrade::<Full<Bytes>>(&stack));
     let addr = serve(service).await;
     stack.registry.limit(0);
-    let (response, _) = ask_http1(addr, &handshake("/ws")).await;
+    let (response, _) = send_http1(addr, &handshake("/ws")).await;
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     stack.registry.limit(None);
-    stack.lives_and_dies_at(addr, "/ws").await;
+    stack.full_lifecycle_at(addr, "/ws").await;
 }
 
-/// What a reverse proxy answers with: it has no body of its own to give.
+/// A reverse proxy responds with `Incoming`, which is not `Default`.
 #[tokio::test]
-async fn hyper_with_a_body_that_comes_from_elsewhere() {
+async fn hyper_with_a_body_that_is_not_default() {
     let stack = Stack::new();
     let proxy =
         |_: Request<Incoming>| async { Err::<Response<Incoming>, _>("there is no backend") };
@@ -154,17 +156,17 @@ async fn hyper_with_a_body_that_comes_from_elsewhere() {
     > = &mut service;
 }
 
-/// A handler without any framework, which echoes.
+/// An echo handler without a framework.
 fn upgrade<B: Default + Send + 'static>(
     stack: &Stack,
 ) -> impl Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send>
 + Clone
 + Send
 + use<B> {
-    let note = stack.note();
+    let observe = stack.observer();
     service_fn(move |mut request: Request<Incoming>| {
         let live = request.extensions().get::<Liveness>();
-        note(live.expect("a handle").clone());
+        observe(live.expect("a handle").clone());
         let response = match request.version() {
             Version::HTTP_2 => Response::new(B::default()),
             _ => switching_protocols(&request).map(|_| B::default()),
@@ -183,7 +185,7 @@ fn upgrade<B: Default + Send + 'static>(
     })
 }
 
-/// Serves both protocols, until the test ends.
+/// Serves HTTP/1.1 and HTTP/2 until the test ends.
 async fn serve<S, B>(service: S) -> SocketAddr
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send>
@@ -201,7 +203,7 @@ where
             connections.spawn(async move {
                 let mut server = auto::Builder::new(TokioExecutor::new());
                 server.http2().enable_connect_protocol();
-                // Clients end their connections as they like.
+                // An error only means that the client ended its connection.
                 let _ = server
                     .serve_connection_with_upgrades(TokioIo::new(io), service)
                     .await;

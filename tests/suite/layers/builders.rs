@@ -1,4 +1,4 @@
-//! What the builders refuse names the setter, the value and the rule; what they accept works.
+//! Builder errors contain the setter, the value and the rule; valid values are accepted.
 
 use std::fmt::Display;
 use std::panic::catch_unwind;
@@ -9,7 +9,7 @@ use tower_ws_liveness::{
 };
 
 const ZERO: Duration = Duration::ZERO;
-const EVER: Duration = Duration::MAX;
+const LONGEST: Duration = Duration::MAX;
 
 fn heartbeat() -> HeartbeatLayerBuilder {
     HeartbeatLayer::builder()
@@ -19,8 +19,8 @@ fn idle() -> IdleTimeoutLayerBuilder {
     IdleTimeoutLayer::builder()
 }
 
-/// Asserts that the message holds the setter, the value, and a rule besides.
-fn names<T, E: Display>(result: Result<T, E>, setter: &str, value: &str) {
+/// Asserts that the error message contains the setter, the value and a rule.
+fn assert_refused<T, E: Display>(result: Result<T, E>, setter: &str, value: &str) {
     let Err(error) = result else {
         panic!("{setter}({value}) was accepted");
     };
@@ -32,64 +32,64 @@ fn names<T, E: Display>(result: Result<T, E>, setter: &str, value: &str) {
 }
 
 #[test]
-fn bad_durations_are_refused() {
+fn invalid_durations_are_refused() {
     for (value, shown) in [
         (ZERO, "0ns"),
         (Duration::from_nanos(1), "1ns"),
-        (EVER, "18446744073709551615.999999999s"),
+        (LONGEST, "18446744073709551615.999999999s"),
     ] {
-        names(heartbeat().interval(value).build(), "interval", shown);
-        names(heartbeat().timeout(value).build(), "timeout", shown);
+        assert_refused(heartbeat().interval(value).build(), "interval", shown);
+        assert_refused(heartbeat().timeout(value).build(), "timeout", shown);
         let built = heartbeat().write_timeout(value).build();
-        names(built, "write_timeout", shown);
+        assert_refused(built, "write_timeout", shown);
         let built = heartbeat().handler_stall_timeout(value).build();
-        names(built, "handler_stall_timeout", shown);
+        assert_refused(built, "handler_stall_timeout", shown);
         let built = heartbeat().close_timeout(value).build();
-        names(built, "close_timeout", shown);
-        names(idle().timeout(value).build(), "timeout", shown);
-        names(idle().first_message(value).build(), "first_message", shown);
+        assert_refused(built, "close_timeout", shown);
+        assert_refused(idle().timeout(value).build(), "timeout", shown);
+        assert_refused(idle().first_message(value).build(), "first_message", shown);
         let built = idle().message_timeout(value).build();
-        names(built, "message_timeout", shown);
-        names(idle().max_lifetime(value).build(), "max_lifetime", shown);
-        names(idle().close_timeout(value).build(), "close_timeout", shown);
+        assert_refused(built, "message_timeout", shown);
+        assert_refused(idle().max_lifetime(value).build(), "max_lifetime", shown);
+        assert_refused(idle().close_timeout(value).build(), "close_timeout", shown);
     }
 }
 
 #[test]
-fn other_bad_values_are_refused() {
-    names(heartbeat().missed_pings(0).build(), "missed_pings", "0");
+fn other_invalid_values_are_refused() {
+    assert_refused(heartbeat().missed_pings(0).build(), "missed_pings", "0");
     let all = u32::MAX;
     let built = heartbeat().missed_pings(all).build();
-    names(built, "missed_pings", &all.to_string());
+    assert_refused(built, "missed_pings", &all.to_string());
     for (jitter, shown) in [
         (-0.1, "-0.1"),
         (1.1, "1.1"),
         (f64::NAN, "NaN"),
         (f64::INFINITY, "inf"),
     ] {
-        names(heartbeat().jitter(jitter).build(), "jitter", shown);
+        assert_refused(heartbeat().jitter(jitter).build(), "jitter", shown);
     }
 }
 
 #[test]
-fn bad_close_frames_are_refused() {
+fn invalid_close_frames_are_refused() {
     for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, u16::MAX] {
         let shown = code.to_string();
         let built = heartbeat().close_frame(code, "").build();
-        names(built, "close_frame", &shown);
-        names(idle().close_frame(code, "").build(), "close_frame", &shown);
+        assert_refused(built, "close_frame", &shown);
+        assert_refused(idle().close_frame(code, "").build(), "close_frame", &shown);
     }
-    // Bytes count, not characters.
+    // The limit is in bytes, not characters.
     for reason in ["x".repeat(124), "ä".repeat(62)] {
         let built = heartbeat().close_frame(1000, reason.as_str()).build();
-        names(built, "close_frame", "124");
+        assert_refused(built, "close_frame", "124");
         let built = idle().close_frame(1000, reason).build();
-        names(built, "close_frame", "124");
+        assert_refused(built, "close_frame", "124");
     }
 }
 
 #[test]
-fn the_short_ways_panic_on_zero() {
+fn the_short_constructors_panic_on_zero() {
     let second = Duration::from_secs(1);
     assert!(catch_unwind(|| HeartbeatLayer::new(ZERO, second)).is_err());
     assert!(catch_unwind(|| HeartbeatLayer::new(second, ZERO)).is_err());
@@ -99,7 +99,7 @@ fn the_short_ways_panic_on_zero() {
 }
 
 #[test]
-fn good_values_are_accepted_to_their_limits() {
+fn values_are_accepted_up_to_their_limits() {
     let (least, year) = (Duration::from_millis(1), Duration::from_secs(365 * 86_400));
     for value in [least, year] {
         let built = heartbeat()

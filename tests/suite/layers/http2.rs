@@ -1,6 +1,6 @@
-//! WebSocket over HTTP/2 (RFC 8441) besides everything else that a connection carries.
+//! WebSocket over HTTP/2 (RFC 8441) next to the other streams of a connection.
 //!
-//! What is the same over HTTP/1.1 is a scenario of the other files, over either.
+//! Scenarios that are the same over HTTP/1.1 are in the other files, which run over both.
 
 use std::net::SocketAddr;
 
@@ -30,7 +30,7 @@ async fn h2(addr: SocketAddr) -> H2Client {
         .unwrap()
 }
 
-/// Opens a WebSocket on a stream of its own.
+/// Opens a WebSocket on a new stream.
 async fn open(h2: &H2Client) -> RawClient<H2Stream> {
     let opened = within("the response", h2.websocket(URI)).await;
     let (response, stream) = opened.unwrap();
@@ -49,7 +49,7 @@ async fn echoes(client: &mut RawClient<H2Stream>, text: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dead_stream_is_evicted_while_its_neighbour_lives() {
+async fn a_dead_stream_is_evicted_while_its_neighbour_stays_open() {
     for missed in [1, 3] {
         let heartbeat = quiet()
             .interval(ms(50))
@@ -66,10 +66,10 @@ async fn a_dead_stream_is_evicted_while_its_neighbour_lives() {
             event = scene.recorder.nth(1) => {
                 assert_eq!((event.id, event.reason), (dead.id(), reason));
             }
-            frame = live_client.next() => panic!("the live client got {frame:?}"),
+            frame = live_client.next() => panic!("the live client received {frame:?}"),
         }
         assert_eq!(scene.local.nth(1).await.reason, reason);
-        // The stream ends, and the connection does not.
+        // The stream ends; the HTTP/2 connection stays open.
         dead_client.closed().await;
         scene.handlers_done(1).await;
         echoes(&mut live_client, "still here").await;
@@ -77,12 +77,12 @@ async fn a_dead_stream_is_evicted_while_its_neighbour_lives() {
         live_client.live_until_ping(pings).await;
         assert_eq!(scene.registry.len(), 1);
         scene.recorder.stays_at(1).await;
-        echoes(&mut open(&h2).await, "and so is a new one").await;
+        echoes(&mut open(&h2).await, "a new stream").await;
     }
 }
 
 #[tokio::test]
-async fn the_whole_connection_ends_and_each_stream_is_told_of_once() {
+async fn the_end_of_the_http2_connection_evicts_each_stream_once() {
     let mut scene = Scene::start(Wire::Http2, quiet(), patient(), echo).await;
     let idle_tasks = alive_tasks();
     let h2 = h2(scene.addr()).await;
@@ -94,7 +94,7 @@ async fn the_whole_connection_ends_and_each_stream_is_told_of_once() {
         echoes(client, "hello").await;
     }
     assert_eq!(scene.registry.len(), 10);
-    drop(h2); // as a killed process ends
+    drop(h2); // What a killed process does.
     scene.recorder.nth(10).await;
     scene.handlers_done(10).await;
     for (_, live) in &clients {
@@ -102,35 +102,35 @@ async fn the_whole_connection_ends_and_each_stream_is_told_of_once() {
         assert_eq!(scene.local.count(live.id()), 1);
     }
     drop(clients);
-    until("no task is left", || alive_tasks() <= idle_tasks).await;
+    until("every task has ended", || alive_tasks() <= idle_tasks).await;
     assert!(scene.registry.is_empty());
     scene.recorder.stays_at(10).await;
 }
 
-/// Echoes bytes, over whatever was asked for.
+/// Echoes bytes over any upgraded stream.
 fn tunnel() -> MethodRouter {
     any(|mut request: Request<Body>| async move {
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
             let mut io = TokioIo::new(upgrade.await.unwrap());
-            let mut heard = Vec::new();
-            io.read_to_end(&mut heard).await.unwrap();
-            io.write_all(&heard).await.unwrap();
+            let mut received = Vec::new();
+            io.read_to_end(&mut received).await.unwrap();
+            io.write_all(&received).await.unwrap();
             io.shutdown().await.unwrap();
         });
         StatusCode::OK
     })
 }
 
-/// What looks like frames goes through as it is.
+/// Asserts that bytes that look like frames pass unchanged.
 async fn tunnels(mut stream: H2Stream) {
-    let said = [&Frame::text("as if").masked()[..], &[0x8a, 0]].concat();
-    stream.write_all(&said).await.unwrap();
+    let sent = [&Frame::text("as if").masked()[..], &[0x8a, 0]].concat();
+    stream.write_all(&sent).await.unwrap();
     stream.shutdown().await.unwrap();
-    let mut heard = Vec::new();
-    let read = stream.read_to_end(&mut heard);
+    let mut received = Vec::new();
+    let read = stream.read_to_end(&mut received);
     within("the echo", read).await.unwrap();
-    assert_eq!(heard, said);
+    assert_eq!(received, sent);
 }
 
 fn request(method: Method, uri: &str) -> Request<()> {
@@ -139,7 +139,7 @@ fn request(method: Method, uri: &str) -> Request<()> {
 }
 
 #[tokio::test]
-async fn what_is_no_websocket_passes_untouched_while_sockets_live() {
+async fn other_streams_pass_unchanged_while_a_websocket_is_open() {
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(20))
@@ -200,15 +200,15 @@ async fn what_is_no_websocket_passes_untouched_while_sockets_live() {
     }
     drop((socket, h2));
     recorder.nth(1).await;
-    until("no task is left", || alive_tasks() <= idle_tasks).await;
+    until("every task has ended", || alive_tasks() <= idle_tasks).await;
     assert!(registry.is_empty());
     recorder.stays_at(1).await;
 }
 
-/// The extractor where there is nothing to extract. Headers that are about the connection are forbidden
-/// over HTTP/2 (RFC 9113 section 8.2.2), so there is no `Upgrade` in the answers.
+/// RFC 9113 section 8.2.2 forbids connection-specific headers over HTTP/2, so the responses have no
+/// `Upgrade`.
 #[tokio::test]
-async fn the_extractor_says_what_is_wrong_with_the_request() {
+async fn the_extractor_answers_with_the_status_of_what_the_request_lacks() {
     let route = || Router::new().fallback(|live: Liveness| async move { live.id().to_string() });
     let layered = Server::start(route().layer(HeartbeatLayer::default())).await;
     let bare = Server::start(route()).await;
@@ -247,9 +247,9 @@ async fn the_extractor_says_what_is_wrong_with_the_request() {
     }
 }
 
-/// Any success opens the tunnel (RFC 8441 section 5), though nobody may be at its other end.
+/// Any 2xx opens the tunnel (RFC 8441 section 5), even if no handler takes the upgrade.
 #[tokio::test]
-async fn a_success_whose_upgrade_nobody_takes_is_told_of_once() {
+async fn a_success_whose_upgrade_is_never_taken_is_evicted_once() {
     let recorder = Recorder::new();
     let heartbeat = quiet().on_evict(recorder.hook()).build().unwrap();
     let registry = heartbeat.registry();
@@ -260,13 +260,13 @@ async fn a_success_whose_upgrade_nobody_takes_is_told_of_once() {
     assert_eq!(response.status(), StatusCode::NO_CONTENT);
     RawClient::over(stream).closed().await;
     let reason = recorder.nth(1).await.reason;
-    let none = matches!(reason, Reason::HandlerDropped | Reason::UpgradeFailed);
-    assert!(none, "{reason:?}");
+    let is_expected = matches!(reason, Reason::HandlerDropped | Reason::UpgradeFailed);
+    assert!(is_expected, "{reason:?}");
     until("the registry is empty", || registry.is_empty()).await;
     recorder.stays_at(1).await;
 }
 
-/// A server that does not offer extended CONNECT has no WebSockets, and serves the rest as ever.
+/// A server that does not offer extended CONNECT opens no WebSocket and serves other requests.
 #[tokio::test]
 async fn without_extended_connect_the_layers_have_nothing_to_do() {
     let recorder = Recorder::new();
@@ -293,7 +293,7 @@ async fn without_extended_connect_the_layers_have_nothing_to_do() {
     assert!(!requests.is_extended_connect_protocol_enabled());
     let plain = request(Method::CONNECT, "example.com:443");
     assert_eq!(send(plain).await, StatusCode::OK);
-    // Its tunnel was as good as any.
+    // The layers do not register a plain CONNECT tunnel.
     assert_eq!((registry.len(), recorder.total()), (0, 0));
     drop(requests);
     within("the client", connection).await.unwrap().unwrap();

@@ -1,5 +1,4 @@
-//! Other times for one connection: at run time through its handle, and per request through an
-//! extension that a layer further out has put there.
+//! Per-connection overrides: through the handle, or through a request extension from an outer layer.
 
 use std::time::Duration;
 
@@ -22,16 +21,16 @@ use crate::support::{echo, in_memory, watched_route};
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[tokio::test(start_paused = true)]
-async fn a_shorter_interval_counts_at_once() {
+async fn a_shorter_interval_takes_effect_immediately() {
     let (_stream, live, peer) = wrap_with(heartbeat().interval(HOUR).missed_pings(200));
     sleep(ms(500)).await;
     live.set_interval(ms(700)).unwrap();
     sleep(ms(190)).await;
     assert_eq!(peer.pings().len(), 0);
     sleep(ms(30)).await;
-    assert_eq!(peer.pings().len(), 1, "700 ms after the last sign of life");
+    assert_eq!(peer.pings().len(), 1, "700 ms after the last read");
 
-    // Overdue already.
+    // The new deadline has already expired.
     let (_stream, live, peer) = wrap_with(heartbeat().interval(HOUR).missed_pings(200));
     sleep(ms(500)).await;
     live.set_interval(ms(100)).unwrap();
@@ -39,9 +38,9 @@ async fn a_shorter_interval_counts_at_once() {
     assert_eq!(peer.pings().len(), 1);
 }
 
-/// Deadlines are rounded up to a 32nd of the shortest duration, whichever that is by now.
+/// Deadlines are rounded up to a 32nd of the shortest duration, including overrides.
 #[tokio::test(start_paused = true)]
-async fn short_times_are_kept_as_exactly_as_if_the_layer_had_them() {
+async fn a_short_override_is_as_exact_as_a_short_setting_of_the_layer() {
     let coarse = heartbeat().interval(HOUR).timeout(HOUR).close_timeout(HOUR);
     let recorder = Recorder::new();
     let (_stream, live, _peer) = wrap_with(coarse.on_evict(recorder.hook()));
@@ -55,7 +54,7 @@ async fn short_times_are_kept_as_exactly_as_if_the_layer_had_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_longer_interval_counts_at_once() {
+async fn a_longer_interval_takes_effect_immediately() {
     let (_stream, live, peer) = wrap_with(heartbeat());
     sleep(ms(90)).await;
     live.set_interval(ms(1_000)).unwrap();
@@ -66,7 +65,7 @@ async fn a_longer_interval_counts_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_timeout_counts_for_the_ping_that_is_out() {
+async fn a_new_timeout_applies_to_the_outstanding_ping() {
     for (changed, dead_after) in [(400, 500), (10, 120)] {
         let recorder = Recorder::new();
         let (_stream, live, _peer) = wrap_with(heartbeat().on_evict(recorder.hook()));
@@ -82,7 +81,7 @@ async fn a_timeout_counts_for_the_ping_that_is_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn other_connections_keep_the_layers_times() {
+async fn other_connections_keep_the_settings_of_the_layer() {
     let layer = heartbeat().build().unwrap();
     let (one, other) = (script(), script());
     let (_one_stream, live) = layer.wrap_server(one.0);
@@ -93,7 +92,7 @@ async fn other_connections_keep_the_layers_times() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bad_values_are_refused_by_name() {
+async fn an_invalid_value_is_refused_with_its_setter_and_rule() {
     let (_stream, live, peer) = wrap_with(heartbeat());
     let refused = [
         (
@@ -118,11 +117,11 @@ async fn bad_values_are_refused_by_name() {
         assert_eq!(result.unwrap_err().to_string(), expected);
     }
     sleep(ms(105)).await;
-    assert_eq!(peer.pings().len(), 1, "the layer's times hold");
+    assert_eq!(peer.pings().len(), 1, "the layer's settings apply");
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_the_end_nothing_happens() {
+async fn setters_have_no_effect_after_the_connection_has_ended() {
     let (stream, live, _peer) = wrap_with(heartbeat());
     drop(stream);
     live.set_interval(ms(1)).unwrap();
@@ -131,21 +130,21 @@ async fn after_the_end_nothing_happens() {
     assert_eq!(live.evicted().await.reason(), Reason::HandlerDropped);
 }
 
-// Over HTTP, where layers are.
+// Over HTTP, with layers.
 
-/// An application with this route, under the layers that `layered` adds.
+/// Connects to an echo route under the layers that `layered` adds.
 async fn connect(layered: impl FnOnce(Router) -> Router) -> (RawClient<DuplexStream>, Liveness) {
-    let (route, told) = watched_route(echo);
+    let (route, handles) = watched_route(echo);
     let app = layered(Router::new().route("/ws", route));
-    open(app, told).await
+    open(app, handles).await
 }
 
 async fn open(
     app: Router,
-    mut told: UnboundedReceiver<Liveness>,
+    mut handles: UnboundedReceiver<Liveness>,
 ) -> (RawClient<DuplexStream>, Liveness) {
     let client = RawClient::handshake(in_memory(app, 64 * 1024), "/ws").await;
-    (client, told.recv().await.unwrap())
+    (client, handles.recv().await.unwrap())
 }
 
 /// A layer that overrides the policy of every request.
@@ -161,7 +160,7 @@ fn beat() -> HeartbeatLayer {
     heartbeat().build().unwrap()
 }
 
-/// When the eviction came, and why.
+/// Reads until the eviction, and returns the time until then and the reason.
 async fn end(mut client: RawClient<DuplexStream>, live: &Liveness) -> (Duration, Reason) {
     let begun = Instant::now();
     tokio::select! {
@@ -171,8 +170,8 @@ async fn end(mut client: RawClient<DuplexStream>, live: &Liveness) -> (Duration,
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_may_have_its_own_times() {
-    // Whether the override comes before all layers or between them, and whichever wins otherwise.
+async fn a_request_extension_overrides_the_settings_of_the_layer() {
+    // The override may be outside all layers or between them.
     let twice = PolicyOverride::builder().interval(ms(300)).timeout(ms(200));
     let orders: [fn(Router, PolicyOverrideBuilder) -> Router; 3] = [
         |router, own| overriding(router.layer(beat()), own),
@@ -263,7 +262,7 @@ async fn every_value_can_be_overridden() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_bound_on_messages_can_be_overridden_and_turned_off() {
+async fn the_message_timeout_can_be_overridden_and_turned_off() {
     let all = |router: Router, own| {
         let idle = IdleTimeoutLayer::builder()
             .timeout(ms(3_000))
@@ -295,7 +294,7 @@ async fn the_bound_on_messages_can_be_overridden_and_turned_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn values_for_a_layer_that_is_not_there_are_ignored() {
+async fn overrides_for_an_absent_layer_are_ignored() {
     let own = PolicyOverride::builder()
         .interval(ms(10))
         .missed_pings(9)
@@ -307,14 +306,14 @@ async fn values_for_a_layer_that_is_not_there_are_ignored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_handler_has_the_last_word() {
-    let (route, mut told) = watched_route(echo);
+async fn the_handlers_override_wins_over_the_request_extension() {
+    let (route, mut handles) = watched_route(echo);
     let router = Router::new()
         .route("/ws", route)
         .layer(IdleTimeoutLayer::new(HOUR));
     let app = overriding(router, PolicyOverride::builder().idle_timeout(ms(500)));
     let mut client = RawClient::handshake(in_memory(app, 64 * 1024), "/ws").await;
-    let live = told.recv().await.unwrap();
+    let live = handles.recv().await.unwrap();
     live.set_idle_timeout(ms(2_000)).unwrap();
     sleep(ms(1_500)).await;
     client.send(&Frame::text("still here")).await.unwrap();
@@ -324,7 +323,7 @@ async fn the_handler_has_the_last_word() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_middleware_has_set_holds_against_layers_further_in() {
+async fn an_override_set_by_middleware_wins_over_layers_further_in() {
     let set = from_fn(|request: Request, next: Next| {
         let live: &Liveness = request.extensions().get().unwrap();
         live.set_interval(ms(300)).unwrap();
@@ -336,7 +335,7 @@ async fn what_a_middleware_has_set_holds_against_layers_further_in() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_application_without_the_extension_is_as_before() {
+async fn without_the_extension_the_settings_of_the_layer_apply() {
     let (mut client, live) = connect(|router| router.layer(beat())).await;
     let idle = timeout(ms(1_000), client.next()).await;
     assert!(idle.is_err(), "{idle:?}");
@@ -363,7 +362,7 @@ async fn a_refused_setting_is_not_kept_for_a_layer_further_in() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_requests_override_does_not_undo_what_was_set_after_it() {
+async fn a_request_extension_does_not_undo_an_override_set_after_it() {
     let set = from_fn(|request: Request, next: Next| {
         let live: &Liveness = request.extensions().get().unwrap();
         live.set_interval(ms(300)).unwrap();
@@ -379,9 +378,10 @@ async fn a_requests_override_does_not_undo_what_was_set_after_it() {
     assert!((ms(350)..ms(370)).contains(&after), "{after:?}");
 }
 
-/// It is not late because the runtime stood still.
+/// The deadline is in the past because of the override, not because the runtime was stalled, so the
+/// heartbeat grants no second ping.
 #[tokio::test(start_paused = true)]
-async fn a_timeout_that_has_run_out_already_needs_no_second_ping() {
+async fn a_timeout_that_has_already_expired_evicts_without_a_second_ping() {
     let (_stream, live, peer) = wrap_with(heartbeat().timeout(ms(15_000)));
     sleep(ms(10_200)).await;
     let begun = Instant::now();
@@ -392,13 +392,13 @@ async fn a_timeout_that_has_run_out_already_needs_no_second_ping() {
     assert_eq!(peer.pings().len(), 1);
 }
 
-// A client whose library hands pings to the application, which fails on the first one: what the README
-// recommends for it.
+// A client whose library passes pings to the application, which fails on the first one: the settings
+// that the README recommends for it.
 
-/// The interval at which the client sends a message of its own.
+/// The interval at which the client sends a message.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
-/// Sends a message every `KEEPALIVE` for `span`. Once it is sent a ping it sends nothing more, and
+/// Sends a message every `KEEPALIVE` for `span`. After the first ping it sends nothing more, and
 /// leaves the connection open.
 async fn fails_on_pings(client: &mut RawClient<DuplexStream>, span: Duration) {
     let end = Instant::now() + span;
@@ -414,7 +414,7 @@ async fn fails_on_pings(client: &mut RawClient<DuplexStream>, span: Duration) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_fails_on_pings_is_kept_by_settings_that_send_it_none() {
+async fn a_client_that_fails_on_pings_stays_connected_with_settings_that_send_none() {
     fn heartbeat_every(seconds: u64) -> HeartbeatLayer {
         let builder = HeartbeatLayer::builder().interval(Duration::from_secs(seconds));
         builder.build().unwrap()
@@ -454,7 +454,7 @@ async fn a_client_that_fails_on_pings_is_kept_by_settings_that_send_it_none() {
             60,
         ),
     ];
-    // The first ping comes at a random moment.
+    // Jitter makes the time of the first ping random.
     for (name, layered, kept, expected, found_within) in table.repeat(10) {
         let (client, live) = connect(layered).await;
         let mut client = client.answering(Answer::Nothing);

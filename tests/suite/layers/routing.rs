@@ -1,5 +1,4 @@
-//! Our layers on routers in routers, and among middleware of the application's own: what such a
-//! middleware may do to a handshake, and what comes of it.
+//! The layers on nested and merged routers, and next to middleware that changes handshakes.
 
 use std::future::ready;
 use std::net::SocketAddr;
@@ -23,7 +22,8 @@ use tower_ws_liveness::{Liveness, PolicyOverride, Reason};
 use tungstenite::protocol::Role;
 
 use super::stack::{
-    self, Place, Stack, ask_http1, ask_http2, echoes, handshake, refused, works_everywhere,
+    self, Position, Stack, echoes, handshake, refused, send_http1, send_http2,
+    works_in_every_position,
 };
 use crate::support::h2_client::H2Client;
 use crate::support::raw::Frame;
@@ -32,7 +32,7 @@ use crate::support::{Server, echo_route, ms, never, switching_protocols, within}
 // Routers.
 
 #[tokio::test]
-async fn nested_routers_with_the_layers_on_either_or_both() {
+async fn nested_routers_with_the_layers_on_one_or_both() {
     for (inner, outer) in [(true, false), (false, true), (true, true)] {
         let stack = Stack::new();
         let around = |is_around, app| match is_around {
@@ -42,53 +42,53 @@ async fn nested_routers_with_the_layers_on_either_or_both() {
         let app = around(inner, stack.routes());
         let app = around(outer, Router::new().nest("/v1", app));
         let app = Router::new().nest("/api", app);
-        stack.lives_and_dies(app, "/api/v1/ws").await;
+        stack.full_lifecycle(app, "/api/v1/ws").await;
     }
-    // One layer on each.
+    // One layer on each router.
     let stack = Stack::new();
     let inner = stack.routes().layer(stack.idle.clone());
     let app = Router::new().nest_service("/api", inner);
     let app = app.layer(stack.heartbeat.clone());
-    stack.lives_and_dies(app, "/api/ws").await;
+    stack.full_lifecycle(app, "/api/ws").await;
 }
 
 #[tokio::test]
 async fn a_fallback_is_a_route_like_any_other() {
     let stack = Stack::new();
     let app = Router::new().fallback_service(stack.routes());
-    stack.lives_and_dies(stack.around(app), "/ws").await;
+    stack.full_lifecycle(stack.around(app), "/ws").await;
     let stack = Stack::new();
     let app = Router::new().fallback_service(stack.around(stack.routes()));
-    stack.lives_and_dies(app, "/ws").await;
+    stack.full_lifecycle(app, "/ws").await;
 }
 
-/// What a layer is on, it is on: a router that is merged brings no layer along, and gets none.
+/// Merging does not move layers between the routers.
 #[tokio::test]
 async fn merged_routers_keep_their_own_layers() {
     let stack = Stack::new();
-    let demands = any(|_: Liveness| ready(StatusCode::OK));
-    let asks = any(|live: Option<Liveness>| ready(live.is_some().to_string()));
+    let required = any(|_: Liveness| ready(StatusCode::OK));
+    let optional = any(|live: Option<Liveness>| ready(live.is_some().to_string()));
     let bare = Router::new()
         .route("/bare", echo_route())
-        .route("/demands", demands.clone())
-        .route("/asks", asks.clone());
-    let layered = stack.routes().route("/knows", asks);
+        .route("/required", required.clone())
+        .route("/optional", optional.clone());
+    let layered = stack.routes().route("/layered", optional);
     let app = bare.merge(stack.around(layered));
     let server = Server::start(app.clone()).await;
     let mut client = stack::http1(server.addr, "/bare").await;
     echoes(&mut client).await;
     never("a ping", ms(300), client.read_frame()).await;
     assert!(stack.registry.is_empty());
-    refused(&app, "/demands", StatusCode::INTERNAL_SERVER_ERROR).await;
-    for (path, answer) in [("/asks", "false"), ("/knows", "true")] {
-        let (response, _) = ask_http1(server.addr, &handshake(path)).await;
+    refused(&app, "/required", StatusCode::INTERNAL_SERVER_ERROR).await;
+    for (path, answer) in [("/optional", "false"), ("/layered", "true")] {
+        let (response, _) = send_http1(server.addr, &handshake(path)).await;
         assert_eq!(response.body(), answer);
     }
-    stack.untouched().await;
-    stack.lives_and_dies(app, "/ws").await;
+    stack.assert_no_connection().await;
+    stack.full_lifecycle(app, "/ws").await;
 }
 
-/// `layer` sees what no route was found for, `route_layer` does not. Neither keeps anything of it.
+/// `layer` sees requests that match no route, `route_layer` does not. Neither registers them.
 #[tokio::test]
 async fn a_route_layer_leaves_unknown_paths_alone() {
     let stack = Stack::new();
@@ -100,23 +100,23 @@ async fn a_route_layer_leaves_unknown_paths_alone() {
     for app in [&route_layered, &layered] {
         refused(app, "/nowhere", StatusCode::NOT_FOUND).await;
     }
-    stack.untouched().await;
-    // A full house says so to whoever asks it.
+    stack.assert_no_connection().await;
+    // A full registry refuses every handshake that reaches the layer.
     stack.registry.limit(0);
     refused(&route_layered, "/nowhere", StatusCode::NOT_FOUND).await;
     refused(&layered, "/nowhere", StatusCode::SERVICE_UNAVAILABLE).await;
     refused(&route_layered, "/ws", StatusCode::SERVICE_UNAVAILABLE).await;
     stack.registry.limit(None);
-    stack.untouched().await;
-    stack.lives_and_dies(route_layered, "/ws").await;
+    stack.assert_no_connection().await;
+    stack.full_lifecycle(route_layered, "/ws").await;
 }
 
-// Middleware that changes nothing, or little.
+// Middleware that leaves the handshake valid.
 
 #[tokio::test]
 async fn middleware_that_passes_everything_on() {
     let pass = |request: Request, next: Next| next.run(request);
-    works_everywhere(|app| app.layer(from_fn(pass))).await;
+    works_in_every_position(|app| app.layer(from_fn(pass))).await;
 }
 
 /// An opening handshake has no body, over HTTP/1.1 or HTTP/2.
@@ -128,10 +128,10 @@ async fn middleware_that_reads_the_body() {
         assert!(body.is_empty());
         next.run(Request::from_parts(head, Body::from(body))).await
     }
-    works_everywhere(|app| app.layer(from_fn(read))).await;
+    works_in_every_position(|app| app.layer(from_fn(read))).await;
 }
 
-/// A copy of hyper's `OnUpgrade` does no harm as long as nobody awaits it.
+/// A copy of hyper's `OnUpgrade` is harmless unless it is awaited.
 #[tokio::test]
 async fn middleware_that_keeps_a_copy_of_the_extensions() {
     async fn copy(request: Request, next: Next) -> Response {
@@ -141,13 +141,13 @@ async fn middleware_that_keeps_a_copy_of_the_extensions() {
         drop(copy);
         response
     }
-    works_everywhere(|app| app.layer(from_fn(copy))).await;
+    works_in_every_position(|app| app.layer(from_fn(copy))).await;
 }
 
-/// Authentication, say, that knows a client for a phone. Inside of the layers it comes too late for
-/// an extension, and has the handle instead.
+/// Inside a layer, middleware runs too late for an extension, but can use the handle. An example is
+/// authentication that recognizes a mobile client.
 #[tokio::test]
-async fn middleware_that_asks_for_other_times() {
+async fn middleware_that_overrides_the_interval() {
     async fn override_policy(mut request: Request, next: Next) -> Response {
         let patient = PolicyOverride::builder().interval(ms(600_000)).build();
         request.extensions_mut().insert(patient.unwrap());
@@ -157,10 +157,10 @@ async fn middleware_that_asks_for_other_times() {
         live.set_interval(ms(600_000)).unwrap();
         next.run(request).await
     }
-    for place in [Place::Outside, Place::Between, Place::Inside] {
+    for position in [Position::Outside, Position::Between, Position::Inside] {
         let stack = Stack::new();
-        let app = stack.with(place, stack.routes(), |app| match place {
-            Place::Inside => app.layer(from_fn(set)),
+        let app = stack.with(position, stack.routes(), |app| match position {
+            Position::Inside => app.layer(from_fn(set)),
             _ => app.layer(from_fn(override_policy)),
         });
         let server = Server::start(app).await;
@@ -168,9 +168,9 @@ async fn middleware_that_asks_for_other_times() {
         echoes(&mut client).await;
         never("a ping", ms(400), client.read_frame()).await;
     }
-    // The same, too late.
+    // Inside the layers, the extension has no effect.
     let stack = Stack::new();
-    let app = stack.with(Place::Inside, stack.routes(), |app| {
+    let app = stack.with(Position::Inside, stack.routes(), |app| {
         app.layer(from_fn(override_policy))
     });
     let server = Server::start(app).await;
@@ -182,60 +182,60 @@ async fn middleware_that_asks_for_other_times() {
 async fn forbid(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     match response.status() {
-        // The latter over HTTP/2.
+        // 101 over HTTP/1.1, 200 over HTTP/2.
         StatusCode::SWITCHING_PROTOCOLS | StatusCode::OK => StatusCode::FORBIDDEN.into_response(),
         _ => response,
     }
 }
 
-/// The peer has not been promised anything yet: there was no connection.
+/// The layers see only the refusal, so no connection opens.
 #[tokio::test]
-async fn an_upgrade_that_is_taken_back_inside_the_layers_is_none() {
-    for place in [Place::Inside, Place::Between] {
+async fn an_upgrade_replaced_by_a_refusal_inside_the_layers_is_not_a_connection() {
+    for position in [Position::Inside, Position::Between] {
         let stack = Stack::new();
         stack.registry.limit(1);
-        let app = stack.with(place, stack.routes(), |app| app.layer(from_fn(forbid)));
+        let app = stack.with(position, stack.routes(), |app| app.layer(from_fn(forbid)));
         for _ in 0..2 {
             refused(&app, "/ws", StatusCode::FORBIDDEN).await;
         }
-        stack.untouched().await;
+        stack.assert_no_connection().await;
     }
 }
 
-/// The layers have seen it promised. Over HTTP/2 they learn at once that it failed; over HTTP/1.1,
-/// where hyper keeps its end until then, when the client asks for another upgrade or goes. So
-/// whatever may take an upgrade back belongs inside.
+/// The layers have seen the upgrade response. Over HTTP/2 the upgrade fails immediately. Over
+/// HTTP/1.1 hyper keeps its end until the client requests another upgrade or disconnects. So
+/// middleware that may replace an upgrade response belongs inside the layers.
 #[tokio::test]
-async fn an_upgrade_that_is_taken_back_outside_the_layers_has_failed() {
+async fn an_upgrade_replaced_by_a_refusal_outside_the_layers_fails() {
     let stack = Stack::new();
-    let app = stack.with(Place::Outside, stack.routes(), |app| {
+    let app = stack.with(Position::Outside, stack.routes(), |app| {
         app.layer(from_fn(forbid))
     });
     let server = Server::start(app).await;
     let h2 = H2Client::connect(server.addr).await.unwrap();
-    let (response, _) = ask_http2(&h2, "/ws").await;
+    let (response, _) = send_http2(&h2, "/ws").await;
     assert_eq!(response.status(), StatusCode::FORBIDDEN);
     assert_eq!(stack.recorder.nth(1).await.reason, Reason::UpgradeFailed);
-    within("nobody is left", stack.registry.wait_idle()).await;
+    within("an idle registry", stack.registry.wait_idle()).await;
 
     stack.registry.limit(1);
-    let mut kept = Kept::connect(server.addr).await;
-    kept.ask("/ws", StatusCode::FORBIDDEN).await;
-    kept.ask("/ws", StatusCode::SERVICE_UNAVAILABLE).await;
+    let mut client = KeepAlive::connect(server.addr).await;
+    client.expect("/ws", StatusCode::FORBIDDEN).await;
+    client.expect("/ws", StatusCode::SERVICE_UNAVAILABLE).await;
     assert_eq!(stack.recorder.nth(2).await.reason, Reason::UpgradeFailed);
-    within("nobody is left", stack.registry.wait_idle()).await;
-    kept.ask("/ws", StatusCode::FORBIDDEN).await;
-    drop(kept);
-    // What hyper gives out then has ended.
+    within("an idle registry", stack.registry.wait_idle()).await;
+    client.expect("/ws", StatusCode::FORBIDDEN).await;
+    drop(client);
+    // hyper completes the pending upgrade with a stream that is at end of file.
     assert_eq!(stack.recorder.nth(3).await.reason, Reason::PeerVanished);
-    within("nobody is left", stack.registry.wait_idle()).await;
+    within("an idle registry", stack.registry.wait_idle()).await;
     stack.recorder.stays_at(3).await;
 }
 
-/// One HTTP/1.1 connection, kept alive.
-struct Kept(SendRequest<Full<Bytes>>);
+/// A persistent HTTP/1.1 connection.
+struct KeepAlive(SendRequest<Full<Bytes>>);
 
-impl Kept {
+impl KeepAlive {
     async fn connect(addr: SocketAddr) -> Self {
         let io = TokioIo::new(TcpStream::connect(addr).await.unwrap());
         let (requests, connection) = http1::handshake(io).await.unwrap();
@@ -243,7 +243,7 @@ impl Kept {
         Self(requests)
     }
 
-    async fn ask(&mut self, path: &str, status: StatusCode) {
+    async fn expect(&mut self, path: &str, status: StatusCode) {
         let request = handshake(path).map(|()| Full::default());
         within("the connection", self.0.ready()).await.unwrap();
         let response = within("the response", self.0.send_request(request)).await;
@@ -251,47 +251,47 @@ impl Kept {
     }
 }
 
-/// A refusal that is turned into an upgrade: nobody holds the other end.
+/// Middleware turns the handler's refusal into an upgrade whose stream no task holds.
 #[tokio::test]
-async fn an_upgrade_that_the_handler_knows_nothing_of_ends_at_once() {
+async fn an_upgrade_that_the_handler_did_not_make_ends_immediately() {
     async fn insist(request: Request, next: Next) -> Response {
         let accept = switching_protocols(&request);
         let response = next.run(request).await;
         assert_eq!(response.status(), StatusCode::FORBIDDEN);
         accept
     }
-    for place in [Place::Inside, Place::Outside] {
+    for position in [Position::Inside, Position::Outside] {
         let stack = Stack::new();
         let routes = Router::new().route("/no", any(|| ready(StatusCode::FORBIDDEN)));
-        let app = stack.with(place, routes, |app| app.layer(from_fn(insist)));
+        let app = stack.with(position, routes, |app| app.layer(from_fn(insist)));
         let server = Server::start(app).await;
         let mut client = stack::http1(server.addr, "/no").await;
         let close = client.closed().await;
         assert_eq!(close, None);
-        if place == Place::Inside {
+        if position == Position::Inside {
             let event = stack.recorder.nth(1).await;
             assert_eq!(event.reason, Reason::HandlerDropped);
             stack.recorder.stays_at(1).await;
         } else {
-            stack.untouched().await;
+            stack.assert_no_connection().await;
         }
     }
 }
 
-/// Whoever builds a request anew has to take the extensions along: without hyper's `OnUpgrade`
-/// nothing can be upgraded, with the layers or without them.
+/// Middleware that rebuilds a request must keep its extensions: without hyper's `OnUpgrade` no
+/// upgrade is possible, with the layers or without them.
 #[tokio::test]
-async fn a_request_without_its_extensions_is_no_handshake() {
+async fn a_request_without_its_extensions_is_not_a_handshake() {
     async fn strip(mut request: Request, next: Next) -> Response {
         request.extensions_mut().clear();
         next.run(request).await
     }
     async fn is_refused(app: Router) {
         let server = Server::start(app).await;
-        let (response, _) = ask_http1(server.addr, &handshake("/ws")).await;
+        let (response, _) = send_http1(server.addr, &handshake("/ws")).await;
         assert_eq!(response.status(), StatusCode::UPGRADE_REQUIRED);
         let h2 = H2Client::connect(server.addr).await.unwrap();
-        let (response, _) = ask_http2(&h2, "/ws").await;
+        let (response, _) = send_http2(&h2, "/ws").await;
         assert!(response.status().is_client_error(), "{response:?}");
     }
     is_refused(
@@ -300,15 +300,15 @@ async fn a_request_without_its_extensions_is_no_handshake() {
             .layer(from_fn(strip)),
     )
     .await;
-    for place in Place::ALL {
+    for position in Position::ALL {
         let stack = Stack::new();
-        is_refused(stack.with(place, stack.routes(), |app| app.layer(from_fn(strip)))).await;
-        stack.untouched().await;
+        is_refused(stack.with(position, stack.routes(), |app| app.layer(from_fn(strip)))).await;
+        stack.assert_no_connection().await;
     }
 }
 
-/// A second layer that does not find the handle of the first takes the connection for a new one.
-/// Both do their work, the outer one on the transport and the inner one on what it is given.
+/// A layer that does not find the `Liveness` of the outer layer treats the connection as new. Both
+/// wrap it: the outer layer wraps the transport, the inner layer wraps the outer one's stream.
 #[tokio::test]
 async fn layers_that_cannot_see_each_other_wrap_twice() {
     async fn lose(mut request: Request, next: Next) -> Response {
@@ -329,15 +329,15 @@ async fn layers_that_cannot_see_each_other_wrap_twice() {
     assert_ne!(events[0].id, events[1].id);
     for (stack, event) in [inner, outer].iter().zip(events) {
         assert_eq!(event.reason, Reason::PeerClosed { code: Some(4001) });
-        within("nobody is left", stack.registry.wait_idle()).await;
+        within("an idle registry", stack.registry.wait_idle()).await;
         stack.recorder.stays_at(1).await;
     }
 }
 
-/// A middleware that serves WebSockets by itself. Inside of the layers it is a handler like any
-/// other; outside of them the connection is its own.
+/// Middleware that serves WebSockets is a handler inside the layers. Outside them the layers do not
+/// see its connections.
 #[tokio::test]
-async fn middleware_that_takes_the_upgrade_for_itself() {
+async fn middleware_that_serves_the_websocket_itself() {
     async fn serve(mut request: Request, _: Next) -> Response {
         let response = switching_protocols(&request);
         let upgrade = request.extensions_mut().remove::<OnUpgrade>().unwrap();
@@ -351,13 +351,13 @@ async fn middleware_that_takes_the_upgrade_for_itself() {
         });
         response
     }
-    for place in [Place::Inside, Place::Outside] {
+    for position in [Position::Inside, Position::Outside] {
         let stack = Stack::new();
-        let app = stack.with(place, stack.routes(), |app| app.layer(from_fn(serve)));
+        let app = stack.with(position, stack.routes(), |app| app.layer(from_fn(serve)));
         let server = Server::start(app).await;
         let mut client = stack::http1(server.addr, "/ws").await;
         echoes(&mut client).await;
-        if place == Place::Inside {
+        if position == Position::Inside {
             client.live_until_ping(3).await;
             echoes(&mut client).await;
             assert_eq!(stack.registry.len(), 1);
@@ -365,7 +365,7 @@ async fn middleware_that_takes_the_upgrade_for_itself() {
             assert_eq!(stack.recorder.nth(1).await.reason, Reason::PeerVanished);
         } else {
             never("a ping", ms(300), client.read_frame()).await;
-            stack.untouched().await;
+            stack.assert_no_connection().await;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Both of our layers in one application with somebody else's, and the whole life of its connections.
+//! An application with both layers and a third, and the full lifecycle of its connections.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,134 +31,135 @@ use crate::support::recorder::{Event, Recorder};
 use crate::support::scene::{patient, quiet};
 use crate::support::{Server, ms, until, within};
 
-/// What every client says of itself: what authentication, compression and CORS look for.
+/// Request headers that every client sends, for authentication and CORS.
 pub(crate) const TOKEN: &str = "Bearer let-me-in";
 pub(crate) const WEBSITE: &str = "https://example.com";
 
-/// Where a layer is, as seen from ours.
+/// The position of a third layer relative to the idle timeout (inner) and the heartbeat (outer).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Position {
     Inside,
     Between,
     Outside,
     Both,
 }
 
-impl Place {
+impl Position {
     pub(crate) const ALL: [Self; 4] = [Self::Inside, Self::Between, Self::Outside, Self::Both];
 }
 
-/// Our layers, a handler behind them, and everybody who is told of something.
+/// Both layers, a handler behind them, and recorders for every hook.
 pub(crate) struct Stack {
     pub(crate) heartbeat: HeartbeatLayer,
     pub(crate) idle: IdleTimeoutLayer,
     pub(crate) registry: Registry,
     pub(crate) recorder: Recorder,
-    /// The hooks of the connections' own handles.
+    /// Records the hooks that the handler registers on each connection's `Liveness`.
     local: Recorder,
-    tell: mpsc::UnboundedSender<Liveness>,
-    lives: Mutex<mpsc::UnboundedReceiver<Liveness>>,
-    /// The pings and pongs that the handler got to see. Nobody sends any but for our layers.
-    strange: Arc<AtomicUsize>,
+    handles_tx: mpsc::UnboundedSender<Liveness>,
+    handles: Mutex<mpsc::UnboundedReceiver<Liveness>>,
+    /// Pings and pongs that reached the handler. Only our layers send any.
+    control_frames: Arc<AtomicUsize>,
 }
 
 impl Stack {
-    /// A heartbeat that evicts the dead soon, and spares whoever answers on a busy machine.
+    /// The timeout is short enough to evict dead peers soon, and long enough for a live peer on a
+    /// busy machine.
     pub(crate) fn new() -> Self {
         let recorder = Recorder::new();
         let heartbeat = quiet().interval(ms(50)).timeout(ms(1_500));
         let heartbeat = heartbeat.on_evict(recorder.hook()).build().unwrap();
-        let (tell, lives) = mpsc::unbounded_channel();
+        let (handles_tx, handles) = mpsc::unbounded_channel();
         Self {
             registry: heartbeat.registry(),
             heartbeat,
             idle: patient().build().unwrap(),
             recorder,
             local: Recorder::new(),
-            tell,
-            lives: Mutex::new(lives),
-            strange: Arc::default(),
+            handles_tx,
+            handles: Mutex::new(handles),
+            control_frames: Arc::default(),
         }
     }
 
-    /// An echo at `/ws`, of which no layer is around yet.
+    /// An echo at `/ws`, without any layer.
     pub(crate) fn routes(&self) -> Router {
-        let (note, strange) = (self.note(), Arc::clone(&self.strange));
+        let (observe, control_frames) = (self.observer(), Arc::clone(&self.control_frames));
         let route = any(move |ws: WebSocketUpgrade, live: Liveness| async move {
-            note(live);
-            ws.on_upgrade(move |socket| echo(socket, strange))
+            observe(live);
+            ws.on_upgrade(move |socket| echo(socket, control_frames))
         });
         Router::new().route("/ws", route)
     }
 
-    /// What a handler does with its handle.
-    pub(crate) fn note(&self) -> impl Fn(Liveness) + Clone + Send + Sync + 'static + use<> {
-        let (tell, local) = (self.tell.clone(), self.local.clone());
+    /// Returns the function with which a handler registers its hook and passes on its handle.
+    pub(crate) fn observer(&self) -> impl Fn(Liveness) + Clone + Send + Sync + 'static + use<> {
+        let (handles_tx, local) = (self.handles_tx.clone(), self.local.clone());
         move |live| {
             let own = local.clone();
             live.on_evict(move |ev| own.record(ev));
-            // Nobody may be listening any more.
-            let _ = tell.send(live);
+            // The receiver may be dropped already.
+            let _ = handles_tx.send(live);
         }
     }
 
-    /// The routes in both of our layers.
+    /// Wraps the routes in both of our layers.
     pub(crate) fn around(&self, routes: Router) -> Router {
         routes
             .layer(self.idle.clone())
             .layer(self.heartbeat.clone())
     }
 
-    /// The routes in both of our layers, and in somebody else's at this place.
+    /// Wraps the routes in both of our layers, and in `layer` at this position.
     pub(crate) fn with(
         &self,
-        place: Place,
+        position: Position,
         routes: Router,
         layer: impl Fn(Router) -> Router,
     ) -> Router {
-        let at = |places: &[Place], app| match places.contains(&place) {
+        let at = |positions: &[Position], app| match positions.contains(&position) {
             true => layer(app),
             false => app,
         };
-        let app = at(&[Place::Inside, Place::Both], routes);
-        let app = at(&[Place::Between], app.layer(self.idle.clone()));
+        let app = at(&[Position::Inside, Position::Both], routes);
+        let app = at(&[Position::Between], app.layer(self.idle.clone()));
         let app = app.layer(self.heartbeat.clone());
-        at(&[Place::Outside, Place::Both], app)
+        at(&[Position::Outside, Position::Both], app)
     }
 
     pub(crate) async fn next_live(&self) -> Liveness {
-        let mut lives = self.lives.lock().await;
-        within("the handler", lives.recv()).await.unwrap()
+        let mut handles = self.handles.lock().await;
+        within("the handler", handles.recv()).await.unwrap()
     }
 
-    /// Whole lives in this application. See [`lives_and_dies_at`](Self::lives_and_dies_at).
-    pub(crate) async fn lives_and_dies(&self, app: Router, path: &str) {
+    /// Serves the application and calls [`full_lifecycle_at`](Self::full_lifecycle_at).
+    pub(crate) async fn full_lifecycle(&self, app: Router, path: &str) {
         let server = Server::start(app).await;
-        self.lives_and_dies_at(server.addr, path).await;
+        self.full_lifecycle_at(server.addr, path).await;
     }
 
-    /// Whole lives over HTTP/1.1 and HTTP/2: echo, pings that nobody sees, a death and a Close, each
-    /// of them told of once.
-    pub(crate) async fn lives_and_dies_at(&self, addr: SocketAddr, path: &str) {
+    /// Runs four connections over HTTP/1.1 and HTTP/2 from handshake to end. Two echo, answer pings
+    /// that the handler does not see, and close. Two are dead. Each end is reported once.
+    pub(crate) async fn full_lifecycle_at(&self, addr: SocketAddr, path: &str) {
         let h2 = H2Client::connect(addr).await.unwrap();
         let mut one = http1(addr, path).await;
         let one_live = self.next_live().await;
         let mut other = http2(&h2, path).await;
         let other_live = self.next_live().await;
         let dead = [
-            self.dead(http1(addr, path).await).await,
-            self.dead(http2(&h2, path).await).await,
+            self.answer_nothing(http1(addr, path).await).await,
+            self.answer_nothing(http2(&h2, path).await).await,
         ];
-        until("all are in", || self.registry.len() == 4).await;
+        until("all are registered", || self.registry.len() == 4).await;
         echoes(&mut one).await;
         echoes(&mut other).await;
         tokio::select! {
             _ = within("two evictions", self.recorder.reached(2)) => {}
-            frame = one.next() => panic!("the living was sent {frame:?} over HTTP/1.1"),
-            frame = other.next() => panic!("the living was sent {frame:?} over HTTP/2"),
+            frame = one.next() => panic!("the live client received {frame:?} over HTTP/1.1"),
+            frame = other.next() => panic!("the live client received {frame:?} over HTTP/2"),
         }
         for live in &dead {
-            self.told_once(live, Reason::HeartbeatTimeout { missed: 1 })
+            self.evicted_once(live, Reason::HeartbeatTimeout { missed: 1 })
                 .await;
         }
         for (client, live) in [(&mut one, &one_live), (&mut other, &other_live)] {
@@ -166,66 +167,73 @@ impl Stack {
             assert!(client.pings >= 1 && live.stats().pongs_received() >= 1);
             client.send(&Frame::close(4001, "bye")).await.unwrap();
             assert_eq!(client.closed().await, Some(Frame::close(4001, "bye")));
-            self.told_once(live, Reason::PeerClosed { code: Some(4001) })
+            self.evicted_once(live, Reason::PeerClosed { code: Some(4001) })
                 .await;
         }
-        until("nobody is left", || self.registry.is_empty()).await;
+        until("the registry is empty", || self.registry.is_empty()).await;
         self.recorder.stays_at(4).await;
         assert_eq!(self.local.total(), 4);
-        let strange = self.strange.load(Ordering::SeqCst);
-        assert_eq!(strange, 0, "pings and pongs that the handler saw");
+        let control_frames = self.control_frames.load(Ordering::SeqCst);
+        assert_eq!(
+            control_frames, 0,
+            "pings and pongs that reached the handler"
+        );
     }
 
-    /// A client that answers nothing. It stays open until the server ends it.
-    async fn dead(&self, client: Client) -> Liveness {
+    /// Makes this client answer nothing. Its connection stays open until the server ends it.
+    async fn answer_nothing(&self, client: Client) -> Liveness {
         let live = self.next_live().await;
         let mut client = client.answering(Answer::Nothing);
         tokio::spawn(async move { client.closed().await });
         live
     }
 
-    async fn told_once(&self, live: &Liveness, reason: Reason) {
+    async fn evicted_once(&self, live: &Liveness, reason: Reason) {
         let eviction = within("evicted()", live.evicted()).await;
         assert_eq!(eviction.reason(), reason);
         for recorder in [&self.recorder, &self.local] {
             let all = recorder.all();
-            let told: Vec<_> = all.iter().filter(|event| event.id == live.id()).collect();
-            assert_eq!(told.len(), 1, "{told:?}");
-            assert_eq!(told[0].reason, reason);
+            let events: Vec<_> = all.iter().filter(|event| event.id == live.id()).collect();
+            assert_eq!(events.len(), 1, "{events:?}");
+            assert_eq!(events[0].reason, reason);
         }
     }
 
-    /// Nobody is in, nobody was told of, and the places that were asked for are free again. Only what
-    /// a handler has asked for on its handle, it is told: that there will be no connection.
-    pub(crate) async fn untouched(&self) {
+    /// Asserts that no connection is registered, that no layer hook was called, and that the slots
+    /// taken in the registry are free again. A hook that a handler registered on its handle is
+    /// called with `UpgradeFailed`.
+    pub(crate) async fn assert_no_connection(&self) {
         within(
-            "nothing is left of any handshake",
+            "every handshake has released its slot",
             self.registry.wait_idle(),
         )
         .await;
         assert!(self.registry.is_empty());
         assert_eq!(self.recorder.total(), 0);
         let local = self.local.all();
-        let is_none = |event: &Event| event.reason == Reason::UpgradeFailed;
-        assert!(local.iter().all(is_none), "{local:?}");
+        let has_failed = |event: &Event| event.reason == Reason::UpgradeFailed;
+        assert!(local.iter().all(has_failed), "{local:?}");
     }
 }
 
-/// Whole lives behind this layer, wherever it is.
-pub(crate) async fn works_everywhere(layer: impl Fn(Router) -> Router) {
-    works_at(Place::ALL, layer).await;
+/// Runs the full lifecycle with this layer in every position.
+pub(crate) async fn works_in_every_position(layer: impl Fn(Router) -> Router) {
+    works_in(Position::ALL, layer).await;
 }
 
-pub(crate) async fn works_at<const N: usize>(places: [Place; N], layer: impl Fn(Router) -> Router) {
-    let all = places.map(|place| {
+pub(crate) async fn works_in<const N: usize>(
+    positions: [Position; N],
+    layer: impl Fn(Router) -> Router,
+) {
+    let all = positions.map(|position| {
         let stack = Stack::new();
-        let app = stack.with(place, stack.routes(), &layer);
-        async move { stack.lives_and_dies(app, "/ws").await }
+        let app = stack.with(position, stack.routes(), &layer);
+        async move { stack.full_lifecycle(app, "/ws").await }
     });
     join_all(all).await;
 }
 
-async fn echo(mut socket: WebSocket, strange: Arc<AtomicUsize>) {
+async fn echo(mut socket: WebSocket, control_frames: Arc<AtomicUsize>) {
     while let Some(Ok(message)) = socket.recv().await {
         match message {
             Message::Text(_) | Message::Binary(_) => {
@@ -234,14 +242,14 @@ async fn echo(mut socket: WebSocket, strange: Arc<AtomicUsize>) {
                 }
             }
             Message::Ping(_) | Message::Pong(_) => {
-                strange.fetch_add(1, Ordering::SeqCst);
+                control_frames.fetch_add(1, Ordering::SeqCst);
             }
             Message::Close(_) => {}
         }
     }
 }
 
-/// A WebSocket of either protocol.
+/// A WebSocket client over HTTP/1.1 or HTTP/2.
 pub(crate) type Client = RawClient<Box<dyn Io>>;
 
 pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -255,7 +263,7 @@ pub(crate) async fn echoes(client: &mut Client) {
 
 /// Opens a WebSocket over HTTP/1.1.
 pub(crate) async fn http1(addr: SocketAddr, path: &str) -> Client {
-    let (response, upgraded) = ask_http1(addr, &handshake(path)).await;
+    let (response, upgraded) = send_http1(addr, &handshake(path)).await;
     assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
     assert!(!response.headers().contains_key("content-encoding"));
     RawClient::over(Box::new(upgraded.expect("an upgrade")))
@@ -263,7 +271,7 @@ pub(crate) async fn http1(addr: SocketAddr, path: &str) -> Client {
 
 /// Opens a WebSocket on a stream of this HTTP/2 connection.
 pub(crate) async fn http2(h2: &H2Client, path: &str) -> Client {
-    let (response, stream) = ask_http2(h2, path).await;
+    let (response, stream) = send_http2(h2, path).await;
     assert_eq!(response.status(), StatusCode::OK);
     assert!(!response.headers().contains_key("content-encoding"));
     RawClient::over(Box::new(stream))
@@ -284,8 +292,8 @@ pub(crate) fn handshake(path: &str) -> Request<()> {
         .unwrap()
 }
 
-/// Sends this request on a connection of its own, for the response and what it was upgraded to.
-pub(crate) async fn ask_http1(
+/// Sends this request on a new connection. Returns the response and the upgraded stream, if any.
+pub(crate) async fn send_http1(
     addr: SocketAddr,
     request: &Request<()>,
 ) -> (Response<Bytes>, Option<TokioIo<Upgraded>>) {
@@ -306,8 +314,8 @@ pub(crate) async fn ask_http1(
     (Response::from_parts(head, body.to_bytes()), None)
 }
 
-/// Sends an opening handshake on a stream of its own.
-pub(crate) async fn ask_http2(h2: &H2Client, path: &str) -> (Response<()>, H2Stream) {
+/// Sends an opening handshake on a new stream.
+pub(crate) async fn send_http2(h2: &H2Client, path: &str) -> (Response<()>, H2Stream) {
     let request = Request::connect(format!("http://localhost{path}"))
         .version(Version::HTTP_2)
         .extension(Protocol::from_static("websocket"))
@@ -320,14 +328,14 @@ pub(crate) async fn ask_http2(h2: &H2Client, path: &str) -> (Response<()>, H2Str
     within("the response", h2.send(request)).await.unwrap()
 }
 
-/// Asks for a WebSocket over both protocols, and is refused with this status by both.
+/// Asserts that an opening handshake is refused with this status over HTTP/1.1 and HTTP/2.
 pub(crate) async fn refused(app: &Router, path: &str, status: StatusCode) {
     let server = Server::start(app.clone()).await;
-    let (response, _) = ask_http1(server.addr, &handshake(path)).await;
+    let (response, _) = send_http1(server.addr, &handshake(path)).await;
     assert_eq!(response.status(), status, "over HTTP/1.1");
     let h2 = H2Client::connect(server.addr).await.unwrap();
-    let (response, mut stream) = ask_http2(&h2, path).await;
+    let (response, mut stream) = send_http2(&h2, path).await;
     assert_eq!(response.status(), status, "over HTTP/2");
     let rest = stream.read_to_end(&mut Vec::new()).await;
-    rest.expect("the whole of the body");
+    rest.expect("the rest of the body");
 }

@@ -1,5 +1,7 @@
-//! The layers in either order, alone, twice, on a router and on one of its routes: always one
-//! wrapper, the innermost layer of a kind decides, and the hooks of all fire once.
+//! Layers stacked in any order share one wrapper; the innermost of a kind decides.
+//!
+//! Covers either order, one layer alone, a layer applied twice, and layers on a router and on one of
+//! its routes. The hooks of all layers are called once.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -39,7 +41,7 @@ async fn echoes(client: &mut RawClient<DuplexStream>) {
     assert_eq!(client.expect_frame().await, sent);
 }
 
-/// How many pings a client that does nothing but answer them gets in so much time.
+/// Answers pings for `span` and returns how many there were.
 async fn pings_within(client: &mut RawClient<DuplexStream>, span: Duration) -> usize {
     let before = client.pings;
     let frame = tokio::time::timeout(span, client.next()).await;
@@ -80,17 +82,17 @@ async fn both_orders_do_the_same() {
         };
 
         // An idle client that answers pings.
-        let mut quiet_one = connect(&app, "/ws").await;
-        echoes(&mut quiet_one).await;
+        let mut idle_client = connect(&app, "/ws").await;
+        echoes(&mut idle_client).await;
         assert_eq!(registry.len(), 1);
-        let close = quiet_one.closed().await.expect("a Close frame");
+        let close = idle_client.closed().await.expect("a Close frame");
         assert_eq!(close.close_code(), Some(1001));
-        assert!(quiet_one.pings >= 10, "{} pings", quiet_one.pings);
+        assert!(idle_client.pings >= 10, "{} pings", idle_client.pings);
         for recorder in [&beat, &rest] {
             assert_eq!(recorder.nth(1).await.reason, Reason::IdleTimeout);
         }
 
-        // A dead one.
+        // A dead client.
         let dead = connect(&app, "/ws").await;
         for recorder in [&beat, &rest] {
             let event = recorder.nth(2).await;
@@ -110,7 +112,7 @@ async fn each_layer_works_alone() {
         .layer(every(ms(100), &recorder));
     let mut client = connect(&app, "/ws").await;
     echoes(&mut client).await;
-    // No idle timeout by itself: ten minutes are nothing.
+    // The heartbeat layer adds no idle timeout.
     assert!(pings_within(&mut client, Duration::from_secs(600)).await > 1000);
     assert_eq!(recorder.total(), 0);
     drop(client);
@@ -122,7 +124,7 @@ async fn each_layer_works_alone() {
         .layer(idle(ms(100_000), &recorder));
     let mut client = connect(&app, "/ws").await;
     echoes(&mut client).await;
-    // No heartbeat by itself: not one ping.
+    // The idle timeout layer sends no ping.
     assert_eq!(pings_within(&mut client, ms(99_000)).await, 0);
     assert_eq!(recorder.nth(1).await.reason, Reason::IdleTimeout);
     recorder.stays_at(1).await;
@@ -151,7 +153,7 @@ async fn the_same_layer_twice_pings_once() {
         assert_eq!(event.reason, Reason::HeartbeatTimeout { missed: 1 });
         until("the registry is empty", || layer.registry().is_empty()).await;
         drop(dead);
-        // It is one layer, and its hook one hook, however often it is put on.
+        // Copies of a layer share one hook.
         recorder.stays_at_for(1, ms(10_000)).await;
     }
 }
@@ -164,7 +166,7 @@ async fn the_innermost_of_two_decides_and_the_hooks_of_both_fire_once() {
         let app = Router::new()
             .route("/ws", echo_route())
             .layer(inner.clone())
-            // Another kind in between changes nothing.
+            // A layer of the other kind in between changes nothing.
             .layer(patient().build().unwrap())
             .layer(outer.clone());
         let mut client = connect(&app, "/ws").await;
@@ -211,7 +213,7 @@ async fn a_route_overrides_its_router_and_leaves_its_neighbour_alone() {
 
     let start = Instant::now();
     let neighbour = connect(&app, "/ws").await;
-    // The router has two hooks, and they were told of two connections before.
+    // The router's two hooks have recorded two connections before.
     let all = tokio::time::timeout(ms(60_000), router.reached(5)).await;
     let event = &all.expect("an eviction")[4];
     assert_eq!(event.reason, Reason::HeartbeatTimeout { missed: 1 });
@@ -223,9 +225,9 @@ async fn a_route_overrides_its_router_and_leaves_its_neighbour_alone() {
 #[tokio::test(start_paused = true)]
 async fn the_handler_finds_one_liveness_for_all_layers() {
     let (outside, inside) = (Recorder::new(), Recorder::new());
-    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let (handles_tx, mut handles) = tokio::sync::mpsc::unbounded_channel();
     let route = any(move |ws: WebSocketUpgrade, live: Liveness| async move {
-        tell.send(live).unwrap();
+        handles_tx.send(live).unwrap();
         ws.on_upgrade(support::echo)
     });
     let app = Router::new()
@@ -234,40 +236,40 @@ async fn the_handler_finds_one_liveness_for_all_layers() {
         .layer(idle(ms(60_000), &inside))
         .layer(quiet().on_evict(outside.hook()).build().unwrap());
     let mut client = connect(&app, "/ws").await;
-    let live = within("the handler", told.recv()).await.unwrap();
+    let live = within("the handler", handles.recv()).await.unwrap();
     for _ in 0..3 {
         echoes(&mut client).await;
     }
-    // Counted once, not once for each layer.
+    // Each message counts once, not once for each layer.
     assert_eq!(live.stats().messages_received(), 3);
     assert_eq!(live.stats().messages_sent(), 3);
     let text = "there and back".len() as u64;
     assert_eq!(live.stats().bytes_received(), 3 * (2 + 4 + text));
     assert_eq!(live.stats().bytes_sent(), 3 * (2 + text));
 
-    live.evict(4000, "all of you");
+    live.evict(4000, "evicted");
     let reason = Reason::Kicked { code: 4000 };
     assert_eq!(outside.nth(1).await.reason, reason);
-    // Two layers with this hook.
+    // Two layers have this hook.
     assert_eq!(inside.nth(2).await.reason, reason);
     client.closed().await;
     outside.stays_at_for(1, ms(10_000)).await;
     inside.stays_at_for(2, ms(10_000)).await;
 }
 
-// Layers whose service refused a handshake that another service then took.
+// Layers whose service refuses a handshake that another service then accepts.
 
-/// Asks another service first: a response, or none if the routes are to answer.
+/// Calls another service first. Returns `None` if the routes must answer.
 type Attempt = Arc<dyn Fn(Request) -> BoxFuture<'static, Option<Response>> + Send + Sync>;
 
-fn attempt<F>(ask: impl Fn(Request) -> F + Send + Sync + 'static) -> Attempt
+fn attempt<F>(call: impl Fn(Request) -> F + Send + Sync + 'static) -> Attempt
 where
     F: Future<Output = Option<Response>> + Send + 'static,
 {
-    Arc::new(move |request| ask(request).boxed())
+    Arc::new(move |request| call(request).boxed())
 }
 
-/// "First the canary; what is not for it goes to the stable one": two services, one handshake.
+/// Offers each handshake to a canary first, and to the routes if the canary does not answer it.
 fn after(routes: Router, attempt: Attempt) -> Router {
     routes.layer(from_fn(move |request: Request, next: Next| {
         let attempt = Arc::clone(&attempt);
@@ -297,7 +299,7 @@ fn not_found() -> Router {
     Router::new().fallback(|| async { StatusCode::NOT_FOUND })
 }
 
-/// How a service behind a layer does not take a handshake.
+/// The ways in which a service behind a layer fails to accept a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
     NotFound,
@@ -332,7 +334,7 @@ where
 {
     attempt(move |request| {
         let answer = service_fn(move |_: Request| {
-            assert_ne!(refusal, Refusal::PanicAtOnce, "as the test wants");
+            assert_ne!(refusal, Refusal::PanicAtOnce, "a scripted panic");
             async move {
                 match refusal {
                     Refusal::NotFound => Ok(StatusCode::NOT_FOUND.into_response()),
@@ -340,8 +342,8 @@ where
                         let upgrade = [(header::UPGRADE, "h2c")];
                         Ok((StatusCode::SWITCHING_PROTOCOLS, upgrade).into_response())
                     }
-                    Refusal::Error => Err("as the test wants".to_owned()),
-                    Refusal::Panic => panic!("as the test wants"),
+                    Refusal::Error => Err("a scripted error".to_owned()),
+                    Refusal::Panic => panic!("a scripted panic"),
                     _ => std::future::pending().await,
                 }
             }
@@ -363,7 +365,7 @@ where
     })
 }
 
-/// An outer layer with times too long to matter, and what its hooks record.
+/// An outer layer whose deadlines never expire during a test, with its registry and recorder.
 fn outermost() -> (HeartbeatLayer, Registry, Recorder) {
     let recorder = Recorder::new();
     let layer = quiet().on_evict(recorder.hook()).build().unwrap();
@@ -371,11 +373,11 @@ fn outermost() -> (HeartbeatLayer, Registry, Recorder) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layer_whose_service_refused_has_no_part_in_the_connection() {
+async fn a_layer_whose_service_refused_does_not_affect_the_connection() {
     for refusal in REFUSALS {
         let canary = Recorder::new();
         let health = Arc::new(AtomicUsize::new(0));
-        let told = Arc::clone(&health);
+        let health_calls = Arc::clone(&health);
         let registry = Registry::new();
         registry.limit(1);
         let layer = HeartbeatLayer::builder()
@@ -384,7 +386,7 @@ async fn a_layer_whose_service_refused_has_no_part_in_the_connection() {
             .registry(registry.clone())
             .on_evict(canary.hook())
             .on_health(move |_: &HealthChange| {
-                told.fetch_add(1, Ordering::SeqCst);
+                health_calls.fetch_add(1, Ordering::SeqCst);
             })
             .build()
             .unwrap();
@@ -392,12 +394,12 @@ async fn a_layer_whose_service_refused_has_no_part_in_the_connection() {
         let routes = Router::new().route("/ws", echo_route());
         let app = after(routes, refused(layer, refusal)).layer(outer);
         let mut clients = Vec::new();
-        // More than the canary has room for.
+        // More than the canary's limit.
         for count in 1..=3 {
             let mut client = connect(&app, "/ws").await;
             echoes(&mut client).await;
             assert_eq!((registry.len(), all.len()), (0, count), "{refusal:?}");
-            within("nothing of it", registry.wait_idle()).await;
+            within("an idle registry", registry.wait_idle()).await;
             clients.push(client);
         }
         for client in &mut clients {
@@ -411,7 +413,7 @@ async fn a_layer_whose_service_refused_has_no_part_in_the_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_timeout_whose_service_refused_evicts_nobody() {
+async fn an_idle_timeout_whose_service_refused_evicts_no_connection() {
     for refusal in REFUSALS {
         let canary = Recorder::new();
         let (outer, _, recorder) = outermost();
@@ -426,10 +428,10 @@ async fn an_idle_timeout_whose_service_refused_evicts_nobody() {
     }
 }
 
-/// The innermost of those that remain decides.
+/// The innermost of the remaining layers decides.
 #[tokio::test(start_paused = true)]
-async fn of_three_layers_those_that_took_the_handshake_remain() {
-    // The innermost refuses: the one in the middle takes the handshake itself.
+async fn of_three_layers_only_those_that_accepted_the_handshake_apply() {
+    // The innermost refuses: the middle layer accepts the handshake from the routes.
     let (middle, inner) = (Recorder::new(), Recorder::new());
     let (outer, all, outside) = outermost();
     let routes = Router::new().route("/ws", echo_route());
@@ -444,7 +446,7 @@ async fn of_three_layers_those_that_took_the_handshake_remain() {
     let id = outside.nth(1).await.id;
     assert_eq!((middle.count(id), inner.total()), (1, 0));
 
-    // The one in the middle refuses, though the innermost has accepted: both go.
+    // The middle layer refuses after the innermost has accepted: both are removed.
     let (middle, inner) = (Recorder::new(), Recorder::new());
     let (outer, _, outside) = outermost();
     let app = Router::new()
@@ -464,7 +466,7 @@ async fn of_three_layers_those_that_took_the_handshake_remain() {
     outside.nth(1).await;
     assert_eq!((middle.total(), inner.total()), (0, 0));
 
-    // Two are asked, one after the other: the first refuses, the second accepts.
+    // Two layers side by side are called in turn: the first refuses, the second accepts.
     let (first, second) = (Recorder::new(), Recorder::new());
     let (outer, _, outside) = outermost();
     let routes = Router::new()
@@ -480,9 +482,9 @@ async fn of_three_layers_those_that_took_the_handshake_remain() {
     assert_eq!((first.total(), second.count(id)), (0, 1));
 }
 
-/// A layer that shares a registry or a hook with one that leaves keeps it.
+/// A removed layer shares its registry and hook with a remaining layer, which keeps both.
 #[tokio::test(start_paused = true)]
-async fn a_layer_that_leaves_takes_nothing_from_those_that_remain() {
+async fn a_removed_layer_takes_nothing_from_the_remaining_layers() {
     for is_outer in [true, false] {
         let registry = Registry::new();
         registry.limit(1);
@@ -504,7 +506,7 @@ async fn a_layer_that_leaves_takes_nothing_from_those_that_remain() {
         let mut idle = Box::pin(registry.wait_idle());
         assert!(
             timeout(ms(100), &mut idle).await.is_err(),
-            "its place is lost"
+            "the connection is not counted"
         );
         drop(client);
         recorder.nth(1).await;
@@ -513,23 +515,23 @@ async fn a_layer_that_leaves_takes_nothing_from_those_that_remain() {
     }
 }
 
-/// Two services are asked at once, and the one that refuses does so after the other has accepted.
+/// Two services are called concurrently, and one refuses after the other has accepted.
 #[tokio::test(start_paused = true)]
-async fn a_layer_whose_service_refuses_late_leaves_a_connection_that_is_open() {
+async fn a_layer_whose_service_refuses_late_is_removed_from_the_open_connection() {
     for is_same in [true, false] {
         let (slow, quick) = (Recorder::new(), Recorder::new());
-        // Without it the outer layer's times hold again.
+        // After its removal the outer layer's deadlines apply again.
         let layer = every(ms(5_000), &slow);
         let other = every(ms(5_000), &quick);
         let beside = if is_same { layer.clone() } else { other };
         let outside = Recorder::new();
         let outer = every(ms(100), &outside);
-        let (refuse, refused) = oneshot::channel::<()>();
-        let refused = Arc::new(Mutex::new(Some(refused)));
+        let (refuse_tx, refuse_rx) = oneshot::channel::<()>();
+        let refuse_rx = Arc::new(Mutex::new(Some(refuse_rx)));
         let app = Router::new().fallback(move || {
-            let refused = refused.lock().unwrap().take().unwrap();
+            let refuse_rx = refuse_rx.lock().unwrap().take().unwrap();
             async move {
-                let _ = refused.await;
+                let _ = refuse_rx.await;
                 StatusCode::NOT_FOUND
             }
         });
@@ -537,7 +539,7 @@ async fn a_layer_whose_service_refuses_late_leaves_a_connection_that_is_open() {
         let at_once = attempt(move |request| {
             tokio::spawn(app.clone().oneshot(request));
             async {
-                // So that it comes first.
+                // Lets the spawned request run first.
                 tokio::task::yield_now().await;
                 None
             }
@@ -553,10 +555,10 @@ async fn a_layer_whose_service_refuses_late_leaves_a_connection_that_is_open() {
         echoes(&mut client).await;
         assert_eq!(layer.registry().len(), 1);
         assert!(pings_within(&mut client, ms(10_000)).await <= 3);
-        refuse.send(()).unwrap();
+        refuse_tx.send(()).unwrap();
         let pings = pings_within(&mut client, ms(10_000)).await;
         if is_same {
-            // The same layer is on the route as well, and stays.
+            // The same layer is on the route as well, and remains.
             assert!(pings <= 3, "{pings} pings");
             assert_eq!(layer.registry().len(), 1);
         } else {
@@ -570,8 +572,8 @@ async fn a_layer_whose_service_refuses_late_leaves_a_connection_that_is_open() {
     }
 }
 
-/// Overrides that came with a layer's request are removed with the layer. Those that a handler set on its
-/// handle stay, since they belong to the connection.
+/// Overrides in a layer's request are removed with the layer. Overrides that a handler sets on its
+/// handle remain, since they belong to the connection.
 #[tokio::test(start_paused = true)]
 async fn overrides_of_a_refused_request_go_and_those_on_the_handle_stay() {
     for on_handle in [false, true] {
@@ -600,7 +602,7 @@ async fn overrides_of_a_refused_request_go_and_those_on_the_handle_stay() {
         let pings = pings_within(&mut client, ms(20_000)).await;
         let expected = if on_handle { 60..=100 } else { 15..=20 };
         assert!(expected.contains(&pings), "{pings} pings");
-        // Its handle is one of the connection.
+        // The handle that the canary kept refers to the connection.
         let live = kept.lock().unwrap().take().unwrap();
         assert!(live.evict(4000, "by the canary"));
         assert_eq!(outside.nth(1).await.reason, Reason::Kicked { code: 4000 });
@@ -608,9 +610,9 @@ async fn overrides_of_a_refused_request_go_and_those_on_the_handle_stay() {
     }
 }
 
-/// The outer layer's response is no upgrade either: there never was a connection.
+/// The outer layer's response is not an upgrade either, so no connection opens.
 #[tokio::test(start_paused = true)]
-async fn where_all_refuse_nothing_is_left() {
+async fn a_handshake_that_every_service_refuses_leaves_no_connection() {
     for refusal in REFUSALS {
         let inside = Recorder::new();
         let inner = every(ms(50), &inside);
@@ -628,7 +630,7 @@ async fn where_all_refuse_nothing_is_left() {
             .unwrap();
         assert_eq!(&answer, b"HTTP/1.1 404");
         for registry in registries {
-            within("nothing of it", registry.wait_idle()).await;
+            within("an idle registry", registry.wait_idle()).await;
         }
         outside.stays_at_for(0, ms(1_000)).await;
         assert_eq!(inside.total(), 0);

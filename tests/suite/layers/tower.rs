@@ -1,4 +1,4 @@
-//! Our layers in stacks of tower's, on a router and on hyper alone.
+//! The layers in stacks of tower's own layers and utilities.
 
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ use tower::util::{BoxCloneSyncService, BoxCloneSyncServiceLayer, option_layer};
 use tower::{Layer, ServiceBuilder};
 use tower_ws_liveness::{HeartbeatLayer, IdleTimeoutLayer};
 
-use super::stack::{Place, Stack, echoes, http1, refused, works_everywhere};
+use super::stack::{Position, Stack, echoes, http1, refused, works_in_every_position};
 use crate::support::{Server, echo_route, ms, never};
 
-/// Answers for layers that fail instead of answering themselves.
+/// The response to an error of a layer.
 async fn unavailable(_: BoxError) -> StatusCode {
     StatusCode::SERVICE_UNAVAILABLE
 }
 
-/// The first of a `ServiceBuilder` is the outermost, the first of a `Router` the innermost.
+/// The first layer of a `ServiceBuilder` is the outermost, the first of a `Router` the innermost.
 #[tokio::test]
 async fn a_service_builder_in_either_order() {
     let stack = Stack::new();
@@ -30,39 +30,39 @@ async fn a_service_builder_in_either_order() {
         .layer(stack.heartbeat.clone())
         .layer(stack.idle.clone());
     stack
-        .lives_and_dies(stack.routes().layer(layers), "/ws")
+        .full_lifecycle(stack.routes().layer(layers), "/ws")
         .await;
     let stack = Stack::new();
     let layers = ServiceBuilder::new()
         .layer(stack.idle.clone())
         .layer(stack.heartbeat.clone());
     stack
-        .lives_and_dies(stack.routes().layer(layers), "/ws")
+        .full_lifecycle(stack.routes().layer(layers), "/ws")
         .await;
     // Tuples of layers are layers.
     let stack = Stack::new();
     let layers = (stack.idle.clone(), stack.heartbeat.clone());
     stack
-        .lives_and_dies(stack.routes().layer(layers), "/ws")
+        .full_lifecycle(stack.routes().layer(layers), "/ws")
         .await;
 }
 
-/// Possible because the layers leave the type of the response as it is.
+/// `option_layer` compiles because the layers do not change the response type.
 #[tokio::test]
-async fn layers_that_are_there_or_not() {
+async fn optional_layers() {
     let stack = Stack::new();
     let app = stack
         .routes()
         .layer(option_layer(None::<IdleTimeoutLayer>))
         .layer(option_layer(Some(stack.heartbeat.clone())));
-    stack.lives_and_dies(app, "/ws").await;
+    stack.full_lifecycle(app, "/ws").await;
     let stack = Stack::new();
     let layers = ServiceBuilder::new()
         .option_layer(Some(stack.heartbeat.clone()))
         .option_layer(None::<HeartbeatLayer>)
         .option_layer(Some(stack.idle.clone()));
     stack
-        .lives_and_dies(stack.routes().layer(layers), "/ws")
+        .full_lifecycle(stack.routes().layer(layers), "/ws")
         .await;
 
     let app = Router::new()
@@ -77,7 +77,7 @@ async fn layers_that_are_there_or_not() {
 
 #[tokio::test]
 async fn boxed_services() {
-    works_everywhere(|app| {
+    works_in_every_position(|app| {
         app.layer(BoxCloneSyncServiceLayer::new(
             tower::layer::util::Identity::new(),
         ))
@@ -86,12 +86,12 @@ async fn boxed_services() {
     let stack = Stack::new();
     let service = stack.heartbeat.layer(stack.idle.layer(stack.routes()));
     let app = Router::new().route_service("/ws", BoxCloneSyncService::new(service));
-    stack.lives_and_dies(app, "/ws").await;
+    stack.full_lifecycle(app, "/ws").await;
 }
 
 #[tokio::test]
 async fn buffers_and_rates() {
-    works_everywhere(|app| {
+    works_in_every_position(|app| {
         app.layer(
             ServiceBuilder::new()
                 .layer(HandleErrorLayer::new(unavailable))
@@ -102,11 +102,11 @@ async fn buffers_and_rates() {
     .await;
 }
 
-/// It counts handshakes, which are over with their answer: one at a time makes for any number of
-/// sockets. `Registry::limit` counts those.
+/// The concurrency limit counts handshakes, which end with their response, so a limit of 1 allows any
+/// number of connections. `Registry::limit` limits connections.
 #[tokio::test]
-async fn a_concurrency_limit_does_not_count_sockets() {
-    works_everywhere(|app| {
+async fn a_concurrency_limit_does_not_count_open_connections() {
+    works_in_every_position(|app| {
         app.layer(
             ServiceBuilder::new()
                 .layer(HandleErrorLayer::new(unavailable))
@@ -117,7 +117,7 @@ async fn a_concurrency_limit_does_not_count_sockets() {
     .await;
 }
 
-/// In one stack with ours, which pass on whether the service behind them is ready.
+/// The layers pass on the readiness of the service behind them.
 #[tokio::test]
 async fn load_is_shed_through_the_layers() {
     let stack = Stack::new();
@@ -133,7 +133,7 @@ async fn load_is_shed_through_the_layers() {
         StatusCode::SERVICE_UNAVAILABLE,
     )
     .await;
-    stack.untouched().await;
+    stack.assert_no_connection().await;
     let stack = Stack::new();
     let layers = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(unavailable))
@@ -142,18 +142,18 @@ async fn load_is_shed_through_the_layers() {
         .layer(stack.idle.clone())
         .layer(ConcurrencyLimitLayer::new(1));
     stack
-        .lives_and_dies(stack.routes().layer(layers), "/ws")
+        .full_lifecycle(stack.routes().layer(layers), "/ws")
         .await;
 }
 
-/// tower's own timeout is an error of the service.
+/// tower's timeout layer fails with an error instead of a response.
 #[tokio::test]
 async fn a_handshake_that_fails_leaves_no_connection() {
-    for place in Place::ALL {
+    for position in Position::ALL {
         let stack = Stack::new();
         stack.registry.limit(1);
         let never = any(std::future::pending::<StatusCode>);
-        let app = stack.with(place, Router::new().route("/never", never), |app| {
+        let app = stack.with(position, Router::new().route("/never", never), |app| {
             app.layer(
                 ServiceBuilder::new()
                     .layer(HandleErrorLayer::new(unavailable))
@@ -161,9 +161,9 @@ async fn a_handshake_that_fails_leaves_no_connection() {
             )
         });
         refused(&app, "/never", StatusCode::SERVICE_UNAVAILABLE).await;
-        stack.untouched().await;
+        stack.assert_no_connection().await;
     }
-    // In one stack with ours: these get the error itself.
+    // In one stack with our layers, these see the error itself.
     let stack = Stack::new();
     let layers = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(unavailable))
@@ -173,5 +173,5 @@ async fn a_handshake_that_fails_leaves_no_connection() {
     let never = any(std::future::pending::<StatusCode>);
     let app = Router::new().route("/never", never).layer(layers);
     refused(&app, "/never", StatusCode::SERVICE_UNAVAILABLE).await;
-    stack.untouched().await;
+    stack.assert_no_connection().await;
 }

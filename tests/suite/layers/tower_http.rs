@@ -1,5 +1,4 @@
-//! Our layers among those of tower-http, wherever these are: the upgrade and whatever comes after it
-//! goes as if they were alone.
+//! Each tower-http layer, in every position, leaves the upgrade and the connection unchanged.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,8 +36,8 @@ use tower_http::trace::TraceLayer;
 use tower_ws_liveness::{Liveness, Reason};
 
 use super::stack::{
-    Place, Stack, TOKEN, WEBSITE, ask_http1, ask_http2, echoes, handshake, http1, http2, refused,
-    works_at, works_everywhere,
+    Position, Stack, TOKEN, WEBSITE, echoes, handshake, http1, http2, refused, send_http1,
+    send_http2, works_in, works_in_every_position,
 };
 use crate::support::h2_client::H2Client;
 use crate::support::raw::{RawClient, opening};
@@ -46,22 +45,22 @@ use crate::support::{Server, ms, until, within};
 
 #[tokio::test]
 async fn trace() {
-    works_everywhere(|app| app.layer(TraceLayer::new_for_http())).await;
+    works_in_every_position(|app| app.layer(TraceLayer::new_for_http())).await;
 }
 
 #[tokio::test]
 async fn compression() {
-    works_everywhere(|app| app.layer(CompressionLayer::new())).await;
+    works_in_every_position(|app| app.layer(CompressionLayer::new())).await;
 }
 
 #[tokio::test]
 async fn cors() {
-    works_everywhere(|app| app.layer(CorsLayer::permissive())).await;
+    works_in_every_position(|app| app.layer(CorsLayer::permissive())).await;
 }
 
 #[tokio::test]
 async fn headers_and_request_ids() {
-    works_everywhere(|app| {
+    works_in_every_position(|app| {
         let server = HeaderValue::from_static("test");
         app.layer(PropagateRequestIdLayer::x_request_id())
             .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
@@ -76,7 +75,7 @@ async fn headers_and_request_ids() {
 
 #[tokio::test]
 async fn bodies() {
-    works_everywhere(|app| {
+    works_in_every_position(|app| {
         app.layer(RequestBodyLimitLayer::new(16))
             .layer(MapRequestBodyLayer::new(Body::new))
             .layer(MapResponseBodyLayer::new(Body::new))
@@ -84,10 +83,10 @@ async fn bodies() {
     .await;
 }
 
-/// Their bodies are none of the socket, which lives longer than they may take.
+/// The body timeouts do not apply to the upgraded stream, which stays open for longer.
 #[tokio::test]
-async fn timeouts_of_bodies() {
-    works_everywhere(|app| {
+async fn body_timeouts() {
+    works_in_every_position(|app| {
         app.layer(RequestBodyTimeoutLayer::new(ms(100)))
             .layer(ResponseBodyTimeoutLayer::new(ms(100)))
     })
@@ -95,23 +94,23 @@ async fn timeouts_of_bodies() {
 }
 
 #[tokio::test]
-async fn panics_that_are_caught() {
-    works_everywhere(|app| app.layer(CatchPanicLayer::new())).await;
+async fn catch_panic() {
+    works_in_every_position(|app| app.layer(CatchPanicLayer::new())).await;
 }
 
-/// A dead peer is found 1.5 s after the upgrade at the earliest, and the living live on: half a
-/// second after their requests would have timed out.
+/// A dead peer is detected 1.5 s after the upgrade at the earliest, half a second after the request
+/// timeout. The connections of live peers stay open beyond both.
 #[tokio::test]
-async fn timeout_does_not_cut_a_socket() {
+async fn a_request_timeout_does_not_end_an_open_connection() {
     let timeout = TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, ms(1_000));
-    works_everywhere(|app| app.layer(timeout)).await;
+    works_in_every_position(|app| app.layer(timeout)).await;
 }
 
-/// The handler never answers, so whatever its handshake held is to come back by the timeout alone.
+/// The handler never answers, so only the timeout can release what the opening handshake holds.
 #[tokio::test]
 async fn a_handshake_that_times_out_leaves_no_connection() {
     let timeout = TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, ms(50));
-    for place in Place::ALL {
+    for position in Position::ALL {
         let stack = Stack::new();
         stack.registry.limit(1);
         let begun = Arc::new(AtomicUsize::new(0));
@@ -123,56 +122,58 @@ async fn a_handshake_that_times_out_leaves_no_connection() {
             }
         });
         let slow = Router::new().route("/never", never);
-        let slow = stack.with(place, slow, |app| app.layer(timeout));
+        let slow = stack.with(position, slow, |app| app.layer(timeout));
         refused(&slow, "/never", StatusCode::GATEWAY_TIMEOUT).await;
         refused(&slow, "/never", StatusCode::GATEWAY_TIMEOUT).await;
-        // Each was let in, though there is only one place.
-        assert_eq!(begun.load(Ordering::SeqCst), 4, "{place:?}");
-        stack.untouched().await;
+        // Each request reached the handler although the limit is 1.
+        assert_eq!(begun.load(Ordering::SeqCst), 4, "{position:?}");
+        stack.assert_no_connection().await;
         let server = Server::start(stack.around(stack.routes())).await;
         echoes(&mut http1(server.addr, "/ws").await).await;
     }
 }
 
-/// Over HTTP/1.1 as well as over HTTP/2, where the answer is a 200 like any other.
+/// Covers HTTP/1.1 and HTTP/2, where the response to the handshake is an ordinary 200.
 #[tokio::test]
-async fn compression_of_everything_is_no_compression_of_a_socket() {
-    for place in Place::ALL {
+async fn compression_of_all_responses_does_not_compress_frames() {
+    for position in Position::ALL {
         let everything =
             CompressionLayer::new().compress_when(|_: StatusCode, _: _, _: &_, _: &_| true);
         let stack = Stack::new();
-        let app = stack.with(place, stack.routes(), |app| app.layer(everything.clone()));
+        let app = stack.with(position, stack.routes(), |app| {
+            app.layer(everything.clone())
+        });
         let server = Server::start(app).await;
-        let (response, upgraded) = ask_http1(server.addr, &handshake("/ws")).await;
+        let (response, upgraded) = send_http1(server.addr, &handshake("/ws")).await;
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
-        // A lie, but one that nobody reads: what follows the head of a 101 is another protocol.
+        // The header is wrong but harmless: what follows the head of a 101 is another protocol.
         assert_eq!(response.headers()[CONTENT_ENCODING], "gzip");
         echoes(&mut RawClient::over(Box::new(upgraded.unwrap()))).await;
         let h2 = H2Client::connect(server.addr).await.unwrap();
-        let (response, stream) = ask_http2(&h2, "/ws").await;
+        let (response, stream) = send_http2(&h2, "/ws").await;
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()[CONTENT_ENCODING], "gzip");
         echoes(&mut RawClient::over(Box::new(stream))).await;
     }
 }
 
-/// tower-http turns even a 101 into a 406. Inside of our layers that is a handshake that was refused;
-/// outside of them it is an upgrade that was promised, and whose stream ends with the client's.
+/// tower-http turns even a 101 into a 406. Inside our layers this is a refused handshake. Outside
+/// them our layers have already seen the 101, and the stream ends when the client disconnects.
 #[tokio::test]
 async fn compression_that_is_not_acceptable_refuses_the_upgrade() {
-    for place in [Place::Inside, Place::Outside] {
+    for position in [Position::Inside, Position::Outside] {
         let stack = Stack::new();
-        let app = stack.with(place, stack.routes(), |app| {
+        let app = stack.with(position, stack.routes(), |app| {
             app.layer(CompressionLayer::new())
         });
         let server = Server::start(app).await;
         let mut request = handshake("/ws");
         let nothing = HeaderValue::from_static("identity;q=0, br;q=0");
         request.headers_mut().insert(ACCEPT_ENCODING, nothing);
-        let (response, _) = ask_http1(server.addr, &request).await;
+        let (response, _) = send_http1(server.addr, &request).await;
         assert_eq!(response.status(), StatusCode::NOT_ACCEPTABLE);
-        match place {
-            Place::Inside => stack.untouched().await,
+        match position {
+            Position::Inside => stack.assert_no_connection().await,
             _ => {
                 let event = stack.recorder.nth(1).await;
                 assert_eq!(event.reason, Reason::PeerVanished);
@@ -186,10 +187,10 @@ async fn compression_that_is_not_acceptable_refuses_the_upgrade() {
 async fn cors_answers_a_preflight_and_marks_the_upgrade() {
     let origin: HeaderValue = WEBSITE.parse().unwrap();
     let cors = CorsLayer::new().allow_origin(origin).allow_headers(Any);
-    for place in Place::ALL {
+    for position in Position::ALL {
         let stack = Stack::new();
         stack.registry.limit(1);
-        let app = stack.with(place, stack.routes(), |app| app.layer(cors.clone()));
+        let app = stack.with(position, stack.routes(), |app| app.layer(cors.clone()));
         let server = Server::start(app).await;
         let mut preflight = handshake("/ws");
         *preflight.method_mut() = Method::OPTIONS;
@@ -197,28 +198,31 @@ async fn cors_answers_a_preflight_and_marks_the_upgrade() {
         preflight
             .headers_mut()
             .insert(ACCESS_CONTROL_REQUEST_METHOD, method);
-        let (response, _) = ask_http1(server.addr, &preflight).await;
-        assert_eq!(response.status(), StatusCode::OK, "{place:?}");
+        let (response, _) = send_http1(server.addr, &preflight).await;
+        assert_eq!(response.status(), StatusCode::OK, "{position:?}");
         assert_eq!(response.headers()[ACCESS_CONTROL_ALLOW_ORIGIN], WEBSITE);
-        stack.untouched().await;
+        stack.assert_no_connection().await;
 
-        let (response, upgraded) = ask_http1(server.addr, &handshake("/ws")).await;
+        let (response, upgraded) = send_http1(server.addr, &handshake("/ws")).await;
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
         assert_eq!(response.headers()[ACCESS_CONTROL_ALLOW_ORIGIN], WEBSITE);
         echoes(&mut RawClient::over(Box::new(upgraded.unwrap()))).await;
 
-        // A refusal of ours is for the website to read only if CORS is further out.
+        // A script can read the 503 of the registry only if the CORS layer is further out.
         stack.registry.limit(0);
-        let (response, _) = ask_http1(server.addr, &handshake("/ws")).await;
+        let (response, _) = send_http1(server.addr, &handshake("/ws")).await;
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         let is_marked = response.headers().contains_key(ACCESS_CONTROL_ALLOW_ORIGIN);
-        assert_eq!(is_marked, matches!(place, Place::Outside | Place::Both));
+        assert_eq!(
+            is_marked,
+            matches!(position, Position::Outside | Position::Both)
+        );
     }
 }
 
 #[tokio::test]
 async fn authorization_that_refuses_leaves_no_connection() {
-    for (token, is_let_in) in [(TOKEN, true), ("Bearer another", false)] {
+    for (token, is_authorized) in [(TOKEN, true), ("Bearer another", false)] {
         let authorize = AsyncRequireAuthorizationLayer::new(move |request: Request| async move {
             match request.headers()[AUTHORIZATION] == token {
                 true => Ok(request),
@@ -229,36 +233,36 @@ async fn authorization_that_refuses_leaves_no_connection() {
             }
         });
         let layer = |app: Router| app.layer(authorize.clone());
-        if is_let_in {
-            works_everywhere(layer).await;
+        if is_authorized {
+            works_in_every_position(layer).await;
             continue;
         }
-        for place in Place::ALL {
+        for position in Position::ALL {
             let stack = Stack::new();
             stack.registry.limit(1);
-            let app = stack.with(place, stack.routes(), layer);
+            let app = stack.with(position, stack.routes(), layer);
             for _ in 0..2 {
                 refused(&app, "/ws", StatusCode::UNAUTHORIZED).await;
             }
-            stack.untouched().await;
-            // A full house answers first where it stands first.
+            stack.assert_no_connection().await;
+            // With a full registry, the outermost of the two layers decides the status.
             stack.registry.limit(0);
-            let first = match place {
-                Place::Inside | Place::Between => StatusCode::SERVICE_UNAVAILABLE,
-                Place::Outside | Place::Both => StatusCode::UNAUTHORIZED,
+            let first = match position {
+                Position::Inside | Position::Between => StatusCode::SERVICE_UNAVAILABLE,
+                Position::Outside | Position::Both => StatusCode::UNAUTHORIZED,
             };
             refused(&app, "/ws", first).await;
         }
     }
 }
 
-/// Requests in flight are handshakes: whoever wants to count sockets asks the registry.
+/// Requests in flight are opening handshakes; `Registry::len` counts open connections.
 #[tokio::test]
 async fn in_flight_requests_are_not_connections() {
-    for place in [Place::Inside, Place::Outside] {
+    for position in [Position::Inside, Position::Outside] {
         let (layer, counter) = InFlightRequestsLayer::pair();
         let stack = Stack::new();
-        let app = stack.with(place, stack.routes(), |app| app.layer(layer.clone()));
+        let app = stack.with(position, stack.routes(), |app| app.layer(layer.clone()));
         let server = Server::start(app).await;
         let h2 = H2Client::connect(server.addr).await.unwrap();
         let mut clients = [http1(server.addr, "/ws").await, http2(&h2, "/ws").await];
@@ -268,67 +272,67 @@ async fn in_flight_requests_are_not_connections() {
         until("no request is in flight", || counter.get() == 0).await;
         assert_eq!(stack.registry.len(), 2);
     }
-    works_everywhere(|app| app.layer(InFlightRequestsLayer::pair().0)).await;
+    works_in_every_position(|app| app.layer(InFlightRequestsLayer::pair().0)).await;
 }
 
-/// What these hooks are for: clients that left before they were answered. The body of an upgrade is
-/// empty, and let go at once.
+/// The hooks report clients that disconnect before the response is complete. The body of an upgrade
+/// response is empty and is dropped immediately.
 #[tokio::test]
-async fn an_upgrade_is_no_early_drop() {
-    let (asked, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let (ask, count) = (Arc::clone(&asked), Arc::clone(&dropped));
+async fn an_upgrade_does_not_call_the_early_drop_hook() {
+    let (requests, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (request_count, drop_count) = (Arc::clone(&requests), Arc::clone(&dropped));
     let hook = move |_: &Request| {
-        ask.fetch_add(1, Ordering::SeqCst);
-        let count = Arc::clone(&count);
+        request_count.fetch_add(1, Ordering::SeqCst);
+        let drop_count = Arc::clone(&drop_count);
         move |_: &hyper::http::response::Parts| {
             move || {
-                count.fetch_add(1, Ordering::SeqCst);
+                drop_count.fetch_add(1, Ordering::SeqCst);
             }
         }
     };
     let layer = OnEarlyDropLayer::builder().on_body_drop(OnBodyDropFn::new(hook));
-    works_at([Place::Inside, Place::Outside], |app| {
+    works_in([Position::Inside, Position::Outside], |app| {
         app.layer(layer.clone())
     })
     .await;
-    // Four connections in each place.
-    assert_eq!(asked.load(Ordering::SeqCst), 8);
+    // Four connections in each position.
+    assert_eq!(requests.load(Ordering::SeqCst), 8);
     assert_eq!(dropped.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
-async fn a_path_that_is_normalized() {
+async fn a_normalized_path_reaches_the_websocket_route() {
     let stack = Stack::new();
     let app = stack.around(stack.routes());
     let service = NormalizePathLayer::trim_trailing_slash().layer(app);
     let app = Router::new().fallback_service(service);
-    stack.lives_and_dies(app, "/ws/").await;
+    stack.full_lifecycle(app, "/ws/").await;
 }
 
 #[tokio::test]
 async fn a_handler_that_panics_before_its_101_leaves_no_connection() {
     async fn panics(_: WebSocketUpgrade, _: Liveness) -> StatusCode {
-        panic!("as it was asked to")
+        panic!("a scripted panic")
     }
-    for place in Place::ALL {
+    for position in Position::ALL {
         let stack = Stack::new();
         stack.registry.limit(1);
         let app = Router::new().route("/panics", any(panics));
-        let app = stack.with(place, app, |app| app.layer(CatchPanicLayer::new()));
+        let app = stack.with(position, app, |app| app.layer(CatchPanicLayer::new()));
         for _ in 0..2 {
             refused(&app, "/panics", StatusCode::INTERNAL_SERVER_ERROR).await;
         }
-        stack.untouched().await;
+        stack.assert_no_connection().await;
     }
-    // Nobody catches it: the connection ends without an answer.
+    // Without `CatchPanicLayer` the connection ends without a response.
     let stack = Stack::new();
     let app = stack.around(Router::new().route("/panics", any(panics)));
     let server = Server::start(app).await;
     let mut io = TcpStream::connect(server.addr).await.unwrap();
     io.write_all(opening("/panics").as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    // A reset, or an end: both are fine.
+    // Either a reset or end of file is acceptable.
     let _ = within("the end", io.read_to_end(&mut answer)).await;
     assert!(answer.is_empty(), "{answer:?}");
-    stack.untouched().await;
+    stack.assert_no_connection().await;
 }
