@@ -1,5 +1,4 @@
-//! The opening handshake through a wrapped stream: it passes, nothing is pinged before its end, and
-//! nothing is lost that comes with it.
+//! The opening handshake through a wrapped stream: no byte is lost and no ping precedes its end.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,7 +26,7 @@ use crate::support::{ms, never, within};
 const URL: &str = "ws://localhost/ws";
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Answers one request with 101, and `after` in the same write.
+/// Answers one request with 101, followed by `after` in the same write.
 async fn answer(mut io: DuplexStream, after: &[u8]) -> DuplexStream {
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
@@ -52,7 +51,7 @@ fn texts(from: u32, to: u32) -> impl Iterator<Item = Frame> {
 // Frames next to the handshake.
 
 #[tokio::test]
-async fn frames_in_one_piece_with_the_answer_are_read_and_counted() {
+async fn frames_in_one_piece_with_the_response_are_read_and_counted() {
     let (layer, _) = heartbeat();
     let (near, far) = duplex(4096);
     let (io, live) = layer.wrap_client_handshake(near);
@@ -72,7 +71,7 @@ async fn frames_in_one_piece_with_the_answer_are_read_and_counted() {
 }
 
 #[tokio::test]
-async fn interim_answers_come_before_the_one_that_counts() {
+async fn interim_responses_do_not_end_the_handshake() {
     let (server, client) = (heartbeat().0, heartbeat().0);
     let (near, far) = duplex(4096);
     let (mut near, server_live) = server.wrap_server_handshake(near);
@@ -89,9 +88,9 @@ async fn interim_answers_come_before_the_one_that_counts() {
     assert_eq!(client_live.stats().messages_received(), 1);
 }
 
-/// Why there is a stream of its own for this.
+/// This is why `HandshakeStream` exists.
 #[tokio::test]
-async fn a_stream_taken_from_a_client_lacks_what_came_with_the_answer() {
+async fn a_stream_taken_from_a_client_lacks_the_bytes_after_the_response() {
     let (near, far) = duplex(4096);
     let early = Frame::text("number 0").unmasked();
     let serving = tokio::spawn(async move { answer(far, &early).await });
@@ -107,14 +106,14 @@ async fn a_stream_taken_from_a_client_lacks_what_came_with_the_answer() {
 }
 
 #[tokio::test]
-async fn frames_in_one_piece_with_the_request_are_kept_until_it_is_answered() {
+async fn frames_in_one_piece_with_the_request_are_held_back_until_the_response() {
     let (layer, _) = heartbeat();
     let (near, mut far) = duplex(4096);
     let (io, live) = layer.wrap_server_handshake(near);
     let frames: Vec<u8> = texts(0, 3).flat_map(|frame| frame.masked()).collect();
     let request = [opening("/").as_bytes(), &frames].concat();
     far.write_all(&request).await.unwrap();
-    // By itself tungstenite refuses a client that does not wait.
+    // Without the wrapper tungstenite refuses frames that precede its response.
     let mut socket = within("the handshake", accept_async(io)).await.unwrap();
     for frame in texts(0, 3) {
         let message = within("a message", socket.next()).await.unwrap().unwrap();
@@ -124,7 +123,7 @@ async fn frames_in_one_piece_with_the_request_are_kept_until_it_is_answered() {
 }
 
 #[tokio::test]
-async fn a_handshake_may_come_and_go_byte_by_byte() {
+async fn a_handshake_may_pass_byte_by_byte() {
     for chunk in [1, 2, 3, 7, 4096] {
         let (layer, _) = heartbeat();
         let (near, far) = duplex(chunk);
@@ -137,7 +136,7 @@ async fn a_handshake_may_come_and_go_byte_by_byte() {
                     let mut head = vec![0; request.len()];
                     near.read_exact(&mut head).await.unwrap();
                     assert_eq!(head, request.as_bytes());
-                    // The frame goes out with the answer, as far as it can.
+                    // The frame follows the response in the same write.
                     let frame = Frame::text("hello").unmasked();
                     let bytes = [SWITCHING.as_bytes(), &frame].concat();
                     near.write_all(&bytes).await.unwrap();
@@ -162,7 +161,7 @@ async fn a_handshake_may_come_and_go_byte_by_byte() {
 // Time during the handshake.
 
 #[tokio::test(start_paused = true)]
-async fn nobody_is_pinged_before_the_handshake_is_complete() {
+async fn no_ping_is_sent_before_the_handshake_is_complete() {
     let (layer, recorder) = heartbeat();
     let (near, far) = duplex(4096);
     let (io, live) = layer.wrap_server_handshake(near);
@@ -179,7 +178,7 @@ async fn nobody_is_pinged_before_the_handshake_is_complete() {
     let mut socket = accepting.await.unwrap().unwrap();
     let answer = client.read_exactly(SWITCHING.len()).await.unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 101"));
-    // The hour does not count: the first ping has an interval of its own.
+    // The first interval starts at the end of the handshake, not at the wrap.
     never("a ping", ms(14_000), client.read_frame()).await;
     let _reading = tokio::spawn(async move { while socket.next().await.is_some() {} });
     let ping = client.read_frame().await.unwrap().unwrap();
@@ -190,9 +189,9 @@ async fn nobody_is_pinged_before_the_handshake_is_complete() {
     assert_eq!(recorder.total(), 1);
 }
 
-/// What `wrap_server` is not for.
+/// `wrap_server` expects frames, so it must not wrap a handshake.
 #[tokio::test(start_paused = true)]
-async fn a_handshake_through_a_stream_of_frames_passes_and_has_no_heartbeat() {
+async fn a_handshake_through_a_wrapped_frame_stream_passes_without_a_heartbeat() {
     let (layer, recorder) = heartbeat();
     let (near, far) = duplex(4096);
     let (io, live) = layer.wrap_server(near);
@@ -206,7 +205,7 @@ async fn a_handshake_through_a_stream_of_frames_passes_and_has_no_heartbeat() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handshake_that_is_given_up_leaves_no_trace() {
+async fn an_abandoned_handshake_leaves_no_connection() {
     let (layer, recorder) = heartbeat();
     let registry = layer.registry();
     let (near, mut far) = duplex(4096);
@@ -216,15 +215,15 @@ async fn a_handshake_that_is_given_up_leaves_no_trace() {
     live.on_evict(move |ev| own.record(ev));
     never("an idle registry", ms(1), registry.wait_idle()).await;
     let accepted = timeout(HOUR, accept_async(io)).await;
-    assert!(accepted.is_err(), "by whom?");
+    assert!(accepted.is_err(), "the handshake completed");
     within("an idle registry", registry.wait_idle()).await;
     assert_eq!(live.evicted().await.reason(), Reason::UpgradeFailed);
     assert_eq!((recorder.total(), local.total()), (0, 1));
-    assert_eq!(far.read(&mut [0]).await.unwrap(), 0, "the end");
+    assert_eq!(far.read(&mut [0]).await.unwrap(), 0, "end of file");
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_in_the_handshake_leaves_no_trace() {
+async fn a_client_that_disconnects_during_the_handshake_leaves_no_connection() {
     let (layer, recorder) = heartbeat();
     let (near, mut far) = duplex(4096);
     let (io, _) = layer.wrap_server_handshake(near);
@@ -235,22 +234,22 @@ async fn a_client_that_leaves_in_the_handshake_leaves_no_trace() {
     assert_eq!(recorder.total(), 0);
 }
 
-/// A transport that says, as it is dropped, whether others believe that nothing is left.
-struct Parting<T> {
+/// Asserts in its `Drop` that the registry is not idle yet.
+struct AssertNotIdleOnDrop<T> {
     io: T,
     registry: Registry,
     panics: bool,
 }
 
-impl<T> Drop for Parting<T> {
+impl<T> Drop for AssertNotIdleOnDrop<T> {
     fn drop(&mut self) {
         let idle = pin!(self.registry.wait_idle()).poll(&mut Context::from_waker(Waker::noop()));
-        assert_eq!(idle, Poll::Pending, "the transport is still there");
+        assert_eq!(idle, Poll::Pending, "idle before the transport is dropped");
         assert!(!self.panics, "a scripted panic");
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Parting<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for AssertNotIdleOnDrop<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -260,7 +259,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Parting<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Parting<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for AssertNotIdleOnDrop<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -279,19 +278,19 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Parting<T> {
 }
 
 #[tokio::test]
-async fn the_transport_of_a_handshake_that_is_given_up_goes_before_the_news() {
+async fn the_transport_of_an_abandoned_handshake_is_dropped_before_wait_idle_completes() {
     for panics in [false, true] {
         let (layer, recorder) = heartbeat();
         let registry = layer.registry();
         let (near, far) = duplex(64);
-        let transport = Parting {
+        let transport = AssertNotIdleOnDrop {
             io: near,
             registry: registry.clone(),
             panics,
         };
         let (io, live) = layer.wrap_server_handshake(transport);
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(io)));
-        assert_eq!(dropped.is_err(), panics, "the wrong panic: {dropped:?}");
+        assert_eq!(dropped.is_err(), panics, "{dropped:?}");
         within("an idle registry", registry.wait_idle()).await;
         let eviction = within("the end", live.evicted()).await;
         assert_eq!(eviction.reason(), Reason::UpgradeFailed);
@@ -300,9 +299,9 @@ async fn the_transport_of_a_handshake_that_is_given_up_goes_before_the_news() {
     }
 }
 
-/// Which panics, as documented. Whoever waits for the end is not left waiting.
+/// The wrapped stream panics, as documented. `evicted()` and `wait_idle()` must complete all the same.
 #[test]
-fn a_handshake_that_is_completed_outside_of_a_runtime_leaves_no_trace() {
+fn a_handshake_that_completes_outside_a_runtime_leaves_no_connection() {
     let (layer, recorder) = heartbeat();
     let (near, _far) = duplex(4096);
     let (mut io, live) = layer.wrap_server_handshake(near);
@@ -313,22 +312,22 @@ fn a_handshake_that_is_completed_outside_of_a_runtime_leaves_no_trace() {
     assert!(completed.is_err(), "{completed:?}");
     drop(io);
     let Poll::Ready(eviction) = pin!(live.evicted()).poll(cx) else {
-        panic!("nobody is told");
+        panic!("evicted() is pending");
     };
     assert_eq!(eviction.reason(), Reason::UpgradeFailed);
     assert!(pin!(layer.registry().wait_idle()).poll(cx).is_ready());
     assert_eq!(recorder.total(), 0);
 }
 
-// Answers other than 101.
+// Responses other than 101.
 
 #[tokio::test]
-async fn a_refusal_passes_and_is_no_connection() {
-    let ((server, server_told), (client, client_told)) = (heartbeat(), heartbeat());
+async fn a_refusal_passes_and_is_not_a_connection() {
+    let ((server, server_recorder), (client, client_recorder)) = (heartbeat(), heartbeat());
     let (near, far) = duplex(4096);
     let (near, server_live) = server.wrap_server_handshake(near);
     let (far, client_live) = client.wrap_client_handshake(far);
-    // The callback's error is tungstenite's.
+    // The error type of the callback is tungstenite's.
     #[allow(clippy::result_large_err)]
     let refuse = |_: &Request, _: Response| -> Result<Response, ErrorResponse> {
         let mut response = ErrorResponse::new(Some("not you".to_owned()));
@@ -349,7 +348,7 @@ async fn a_refusal_passes_and_is_no_connection() {
     }
     within("an idle registry", server.registry().wait_idle()).await;
     within("an idle registry", client.registry().wait_idle()).await;
-    assert_eq!((server_told.total(), client_told.total()), (0, 0));
+    assert_eq!((server_recorder.total(), client_recorder.total()), (0, 0));
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Whoever waits, or ends the connection, while the opening handshake goes through a wrapped stream.
+//! Tasks that wait, and evictions, while the opening handshake passes through a wrapped stream.
 
 use std::io::IoSlice;
 use std::time::Duration;
@@ -14,11 +14,12 @@ use crate::support::{self, ms, never, within};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-// Those who wait.
+// Waiting tasks.
 
-/// A reader waits at the transport in the handshake. Then the driver waits there too, for a pong.
+/// A reader registers its waker with the transport during the handshake. Later the driver registers
+/// its own there, for a pong.
 #[tokio::test(start_paused = true)]
-async fn a_reader_that_waits_since_the_handshake_is_woken_by_data_during_a_ping() {
+async fn a_reader_pending_since_the_handshake_is_woken_by_data_during_a_ping() {
     let (layer, _) = heartbeat();
     let (near, far) = duplex(4096);
     let (io, live) = layer.wrap_server_handshake(near);
@@ -32,7 +33,7 @@ async fn a_reader_that_waits_since_the_handshake_is_woken_by_data_during_a_ping(
         read.read_exact(&mut frame).await.unwrap();
         frame
     });
-    // It waits by then.
+    // Now the reader is pending.
     sleep(ms(1)).await;
     write.write_all(SWITCHING.as_bytes()).await.unwrap();
     client.read_exactly(SWITCHING.len()).await.unwrap();
@@ -44,9 +45,9 @@ async fn a_reader_that_waits_since_the_handshake_is_woken_by_data_during_a_ping(
     client.send(&ping).await.unwrap();
 }
 
-/// The same for a reader whose bytes were taken back: they have come before the answer.
+/// The reader's bytes arrive before the response, so the stream holds them back.
 #[tokio::test]
-async fn a_reader_whose_bytes_were_early_is_woken_by_the_answer() {
+async fn a_reader_whose_bytes_arrived_early_is_woken_by_the_response() {
     for answer in [SWITCHING, "HTTP/1.1 400 No\r\n\r\n"] {
         let (layer, _) = heartbeat();
         let (near, far) = duplex(4096);
@@ -64,16 +65,16 @@ async fn a_reader_whose_bytes_were_early_is_woken_by_the_answer() {
             read.read_exact(&mut frame).await.unwrap();
             frame
         });
-        // It waits by then: nobody else is on this thread.
+        // Now the reader is pending: no other task runs on this thread.
         tokio::task::yield_now().await;
         write.write_all(answer.as_bytes()).await.unwrap();
         assert_eq!(within("the frame", reading).await.unwrap(), expected);
     }
 }
 
-/// And a writer's, at the other end.
+/// The same for a writer at the client's end.
 #[tokio::test]
-async fn a_client_that_does_not_wait_for_the_answer_is_made_to() {
+async fn an_early_frame_of_a_client_is_held_back_until_the_response() {
     let (layer, _) = heartbeat();
     let (near, mut far) = duplex(4096);
     let (mut io, live) = layer.wrap_client_handshake(near);
@@ -103,7 +104,7 @@ async fn a_client_that_does_not_wait_for_the_answer_is_made_to() {
 }
 
 #[tokio::test]
-async fn a_vectored_write_ends_with_the_answer_too() {
+async fn a_vectored_write_of_the_response_and_a_frame_passes_whole() {
     let (layer, _) = heartbeat();
     let (near, mut far) = duplex(4096);
     let (mut io, live) = layer.wrap_server_handshake(near);
@@ -120,16 +121,16 @@ async fn a_vectored_write_ends_with_the_answer_too() {
     assert_eq!(live.stats().messages_sent(), 1);
 }
 
-// Ends asked for in the handshake.
+// Evictions during the handshake.
 
 #[tokio::test]
-async fn a_kick_in_the_handshake_takes_effect_at_its_end() {
+async fn an_eviction_during_the_handshake_takes_effect_at_its_end() {
     let (layer, recorder) = heartbeat();
     let (near, far) = duplex(4096);
     let (io, live) = layer.wrap_server_handshake(near);
     assert!(live.evict(4001, "not you"));
     let accepting = tokio::spawn(accept_async(io));
-    // The answer is with the transport before the end is.
+    // The transport receives the response before the eviction takes effect.
     let mut client = RawClient::handshake(far, "/").await;
     let error = within("the handshake", accepting).await.unwrap();
     let evicted = Evicted::from_error(&error.unwrap_err()).expect("an eviction");
@@ -142,9 +143,9 @@ async fn a_kick_in_the_handshake_takes_effect_at_its_end() {
     assert_eq!(recorder.total(), 1);
 }
 
-/// The other end: the frame is masked, and nothing else follows the request.
+/// At the client's end the Close frame is masked, and nothing else follows the request.
 #[tokio::test]
-async fn a_client_that_is_kicked_in_its_handshake_closes_at_its_end() {
+async fn a_client_evicted_during_its_handshake_sends_its_close_frame_at_the_end() {
     let (layer, recorder) = heartbeat();
     let (near, mut far) = duplex(4096);
     let (mut io, live) = layer.wrap_client_handshake(near);
@@ -170,7 +171,7 @@ async fn a_client_that_is_kicked_in_its_handshake_closes_at_its_end() {
 }
 
 #[tokio::test]
-async fn a_kick_in_a_handshake_that_fails_leaves_nothing() {
+async fn an_eviction_during_a_handshake_that_fails_sends_no_frame() {
     for answer in ["HTTP/1.1 400 No\r\n\r\n", ""] {
         let (layer, recorder) = heartbeat();
         let (near, far) = duplex(4096);
@@ -191,7 +192,7 @@ async fn a_kick_in_a_handshake_that_fails_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_drain_in_the_handshake_ends_the_connection_as_it_opens() {
+async fn a_drain_during_the_handshake_ends_the_connection_as_it_opens() {
     let (layer, recorder) = heartbeat();
     let (near, far) = duplex(4096);
     let (io, live) = layer.wrap_server_handshake(near);
@@ -208,7 +209,7 @@ async fn a_drain_in_the_handshake_ends_the_connection_as_it_opens() {
 }
 
 impl RawClient<DuplexStream> {
-    /// Waits so long for a ping, and returns the pong to it.
+    /// Waits up to `span` for a ping, and returns the pong that answers it.
     async fn expect_ping_in(&mut self, span: Duration) -> Frame {
         let frame = timeout(span, self.read_frame()).await.expect("a ping");
         let frame = frame.unwrap().unwrap();

@@ -1,5 +1,4 @@
-//! Below HTTP: tokio-tungstenite does the opening handshake over streams that are under liveness, at
-//! both ends at once, over transports of every kind.
+//! tokio-tungstenite over wrapped streams: both ends have a heartbeat, on many kinds of transport.
 
 use std::time::Duration;
 
@@ -17,13 +16,13 @@ use crate::support::{self, ms, until, within};
 const URL: &str = "ws://localhost/ws";
 const NEVER: Duration = Duration::from_secs(600);
 
-/// One end, and who is told of it.
-struct End {
+/// The heartbeat of one endpoint, and a recorder of its evictions.
+struct Endpoint {
     layer: HeartbeatLayer,
     recorder: Recorder,
 }
 
-impl End {
+impl Endpoint {
     fn new(interval: Duration, timeout: Duration) -> Self {
         let recorder = Recorder::new();
         let layer = HeartbeatLayer::builder()
@@ -37,8 +36,8 @@ impl End {
         }
     }
 
-    /// Told once, of this reason, and nothing is left.
-    async fn ended(&self, live: &Liveness, reason: impl Fn(Reason) -> bool) {
+    /// Asserts that the hook was called once, with this reason, and that the registry is empty.
+    async fn assert_evicted_once(&self, live: &Liveness, reason: impl Fn(Reason) -> bool) {
         let event = self.recorder.nth(1).await;
         assert!(reason(event.reason), "{:?}", event.reason);
         assert_eq!(event.id, live.id());
@@ -47,18 +46,18 @@ impl End {
     }
 }
 
-/// Pings now and then, and evicts nobody.
-fn lively() -> End {
-    End::new(ms(30), NEVER)
+/// Pings every 30 ms and never evicts.
+fn pinging() -> Endpoint {
+    Endpoint::new(ms(30), NEVER)
 }
 
-/// Evicts whoever is silent, but nobody in the middle of his handshake on a busy machine.
-fn strict() -> End {
-    End::new(ms(30), ms(500))
+/// Evicts a silent peer. The timeout is long enough for a handshake on a busy machine.
+fn strict() -> Endpoint {
+    Endpoint::new(ms(30), ms(500))
 }
 
-fn quiet() -> End {
-    End::new(NEVER, NEVER)
+fn quiet() -> Endpoint {
+    Endpoint::new(NEVER, NEVER)
 }
 
 type Socket<T> = WebSocketStream<HandshakeStream<T>>;
@@ -66,8 +65,8 @@ type Socket<T> = WebSocketStream<HandshakeStream<T>>;
 /// Both ends of a connection, each with its own heartbeat.
 async fn meet<A: Io, B: Io>(
     (near, far): (A, B),
-    server: &End,
-    client: &End,
+    server: &Endpoint,
+    client: &Endpoint,
 ) -> ((Socket<A>, Liveness), (Socket<B>, Liveness)) {
     let (near, server_live) = server.layer.wrap_server_handshake(near);
     let (far, client_live) = client.layer.wrap_client_handshake(far);
@@ -77,10 +76,13 @@ async fn meet<A: Io, B: Io>(
     ((accepted.unwrap(), server_live), client)
 }
 
-/// Echoes until the end. Nobody here has sent a ping, so there is no pong to be seen.
+/// Echoes until the end. The handler sends no ping, so it must see no pong.
 async fn echo<S: Io>(mut socket: WebSocketStream<S>) {
     while let Some(Ok(message)) = socket.next().await {
-        assert!(!message.is_pong(), "a pong that is not the handler's");
+        assert!(
+            !message.is_pong(),
+            "a pong to a ping that the handler did not send"
+        );
         let is_data = message.is_text() || message.is_binary();
         if is_data && socket.send(message).await.is_err() {
             return;
@@ -103,7 +105,7 @@ async fn next<S: Io>(socket: &mut WebSocketStream<S>) -> Message {
 }
 
 async fn echoes_between_pings<A: Io, B: Io>(wire: (A, B)) {
-    let (server, client) = (lively(), lively());
+    let (server, client) = (pinging(), pinging());
     let ((socket, server_live), (mut peer, client_live)) = meet(wire, &server, &client).await;
     let serving = tokio::spawn(echo(socket));
     for round in 1..=3 {
@@ -118,64 +120,64 @@ async fn echoes_between_pings<A: Io, B: Io>(wire: (A, B)) {
             pongs(&server_live) > ours && pongs(&client_live) > theirs
         });
         tokio::select! {
-            // It answers pings by being read.
+            // tungstenite answers pings only while it is read.
             message = next(&mut peer) => panic!("{message:?}"),
             () = answered => {}
         }
     }
-    let bye = CloseFrame {
+    let close = CloseFrame {
         code: 4000.into(),
         reason: "bye".into(),
     };
-    peer.close(Some(bye)).await.unwrap();
-    // A handler that closes has to read on for the peer's Close frame.
+    peer.close(Some(close)).await.unwrap();
+    // An endpoint that closes must read on until the peer's Close frame.
     let end = async { while let Some(Ok(_)) = peer.next().await {} };
     within("the closing handshake", end).await;
     within("the server's end", serving).await.unwrap();
     server
-        .ended(&server_live, |reason| {
+        .assert_evicted_once(&server_live, |reason| {
             reason == Reason::PeerClosed { code: Some(4000) }
         })
         .await;
     client
-        .ended(&client_live, |reason| {
+        .assert_evicted_once(&client_live, |reason| {
             reason == Reason::ServerClosed { code: Some(4000) }
         })
         .await;
 }
 
-async fn finds_a_dead_client<A: Io, B: Io>(wire: (A, B)) {
+async fn detects_a_dead_client<A: Io, B: Io>(wire: (A, B)) {
     let (server, client) = (strict(), quiet());
     let ((mut socket, live), peer) = meet(wire, &server, &client).await;
-    finds_death(&mut socket).await;
+    expect_heartbeat_timeout(&mut socket).await;
     server
-        .ended(&live, |reason| {
+        .assert_evicted_once(&live, |reason| {
             reason == Reason::HeartbeatTimeout { missed: 1 }
         })
         .await;
     drop(peer);
 }
 
-async fn finds_a_dead_server<A: Io, B: Io>(wire: (A, B)) {
+async fn detects_a_dead_server<A: Io, B: Io>(wire: (A, B)) {
     let (server, client) = (quiet(), strict());
     let (peer, (mut socket, live)) = meet(wire, &server, &client).await;
-    finds_death(&mut socket).await;
+    expect_heartbeat_timeout(&mut socket).await;
     client
-        .ended(&live, |reason| {
+        .assert_evicted_once(&live, |reason| {
             reason == Reason::HeartbeatTimeout { missed: 1 }
         })
         .await;
     drop(peer);
 }
 
-async fn finds_death<S: Io>(socket: &mut WebSocketStream<S>) {
+async fn expect_heartbeat_timeout<S: Io>(socket: &mut WebSocketStream<S>) {
     let error = within("the verdict", socket.next()).await.unwrap();
     let error = error.unwrap_err();
     let evicted = Evicted::from_error(&error).expect("an eviction");
     assert_eq!(evicted.reason(), Reason::HeartbeatTimeout { missed: 1 });
 }
 
-async fn kicks_with_a_code<A: Io, B: Io>(wire: (A, B), by_server: bool) {
+async fn evicts_with_a_close_code<A: Io, B: Io>(wire: (A, B), by_server: bool) {
     let (server, client) = (quiet(), quiet());
     let ((mut socket, server_live), (mut peer, client_live)) = meet(wire, &server, &client).await;
     let closed = |message| match message {
@@ -183,31 +185,31 @@ async fn kicks_with_a_code<A: Io, B: Io>(wire: (A, B), by_server: bool) {
         other => panic!("{other:?}"),
     };
     let expected = (4001, "go".to_owned());
-    let is_kick = |reason| reason == Reason::Kicked { code: 4001 };
+    let is_kicked = |reason| reason == Reason::Kicked { code: 4001 };
     if by_server {
         assert!(server_live.evict(4001, "go"));
         assert_eq!(closed(next(&mut peer).await), expected);
-        server.ended(&server_live, is_kick).await;
+        server.assert_evicted_once(&server_live, is_kicked).await;
     } else {
         assert!(client_live.evict(4001, "go"));
         assert_eq!(closed(next(&mut socket).await), expected);
-        client.ended(&client_live, is_kick).await;
+        client.assert_evicted_once(&client_live, is_kicked).await;
     }
 }
 
-async fn tells_of_a_peer_that_vanishes<A: Io, B: Io>(wire: (A, B)) {
+async fn reports_a_peer_that_vanishes<A: Io, B: Io>(wire: (A, B)) {
     let (server, client) = (quiet(), quiet());
     let ((socket, live), (peer, _)) = meet(wire, &server, &client).await;
     let serving = tokio::spawn(echo(socket));
     drop(peer);
     let vanished = |reason| reason == Reason::PeerVanished;
-    server.ended(&live, vanished).await;
+    server.assert_evicted_once(&live, vanished).await;
     within("the server's end", serving).await.unwrap();
 }
 
 /// A reader and a writer in two tasks, at both ends, against buffers that fill up.
-async fn goes_on_in_halves<A: Io, B: Io>(wire: (A, B)) {
-    let (server, client) = (lively(), lively());
+async fn works_in_split_halves<A: Io, B: Io>(wire: (A, B)) {
+    let (server, client) = (pinging(), pinging());
     let ((socket, _server), (peer, live)) = meet(wire, &server, &client).await;
     let (mut out, mut messages) = socket.split();
     let serving = tokio::spawn(async move {
@@ -219,15 +221,15 @@ async fn goes_on_in_halves<A: Io, B: Io>(wire: (A, B)) {
         }
     });
     let (mut out, mut messages) = peer.split();
-    let said = |n| Message::binary(support::noise(n, n as usize % 300));
-    // Blocked before anything is written.
+    let message = |n| Message::binary(support::noise(n, n as usize % 300));
+    // The reader is pending before the first write.
     let reading = tokio::spawn(async move {
         let mut count = 0;
         while count < 200 {
             match messages.next().await.unwrap().unwrap() {
                 Message::Ping(_) => {}
-                message => {
-                    assert_eq!(message, said(count));
+                received => {
+                    assert_eq!(received, message(count));
                     count += 1;
                 }
             }
@@ -235,14 +237,14 @@ async fn goes_on_in_halves<A: Io, B: Io>(wire: (A, B)) {
         messages
     });
     for n in 0..100 {
-        out.feed(said(n)).await.unwrap();
+        out.feed(message(n)).await.unwrap();
     }
     out.flush().await.unwrap();
-    // While both readers wait, the drivers use their transports.
+    // While both readers are pending, the drivers use their transports.
     let before = live.stats().pongs_received();
     until("a pong", || live.stats().pongs_received() > before).await;
     for n in 100..200 {
-        out.send(said(n)).await.unwrap();
+        out.send(message(n)).await.unwrap();
     }
     let messages = within("all echoes", reading).await.unwrap();
     drop(messages.reunite(out).unwrap());
@@ -252,7 +254,7 @@ async fn goes_on_in_halves<A: Io, B: Io>(wire: (A, B)) {
 async fn waits_for_a_peer_that_does_not_read<A: Io, B: Io>(wire: (A, B)) {
     let (server, client) = (quiet(), quiet());
     let ((mut socket, _live), (mut peer, _)) = meet(wire, &server, &client).await;
-    // More than any socket buffers.
+    // More than the buffers of any transport here hold.
     let messages: Vec<_> = (0..8).map(|n| support::noise(n, 1 << 20)).collect();
     let sent = messages.clone();
     let sending = tokio::spawn(async move {
@@ -261,8 +263,8 @@ async fn waits_for_a_peer_that_does_not_read<A: Io, B: Io>(wire: (A, B)) {
         }
         socket
     });
-    support::never("a send without room", ms(100), async {
-        until("it was sent", || sending.is_finished()).await;
+    support::never("a send into a full buffer", ms(100), async {
+        until("the sender has finished", || sending.is_finished()).await;
     })
     .await;
     for message in messages {
@@ -282,29 +284,29 @@ macro_rules! over {
             }
 
             #[tokio::test]
-            async fn finds_a_dead_client() {
-                super::finds_a_dead_client($wire().await).await;
+            async fn detects_a_dead_client() {
+                super::detects_a_dead_client($wire().await).await;
             }
 
             #[tokio::test]
-            async fn finds_a_dead_server() {
-                super::finds_a_dead_server($wire().await).await;
+            async fn detects_a_dead_server() {
+                super::detects_a_dead_server($wire().await).await;
             }
 
             #[tokio::test]
-            async fn kicks_with_a_code() {
-                super::kicks_with_a_code($wire().await, true).await;
-                super::kicks_with_a_code($wire().await, false).await;
+            async fn evicts_with_a_close_code() {
+                super::evicts_with_a_close_code($wire().await, true).await;
+                super::evicts_with_a_close_code($wire().await, false).await;
             }
 
             #[tokio::test]
-            async fn tells_of_a_peer_that_vanishes() {
-                super::tells_of_a_peer_that_vanishes($wire().await).await;
+            async fn reports_a_peer_that_vanishes() {
+                super::reports_a_peer_that_vanishes($wire().await).await;
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn goes_on_in_halves() {
-                super::goes_on_in_halves($wire().await).await;
+            async fn works_in_split_halves() {
+                super::works_in_split_halves($wire().await).await;
             }
         }
     )*};
@@ -319,10 +321,10 @@ async fn a_sender_waits_for_a_peer_that_does_not_read() {
     waits_for_a_peer_that_does_not_read(wires::two_pipes().await).await;
 }
 
-/// Buffers around the wrapped stream, not under it.
+/// The buffers are around the wrapped stream, not under it.
 #[tokio::test]
-async fn buffers_may_be_around_it() {
-    let (server, client) = (lively(), quiet());
+async fn a_wrapped_stream_works_inside_a_buffer() {
+    let (server, client) = (pinging(), quiet());
     let (near, far) = wires::tcp().await;
     let (near, live) = server.layer.wrap_server_handshake(near);
     let accepting = accept_async(BufStream::new(near));
@@ -342,13 +344,13 @@ async fn buffers_may_be_around_it() {
     drop(client);
 }
 
-/// `tokio::io::split` of the wrapped stream itself, and frames with extension bits, which a library
-/// without the extension would refuse: they pass as they are.
+/// Covers `tokio::io::split` of the wrapped stream itself. The frames have an extension bit, which a
+/// library without the extension would refuse.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_pass_through_the_halves_of_a_wrapped_stream() {
     use support::raw::{BINARY, Frame, RawClient};
 
-    let server = lively();
+    let server = pinging();
     let (near, far) = wires::memory().await;
     let (stream, live) = server.layer.wrap_server(near);
     let (mut read, mut write) = tokio::io::split(stream);
@@ -372,12 +374,15 @@ async fn bytes_pass_through_the_halves_of_a_wrapped_stream() {
         assert_eq!(client.expect_frame().await, frame(n));
     }
     client.live_until_ping(client.pings + 2).await;
-    // The reader, who has waited all the time, gets it.
+    // The reader was pending all the time.
     for n in 0..50 {
         client.send(&frame(n)).await.unwrap();
     }
-    let got = within("all that was said", reading).await.unwrap();
-    assert!(got == expected, "not the client's bytes");
+    let got = within("all the bytes", reading).await.unwrap();
+    assert!(
+        got == expected,
+        "the bytes differ from those the client sent"
+    );
     assert!(live.stats().pongs_received() > 0);
     drop(writing.await.unwrap());
 }

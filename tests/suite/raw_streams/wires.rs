@@ -1,5 +1,4 @@
-//! Transports of every kind that a WebSocket may be spoken over, each as the server's and the
-//! client's end.
+//! Transports of many kinds, each as a pair of the server's and the client's end.
 
 use std::io;
 use std::pin::Pin;
@@ -12,13 +11,13 @@ use tokio::io::{
 use tokio::net::unix::pipe::{Receiver, Sender, pipe};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
-/// What a stream has to be.
+/// The bounds on a wrapped transport.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for T {}
 
-/// So small that frames and heads do not fit.
-const TIGHT: usize = 16;
+/// Smaller than a frame or a request head.
+const TIGHT_BUFFER_BYTES: usize = 16;
 
 pub(crate) async fn tcp() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -35,7 +34,7 @@ pub(crate) async fn unix() -> (UnixStream, UnixStream) {
 }
 
 pub(crate) async fn memory() -> (DuplexStream, DuplexStream) {
-    duplex(TIGHT)
+    duplex(TIGHT_BUFFER_BYTES)
 }
 
 pub(crate) async fn boxed() -> (Box<dyn Io>, Box<dyn Io>) {
@@ -50,7 +49,7 @@ pub(crate) async fn joined_halves() -> (
     let (server, client) = tcp().await;
     let ((read, write), (near, far)) = (split(server), unix().await);
     let (near_read, near_write) = split(near);
-    // The client's bytes go through a socket of another kind, and a relay.
+    // The client's bytes pass through a Unix socket and a relay.
     tokio::spawn(async move {
         let (mut far, mut client) = (far, client);
         let _ = tokio::io::copy_bidirectional(&mut far, &mut client).await;
@@ -58,7 +57,7 @@ pub(crate) async fn joined_halves() -> (
     (join(read, write), join(near_read, near_write))
 }
 
-/// Two pipes, each in one direction.
+/// Two unidirectional pipes.
 pub(crate) async fn two_pipes() -> (Join<Receiver, Sender>, Join<Receiver, Sender>) {
     let (from_client, to_server) = pipe().unwrap();
     let (from_server, to_client) = pipe().unwrap();
@@ -80,10 +79,10 @@ pub(crate) async fn trickle() -> (Trickle<DuplexStream>, Trickle<DuplexStream>) 
     (Trickle::new(server), Trickle::new(client))
 }
 
-/// tungstenite takes a handshake in more than 64 pieces for an attack.
-const FEW: usize = 5;
+/// tungstenite rejects a handshake in more than 64 pieces as an attack.
+const PIECE_BYTES: usize = 5;
 
-/// A few bytes at a time in each direction, and a pause before each.
+/// Passes `PIECE_BYTES` at a time in each direction, and returns `Pending` before each piece.
 #[derive(Debug)]
 pub(crate) struct Trickle<T> {
     io: T,
@@ -98,7 +97,7 @@ impl<T> Trickle<T> {
         }
     }
 
-    /// Every second call has to come again, which it is told at once.
+    /// Every second call wakes its task and returns `Pending`.
     fn poll_pause(&mut self, direction: usize, cx: &Context<'_>) -> Poll<()> {
         self.paused[direction] = !self.paused[direction];
         if self.paused[direction] {
@@ -116,11 +115,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Trickle<T> {
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         ready!(self.poll_pause(0, cx));
-        let mut some = [0; FEW];
-        let room = some.len().min(out.remaining());
-        let mut some = ReadBuf::new(&mut some[..room]);
-        ready!(Pin::new(&mut self.io).poll_read(cx, &mut some))?;
-        out.put_slice(some.filled());
+        let mut piece = [0; PIECE_BYTES];
+        let room = piece.len().min(out.remaining());
+        let mut piece = ReadBuf::new(&mut piece[..room]);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut piece))?;
+        out.put_slice(piece.filled());
         Poll::Ready(Ok(()))
     }
 }
@@ -132,8 +131,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Trickle<T> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_pause(1, cx));
-        let some = &bytes[..bytes.len().min(FEW)];
-        Pin::new(&mut self.io).poll_write(cx, some)
+        let piece = &bytes[..bytes.len().min(PIECE_BYTES)];
+        Pin::new(&mut self.io).poll_write(cx, piece)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
