@@ -1,10 +1,10 @@
-//! What a registry shows of itself only to those who debug it.
+//! Counters that are only in the `Debug` output of a registry.
 
 use tower_ws_liveness::Registry;
 
 use crate::support::until;
 
-/// A number in the registry's `Debug` output.
+/// Parses a counter from the registry's `Debug` output.
 pub(crate) fn count(registry: &Registry, field: &str) -> usize {
     let shown = format!("{registry:?}");
     let (_, after) = shown.split_once(&format!("{field}: ")).expect("the field");
@@ -12,8 +12,8 @@ pub(crate) fn count(registry: &Registry, field: &str) -> usize {
     after[..digits].parse().unwrap()
 }
 
-/// Waits until nothing is left, and checks that this is so by every count.
-pub(crate) async fn empties(what: &str, registry: &Registry) {
+/// Waits until the registry holds no connection, and asserts that every counter agrees.
+pub(crate) async fn until_empty(what: &str, registry: &Registry) {
     until(what, || count(registry, "present") == 0).await;
     assert_eq!(count(registry, "admitted"), 0, "{what}");
     assert_eq!(registry.len(), 0, "{what}");

@@ -1,4 +1,4 @@
-//! A drain ends everybody, once, as politely as it can; and says what became of them.
+//! A drain evicts every connection once and reports how each one ended.
 
 use std::collections::HashSet;
 use std::sync::mpsc;
@@ -28,22 +28,22 @@ fn the_defaults_are_as_documented() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_empty_registry_is_drained_at_once_and_again() {
-    let room = Room::new();
+async fn an_empty_registry_drains_immediately_and_repeatedly() {
+    let scene = DrainScene::new();
     let begun = Instant::now();
-    assert!(!room.registry.is_draining());
+    assert!(!scene.registry.is_draining());
     for _ in 0..2 {
-        let report = room.registry.drain(Drain::default()).await;
+        let report = scene.registry.drain(Drain::default()).await;
         assert_eq!(counts(report), (0, 0, 0));
-        assert!(room.registry.is_draining());
+        assert!(scene.registry.is_draining());
     }
     assert_eq!(begun.elapsed(), Duration::ZERO);
 }
 
-// What becomes of each.
+// How each connection ends.
 
 #[tokio::test(start_paused = true)]
-async fn each_end_is_counted_as_what_it_was() {
+async fn each_end_is_counted_as_clean_or_cut() {
     type Prepare = fn(&mut (Stream, Liveness, Peer));
     let cases: [(&str, Prepare, (usize, usize, usize)); 11] = [
         (
@@ -111,7 +111,7 @@ async fn each_end_is_counted_as_what_it_was() {
             (0, 1, 0),
         ),
         (
-            "the handler has sent a Close frame of its own",
+            "the handler has sent a Close frame itself",
             |(stream, _, peer)| {
                 let close = frame(0x80 | CLOSE, None, &4_000_u16.to_be_bytes());
                 assert!(poll_write(stream, &Wakes::new(), &close).is_ready());
@@ -121,12 +121,12 @@ async fn each_end_is_counted_as_what_it_was() {
         ),
     ];
     for (case, prepare, expected) in cases {
-        let mut room = Room::new();
-        prepare(room.join());
-        let report = room.registry.drain(at_once()).await;
+        let mut scene = DrainScene::new();
+        prepare(scene.open_silent());
+        let report = scene.registry.drain(without_pauses()).await;
         assert_eq!(counts(report), expected, "{case}");
-        room.assert_over(Reason::Drained);
-        let (stream, ..) = &mut room.connections[0];
+        scene.assert_all_evicted(Reason::Drained);
+        let (stream, ..) = &mut scene.connections[0];
         let error = stream.read_u8().await.unwrap_err();
         let evicted = Evicted::from_error(&error).expect(case);
         assert_eq!(evicted.reason(), Reason::Drained, "{case}");
@@ -139,27 +139,27 @@ fn hello_to_server() -> Vec<u8> {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_ends_before_its_turn_is_already_gone() {
-    let mut room = Room::polite(3);
-    let victim = room.connections[2].1.clone();
-    room.connections[0].1.on_evict(move |_| {
-        assert!(victim.evict(4_000, "you too"));
+    let mut scene = DrainScene::with_closing_peers(3);
+    let victim = scene.connections[2].1.clone();
+    scene.connections[0].1.on_evict(move |_| {
+        assert!(victim.evict(4_000, "evicted"));
     });
-    // In the middle of a frame, and its peer vanishes before the handler is done.
-    let (stream, _, peer) = room.join();
+    // The handler is in the middle of a frame when its peer disconnects.
+    let (stream, _, peer) = scene.open_silent();
     assert!(poll_write(stream, &Wakes::new(), &hello()[..4]).is_ready());
     let peer = peer.clone();
-    let registry = room.registry.clone();
-    let draining = tokio::spawn(async move { registry.drain(at_once()).await });
+    let registry = scene.registry.clone();
+    let draining = tokio::spawn(async move { registry.drain(without_pauses()).await });
     sleep(ms(10)).await;
     let begun = Instant::now();
     peer.end(Ok(()));
-    let (stream, ..) = &mut room.connections[3];
+    let (stream, ..) = &mut scene.connections[3];
     assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
-    room.connections.truncate(3);
+    scene.connections.truncate(3);
     let report = within("the drain", draining).await.unwrap();
     assert_eq!(counts(report), (2, 0, 2));
     assert_eq!(begun.elapsed(), Duration::ZERO);
-    let reasons: Vec<_> = room.recorder.all().iter().map(|one| one.reason).collect();
+    let reasons: Vec<_> = scene.recorder.all().iter().map(|one| one.reason).collect();
     let kicked = Reason::Kicked { code: 4_000 };
     let expected = [
         kicked,
@@ -171,7 +171,7 @@ async fn a_connection_that_ends_before_its_turn_is_already_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_close_frame_says_what_was_asked_for() {
+async fn the_close_frame_carries_the_requested_code() {
     let codes = [
         (1001, 1001),
         (1012, 1012),
@@ -181,42 +181,49 @@ async fn the_close_frame_says_what_was_asked_for() {
         (5_000, 1011),
     ];
     for (code, on_wire) in codes {
-        let room = Room::polite(1);
-        let drain = Drain { code, ..at_once() };
-        assert_eq!(counts(room.registry.drain(drain).await), (1, 0, 0));
-        assert_eq!(close_codes(&room.connections[0].2), [on_wire], "{code}");
-        let frames = room.connections[0].2.frames();
+        let scene = DrainScene::with_closing_peers(1);
+        let drain = Drain {
+            code,
+            ..without_pauses()
+        };
+        assert_eq!(counts(scene.registry.drain(drain).await), (1, 0, 0));
+        assert_eq!(close_codes(&scene.connections[0].2), [on_wire], "{code}");
+        let frames = scene.connections[0].2.frames();
         assert_eq!(frames[0].payload[2..], *b"server is going away");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_boundary_that_cannot_be_seen_is_not_waited_for() {
-    let mut room = Room::new();
-    let (stream, _, peer) = room.join();
+async fn a_drain_does_not_wait_for_a_frame_boundary_that_it_cannot_detect() {
+    let mut scene = DrainScene::new();
+    let (stream, _, peer) = scene.open_silent();
     assert!(poll_write(stream, &Wakes::new(), &[0xFF; 8]).is_ready());
-    // No Close frame can be sent, so all that is waited for is the peer's end.
+    // The handler's bytes are not frames, so no boundary is known and no Close frame can be sent. The
+    // drain waits only for the peer's end.
     peer.end(Ok(()));
     let begun = Instant::now();
-    assert_eq!(counts(room.registry.drain(at_once()).await), (0, 1, 0));
+    assert_eq!(
+        counts(scene.registry.drain(without_pauses()).await),
+        (0, 1, 0)
+    );
     assert_eq!(begun.elapsed(), Duration::ZERO);
 }
 
 // In the middle of a message.
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_is_under_way_arrives_whole() {
+async fn a_message_in_progress_arrives_whole() {
     for vectored in [false, true] {
-        let mut room = Room::new();
+        let mut scene = DrainScene::new();
         let (io, peer) = script();
         if vectored {
             peer.vectored();
         }
-        // A slow reader: so much at a time, and then nothing until it reads on.
+        // A slow reader: the transport takes 60 kB, then nothing until the next `kick`.
         peer.write_steps(&[60_000, WAIT]);
-        let (mut stream, live) = room.layer.wrap_server(io);
+        let (mut stream, live) = scene.layer.wrap_server(io);
         let big = frame(0x80 | BINARY, None, &support::noise(1, 1_000_000));
-        // Another message follows in the same write. It is not begun.
+        // The second message follows in the same write. No byte of it is sent.
         let both = [big.clone(), hello()].concat();
         let handler = tokio::spawn(async move {
             let written = match vectored {
@@ -227,10 +234,10 @@ async fn a_message_that_is_under_way_arrives_whole() {
         });
         sleep(ms(100)).await;
         assert_eq!(peer.wire().written.len(), 60_000);
-        room.join_polite();
+        scene.open_closing();
 
-        let registry = room.registry.clone();
-        let draining = tokio::spawn(async move { registry.drain(at_once()).await });
+        let registry = scene.registry.clone();
+        let draining = tokio::spawn(async move { registry.drain(without_pauses()).await });
         while !live.health().to_string().contains("ended") {
             sleep(ms(100)).await;
             peer.kick();
@@ -250,7 +257,7 @@ async fn a_message_that_is_under_way_arrives_whole() {
         let evicted = Evicted::from_error(&written.unwrap_err()).unwrap();
         assert_eq!(evicted.reason(), Reason::Drained);
         assert!(peer.is_dropped());
-        assert_eq!(room.recorder.total(), 2);
+        assert_eq!(scene.recorder.total(), 2);
     }
 }
 
@@ -265,74 +272,78 @@ async fn write_all_vectored(stream: &mut Stream, bytes: &[u8]) -> std::io::Resul
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_is_under_way_keeps_nobody_else() {
-    let mut room = Room::new();
-    let (stream, ..) = room.join();
+async fn a_message_in_progress_delays_no_other_connection() {
+    let mut scene = DrainScene::new();
+    let (stream, ..) = scene.open_silent();
     assert!(poll_write(stream, &Wakes::new(), &hello()[..4]).is_ready());
-    (0..10).for_each(|_| room.join_polite());
+    (0..10).for_each(|_| scene.open_closing());
     let begun = Instant::now();
-    let registry = room.registry.clone();
-    let draining = tokio::spawn(async move { registry.drain(at_once()).await });
+    let registry = scene.registry.clone();
+    let draining = tokio::spawn(async move { registry.drain(without_pauses()).await });
     sleep(ms(1_000)).await;
-    assert_eq!(room.recorder.total(), 10);
+    assert_eq!(scene.recorder.total(), 10);
     assert!(!draining.is_finished());
 
-    let (stream, live, peer) = &mut room.connections[0];
+    let (stream, live, peer) = &mut scene.connections[0];
     assert!(!live.health().to_string().contains("ended"));
     stream.write_all(&hello()[4..]).await.unwrap();
-    assert_eq!(room.recorder.total(), 11, "told in the handler's own write");
+    assert_eq!(
+        scene.recorder.total(),
+        11,
+        "evicted within the handler's write"
+    );
     let error = stream.write_all(&hello()).await.unwrap_err();
     assert!(Evicted::from_error(&error).is_some());
     peer.send(&peer_close());
     assert_eq!(counts(draining.await.unwrap()), (11, 0, 0));
     assert!(begun.elapsed() <= ms(1_001));
-    room.assert_over(Reason::Drained);
-    let frames = room.connections[0].2.frames();
+    scene.assert_all_evicted(Reason::Drained);
+    let frames = scene.connections[0].2.frames();
     assert_eq!(frames[0].raw, hello());
     assert_eq!(frames.len(), 2);
 }
 
-// Whoever comes meanwhile.
+// Connections that open during a drain.
 
 #[tokio::test(start_paused = true)]
-async fn whoever_opens_during_a_drain_is_ended_too() {
-    let mut room = Room::polite(2);
+async fn a_connection_that_opens_during_a_drain_is_evicted() {
+    let mut scene = DrainScene::with_closing_peers(2);
     let drain = Drain {
         code: 1012,
         batch: 1,
         pause: ms(1_000),
         ..Drain::default()
     };
-    let registry = room.registry.clone();
+    let registry = scene.registry.clone();
     let draining = tokio::spawn(async move { registry.drain(drain).await });
     sleep(ms(1)).await;
-    room.join_polite();
+    scene.open_closing();
     sleep(ms(1)).await;
-    let (_, live, peer) = room.connections.last().unwrap();
+    let (_, live, peer) = scene.connections.last().unwrap();
     assert_eq!(live.evicted().await.reason(), Reason::Drained);
     assert_eq!(close_codes(peer), [1012]);
     let report = draining.await.unwrap();
     assert!(report.clean() >= 2, "{report:?}");
-    room.assert_over(Reason::Drained);
+    scene.assert_all_evicted(Reason::Drained);
 
-    // And after it.
-    room.join_polite();
+    // After the drain.
+    scene.open_closing();
     sleep(ms(1)).await;
-    assert_eq!(close_codes(&room.connections.last().unwrap().2), [1012]);
-    room.assert_over(Reason::Drained);
+    assert_eq!(close_codes(&scene.connections.last().unwrap().2), [1012]);
+    scene.assert_all_evicted(Reason::Drained);
 }
 
 // Handlers, hooks and runtimes.
 
 #[tokio::test(start_paused = true)]
-async fn handlers_are_woken_and_their_drain_may_be_their_own() {
-    let mut room = Room::polite(3);
+async fn handlers_are_woken_and_may_themselves_drain() {
+    let mut scene = DrainScene::with_closing_peers(3);
     let mut handlers = Vec::new();
-    for (mut stream, ..) in room.connections.drain(..) {
-        let registry = room.registry.clone();
+    for (mut stream, ..) in scene.connections.drain(..) {
+        let registry = scene.registry.clone();
         handlers.push(tokio::spawn(async move {
-            // Nobody reads in a handler that drains, which has its stream still.
-            let report = registry.drain(at_once()).await;
+            // The handler owns its stream but does not read while it drains.
+            let report = registry.drain(without_pauses()).await;
             let error = stream.read_u8().await.unwrap_err();
             (report, Evicted::from_error(&error).unwrap().reason())
         }));
@@ -348,27 +359,30 @@ async fn handlers_are_woken_and_their_drain_may_be_their_own() {
 
 #[tokio::test(start_paused = true)]
 async fn no_lock_is_held_while_hooks_run() {
-    let room = Room::polite(3);
-    for (_, live, _) in &room.connections {
-        let (registry, own) = (room.registry.clone(), live.clone());
+    let scene = DrainScene::with_closing_peers(3);
+    for (_, live, _) in &scene.connections {
+        let (registry, own) = (scene.registry.clone(), live.clone());
         live.on_evict(move |ev: &Eviction| {
             assert!(registry.get(ev.id()).is_none());
             assert!(registry.is_draining());
             registry.begin_drain();
             assert!(!own.evict(1000, "twice"));
-            // What another thread asks it is told at once, too.
-            let (tell, told) = mpsc::channel();
+            // Another thread can use the registry as well.
+            let (len_tx, len_rx) = mpsc::channel();
             let registry = registry.clone();
-            std::thread::spawn(move || tell.send(registry.len()).unwrap());
-            told.recv_timeout(support::PATIENCE).unwrap();
+            std::thread::spawn(move || len_tx.send(registry.len()).unwrap());
+            len_rx.recv_timeout(support::PATIENCE).unwrap();
         });
     }
-    assert_eq!(counts(room.registry.drain(at_once()).await), (3, 0, 0));
-    room.assert_over(Reason::Drained);
+    assert_eq!(
+        counts(scene.registry.drain(without_pauses()).await),
+        (3, 0, 0)
+    );
+    scene.assert_all_evicted(Reason::Drained);
 }
 
 #[tokio::test]
-async fn connections_of_a_runtime_that_has_gone_are_gone_with_it() {
+async fn connections_of_a_runtime_that_has_shut_down_are_gone() {
     let registry = Registry::new();
     let layer = HeartbeatLayer::builder().registry(registry.clone());
     let layer = layer.build().unwrap();
@@ -384,52 +398,53 @@ async fn connections_of_a_runtime_that_has_gone_are_gone_with_it() {
     .join()
     .unwrap();
     assert_eq!(registry.len(), 0);
-    let report = within("the drain", registry.drain(at_once())).await;
+    let report = within("the drain", registry.drain(without_pauses())).await;
     assert_eq!(counts(report), (0, 0, 0));
     assert!(peers.iter().all(Peer::is_dropped));
     drop(streams);
 }
 
-// Many.
+// Many connections.
 
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_are_drained() {
+async fn ten_thousand_connections_are_drained() {
     let drains = [
-        (at_once(), (10_000, 0, 0)),
+        (without_pauses(), (10_000, 0, 0)),
         (
             Drain {
                 batch: usize::MAX,
-                ..at_once()
+                ..without_pauses()
             },
             (10_000, 0, 0),
         ),
         (
             Drain {
                 deadline: Duration::ZERO,
-                ..at_once()
+                ..without_pauses()
             },
             (0, 10_000, 0),
         ),
     ];
     for (drain, expected) in drains {
-        let room = Room::polite(10_000);
-        let report = room.registry.drain(drain).await;
+        let scene = DrainScene::with_closing_peers(10_000);
+        let report = scene.registry.drain(drain).await;
         assert_eq!(counts(report), expected);
-        room.assert_over(Reason::Drained);
+        scene.assert_all_evicted(Reason::Drained);
     }
 }
 
-/// Handlers that write and read, peers that answer or do not, kicks and two drains, by threads.
+/// On several threads: handlers that write, peers that close, end or stay silent, evictions, and two
+/// drains.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn drains_meet_everything_else() {
+async fn drains_race_with_writes_closes_and_evictions() {
     for round in 0..20 {
-        let mut room = Room::with(HeartbeatLayer::builder().close_timeout(ms(300)));
+        let mut scene = DrainScene::with(HeartbeatLayer::builder().close_timeout(ms(300)));
         let mut handlers = Vec::new();
         let mut others = Vec::new();
         let mut peers = Vec::new();
         for number in 0..200 {
             let (io, peer) = script();
-            let (mut stream, live) = room.layer.wrap_server(io);
+            let (mut stream, live) = scene.layer.wrap_server(io);
             peers.push((live.clone(), peer.clone()));
             handlers.push(tokio::spawn(async move {
                 for _ in 0..1_000 {
@@ -456,35 +471,39 @@ async fn drains_meet_everything_else() {
                     }
                 }
             }));
-            let (_, live, peer) = room.join();
+            let (_, live, peer) = scene.open_silent();
             peers.push((live.clone(), peer.clone()));
         }
         let drain = Drain {
             batch: 10,
             deadline: ms(200),
-            ..at_once()
+            ..without_pauses()
         };
         let (one, other) = within("both drains", async {
-            let registry = room.registry.clone();
+            let registry = scene.registry.clone();
             let one = tokio::spawn(async move { registry.drain(drain).await });
-            (room.registry.drain(drain).await, one.await.unwrap())
+            (scene.registry.drain(drain).await, one.await.unwrap())
         })
         .await;
-        assert!(room.registry.is_empty(), "round {round}");
+        assert!(scene.registry.is_empty(), "round {round}");
         for (live, peer) in &peers {
-            // Who was kicked before the drain came has the close timeout.
+            // A connection evicted before the drain has the close timeout instead.
             let reason = live.evicted().await.reason();
             let kicked = reason == Reason::Kicked { code: 4_000 };
             assert!(kicked || peer.is_dropped(), "round {round}: {reason}");
         }
         for task in handlers.into_iter().chain(others) {
-            within("the others", task).await.unwrap();
+            within("the other tasks", task).await.unwrap();
         }
-        let events = room.recorder.all();
+        let events = scene.recorder.all();
         let ids: HashSet<_> = events.iter().map(|event| event.id).collect();
         assert_eq!((ids.len(), events.len()), (400, 400), "round {round}");
         let drained = events.iter().filter(|one| one.reason == Reason::Drained);
-        let told = one.clean() + one.cut() + other.clean() + other.cut();
-        assert_eq!(told, drained.count(), "round {round}: {one:?} {other:?}");
+        let reported = one.clean() + one.cut() + other.clean() + other.cut();
+        assert_eq!(
+            reported,
+            drained.count(),
+            "round {round}: {one:?} {other:?}"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! A drain takes its time, and no more of it: batches, pauses, deadlines, and drains that meet.
+//! The timing of a drain: batches, pauses, deadlines, and concurrent drains.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,27 +14,27 @@ use tower_ws_liveness::{Drain, Health, HeartbeatLayer, Reason};
 use super::drained::*;
 use crate::script::*;
 
-/// When each was told, since `begun`.
-fn told_after(room: &Room, begun: Instant) -> Vec<Duration> {
-    let events = room.recorder.all();
+/// The time of each eviction since `begun`.
+fn evicted_after(scene: &DrainScene, begun: Instant) -> Vec<Duration> {
+    let events = scene.recorder.all();
     let ids: Vec<_> = events.iter().map(|event| event.id).collect();
-    assert!(ids.is_sorted(), "in the order in which they came");
+    assert!(ids.is_sorted(), "evicted out of the order of creation");
     events.iter().map(|event| event.at - begun).collect()
 }
 
 #[tokio::test(start_paused = true)]
-async fn batches_are_told_with_pauses_between_them_that_differ() {
+async fn batches_are_evicted_with_random_pauses_between_them() {
     let mut pauses = Vec::new();
     for _ in 0..20 {
-        let room = Room::polite(10);
+        let scene = DrainScene::with_closing_peers(10);
         let begun = Instant::now();
         let drain = Drain {
             batch: 3,
             pause: ms(1_000),
             ..Drain::default()
         };
-        assert_eq!(counts(room.registry.drain(drain).await), (10, 0, 0));
-        let at = told_after(&room, begun);
+        assert_eq!(counts(scene.registry.drain(drain).await), (10, 0, 0));
+        let at = evicted_after(&scene, begun);
         assert_eq!(at[0], Duration::ZERO);
         for batch in at.chunks(3) {
             assert!(batch.iter().all(|one| *one == batch[0]), "{at:?}");
@@ -44,36 +44,36 @@ async fn batches_are_told_with_pauses_between_them_that_differ() {
     // A sleep is rounded up to whole milliseconds.
     assert!(pauses.iter().all(|one| *one >= ms(500)), "{pauses:?}");
     assert!(pauses.iter().all(|one| *one <= ms(1_501)), "{pauses:?}");
-    // Sixty of them: that none is in the outer quarters has a chance of one to ten millions.
+    // The chance that none of the sixty pauses is in an outer quarter is about one in ten million.
     assert!(pauses.iter().any(|one| *one < ms(750)), "{pauses:?}");
     assert!(pauses.iter().any(|one| *one > ms(1_250)), "{pauses:?}");
 }
 
-/// Of a drain that finds `count` connections, and of some that open during it: those that it found are
-/// evicted within the first half of the deadline, and the others as they open.
+/// Drains `count` connections while others open. Asserts that the former are evicted within the first
+/// half of the deadline, and that the latter are evicted as they open.
 async fn drained_in_time(count: usize, drain: Drain, opening_at: &[Duration]) {
-    let room = Room::silent(count);
+    let scene = DrainScene::with_silent_peers(count);
     let begun = Instant::now();
     let opening = opening_at.iter().map(|at| async move {
         sleep(*at).await;
         at
     });
     let mut opening: FuturesUnordered<_> = opening.collect();
-    let newcomers = async {
-        let mut newcomers = Vec::new();
+    let opened = async {
+        let mut opened = Vec::new();
         while let Some(at) = opening.next().await {
             let (io, _peer) = script();
-            let (stream, live) = room.layer.wrap_server(io);
+            let (stream, live) = scene.layer.wrap_server(io);
             assert_eq!(live.health(), Health::Ended, "{at:?}");
-            newcomers.push((stream, live));
+            opened.push((stream, live));
         }
-        newcomers
+        opened
     };
-    let (_, newcomers) = tokio::join!(room.registry.drain(drain), newcomers);
-    let events = room.recorder.all();
-    assert_eq!(events.len(), count + newcomers.len(), "{drain:?}");
+    let (_, opened) = tokio::join!(scene.registry.drain(drain), opened);
+    let events = scene.recorder.all();
+    assert_eq!(events.len(), count + opened.len(), "{drain:?}");
     for event in events {
-        if newcomers.iter().any(|(_, live)| live.id() == event.id) {
+        if opened.iter().any(|(_, live)| live.id() == event.id) {
             continue;
         }
         let at = event.at - begun;
@@ -99,7 +99,7 @@ async fn every_connection_is_evicted_in_the_first_half_of_the_deadline() {
     }
     drained_in_time(1_510, drain(10, 100, 30_000), &[]).await;
     for _ in 0..500 {
-        // Also pauses that tokio's timer makes longer, and deadlines that leave room for none.
+        // Includes pauses that tokio's timer rounds up, and deadlines too short for any pause.
         let pause = Duration::from_micros(fastrand::u64(..1 << fastrand::u32(1..24)));
         let drain = Drain {
             batch: fastrand::usize(..20),
@@ -113,10 +113,10 @@ async fn every_connection_is_evicted_in_the_first_half_of_the_deadline() {
     }
 }
 
-/// What other tasks, or hooks, take between two pauses is taken off the pauses.
+/// The time that other tasks and hooks take between two pauses is subtracted from the pauses.
 #[tokio::test(start_paused = true)]
-async fn pauses_are_shorter_by_the_time_that_others_take() {
-    let room = Room::silent(1_000);
+async fn time_taken_by_other_tasks_shortens_the_pauses() {
+    let scene = DrainScene::with_silent_peers(1_000);
     let neighbour = tokio::spawn(async {
         loop {
             advance(ms(10)).await;
@@ -129,29 +129,29 @@ async fn pauses_are_shorter_by_the_time_that_others_take() {
         deadline: ms(2_000),
         ..Drain::default()
     };
-    room.registry.drain(drain).await;
+    scene.registry.drain(drain).await;
     neighbour.abort();
-    let at = told_after(&room, begun);
+    let at = evicted_after(&scene, begun);
     assert!(at[999] <= ms(1_000), "{at:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_of_none_is_one_of_one() {
-    let room = Room::polite(3);
+async fn a_batch_size_of_zero_means_one() {
+    let scene = DrainScene::with_closing_peers(3);
     let begun = Instant::now();
     let drain = Drain {
         batch: 0,
         ..Drain::default()
     };
-    assert_eq!(counts(room.registry.drain(drain).await), (3, 0, 0));
-    let at = told_after(&room, begun);
+    assert_eq!(counts(scene.registry.drain(drain).await), (3, 0, 0));
+    let at = evicted_after(&scene, begun);
     assert!(at[0] < at[1] && at[1] < at[2], "{at:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn others_have_their_turn_though_there_is_no_pause() {
+async fn a_drain_without_pauses_yields_to_other_tasks() {
     for (batch, least) in [(10, 99), (usize::MAX, 14)] {
-        let room = Room::polite(1_000);
+        let scene = DrainScene::with_closing_peers(1_000);
         let turns = Arc::new(AtomicUsize::new(0));
         let neighbour = tokio::spawn({
             let turns = Arc::clone(&turns);
@@ -163,13 +163,16 @@ async fn others_have_their_turn_though_there_is_no_pause() {
             }
         });
         let seen = Arc::new(Mutex::new(Vec::new()));
-        for (_, live, _) in &room.connections {
+        for (_, live, _) in &scene.connections {
             let (seen, turns) = (Arc::clone(&seen), Arc::clone(&turns));
             live.on_evict(move |_| seen.lock().unwrap().push(turns.load(Ordering::Relaxed)));
         }
         let begun = Instant::now();
-        let drain = Drain { batch, ..at_once() };
-        assert_eq!(counts(room.registry.drain(drain).await), (1_000, 0, 0));
+        let drain = Drain {
+            batch,
+            ..without_pauses()
+        };
+        assert_eq!(counts(scene.registry.drain(drain).await), (1_000, 0, 0));
         neighbour.abort();
         assert_eq!(begun.elapsed(), Duration::ZERO);
         let seen = seen.lock().unwrap();
@@ -179,25 +182,29 @@ async fn others_have_their_turn_though_there_is_no_pause() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_does_not_answer_has_the_close_timeout_of_the_layer() {
-    let mut room = Room::with(HeartbeatLayer::builder().close_timeout(ms(2_000)));
+async fn a_silent_peer_has_the_close_timeout_of_the_layer() {
+    let mut scene = DrainScene::with(HeartbeatLayer::builder().close_timeout(ms(2_000)));
     for _ in 0..5 {
-        room.join();
+        scene.open_silent();
     }
     let begun = Instant::now();
-    assert_eq!(counts(room.registry.drain(at_once()).await), (0, 5, 0));
+    assert_eq!(
+        counts(scene.registry.drain(without_pauses()).await),
+        (0, 5, 0)
+    );
     let took = begun.elapsed();
     assert!(took >= ms(2_000) && took <= ms(2_000) + TICK, "{took:?}");
-    room.assert_over(Reason::Drained);
+    scene.assert_all_evicted(Reason::Drained);
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_the_deadline_everything_is_cut() {
-    let mut room = Room::silent(50);
-    // Told last, and thus not before the deadline: in the middle of a frame, and stuck.
-    let (stream, ..) = room.join();
+async fn at_the_deadline_every_connection_is_cut() {
+    let mut scene = DrainScene::with_silent_peers(50);
+    // The first is in the middle of a frame, so it is evicted at the deadline; the transport of the
+    // second is stuck.
+    let (stream, ..) = scene.open_silent();
     assert!(poll_write(stream, &Wakes::new(), &hello()[..4]).is_ready());
-    let (.., peer) = room.join();
+    let (.., peer) = scene.open_silent();
     peer.write_steps(&[WAIT]);
     let begun = Instant::now();
     let drain = Drain {
@@ -206,48 +213,49 @@ async fn at_the_deadline_everything_is_cut() {
         deadline: ms(1_600),
         ..Drain::default()
     };
-    let report = room.registry.drain(drain).await;
+    let report = scene.registry.drain(drain).await;
     assert_eq!(counts(report), (0, 52, 0));
     let took = begun.elapsed();
     assert!(took >= ms(1_600) && took <= ms(1_602), "{took:?}");
-    room.assert_over(Reason::Drained);
-    // So little time is left for the pauses that all are told at once, but for the one in mid-frame.
-    let events = room.recorder.all();
+    scene.assert_all_evicted(Reason::Drained);
+    // The deadline leaves so little time for pauses that all are evicted immediately, except the one
+    // in the middle of a frame.
+    let events = scene.recorder.all();
     for event in &events {
-        let told = event.at - begun;
-        let in_mid_frame = event.id == room.connections[50].1.id();
-        assert_eq!(told >= ms(1_600), in_mid_frame, "{told:?}");
+        let after = event.at - begun;
+        let in_mid_frame = event.id == scene.connections[50].1.id();
+        assert_eq!(after >= ms(1_600), in_mid_frame, "{after:?}");
     }
-    // The peers are told all the same, if their transport takes it at once.
-    for (.., peer) in &room.connections[..50] {
+    // The peers receive a Close frame if the transport accepts it immediately.
+    for (.., peer) in &scene.connections[..50] {
         assert_eq!(close_codes(peer), [1001]);
     }
-    assert_eq!(room.connections[50].2.wire().written, hello()[..4]);
-    assert!(room.connections[51].2.wire().written.is_empty());
+    assert_eq!(scene.connections[50].2.wire().written, hello()[..4]);
+    assert!(scene.connections[51].2.wire().written.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_a_deadline_of_zero_nothing_is_waited_for() {
-    let mut room = Room::polite(200);
+async fn a_deadline_of_zero_cuts_every_connection_immediately() {
+    let mut scene = DrainScene::with_closing_peers(200);
     for _ in 0..100 {
-        room.join();
+        scene.open_silent();
     }
     let begun = Instant::now();
     let drain = Drain {
         deadline: Duration::ZERO,
         ..Drain::default()
     };
-    assert_eq!(counts(room.registry.drain(drain).await), (0, 300, 0));
+    assert_eq!(counts(scene.registry.drain(drain).await), (0, 300, 0));
     assert_eq!(begun.elapsed(), Duration::ZERO);
-    room.assert_over(Reason::Drained);
-    for (.., peer) in &room.connections {
+    scene.assert_all_evicted(Reason::Drained);
+    for (.., peer) in &scene.connections {
         assert_eq!(close_codes(peer), [1001]);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn times_beyond_all_bounds_are_just_long() {
-    let room = Room::polite(2);
+async fn extreme_durations_are_accepted() {
+    let scene = DrainScene::with_closing_peers(2);
     let begun = Instant::now();
     let drain = Drain {
         batch: 1,
@@ -255,55 +263,61 @@ async fn times_beyond_all_bounds_are_just_long() {
         deadline: ms(5_000),
         ..Drain::default()
     };
-    // There is room for no such pause, so there is none.
-    assert_eq!(counts(room.registry.drain(drain).await), (2, 0, 0));
+    // The pause does not fit in the deadline, so there is none.
+    assert_eq!(counts(scene.registry.drain(drain).await), (2, 0, 0));
     assert!(begun.elapsed() <= ms(2));
 
-    let room = Room::polite(2);
+    let scene = DrainScene::with_closing_peers(2);
     let drain = Drain {
         deadline: Duration::MAX,
-        ..at_once()
+        ..without_pauses()
     };
-    assert_eq!(counts(room.registry.drain(drain).await), (2, 0, 0));
+    assert_eq!(counts(scene.registry.drain(drain).await), (2, 0, 0));
 }
 
 // More than one drain.
 
 #[tokio::test(start_paused = true)]
-async fn the_second_of_two_finds_nobody() {
-    let room = Room::polite(5);
-    assert_eq!(counts(room.registry.drain(at_once()).await), (5, 0, 0));
-    assert_eq!(counts(room.registry.drain(at_once()).await), (0, 0, 0));
-    room.assert_over(Reason::Drained);
+async fn a_second_drain_finds_no_connection() {
+    let scene = DrainScene::with_closing_peers(5);
+    assert_eq!(
+        counts(scene.registry.drain(without_pauses()).await),
+        (5, 0, 0)
+    );
+    assert_eq!(
+        counts(scene.registry.drain(without_pauses()).await),
+        (0, 0, 0)
+    );
+    scene.assert_all_evicted(Reason::Drained);
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_at_once_tell_each_once_and_count_each_once() {
-    let room = Room::polite(300);
+async fn concurrent_drains_evict_and_count_each_connection_once() {
+    let scene = DrainScene::with_closing_peers(300);
     let drain = Drain {
         batch: 7,
         ..Drain::default()
     };
-    let (one, other) = tokio::join!(room.registry.drain(drain), room.registry.drain(drain));
+    let (one, other) = tokio::join!(scene.registry.drain(drain), scene.registry.drain(drain));
     assert_eq!(one.clean() + other.clean(), 300);
     assert!(one.clean() > 0 && other.clean() > 0, "{one:?} {other:?}");
     assert_eq!(one.cut() + other.cut(), 0);
     assert_eq!(one.already_gone(), other.clean());
-    // The other one came when the first batch was told, and did not come to those.
+    // The other drain began after the first batch was evicted, so it does not report that batch.
     assert_eq!(other.already_gone(), one.clean() - 7);
-    room.assert_over(Reason::Drained);
+    scene.assert_all_evicted(Reason::Drained);
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_deadlines_the_earlier_one_cuts() {
+async fn the_earlier_of_two_deadlines_cuts() {
     for (first, second) in [(40_000, 1_000), (1_000, 40_000)] {
-        // The first has told all, or some, when the second comes.
+        // The first drain has evicted all, or some, when the second begins.
         for batch in [100, 2] {
-            let mut room = Room::silent(30);
-            let (stream, ..) = room.join();
+            let mut scene = DrainScene::with_silent_peers(30);
+            let (stream, ..) = scene.open_silent();
             assert!(poll_write(stream, &Wakes::new(), &hello()[..4]).is_ready());
             let drain = |deadline, batch| {
-                let registry = room.registry.clone();
+                let registry = scene.registry.clone();
                 let drain = Drain {
                     batch,
                     pause: ms(300),
@@ -318,49 +332,49 @@ async fn of_two_deadlines_the_earlier_one_cuts() {
             let other = drain(second, 100);
             let (one, other) = (one.await.unwrap(), other.await.unwrap());
             let took = begun.elapsed();
-            // Whoever pauses then finds out after that.
+            // A drain that is in a pause at the earlier deadline notices it after the pause.
             assert!(took >= ms(1_000) && took <= ms(1_460), "{took:?}");
             assert_eq!(one.cut() + other.cut(), 31, "{one:?} {other:?}");
             assert_eq!(one.clean() + other.clean(), 0);
-            room.assert_over(Reason::Drained);
+            scene.assert_all_evicted(Reason::Drained);
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_that_is_dropped_leaves_the_rest_to_live() {
-    let mut room = Room::polite(10);
+async fn a_dropped_drain_leaves_the_remaining_connections_open() {
+    let mut scene = DrainScene::with_closing_peers(10);
     for _ in 0..10 {
-        room.join();
+        scene.open_silent();
     }
     let drain = Drain {
         batch: 15,
         pause: ms(1_000),
         ..Drain::default()
     };
-    let cancelled = timeout(ms(100), room.registry.drain(drain)).await;
+    let cancelled = timeout(ms(100), scene.registry.drain(drain)).await;
     assert!(cancelled.is_err());
-    assert!(room.registry.is_draining());
-    assert_eq!(room.registry.len(), 5);
-    assert_eq!(room.recorder.total(), 15);
-    // Closings go on.
-    let (.., peer) = &room.connections[10];
+    assert!(scene.registry.is_draining());
+    assert_eq!(scene.registry.len(), 5);
+    assert_eq!(scene.recorder.total(), 15);
+    // Closing handshakes continue.
+    let (.., peer) = &scene.connections[10];
     peer.send(&peer_close());
     sleep(ms(1)).await;
     assert!(peer.is_dropped());
-    for (stream, live, peer) in &mut room.connections[15..] {
+    for (stream, live, peer) in &mut scene.connections[15..] {
         assert!(!live.health().to_string().contains("ended"));
         stream.write_all(&hello()).await.unwrap();
         assert_eq!(peer.wire().written, hello());
     }
 
-    // The next one tells the rest, and cuts what the first one has left half closed.
+    // The next drain evicts the rest, and cuts the closing handshakes that the first one left open.
     let begun = Instant::now();
     let drain = Drain {
         deadline: ms(1_000),
         ..Drain::default()
     };
-    assert_eq!(counts(room.registry.drain(drain).await), (0, 5, 0));
+    assert_eq!(counts(scene.registry.drain(drain).await), (0, 5, 0));
     assert!(begun.elapsed() <= ms(1_002), "{:?}", begun.elapsed());
-    room.assert_over(Reason::Drained);
+    scene.assert_all_evicted(Reason::Drained);
 }

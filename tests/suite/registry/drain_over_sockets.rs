@@ -1,5 +1,4 @@
-//! A drain of real servers: over TCP and HTTP/2, with handlers that know nothing of it, and while
-//! clients come.
+//! Drains of servers over HTTP/1.1 and HTTP/2, with ordinary handlers and clients that connect.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -22,23 +21,23 @@ use crate::support::{self, Server, echo, echo_route, ms, never_reads, noise, unt
 
 over_each_wire! {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    clients_are_told_whatever_their_handlers_do,
+    clients_receive_a_close_frame_regardless_of_their_handlers,
     a_big_message_to_a_slow_reader_arrives_whole,
     a_client_that_never_reads_is_cut_at_the_deadline,
-    a_handshake_that_completes_during_a_drain_is_ended_at_once;
+    a_handshake_that_completes_during_a_drain_is_evicted_immediately;
 }
 
 fn counts(report: DrainReport) -> (usize, usize, usize) {
     (report.clean(), report.cut(), report.already_gone())
 }
 
-/// How many handlers have their socket. Until then a connection may be in the registry already, and
-/// be ended as it opens.
+/// Counts the handlers that have their socket. Before that a connection may already be registered,
+/// and a drain evicts it as it opens.
 #[derive(Clone, Default)]
 struct Started(Arc<AtomicUsize>);
 
 impl Started {
-    fn one(&self) {
+    fn increment(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -50,8 +49,8 @@ impl Started {
     }
 }
 
-/// Reads until the server's Close, answers it, and waits for the end.
-async fn say_goodbye(client: &mut Client) -> Option<u16> {
+/// Reads until the server's Close frame, answers it, and waits for the end of the stream.
+async fn complete_closing_handshake(client: &mut Client) -> Option<u16> {
     loop {
         let frame = within("a frame", client.next()).await.unwrap()?;
         let Some(code) = frame.close_code() else {
@@ -64,12 +63,12 @@ async fn say_goodbye(client: &mut Client) -> Option<u16> {
     }
 }
 
-async fn clients_are_told_whatever_their_handlers_do(wire: Wire) {
+async fn clients_receive_a_close_frame_regardless_of_their_handlers(wire: Wire) {
     let started = Started::default();
     let handler = {
         let started = started.clone();
         move |socket: WebSocket| {
-            started.one();
+            started.increment();
             async move {
                 if fastrand::bool() {
                     echo(socket).await;
@@ -83,7 +82,9 @@ async fn clients_are_told_whatever_their_handlers_do(wire: Wire) {
     let mut clients = Vec::new();
     for _ in 0..40 {
         let (mut client, _) = scene.connect().await;
-        clients.push(tokio::spawn(async move { say_goodbye(&mut client).await }));
+        clients.push(tokio::spawn(async move {
+            complete_closing_handshake(&mut client).await
+        }));
     }
     started.wait_for(40).await;
     let drain = Drain {
@@ -108,7 +109,7 @@ async fn clients_are_told_whatever_their_handlers_do(wire: Wire) {
     }
 }
 
-/// Eight megabytes are under way to a client that has not begun to read.
+/// The handler has begun to send 8 MiB to a client that does not read yet.
 async fn a_big_message_to_a_slow_reader_arrives_whole(wire: Wire) {
     const LEN: usize = 8 << 20;
     let mut scene = Scene::start(
@@ -138,8 +139,8 @@ async fn a_big_message_to_a_slow_reader_arrives_whole(wire: Wire) {
 
     let frame = client.expect_frame().await;
     assert_eq!(frame.opcode, BINARY);
-    assert!(frame.payload == noise(7, LEN), "not what was sent");
-    assert_eq!(say_goodbye(&mut client).await, Some(1001));
+    assert!(frame.payload == noise(7, LEN), "the payload differs");
+    assert_eq!(complete_closing_handshake(&mut client).await, Some(1001));
     let report = within("the drain", draining).await.unwrap();
     assert_eq!(counts(report), (1, 0, 0));
     scene.ended(&live, Reason::Drained).await;
@@ -179,16 +180,16 @@ async fn a_client_that_never_reads_is_cut_at_the_deadline(wire: Wire) {
     drop(client);
 }
 
-/// A handshake that was let in before the drain, and is answered in the middle of it.
-async fn a_handshake_that_completes_during_a_drain_is_ended_at_once(wire: Wire) {
+/// The handshake reaches the handler before the drain, and is answered during it.
+async fn a_handshake_that_completes_during_a_drain_is_evicted_immediately(wire: Wire) {
     let recorder = Recorder::new();
     let layer = quiet().on_evict(recorder.hook()).build().unwrap();
     let registry = layer.registry();
-    let (asked, answer) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let (handler_called, answer) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
     let slow = any({
-        let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
+        let (handler_called, answer) = (Arc::clone(&handler_called), Arc::clone(&answer));
         move |ws: WebSocketUpgrade| async move {
-            asked.add_permits(1);
+            handler_called.add_permits(1);
             let _answered = answer.acquire().await.unwrap();
             ws.on_upgrade(echo)
         }
@@ -198,10 +199,14 @@ async fn a_handshake_that_completes_during_a_drain_is_ended_at_once(wire: Wire) 
         .route("/slow", slow)
         .layer(layer);
     let server = Server::start(app).await;
-    // Keeps the drain busy until it answers.
+    // This client keeps the drain in progress until it answers the Close frame.
     let mut silent = server.client(wire, "/ws").await;
     let late = tokio::spawn(wire.connect(server.addr, "/slow"));
-    drop(within("the request", asked.acquire()).await.unwrap());
+    drop(
+        within("the request", handler_called.acquire())
+            .await
+            .unwrap(),
+    );
     silent.send(&Frame::text("hello")).await.unwrap();
     assert_eq!(silent.expect_frame().await, Frame::text("hello"));
 
@@ -211,10 +216,10 @@ async fn a_handshake_that_completes_during_a_drain_is_ended_at_once(wire: Wire) 
     });
     recorder.nth(1).await;
     answer.add_permits(1);
-    let mut late = within("the late one", late).await.unwrap();
-    assert_eq!(say_goodbye(&mut late).await, Some(1001));
+    let mut late = within("the late handshake", late).await.unwrap();
+    assert_eq!(complete_closing_handshake(&mut late).await, Some(1001));
     assert_eq!(recorder.nth(2).await.reason, Reason::Drained);
-    assert_eq!(say_goodbye(&mut silent).await, Some(1001));
+    assert_eq!(complete_closing_handshake(&mut silent).await, Some(1001));
     let report = within("the drain", draining).await.unwrap();
     assert!(report.clean() >= 1, "{report:?}");
     assert_eq!(report.cut(), 0);
@@ -222,9 +227,9 @@ async fn a_handshake_that_completes_during_a_drain_is_ended_at_once(wire: Wire) 
     recorder.stays_at(2).await;
 }
 
-/// Clients come and go as fast as they can, and a drain begins in the middle of it.
+/// A drain begins while clients connect and disconnect as fast as they can.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn nobody_slips_past_a_drain() {
+async fn no_connection_escapes_a_drain() {
     let recorder = Recorder::new();
     let layer = quiet()
         .close_timeout(ms(500))
@@ -242,7 +247,7 @@ async fn nobody_slips_past_a_drain() {
             while !stop.load(Ordering::Relaxed) {
                 let mut io = TcpStream::connect(addr).await.unwrap();
                 io.write_all(opening("/ws").as_bytes()).await.unwrap();
-                // Frames may come right behind the answer, which is not looked at.
+                // The client does not parse the response. Frames may follow it immediately.
                 let mut client = RawClient::over(io);
                 if number % 2 == 0 {
                     let _ = client.send(&Frame::text("hello")).await;
@@ -266,28 +271,32 @@ async fn nobody_slips_past_a_drain() {
     for client in clients {
         within("a client", client).await.unwrap();
     }
-    until("everybody is gone", || registry.is_empty()).await;
+    until("the registry is empty", || registry.is_empty()).await;
     let events = recorder.all();
     let ids: HashSet<_> = events.iter().map(|event| event.id).collect();
-    assert_eq!(ids.len(), events.len(), "told twice");
+    assert_eq!(ids.len(), events.len(), "evicted twice");
 }
 
-/// A handshake that nobody answers is waited for, up to the deadline; another one is refused.
+/// The drain waits up to the deadline for the pending handshake. A new handshake is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_handshake_that_is_not_answered_is_waited_for_until_the_deadline() {
+async fn a_drain_waits_for_an_unanswered_handshake_until_the_deadline() {
     let layer = quiet().build().unwrap();
     let registry = layer.registry();
-    let asked = Arc::new(Semaphore::new(0));
+    let handler_called = Arc::new(Semaphore::new(0));
     let never = any({
-        let asked = Arc::clone(&asked);
+        let handler_called = Arc::clone(&handler_called);
         move |_: WebSocketUpgrade| async move {
-            asked.add_permits(1);
+            handler_called.add_permits(1);
             std::future::pending::<axum::response::Response>().await
         }
     });
     let server = Server::start(Router::new().route("/ws", never).layer(layer)).await;
     let client = tokio::spawn(RawClient::connect(server.addr, "/ws"));
-    drop(within("the request", asked.acquire()).await.unwrap());
+    drop(
+        within("the request", handler_called.acquire())
+            .await
+            .unwrap(),
+    );
     let begun = tokio::time::Instant::now();
     let drain = Drain {
         deadline: ms(500),

@@ -1,5 +1,5 @@
-//! A registry with connections that a drain can end, and what their peers are told.
-#![allow(dead_code)] // every test binary uses its own part of this
+//! A registry with scripted connections for the tests of drains.
+#![allow(dead_code)] // Each test binary uses a different part.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -13,21 +13,21 @@ use crate::support::recorder::Recorder;
 
 pub(crate) const KEY: Option<[u8; 4]> = Some([1, 2, 3, 4]);
 
-/// The close timeout of the layer, far beyond any deadline here unless a test says otherwise.
+/// The close timeout of the layer, far beyond the deadlines of most tests.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(50);
 
-/// What deadlines of the layer are rounded up to.
+/// The granularity to which deadlines of the layer are rounded up.
 pub(crate) const TICK: Duration = Duration::from_millis(256);
 
-/// A server's connections under one registry, each with its peer.
-pub(crate) struct Room {
+/// Server connections in one registry, each with its scripted peer.
+pub(crate) struct DrainScene {
     pub(crate) layer: HeartbeatLayer,
     pub(crate) registry: Registry,
     pub(crate) recorder: Recorder,
     pub(crate) connections: Vec<(Stream, Liveness, Peer)>,
 }
 
-impl Room {
+impl DrainScene {
     pub(crate) fn new() -> Self {
         Self::with(
             HeartbeatLayer::builder()
@@ -54,40 +54,41 @@ impl Room {
         }
     }
 
-    /// One whose peer never says anything.
-    pub(crate) fn join(&mut self) -> &mut (Stream, Liveness, Peer) {
+    /// Opens a connection whose peer never sends anything.
+    pub(crate) fn open_silent(&mut self) -> &mut (Stream, Liveness, Peer) {
         let (io, peer) = script();
         let (stream, live) = self.layer.wrap_server(io);
         self.connections.push((stream, live, peer));
         self.connections.last_mut().unwrap()
     }
 
-    /// One whose peer's Close is on its way already, though nobody has read it yet.
-    pub(crate) fn join_polite(&mut self) {
-        let (.., peer) = self.join();
+    /// Opens a connection whose peer has already sent its Close frame, which is unread.
+    pub(crate) fn open_closing(&mut self) {
+        let (.., peer) = self.open_silent();
         peer.send(&peer_close());
     }
 
-    pub(crate) fn polite(count: usize) -> Self {
-        let mut room = Self::new();
-        (0..count).for_each(|_| room.join_polite());
-        room
+    pub(crate) fn with_closing_peers(count: usize) -> Self {
+        let mut scene = Self::new();
+        (0..count).for_each(|_| scene.open_closing());
+        scene
     }
 
-    pub(crate) fn silent(count: usize) -> Self {
-        let mut room = Self::new();
+    pub(crate) fn with_silent_peers(count: usize) -> Self {
+        let mut scene = Self::new();
         for _ in 0..count {
-            room.join();
+            scene.open_silent();
         }
-        room
+        scene
     }
 
-    /// Everybody has ended, was told so once, and for this reason; nothing of theirs is left.
+    /// Asserts that every connection was evicted once, with this reason, and that its transport is
+    /// dropped.
     #[track_caller]
-    pub(crate) fn assert_over(&self, reason: Reason) {
+    pub(crate) fn assert_all_evicted(&self, reason: Reason) {
         let events = self.recorder.all();
         let ids: HashSet<_> = events.iter().map(|event| event.id).collect();
-        assert_eq!(ids.len(), events.len(), "told twice");
+        assert_eq!(ids.len(), events.len(), "evicted twice");
         assert_eq!(events.len(), self.connections.len());
         for event in &events {
             assert_eq!(event.reason, reason, "{event:?}");
@@ -107,8 +108,8 @@ pub(crate) fn hello() -> Vec<u8> {
     frame(0x80 | TEXT, None, b"hello")
 }
 
-/// Without pauses, and with time enough.
-pub(crate) fn at_once() -> Drain {
+/// A drain without pauses and with the default deadline.
+pub(crate) fn without_pauses() -> Drain {
     Drain {
         pause: Duration::ZERO,
         ..Drain::default()
@@ -121,7 +122,7 @@ pub(crate) fn counts(report: DrainReport) -> (usize, usize, usize) {
     (clean, cut, already_gone)
 }
 
-/// The codes of the Close frames that the peer got.
+/// The codes of the Close frames that the peer received.
 pub(crate) fn close_codes(peer: &Peer) -> Vec<u16> {
     let frames = peer.frames().into_iter();
     let closes = frames.filter(|frame| frame.opcode() == CLOSE);

@@ -1,5 +1,4 @@
-//! Who is let in: never more than the limit, and every place is given back once, whatever became of
-//! the connection.
+//! The connection limit: it is never exceeded, and each slot is released once on every path.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tower_ws_liveness::{HeartbeatLayerBuilder, Liveness, Reason, Registry};
 
-use super::counts::{count, empties};
+use super::counts::{count, until_empty};
 use crate::support::h2_client::H2Client;
 use crate::support::raw::{Frame, RawClient, opening};
 use crate::support::recorder::Recorder;
@@ -38,8 +37,8 @@ fn app(registry: &Registry, route: Route) -> Router {
         .layer(with(registry).build().unwrap())
 }
 
-/// Sends an opening handshake, and returns the head of the answer.
-async fn knock<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S) -> String {
+/// Sends an opening handshake, and returns the head of the response.
+async fn send_handshake<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S) -> String {
     io.write_all(opening("/ws").as_bytes()).await.unwrap();
     let answer = async {
         let mut head = Vec::new();
@@ -48,7 +47,7 @@ async fn knock<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S) -> String {
         }
         String::from_utf8(head).unwrap().to_lowercase()
     };
-    within("an answer", answer).await
+    within("a response", answer).await
 }
 
 fn is_refused(head: &str) -> bool {
@@ -58,8 +57,8 @@ fn is_refused(head: &str) -> bool {
     }
 }
 
-async fn is_let_in(app: &Router) -> bool {
-    !is_refused(&knock(&mut in_memory(app.clone(), 4096)).await)
+async fn is_accepted(app: &Router) -> bool {
+    !is_refused(&send_handshake(&mut in_memory(app.clone(), 4096)).await)
 }
 
 #[tokio::test]
@@ -81,20 +80,20 @@ async fn over_the_limit_the_handler_is_not_called() {
     let _second = RawClient::connect(server.addr, "/ws").await;
 
     let mut third = TcpStream::connect(server.addr).await.unwrap();
-    let head = knock(&mut third).await;
+    let head = send_handshake(&mut third).await;
     assert!(is_refused(&head), "{head}");
     assert!(head.contains("\r\nretry-after: 10\r\n"), "{head}");
     for (delay, seconds) in [(ms(1_001), 2), (ms(3_000), 3), (ms(0), 0)] {
         registry.retry_after(delay);
-        let head = knock(&mut third).await;
+        let head = send_handshake(&mut third).await;
         let expected = format!("\r\nretry-after: {seconds}\r\n");
         assert!(is_refused(&head) && head.contains(&expected), "{head}");
     }
     registry.retry_after(Duration::MAX);
-    assert!(is_refused(&knock(&mut third).await));
+    assert!(is_refused(&send_handshake(&mut third).await));
     assert_eq!(calls.load(Ordering::SeqCst), 2);
 
-    // The same connection asks for something else, and comes in when there is room.
+    // The refused connection can send other requests. A new handshake succeeds once a slot is free.
     let plain = b"GET /plain HTTP/1.1\r\nHost: localhost\r\n\r\n";
     third.write_all(plain).await.unwrap();
     let mut answer = [0; 12];
@@ -102,12 +101,12 @@ async fn over_the_limit_the_handler_is_not_called() {
     assert_eq!(&answer, b"HTTP/1.1 200");
     first.send(&Frame::close(1000, "")).await.unwrap();
     first.closed().await;
-    until("there is room", || registry.len() == 1).await;
+    until("a slot is free", || registry.len() == 1).await;
     RawClient::connect(server.addr, "/ws").await;
 }
 
 #[tokio::test]
-async fn over_http2_as_well() {
+async fn the_limit_applies_over_http2() {
     let registry = Registry::new();
     registry.limit(1);
     let server = Server::start(app(&registry, echo_route())).await;
@@ -120,19 +119,19 @@ async fn over_http2_as_well() {
     assert_eq!(response.headers()["retry-after"], "10");
     assert_eq!(refused.read(&mut [0; 8]).await.unwrap(), 0);
     stream.reset(h2::Reason::CANCEL);
-    empties("the stream was reset", &registry).await;
+    until_empty("the stream was reset", &registry).await;
     let (response, _stream) = h2.websocket(uri).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
 }
 
 #[tokio::test]
-async fn no_limit_zero_and_one_below_the_present_number() {
+async fn the_limit_can_be_lowered_set_to_zero_and_removed() {
     let registry = Registry::new();
     let app = app(&registry, echo_route());
     let connect = || RawClient::handshake(in_memory(app.clone(), 4096), "/ws");
     let mut clients = [connect().await, connect().await, connect().await];
     registry.limit(1);
-    assert!(!is_let_in(&app).await);
+    assert!(!is_accepted(&app).await);
     for client in &mut clients {
         client.send(&Frame::text("still here")).await.unwrap();
         assert_eq!(client.expect_frame().await, Frame::text("still here"));
@@ -140,19 +139,19 @@ async fn no_limit_zero_and_one_below_the_present_number() {
     let [first, second, third] = clients;
     drop((first, second));
     until("two are gone", || registry.len() == 1).await;
-    assert!(!is_let_in(&app).await);
+    assert!(!is_accepted(&app).await);
     drop(third);
-    empties("all are gone", &registry).await;
-    assert!(is_let_in(&app).await);
+    until_empty("all are gone", &registry).await;
+    assert!(is_accepted(&app).await);
     registry.limit(0);
-    empties("and that one", &registry).await;
-    assert!(!is_let_in(&app).await);
+    until_empty("the last is gone", &registry).await;
+    assert!(!is_accepted(&app).await);
     registry.limit(None);
-    assert!(is_let_in(&app).await);
+    assert!(is_accepted(&app).await);
 }
 
 #[tokio::test]
-async fn other_requests_pass_a_closed_door() {
+async fn other_requests_pass_a_full_registry() {
     let registry = Registry::new();
     registry.limit(0);
     let app = app(&registry, any(async || StatusCode::IM_A_TEAPOT));
@@ -170,9 +169,9 @@ async fn other_requests_pass_a_closed_door() {
     }
 }
 
-/// What becomes of a handshake that was let in.
+/// How an accepted handshake ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Fate {
+enum Outcome {
     Refused,
     Panics,
     Abandoned,
@@ -183,41 +182,42 @@ enum Fate {
     PeerVanishes,
     HandlerDrops,
     HandlerPanics,
-    Dies,
+    TimesOut,
 }
 
-const FATES: [Fate; 11] = [
-    Fate::Refused,
-    Fate::Panics,
-    Fate::Abandoned,
-    Fate::Fails,
-    Fate::Kicked,
-    Fate::KickedAndRefused,
-    Fate::PeerCloses,
-    Fate::PeerVanishes,
-    Fate::HandlerDrops,
-    Fate::HandlerPanics,
-    Fate::Dies,
+const OUTCOMES: [Outcome; 11] = [
+    Outcome::Refused,
+    Outcome::Panics,
+    Outcome::Abandoned,
+    Outcome::Fails,
+    Outcome::Kicked,
+    Outcome::KickedAndRefused,
+    Outcome::PeerCloses,
+    Outcome::PeerVanishes,
+    Outcome::HandlerDrops,
+    Outcome::HandlerPanics,
+    Outcome::TimesOut,
 ];
 
-/// `lives` is given the handle, and keeps it: nothing is to depend on its going.
-fn fated(fate: Fate, lives: Arc<OnceLock<Liveness>>) -> Route {
+/// A handler that ends like this. It stores its handle in `handle`, which outlives the connection:
+/// no slot may depend on the drop of a handle.
+fn route_ending_in(outcome: Outcome, handle: Arc<OnceLock<Liveness>>) -> Route {
     any(move |ws: WebSocketUpgrade, live: Liveness| async move {
-        let live = lives.get_or_init(|| live);
-        match fate {
-            Fate::Panics => panic!("before the answer"),
-            Fate::Abandoned => std::future::pending().await,
-            Fate::Kicked | Fate::KickedAndRefused => assert!(live.evict(4000, "no")),
+        let live = handle.get_or_init(|| live);
+        match outcome {
+            Outcome::Panics => panic!("before the answer"),
+            Outcome::Abandoned => std::future::pending().await,
+            Outcome::Kicked | Outcome::KickedAndRefused => assert!(live.evict(4000, "no")),
             _ => {}
         }
-        if matches!(fate, Fate::Refused | Fate::KickedAndRefused) {
+        if matches!(outcome, Outcome::Refused | Outcome::KickedAndRefused) {
             return StatusCode::BAD_REQUEST.into_response();
         }
         ws.on_upgrade(move |socket: WebSocket| async move {
-            match fate {
-                Fate::HandlerDrops => drop(socket),
-                Fate::HandlerPanics => panic!("after the upgrade"),
-                Fate::Dies => never_reads(socket).await,
+            match outcome {
+                Outcome::HandlerDrops => drop(socket),
+                Outcome::HandlerPanics => panic!("after the upgrade"),
+                Outcome::TimesOut => never_reads(socket).await,
                 _ => echo(socket).await,
             }
         })
@@ -225,81 +225,87 @@ fn fated(fate: Fate, lives: Arc<OnceLock<Liveness>>) -> Route {
 }
 
 #[tokio::test]
-async fn a_place_is_given_back_on_every_path() {
-    for fate in FATES {
+async fn a_slot_is_released_on_every_path() {
+    for outcome in OUTCOMES {
         let registry = Registry::new();
         registry.limit(1);
         let recorder = Recorder::new();
-        let (sender, mut places) = watch::channel(usize::MAX);
+        let (admitted_tx, mut admitted) = watch::channel(usize::MAX);
         let (hook, shown) = (recorder.hook(), registry.clone());
         let heartbeat = with(&registry).on_evict(move |ev: &_| {
             hook(ev);
-            sender.send_replace(count(&shown, "admitted"));
+            admitted_tx.send_replace(count(&shown, "admitted"));
         });
-        let heartbeat = match fate {
-            Fate::Dies => heartbeat.interval(ms(20)).timeout(ms(20)),
+        let heartbeat = match outcome {
+            Outcome::TimesOut => heartbeat.interval(ms(20)).timeout(ms(20)),
             _ => heartbeat,
         };
         let heartbeat = heartbeat.close_timeout(ms(200)).build().unwrap();
         let live = Arc::new(OnceLock::new());
-        let route = fated(fate, Arc::clone(&live));
+        let route = route_ending_in(outcome, Arc::clone(&live));
         let app = Router::new().route("/ws", route).layer(heartbeat);
         let (mut client, server) = duplex(4096);
-        let served = match fate {
-            Fate::Fails => serve_io(app.clone(), Unwritable(server)),
+        let served = match outcome {
+            Outcome::Fails => serve_io(app.clone(), Unwritable(server)),
             _ => serve_io(app.clone(), server),
         };
         client.write_all(opening("/ws").as_bytes()).await.unwrap();
-        until("it is let in", || live.get().is_some()).await;
+        until("the handler has its handle", || live.get().is_some()).await;
         let mut client = Some(client);
-        match fate {
-            Fate::Abandoned => {
-                assert!(!is_let_in(&app).await, "a handshake takes a place");
+        match outcome {
+            Outcome::Abandoned => {
+                assert!(!is_accepted(&app).await, "a handshake takes a slot");
                 client = None;
             }
-            Fate::PeerCloses | Fate::PeerVanishes => {
+            Outcome::PeerCloses | Outcome::PeerVanishes => {
                 until("it is open", || registry.len() == 1).await;
                 let mut raw = RawClient::over(client.take().unwrap());
-                if fate == Fate::PeerCloses {
+                if outcome == Outcome::PeerCloses {
                     raw.send(&Frame::close(1000, "")).await.unwrap();
                 }
             }
             _ => {}
         }
         let idle = registry.wait_idle();
-        until(&format!("{fate:?}"), || count(&registry, "admitted") == 0).await;
-        within(&format!("{fate:?}"), idle).await;
-        empties(&format!("{fate:?}"), &registry).await;
+        until(&format!("{outcome:?}"), || {
+            count(&registry, "admitted") == 0
+        })
+        .await;
+        within(&format!("{outcome:?}"), idle).await;
+        until_empty(&format!("{outcome:?}"), &registry).await;
         drop(client);
         served.abort();
-        // Whoever is told of the end finds the place free.
-        let told = !matches!(fate, Fate::Refused | Fate::Panics | Fate::Abandoned);
-        assert_eq!(recorder.total(), usize::from(told), "{fate:?}");
-        if told {
-            assert_eq!(*places.borrow_and_update(), 0, "{fate:?}");
+        // The slot is free when the hook is called.
+        let is_evicted = !matches!(
+            outcome,
+            Outcome::Refused | Outcome::Panics | Outcome::Abandoned
+        );
+        assert_eq!(recorder.total(), usize::from(is_evicted), "{outcome:?}");
+        if is_evicted {
+            assert_eq!(*admitted.borrow_and_update(), 0, "{outcome:?}");
         }
-        // And there is exactly one.
+        // Exactly one slot is free.
         let app = self::app(&registry, echo_route());
         let mut last = in_memory(app.clone(), 4096);
-        assert!(!is_refused(&knock(&mut last).await), "{fate:?}");
-        assert!(!is_let_in(&app).await, "{fate:?}");
+        assert!(!is_refused(&send_handshake(&mut last).await), "{outcome:?}");
+        assert!(!is_accepted(&app).await, "{outcome:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_handshakes_at_once() {
+async fn concurrent_handshakes_do_not_exceed_the_limit() {
     const LIMIT: usize = 7;
     const CLIENTS: usize = 1_000;
     let registry = Registry::new();
     registry.limit(LIMIT);
     let calls = Arc::new(AtomicUsize::new(0));
-    let go_on = Arc::new(Notify::new());
+    let proceed = Arc::new(Notify::new());
     let route = any({
-        let (calls, go_on) = (Arc::clone(&calls), Arc::clone(&go_on));
+        let (calls, proceed) = (Arc::clone(&calls), Arc::clone(&proceed));
         move |ws: WebSocketUpgrade| async move {
-            let gone_on = go_on.notified();
+            let notified = proceed.notified();
             calls.fetch_add(1, Ordering::SeqCst);
-            gone_on.await;
+            notified.await;
             ws.on_upgrade(echo)
         }
     });
@@ -310,31 +316,34 @@ async fn many_handshakes_at_once() {
             let (app, refused) = (app.clone(), Arc::clone(&refused));
             tokio::spawn(async move {
                 let mut io = in_memory(app, 4096);
-                let is_refused = is_refused(&knock(&mut io).await);
+                let is_refused = is_refused(&send_handshake(&mut io).await);
                 refused.fetch_add(usize::from(is_refused), Ordering::SeqCst);
                 io
             })
         })
         .collect();
-    // While those who are in are still in their handshakes.
+    // The accepted clients are still in their opening handshakes.
     let others = CLIENTS - LIMIT;
-    until("the others", || refused.load(Ordering::SeqCst) == others).await;
+    until("the others are refused", || {
+        refused.load(Ordering::SeqCst) == others
+    })
+    .await;
     assert_eq!((registry.len(), count(&registry, "admitted")), (0, LIMIT));
-    go_on.notify_waiters();
-    let mut inside = Vec::new();
+    proceed.notify_waiters();
+    let mut transports = Vec::new();
     for client in clients {
-        inside.push(within("an answer", client).await.unwrap());
+        transports.push(within("a response", client).await.unwrap());
     }
     assert_eq!(refused.load(Ordering::SeqCst), others);
     assert_eq!(calls.load(Ordering::SeqCst), LIMIT);
     until("all are open", || registry.len() == LIMIT).await;
     assert_eq!(registry.high_water(), LIMIT);
-    drop(inside);
-    empties("all are gone", &registry).await;
+    drop(transports);
+    until_empty("all are gone", &registry).await;
 }
 
 #[tokio::test]
-async fn stacked_layers_with_one_registry_take_one_place() {
+async fn stacked_layers_with_one_registry_take_one_slot() {
     let registry = Registry::new();
     registry.limit(1);
     let route = echo_route().layer(with(&registry).build().unwrap());
@@ -344,13 +353,13 @@ async fn stacked_layers_with_one_registry_take_one_place() {
         .layer(with(&registry).build().unwrap());
     let client = RawClient::handshake(in_memory(app.clone(), 4096), "/ws").await;
     assert_eq!((registry.len(), count(&registry, "admitted")), (1, 1));
-    assert!(!is_let_in(&app).await);
+    assert!(!is_accepted(&app).await);
     drop(client);
-    empties("it is gone", &registry).await;
+    until_empty("it is gone", &registry).await;
 }
 
 #[tokio::test]
-async fn stacked_layers_with_two_registries_take_a_place_in_each() {
+async fn stacked_layers_with_two_registries_take_a_slot_in_each() {
     let (outer, inner) = (Registry::new(), Registry::new());
     let recorder = Recorder::new();
     let outside = with(&outer).on_evict(recorder.hook()).build().unwrap();
@@ -360,23 +369,23 @@ async fn stacked_layers_with_two_registries_take_a_place_in_each() {
         .layer(outside);
     for (full, name) in [(&inner, "the inner"), (&outer, "the outer")] {
         full.limit(0);
-        assert!(!is_let_in(&app).await, "{name}");
+        assert!(!is_accepted(&app).await, "{name}");
         for registry in [&inner, &outer] {
-            empties(name, registry).await;
+            until_empty(name, registry).await;
         }
         full.limit(1);
         let client = RawClient::handshake(in_memory(app.clone(), 4096), "/ws").await;
         until("both count", || inner.len() == 1 && outer.len() == 1).await;
-        assert!(!is_let_in(&app).await, "{name}");
+        assert!(!is_accepted(&app).await, "{name}");
         let counts = [&inner, &outer].map(|registry| count(registry, "admitted"));
         assert_eq!(counts, [1, 1], "{name}");
         drop(client);
         for registry in [&inner, &outer] {
-            empties(name, registry).await;
+            until_empty(name, registry).await;
         }
         full.limit(None);
     }
-    // Nobody is told of those who were not let in.
+    // The hook is not called for the refused handshakes.
     assert_eq!(recorder.total(), 2);
 }
 
@@ -391,35 +400,35 @@ async fn wrapped_streams_count_and_are_never_refused() {
     let client = layer.wrap_client(second);
     assert_eq!((registry.len(), count(&registry, "admitted")), (2, 2));
     let app = app(&registry, echo_route());
-    assert!(!is_let_in(&app).await);
+    assert!(!is_accepted(&app).await);
     drop((server, client));
-    empties("they are gone", &registry).await;
-    assert!(is_let_in(&app).await);
+    until_empty("they are gone", &registry).await;
+    assert!(is_accepted(&app).await);
 }
 
-/// Whatever threads do to connections at the same time: never more than the limit, and in the end
-/// nothing is left.
+/// Several threads open and end connections concurrently. The limit is never exceeded, and in the end
+/// every slot is free.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_place_is_given_back_once_whoever_ends_it() {
+async fn a_slot_is_released_once_when_several_ends_race() {
     const LIMIT: usize = 5;
     const CLIENTS: usize = 8;
     const ROUNDS: usize = 150;
     let registry = Registry::new();
     registry.limit(LIMIT);
     let recorder = Recorder::new();
-    let (kick, kicks) = std::sync::mpsc::channel::<Liveness>();
+    let (evict_tx, to_evict) = std::sync::mpsc::channel::<Liveness>();
     let opened = Arc::new(AtomicUsize::new(0));
     let route = any({
         let opened = Arc::clone(&opened);
         move |ws: WebSocketUpgrade, live: Liveness| async move {
-            let fate = fastrand::u8(..4);
-            if fate < 2 {
-                kick.send(live).unwrap();
+            let choice = fastrand::u8(..4);
+            if choice < 2 {
+                evict_tx.send(live).unwrap();
             }
-            if fate == 1 {
+            if choice == 1 {
                 tokio::task::yield_now().await;
             }
-            if fate == 3 && fastrand::bool() {
+            if choice == 3 && fastrand::bool() {
                 return StatusCode::BAD_REQUEST.into_response();
             }
             opened.fetch_add(1, Ordering::SeqCst);
@@ -429,8 +438,8 @@ async fn a_place_is_given_back_once_whoever_ends_it() {
     let layer = with(&registry).close_timeout(ms(50));
     let layer = layer.on_evict(recorder.hook()).build().unwrap();
     let app = Router::new().route("/ws", route).layer(layer);
-    let kicker = std::thread::spawn(move || {
-        for live in kicks {
+    let evicting = std::thread::spawn(move || {
+        for live in to_evict {
             live.evict(4000, "");
         }
     });
@@ -464,12 +473,13 @@ async fn a_place_is_given_back_once_whoever_ends_it() {
     for client in clients {
         within("a client", client).await.unwrap();
     }
-    empties("all are gone", &registry).await;
+    until_empty("all are gone", &registry).await;
     over.store(true, Ordering::SeqCst);
     watching.join().unwrap();
     assert!(registry.high_water() <= LIMIT, "{registry:?}");
     assert!(opened.load(Ordering::SeqCst) > ROUNDS);
-    // Nobody was told twice. The last hooks are called after the last one has been counted out.
+    // No connection was evicted twice. Hooks are called after the counters have changed, so the last
+    // calls may still be pending.
     within("the last of the hooks", registry.wait_idle()).await;
     let events = recorder.all();
     let mut ids: Vec<_> = events.iter().map(|event| event.id).collect();
@@ -478,23 +488,23 @@ async fn a_place_is_given_back_once_whoever_ends_it() {
     assert_eq!(ids.len(), events.len());
     registry.limit(1);
     let mut last = in_memory(self::app(&registry, echo_route()), 4096);
-    assert!(!is_refused(&knock(&mut last).await));
-    assert!(!is_let_in(&app).await);
+    assert!(!is_refused(&send_handshake(&mut last).await));
+    assert!(!is_accepted(&app).await);
     drop(app);
-    kicker.join().unwrap();
+    evicting.join().unwrap();
 }
 
 #[tokio::test]
-async fn whoever_was_kicked_before_the_upgrade_leaves_when_its_handshake_is_over() {
+async fn a_connection_evicted_before_the_upgrade_ends_with_its_handshake() {
     let registry = Registry::new();
     registry.limit(1);
-    let go_on = Arc::new(Notify::new());
+    let proceed = Arc::new(Notify::new());
     let route = any({
-        let go_on = Arc::clone(&go_on);
+        let proceed = Arc::clone(&proceed);
         move |ws: WebSocketUpgrade, live: Liveness| async move {
             live.evict(4000, "no");
             assert_eq!(live.evicted().await.reason(), Reason::Kicked { code: 4000 });
-            go_on.notified().await;
+            proceed.notified().await;
             ws.on_upgrade(echo)
         }
     });
@@ -502,9 +512,9 @@ async fn whoever_was_kicked_before_the_upgrade_leaves_when_its_handshake_is_over
     let mut io = in_memory(app.clone(), 4096);
     io.write_all(opening("/ws").as_bytes()).await.unwrap();
     until("the kick", || count(&registry, "present") == 1).await;
-    until("its place is free", || count(&registry, "admitted") == 0).await;
-    // It is on its way nevertheless.
+    until("its slot is free", || count(&registry, "admitted") == 0).await;
+    // The registry is not idle until the handshake ends.
     assert!(futures_util::FutureExt::now_or_never(registry.wait_idle()).is_none());
-    go_on.notify_one();
+    proceed.notify_one();
     within("the end", registry.wait_idle()).await;
 }

@@ -1,4 +1,4 @@
-//! The registry: one look at everybody, alarms, and the way to a server that nobody is left on.
+//! Registry snapshots, `wait_idle`, draining, and the high-water and growth hooks.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -19,7 +19,7 @@ use tower_ws_liveness::{
     Liveness, Reason, Registry,
 };
 
-use super::counts::{count, empties};
+use super::counts::{count, until_empty};
 use crate::script::{Peer, Stream, TEXT, frame, heartbeat, script};
 use crate::support::raw::{CLOSE, Frame, RawClient, opening};
 use crate::support::scene::{patient, quiet};
@@ -39,7 +39,7 @@ fn is_idle(registry: &Registry) -> bool {
     registry.wait_idle().now_or_never().is_some()
 }
 
-// One look at everybody.
+// Snapshots.
 
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_shows_what_the_handles_show() {
@@ -54,40 +54,40 @@ async fn a_snapshot_shows_what_the_handles_show() {
     first.read_exact(&mut [0; 11]).await.unwrap();
     sleep(ms(50)).await;
 
-    let looks = registry.snapshot();
-    let ids: Vec<_> = looks.iter().map(|look| look.id()).collect();
+    let entries = registry.snapshot();
+    let ids: Vec<_> = entries.iter().map(|entry| entry.id()).collect();
     assert_eq!(ids, [live.id(), silent.id()]);
-    assert_eq!(looks[0].age(), ms(120));
-    assert_eq!(looks[1].age(), ms(90));
-    assert_eq!(looks[0].idle_for(), ms(50));
-    assert_eq!(looks[1].idle_for(), ms(90));
-    assert_eq!(looks[0].stats().messages_received(), 1);
-    for (look, live) in looks.iter().zip([&live, &silent]) {
-        assert_eq!(look.health(), live.health());
-        assert_eq!(look.rtt(), live.rtt());
-        assert_eq!(look.idle_for(), live.idle_for());
-        assert_eq!(look.last_seen(), live.last_seen());
-        assert_eq!(look.stats(), live.stats());
+    assert_eq!(entries[0].age(), ms(120));
+    assert_eq!(entries[1].age(), ms(90));
+    assert_eq!(entries[0].idle_for(), ms(50));
+    assert_eq!(entries[1].idle_for(), ms(90));
+    assert_eq!(entries[0].stats().messages_received(), 1);
+    for (entry, live) in entries.iter().zip([&live, &silent]) {
+        assert_eq!(entry.health(), live.health());
+        assert_eq!(entry.rtt(), live.rtt());
+        assert_eq!(entry.idle_for(), live.idle_for());
+        assert_eq!(entry.last_seen(), live.last_seen());
+        assert_eq!(entry.stats(), live.stats());
     }
-    // It stays what it was.
+    // The snapshot does not change later.
     sleep(ms(20)).await;
     assert_eq!(silent.health(), Health::PeerSilent { missed: 0 });
-    assert_eq!(looks[1].health(), Health::Live);
+    assert_eq!(entries[1].health(), Health::Live);
     live.evict(1000, "");
-    let ids: Vec<_> = registry.snapshot().iter().map(|look| look.id()).collect();
+    let ids: Vec<_> = registry.snapshot().iter().map(|entry| entry.id()).collect();
     assert_eq!(ids, [silent.id()]);
 }
 
-/// Threads come and go while others look.
+/// Threads open and end connections while another takes snapshots.
 #[test]
-fn a_snapshot_has_everybody_once_whoever_comes_and_goes() {
+fn a_snapshot_contains_each_open_connection_exactly_once() {
     const STAYING: usize = 200;
     let registry = Registry::new();
     let over = Arc::new(AtomicBool::new(false));
-    let (tell, told) = mpsc::channel();
+    let (ids_tx, ids_rx) = mpsc::channel();
     let threads: Vec<_> = (0..3)
         .map(|_| {
-            let (layer, over, tell) = (layer(&registry), Arc::clone(&over), tell.clone());
+            let (layer, over, ids_tx) = (layer(&registry), Arc::clone(&over), ids_tx.clone());
             std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
@@ -95,7 +95,7 @@ fn a_snapshot_has_everybody_once_whoever_comes_and_goes() {
                 let _entered = runtime.as_ref().unwrap().enter();
                 let staying: Vec<_> = (0..STAYING).map(|_| connect(&layer)).collect();
                 let ids: Vec<_> = staying.iter().map(|(_, live, _)| live.id()).collect();
-                tell.send(ids).unwrap();
+                ids_tx.send(ids).unwrap();
                 let mut gone = Vec::new();
                 while !over.load(Ordering::SeqCst) {
                     let some: Vec<_> = (0..20).map(|_| connect(&layer)).collect();
@@ -105,18 +105,18 @@ fn a_snapshot_has_everybody_once_whoever_comes_and_goes() {
             })
         })
         .collect();
-    let staying: Vec<_> = (0..3).flat_map(|_| told.recv().unwrap()).collect();
+    let staying: Vec<_> = (0..3).flat_map(|_| ids_rx.recv().unwrap()).collect();
     let staying: BTreeSet<ConnectionId> = staying.into_iter().collect();
     for _ in 0..300 {
-        let (before, looks) = (registry.high_water(), registry.snapshot());
-        let ids: Vec<_> = looks.iter().map(|look| look.id()).collect();
+        let (before, entries) = (registry.high_water(), registry.snapshot());
+        let ids: Vec<_> = entries.iter().map(|entry| entry.id()).collect();
         assert!(
             ids.is_sorted_by(|one, next| one < next),
-            "sorted, none twice"
+            "sorted and without duplicates"
         );
-        assert!(looks.iter().all(|look| look.health() != Health::Ended));
+        assert!(entries.iter().all(|entry| entry.health() != Health::Ended));
         let seen: BTreeSet<_> = ids.into_iter().collect();
-        assert!(staying.is_subset(&seen), "who is live all the time");
+        assert!(staying.is_subset(&seen), "an open connection is missing");
         assert!(before >= staying.len());
     }
     over.store(true, Ordering::SeqCst);
@@ -131,42 +131,44 @@ fn a_snapshot_has_everybody_once_whoever_comes_and_goes() {
         "{registry:?}"
     );
     assert!(gone.iter().all(|id| registry.get(*id).is_none()));
-    // As many as were live at once, and not more.
+    // The high-water mark is the number of connections open at once: at most 60 more than those
+    // that stay.
     assert!((staying.len()..=staying.len() + 60).contains(&registry.high_water()));
 }
 
 #[tokio::test]
-async fn whoever_is_told_of_an_end_finds_nothing_in_the_registry() {
+async fn the_hook_finds_its_connection_gone_from_the_registry() {
     let registry = Registry::new();
-    let (tell, told) = mpsc::channel();
+    let (seen_tx, seen) = mpsc::channel();
     let shown = registry.clone();
     let layer = quiet()
         .registry(registry.clone())
         .on_evict(move |ev: &Eviction| {
             let known = shown.get(ev.id()).is_some() || !shown.snapshot().is_empty();
-            tell.send((known, shown.len(), count(&shown, "admitted")))
+            seen_tx
+                .send((known, shown.len(), count(&shown, "admitted")))
                 .unwrap();
         });
     let layer = layer.build().unwrap();
     let (_stream, live, _peer) = connect(&layer);
     assert_eq!(registry.get(live.id()).unwrap().id(), live.id());
     live.evict(1000, "");
-    assert_eq!(told.try_recv().unwrap(), (false, 0, 0));
+    assert_eq!(seen.try_recv().unwrap(), (false, 0, 0));
 }
 
-// When nothing is left.
+// When a registry is idle.
 
-/// Goes off when it is dropped.
-struct Bomb;
+/// Panics when it is dropped.
+struct PanicsOnDrop;
 
-impl Drop for Bomb {
+impl Drop for PanicsOnDrop {
     fn drop(&mut self) {
         panic!("a transport that panics as it is dropped");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn idle_is_when_the_transport_is_gone() {
+async fn wait_idle_completes_after_the_transport_is_dropped() {
     let registry = Registry::new();
     let layer = heartbeat()
         .interval(ms(60_000))
@@ -175,7 +177,7 @@ async fn idle_is_when_the_transport_is_gone() {
     let layer = layer.build().unwrap();
     assert!(is_idle(&registry));
 
-    // In its closing handshake, which the peer does not answer.
+    // During a closing handshake that the peer does not answer.
     let (_stream, live, peer) = connect(&layer);
     assert!(!is_idle(&registry));
     live.evict(1000, "");
@@ -183,7 +185,7 @@ async fn idle_is_when_the_transport_is_gone() {
     within("the close timeout", registry.wait_idle()).await;
     assert!(peer.is_dropped());
 
-    // In the handler's hands, after the peer's end.
+    // After the peer's end, while the handler still owns the stream.
     let (mut stream, live, peer) = connect(&layer);
     peer.end(Ok(()));
     assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
@@ -192,10 +194,10 @@ async fn idle_is_when_the_transport_is_gone() {
     drop(stream);
     assert!(is_idle(&registry) && peer.is_dropped());
 
-    // A transport that panics as it goes.
-    let bomb = Bomb;
+    // A transport that panics when it is dropped.
+    let panics_on_drop = PanicsOnDrop;
     let reader = InspectReader::new(tokio::io::empty(), move |_| {
-        let _ = &bomb;
+        let _ = &panics_on_drop;
     });
     let (stream, _live) = layer.wrap_server(tokio::io::join(reader, tokio::io::sink()));
     drop(stream);
@@ -203,14 +205,14 @@ async fn idle_is_when_the_transport_is_gone() {
 }
 
 #[tokio::test]
-async fn idle_is_when_the_hooks_have_returned() {
+async fn wait_idle_completes_after_the_hooks_have_returned() {
     let registry = Registry::new();
-    let (release, released) = mpsc::channel::<()>();
-    let released = Mutex::new(released);
+    let (release_tx, release_rx) = mpsc::channel::<()>();
+    let release_rx = Mutex::new(release_rx);
     let layer = heartbeat()
         .registry(registry.clone())
         .on_evict(move |_: &Eviction| {
-            let _ = released.lock().unwrap().recv();
+            let _ = release_rx.lock().unwrap().recv();
         });
     let layer = layer
         .interval(ms(60_000))
@@ -219,9 +221,9 @@ async fn idle_is_when_the_hooks_have_returned() {
         .unwrap();
     let (stream, live, peer) = connect(&layer);
     let evicting = std::thread::spawn(move || live.evict(1000, "bye"));
-    until("the transport is gone", || peer.is_dropped()).await;
+    until("the transport is dropped", || peer.is_dropped()).await;
     assert!(registry.is_empty() && !is_idle(&registry));
-    release.send(()).unwrap();
+    release_tx.send(()).unwrap();
     within("the hook's end", registry.wait_idle()).await;
     assert!(evicting.join().unwrap());
     drop(stream);
@@ -239,7 +241,7 @@ async fn every_waiter_is_woken() {
                 tokio::spawn(async move { registry.wait_idle().await })
             })
             .collect();
-        // One that loses its interest takes nobody's wake-up.
+        // A cancelled waiter does not consume the wake of another.
         waiters[0].abort();
         let dropping = std::thread::spawn(move || drop(stream));
         for waiter in waiters.into_iter().skip(1) {
@@ -250,7 +252,7 @@ async fn every_waiter_is_woken() {
 }
 
 #[test]
-fn idle_though_the_runtime_has_gone() {
+fn wait_idle_completes_after_the_runtime_has_shut_down() {
     let registry = Registry::new();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (_kept, live, _peer) = runtime.block_on(async {
@@ -268,10 +270,10 @@ fn idle_though_the_runtime_has_gone() {
     assert!(is_idle(&registry), "{registry:?}");
 }
 
-// The way there.
+// Draining.
 
-/// Reads until the connection ends, and says goodbye when it is told to.
-async fn polite(mut socket: WebSocket, live: Liveness) {
+/// Reads until the connection ends. On a drain it sends a message and a Close frame.
+async fn close_on_drain(mut socket: WebSocket, live: Liveness) {
     loop {
         tokio::select! {
             message = socket.recv() => match message {
@@ -279,7 +281,7 @@ async fn polite(mut socket: WebSocket, live: Liveness) {
                 _ => return,
             },
             () = live.draining() => {
-                let _ = socket.send(Message::text("last words")).await;
+                let _ = socket.send(Message::text("draining")).await;
                 let _ = socket.send(Message::Close(None)).await;
                 while let Some(Ok(_)) = socket.recv().await {}
                 return;
@@ -289,10 +291,10 @@ async fn polite(mut socket: WebSocket, live: Liveness) {
 }
 
 #[tokio::test]
-async fn a_drain_is_announced_to_handlers_and_closes_the_door() {
+async fn begin_drain_wakes_handlers_and_refuses_new_handshakes() {
     let (outer, inner) = (Registry::new(), Registry::new());
     let route = any(|ws: WebSocketUpgrade, live: Liveness| async move {
-        ws.on_upgrade(|socket| polite(socket, live))
+        ws.on_upgrade(|socket| close_on_drain(socket, live))
     });
     let app = Router::new()
         .route("/ws", route)
@@ -304,7 +306,7 @@ async fn a_drain_is_announced_to_handlers_and_closes_the_door() {
     }
     until("all are open", || outer.len() == 3).await;
     assert!(!inner.is_draining());
-    let announced = tokio::spawn({
+    let waiter = tokio::spawn({
         let inner = inner.clone();
         async move { inner.draining().await }
     });
@@ -312,8 +314,8 @@ async fn a_drain_is_announced_to_handlers_and_closes_the_door() {
     inner.begin_drain();
     inner.begin_drain();
     assert!(inner.is_draining() && !outer.is_draining());
-    within("the drain", announced).await.unwrap();
-    within("the drain, late", inner.draining()).await;
+    within("the drain", waiter).await.unwrap();
+    within("draining() during the drain", inner.draining()).await;
 
     let mut late = in_memory(app.clone(), 4096);
     late.write_all(opening("/ws").as_bytes()).await.unwrap();
@@ -321,15 +323,15 @@ async fn a_drain_is_announced_to_handlers_and_closes_the_door() {
     late.read_exact(&mut head).await.unwrap();
     assert_eq!(&head, b"HTTP/1.1 503 ");
     for client in &mut clients {
-        assert_eq!(client.expect_frame().await, Frame::text("last words"));
+        assert_eq!(client.expect_frame().await, Frame::text("draining"));
         assert_eq!(client.expect_frame().await.opcode, CLOSE);
         client.send(&Frame::close(1000, "")).await.unwrap();
     }
     for registry in [&outer, &inner] {
         within("the end", registry.wait_idle()).await;
-        empties("the drain", registry).await;
+        until_empty("the drain", registry).await;
     }
-    // A limit opens no door that a drain has closed.
+    // A change of the limit does not undo the drain.
     inner.limit(None);
     let mut late = in_memory(app, 4096);
     late.write_all(opening("/ws").as_bytes()).await.unwrap();
@@ -338,7 +340,7 @@ async fn a_drain_is_announced_to_handlers_and_closes_the_door() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_completes_during_a_drain_is_ended_at_once() {
+async fn a_handshake_that_completes_during_a_drain_is_evicted_immediately() {
     let registry = Registry::new();
     let recorder = support::recorder::Recorder::new();
     let answer = Arc::new(Notify::new());
@@ -386,7 +388,7 @@ async fn a_handshake_that_completes_during_a_drain_is_ended_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_slips_past_a_drain() {
+async fn no_connection_escapes_a_drain() {
     for _ in 0..100 {
         let registry = Registry::new();
         let heartbeat = quiet().registry(registry.clone()).close_timeout(ms(20));
@@ -398,7 +400,7 @@ async fn nobody_slips_past_a_drain() {
                 let mut client = in_memory(app.clone(), 4096);
                 tokio::spawn(async move {
                     client.write_all(opening("/ws").as_bytes()).await.unwrap();
-                    // Kept until the server ends it.
+                    // Keeps the connection open until the server ends it.
                     let mut sink = Vec::new();
                     let _ = client.read_to_end(&mut sink).await;
                 })
@@ -407,8 +409,8 @@ async fn nobody_slips_past_a_drain() {
         let pause = fastrand::u64(..300);
         sleep(Duration::from_micros(pause)).await;
         registry.begin_drain();
-        for look in registry.snapshot() {
-            if let Some(live) = registry.get(look.id()) {
+        for entry in registry.snapshot() {
+            if let Some(live) = registry.get(entry.id()) {
                 live.evict(1001, "");
             }
         }
@@ -427,12 +429,12 @@ async fn a_wrapped_stream_is_ended_by_a_drain_that_has_begun() {
     assert_eq!(live.evicted().await.reason(), Reason::Drained);
     let error = stream.read_u8().await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
-    // Told, though it has ended.
+    // `draining()` completes although the connection has ended.
     within("the drain", live.draining()).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_is_announced_to_all_who_wait_and_to_nobody_else() {
+async fn draining_completes_for_every_waiter_of_that_registry_only() {
     let registry = Registry::new();
     let (_stream, live, _peer) = connect(&layer(&registry));
     let waiters: Vec<_> = (0..3)
@@ -443,25 +445,25 @@ async fn a_drain_is_announced_to_all_who_wait_and_to_nobody_else() {
         .collect();
     tokio::task::yield_now().await;
     waiters[0].abort();
-    let (_other, stranger, _peer) = connect(&layer(&Registry::new()));
+    let (_other, unrelated, _peer) = connect(&layer(&Registry::new()));
     registry.begin_drain();
     for waiter in waiters.into_iter().skip(1) {
         within("the drain", waiter).await.unwrap();
     }
-    support::never("a drain", ms(1_000_000), stranger.draining()).await;
+    support::never("a drain", ms(1_000_000), unrelated.draining()).await;
 }
 
-// Too many.
+// High-water and growth hooks.
 
 #[tokio::test(start_paused = true)]
-async fn high_water_is_told_once_until_it_has_fallen() {
+async fn the_high_water_hook_is_called_once_until_the_count_has_fallen() {
     let registry = Registry::new();
     let layer = layer(&registry);
-    let (tell, told) = mpsc::channel();
+    let (calls_tx, calls) = mpsc::channel();
     let shown = registry.clone();
     registry.on_high_water(10, move |_: &Registry, high: &HighWater| {
         assert_eq!(high.live(), shown.len());
-        tell.send((high.live(), high.mark())).unwrap();
+        calls_tx.send((high.live(), high.mark())).unwrap();
     });
     let mut open = Vec::new();
     let mut set_to = |count: usize| {
@@ -472,19 +474,19 @@ async fn high_water_is_told_once_until_it_has_fallen() {
     };
     let mut after = |count: usize| {
         set_to(count);
-        told.try_iter().collect::<Vec<_>>()
+        calls.try_iter().collect::<Vec<_>>()
     };
     assert_eq!(after(10), []);
     assert_eq!(after(13), [(11, 10)]);
     assert_eq!(after(10), []);
-    assert_eq!(after(12), [], "it has not fallen to nine");
+    assert_eq!(after(12), [], "the count has not fallen below the mark");
     assert_eq!(after(9), []);
     assert_eq!(after(11), [(11, 10)]);
     assert_eq!(registry.high_water(), 13);
-    // One that comes late is told with the next connection.
-    let (tell, late) = mpsc::channel();
+    // A hook that is added above its mark is called at the next connection.
+    let (late_tx, late) = mpsc::channel();
     registry.on_high_water(0, move |_: &Registry, high: &HighWater| {
-        tell.send(high.live()).unwrap()
+        late_tx.send(high.live()).unwrap()
     });
     assert_eq!(after(11), []);
     assert!(late.try_recv().is_err());
@@ -498,11 +500,11 @@ async fn high_water_is_told_once_until_it_has_fallen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn growth_is_told_and_a_steady_number_is_not() {
+async fn the_growth_hook_is_called_for_growth_but_not_for_a_steady_count() {
     let registry = Registry::new();
     let layer = layer(&registry);
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let hook = Arc::clone(&told);
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let hook = Arc::clone(&calls);
     let on_growth = registry.on_growth(3, ms(16_000), move |_: &Registry, growth: &Growth| {
         assert_eq!(growth.within(), ms(16_000));
         hook.lock()
@@ -511,7 +513,7 @@ async fn growth_is_told_and_a_steady_number_is_not() {
     });
     on_growth.unwrap();
     let mut open = Vec::new();
-    // Slowly, and people come and go.
+    // The count grows slowly, while other connections open and end.
     for _ in 0..20 {
         for _ in 0..10 {
             drop(connect(&layer));
@@ -519,22 +521,22 @@ async fn growth_is_told_and_a_steady_number_is_not() {
         open.push(connect(&layer));
         sleep(ms(8_000)).await;
     }
-    assert_eq!(*told.lock().unwrap(), []);
+    assert_eq!(*calls.lock().unwrap(), []);
     for _ in 0..8 {
         open.push(connect(&layer));
     }
-    // 18 were there a while ago.
-    assert_eq!(*told.lock().unwrap(), [(22, 4)]);
+    // 18 connections were open about 16 s earlier.
+    assert_eq!(*calls.lock().unwrap(), [(22, 4)]);
     sleep(ms(17_000)).await;
     open.push(connect(&layer));
-    assert_eq!(told.lock().unwrap().len(), 1, "there is no more growth");
+    assert_eq!(calls.lock().unwrap().len(), 1, "the growth has stopped");
     open.clear();
     open.extend((0..5).map(|_| connect(&layer)));
-    assert_eq!(told.lock().unwrap()[1..], [(4, 4)]);
+    assert_eq!(calls.lock().unwrap()[1..], [(4, 4)]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn hooks_may_do_anything_and_a_panic_harms_nobody() {
+async fn a_high_water_hook_may_use_the_registry_and_may_panic() {
     let registry = Registry::new();
     let layer = layer(&registry);
     let calls = Arc::new(AtomicUsize::new(0));
@@ -543,8 +545,8 @@ async fn hooks_may_do_anything_and_a_panic_harms_nobody() {
         panic!("a hook that panics")
     });
     registry.on_high_water(0, move |_: &Registry, _: &HighWater| {
-        for look in shown.snapshot() {
-            shown.get(look.id()).unwrap().evict(4000, "too many");
+        for entry in shown.snapshot() {
+            shown.get(entry.id()).unwrap().evict(4000, "too many");
         }
         shown.on_high_water(5, |_: &Registry, _: &HighWater| {});
         shown.limit(1);
@@ -559,7 +561,7 @@ async fn hooks_may_do_anything_and_a_panic_harms_nobody() {
 }
 
 #[test]
-fn growth_refuses_what_means_nothing() {
+fn on_growth_refuses_meaningless_arguments() {
     let registry = Registry::new();
     let refused = |limit, per: Duration| -> ConfigError {
         registry
