@@ -1,6 +1,6 @@
-//! The chat example, as its users meet it: seats are taken, taken over, and freed.
+//! The chat example over the network: seats are taken, replaced and freed.
 
-#[allow(dead_code, unreachable_pub)] // the example's own `main` and its flags play no part here
+#[allow(dead_code, unreachable_pub)] // The example's `main` and its flags are unused here.
 #[path = "../../../examples/chat.rs"]
 mod chat;
 
@@ -21,7 +21,7 @@ use crate::support::{Server, in_memory, ms, within};
 
 type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-async fn room() -> Server {
+async fn start_room() -> Server {
     let idle = Duration::from_secs(300);
     Server::start(chat::app(ms(100), ms(400), idle).unwrap()).await
 }
@@ -33,8 +33,8 @@ async fn join(server: &Server, user: &str) -> Client {
     client
 }
 
-/// Reads until a line of the room satisfies `wanted`.
-async fn hears(client: &mut Client, what: &str, wanted: impl Fn(&Value) -> bool) {
+/// Reads until a message of the room satisfies `wanted`.
+async fn expect_line(client: &mut Client, what: &str, wanted: impl Fn(&Value) -> bool) {
     let line = async {
         while let Some(message) = client.next().await {
             if let Message::Text(text) = message.unwrap() {
@@ -88,17 +88,17 @@ fn users(dashboard: &Value) -> Vec<&str> {
 
 #[tokio::test]
 async fn users_talk_and_the_page_is_served() {
-    let server = room().await;
+    let server = start_room().await;
     let (content, page) = get(&server, "/").await;
     assert!(content.starts_with("text/html"), "{content}");
     assert!(page.starts_with(b"<!doctype html>"));
 
     let mut alice = join(&server, "alice").await;
-    hears(&mut alice, "herself", notice("alice is here")).await;
+    expect_line(&mut alice, "alice's own notice", notice("alice is here")).await;
     let mut bob = join(&server, "bob").await;
-    hears(&mut alice, "bob's coming", notice("bob is here")).await;
+    expect_line(&mut alice, "the notice of bob", notice("bob is here")).await;
     bob.send(Message::text("hello, <b>room</b>")).await.unwrap();
-    hears(&mut alice, "bob's hello", |line| {
+    expect_line(&mut alice, "bob's hello", |line| {
         line["from"] == "bob" && line["text"] == "hello, <b>room</b>"
     })
     .await;
@@ -106,21 +106,21 @@ async fn users_talk_and_the_page_is_served() {
 }
 
 #[tokio::test]
-async fn a_seat_is_freed_when_its_connection_dies_and_when_it_falls_silent() {
-    let server = room().await;
+async fn a_seat_is_freed_when_its_connection_ends_and_when_its_peer_falls_silent() {
+    let server = start_room().await;
     let mut alice = join(&server, "alice").await;
     let bob = join(&server, "bob").await;
-    hears(&mut alice, "bob's coming", notice("bob is here")).await;
+    expect_line(&mut alice, "the notice of bob", notice("bob is here")).await;
     drop(bob);
-    hears(&mut alice, "bob's going", notice("bob is gone")).await;
+    expect_line(&mut alice, "the end of bob", notice("bob is gone")).await;
 
-    // Its socket stays open, and nobody answers the pings.
+    // The client keeps its socket open and answers no pings.
     let silent = RawClient::connect(server.addr, "/ws/carol")
         .await
         .answering(Answer::Nothing);
-    hears(
+    expect_line(
         &mut alice,
-        "carol's going",
+        "the end of carol",
         notice("carol is gone: heartbeat timeout"),
     )
     .await;
@@ -139,12 +139,12 @@ async fn a_seat_is_freed_when_its_connection_dies_and_when_it_falls_silent() {
 }
 
 #[tokio::test]
-async fn who_comes_back_keeps_the_seat_when_the_old_connection_ends() {
-    let server = room().await;
+async fn a_reconnected_user_keeps_the_seat_when_the_old_connection_ends() {
+    let server = start_room().await;
     let mut old = join(&server, "alice").await;
-    hears(&mut old, "herself", notice("alice is here")).await;
+    expect_line(&mut old, "alice's own notice", notice("alice is here")).await;
     let mut new = join(&server, "alice").await;
-    hears(&mut new, "herself again", notice("alice is here again")).await;
+    expect_line(&mut new, "the second notice", notice("alice is here again")).await;
 
     let close = within("the end of the old seat", async {
         loop {
@@ -169,14 +169,14 @@ async fn who_comes_back_keeps_the_seat_when_the_old_connection_ends() {
     .await;
     assert_eq!(gone["reason"], "replaced");
     let mut bob = join(&server, "bob").await;
-    hears(&mut new, "bob's coming", notice("bob is here")).await;
+    expect_line(&mut new, "the notice of bob", notice("bob is here")).await;
     bob.send(Message::text("still there?")).await.unwrap();
-    hears(&mut new, "bob's question", |line| line["from"] == "bob").await;
+    expect_line(&mut new, "bob's question", |line| line["from"] == "bob").await;
     assert_eq!(users(&dashboard(&server).await), ["alice", "bob"]);
 }
 
-/// All of them stop reading at once, so that one line finds all inboxes full. An eviction tells the
-/// room, which must not be how the next one comes about: the stack is not that deep.
+/// All clients stop reading at once, so one line finds every inbox full. Each eviction sends a notice
+/// to the room, which must not evict the next client recursively: the stack is not deep enough.
 #[tokio::test]
 async fn a_room_of_slow_readers_is_emptied_one_by_one() {
     const SLOW: usize = 500;
@@ -197,18 +197,18 @@ async fn a_room_of_slow_readers_is_emptied_one_by_one() {
             };
             while !is_last(client.next().await.unwrap().unwrap()) {}
             all_here.wait().await;
-            // Its socket stays open, and nobody reads from it.
+            // The client keeps its socket open and reads nothing.
             std::future::pending::<()>().await;
         });
     }
     let io = in_memory(app.clone(), 256);
     let (mut speaker, _) = client_async("ws://chat/ws/last", io).await.unwrap();
-    within("everybody is here", all_here.wait()).await;
-    // Its own line comes back to it, through the same room.
+    within("all clients have joined", all_here.wait()).await;
+    // The room sends each line back to its sender.
     for number in 0..200 {
         let line = format!("line {number}");
         speaker.send(Message::text(line.clone())).await.unwrap();
-        let heard = async {
+        let echoed = async {
             loop {
                 let message = speaker.next().await.unwrap().unwrap();
                 if message.into_text().unwrap().contains(&line) {
@@ -216,6 +216,6 @@ async fn a_room_of_slow_readers_is_emptied_one_by_one() {
                 }
             }
         };
-        within("the line", heard).await;
+        within("the line", echoed).await;
     }
 }

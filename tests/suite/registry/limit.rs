@@ -511,7 +511,7 @@ async fn a_connection_evicted_before_the_upgrade_ends_with_its_handshake() {
     let app = app(&registry, route);
     let mut io = in_memory(app.clone(), 4096);
     io.write_all(opening("/ws").as_bytes()).await.unwrap();
-    until("the kick", || count(&registry, "present") == 1).await;
+    until("the eviction", || count(&registry, "present") == 1).await;
     until("its slot is free", || count(&registry, "admitted") == 0).await;
     // The registry is not idle until the handshake ends.
     assert!(futures_util::FutureExt::now_or_never(registry.wait_idle()).is_none());

@@ -1,5 +1,4 @@
-//! Many threads that connect, take seats, take them from one another, give them back, die and are
-//! drained, on every path and all at once: every seat that was ever put in has gone exactly one way.
+//! Threads register, replace, unregister, evict and drain concurrently; each seat leaves once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -23,18 +22,18 @@ use super::maps::{Census, Map, Session, with_every_map_in_threads};
 use super::seeded::{PATIENCE, Seed, until};
 use crate::script::{Peer, Stream, frame, ms, script};
 
-with_every_map_in_threads![storm];
+with_every_map_in_threads![every_seat_leaves_the_map_exactly_once];
 
 const ROUNDS: u64 = 40;
 const THREADS: u64 = 4;
-const CONNECTIONS: usize = 30;
-/// In one round of so many everybody is drained, while more connect.
-const DRAINED: u64 = 4;
+const CONNECTIONS_PER_THREAD: usize = 30;
+/// One round in this many drains the registry while connections open.
+const ROUNDS_PER_DRAIN: u64 = 4;
 const USERS: usize = 9;
 
-/// What becomes of a connection, if nobody else ends it before.
+/// How a connection ends, unless another thread ends it before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum Outcome {
     Stays,
     StreamDropped,
     TaskPanics,
@@ -43,58 +42,58 @@ enum Fate {
     PeerVanishes,
     Reset,
     Kicked,
-    /// Its peer answers no pings.
+    /// The peer answers no pings.
     Silent,
 }
 
-const FATES: [Fate; 9] = [
-    Fate::Stays,
-    Fate::StreamDropped,
-    Fate::TaskPanics,
-    Fate::TaskAborted,
-    Fate::PeerCloses,
-    Fate::PeerVanishes,
-    Fate::Reset,
-    Fate::Kicked,
-    Fate::Silent,
+const OUTCOMES: [Outcome; 9] = [
+    Outcome::Stays,
+    Outcome::StreamDropped,
+    Outcome::TaskPanics,
+    Outcome::TaskAborted,
+    Outcome::PeerCloses,
+    Outcome::PeerVanishes,
+    Outcome::Reset,
+    Outcome::Kicked,
+    Outcome::Silent,
 ];
 
 /// How a seat has left its map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Exit {
-    Displaced,
-    GivenBack,
-    Told,
-    StillThere,
+    Replaced,
+    Unregistered,
+    Evicted,
+    StillPresent,
 }
 
-/// One storm: the map, and everything that is known of it by other means.
-struct Storm<M> {
+/// One round: the map, and a record of every operation on it.
+struct Round<M> {
     map: Arc<M>,
     census: Census,
     serials: AtomicUsize,
-    /// Which seat was put in by whom.
+    /// The connection that registered each seat, by the seat's serial number.
     inserted: Mutex<BTreeMap<usize, ConnectionId>>,
     exits: Mutex<Vec<(usize, Exit)>>,
-    /// What the hooks of connections were told.
-    told: Mutex<Vec<(ConnectionId, Reason)>>,
-    /// What the layers' hook was told.
-    layers_told: Arc<Mutex<Vec<ConnectionId>>>,
-    /// The connections of this round, for everybody to meddle with.
-    lives: Mutex<Vec<Liveness>>,
+    /// Recorded by the hooks on the handles.
+    evictions: Mutex<Vec<(ConnectionId, Reason)>>,
+    /// Recorded by the hooks of the layers.
+    layer_evictions: Arc<Mutex<Vec<ConnectionId>>>,
+    /// The connections of this round, which every thread uses.
+    handles: Mutex<Vec<Liveness>>,
     registry: Registry,
 }
 
 /// A connection, with its handler's task and its peer.
 struct Client {
     live: Liveness,
-    fate: Fate,
+    outcome: Outcome,
     peer: Peer,
     task: JoinHandle<()>,
-    order: Option<oneshot::Sender<Fate>>,
+    command: Option<oneshot::Sender<Outcome>>,
 }
 
-fn storm<M: Map>() {
+fn every_seat_leaves_the_map_exactly_once<M: Map>() {
     let seed = Seed::new();
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
@@ -103,44 +102,46 @@ fn storm<M: Map>() {
         .unwrap();
     let (map, census) = (Arc::new(M::default()), Census::default());
     for round in 0..ROUNDS {
-        let storm = Arc::new(Storm::new(&map, &census));
+        let record = Arc::new(Round::new(&map, &census));
         let threads = (0..THREADS).map(|thread| {
-            let (storm, rng) = (Arc::clone(&storm), seed.rng(thread, round));
+            let (record, rng) = (Arc::clone(&record), seed.rng(thread, round));
             let handle = runtime.handle().clone();
-            thread::spawn(move || storm.rage(rng, &handle))
+            thread::spawn(move || record.run_thread(rng, &handle))
         });
         let threads: Vec<_> = threads.collect();
-        let drain = (round % DRAINED == 0).then(|| {
-            let (storm, rng) = (Arc::clone(&storm), seed.rng(THREADS + 1, round));
+        let drain = (round % ROUNDS_PER_DRAIN == 0).then(|| {
+            let (record, rng) = (Arc::clone(&record), seed.rng(THREADS + 1, round));
             let handle = runtime.handle().clone();
-            thread::spawn(move || storm.drain(rng, &handle))
+            thread::spawn(move || record.drain(rng, &handle))
         });
         let clients = threads
             .into_iter()
             .flat_map(|thread| thread.join().unwrap());
         let clients: Vec<Client> = clients.collect();
         let report = drain.map(|thread| thread.join().unwrap());
-        storm.lives.lock().unwrap().clear();
-        runtime.block_on(storm.settle(&clients));
-        storm.verify(&clients, report);
+        record.handles.lock().unwrap().clear();
+        runtime.block_on(record.wait_for_ends(&clients));
+        record.verify(&clients, report);
         let mut rng = seed.rng(THREADS, round);
-        runtime.block_on(storm.end(clients, &mut rng));
+        runtime.block_on(record.end(clients, &mut rng));
         assert_eq!(map.holders(), BTreeMap::new(), "round {round}");
-        assert!(storm.registry.is_empty(), "round {round}");
-        storm.account();
-        drop(storm);
-        // What is dropped last hangs on the driver's last look at a connection.
-        until("nobody keeps the map", || Arc::strong_count(&map) == 1);
+        assert!(record.registry.is_empty(), "round {round}");
+        record.check_exits();
+        drop(record);
+        // The driver drops the last references when it next polls a connection.
+        until("the map is released", || Arc::strong_count(&map) == 1);
         if M::FREES_AT_ONCE {
-            until("all values are gone", || census.dropped() == census.made());
+            until("all values are dropped", || {
+                census.dropped() == census.created()
+            });
         }
     }
-    // Those that readers of the map kept from being freed go with it.
+    // The map drops the values whose drop was deferred because of its readers.
     drop(map);
-    assert_eq!(census.dropped(), census.made());
+    assert_eq!(census.dropped(), census.created());
 }
 
-impl<M: Map> Storm<M> {
+impl<M: Map> Round<M> {
     fn new(map: &Arc<M>, census: &Census) -> Self {
         Self {
             map: Arc::clone(map),
@@ -148,66 +149,70 @@ impl<M: Map> Storm<M> {
             serials: AtomicUsize::new(0),
             inserted: Mutex::default(),
             exits: Mutex::default(),
-            told: Mutex::default(),
-            layers_told: Arc::default(),
-            lives: Mutex::default(),
+            evictions: Mutex::default(),
+            layer_evictions: Arc::default(),
+            handles: Mutex::default(),
             registry: Registry::new(),
         }
     }
 
-    /// What one thread does in a round.
-    fn rage(self: &Arc<Self>, mut rng: Rng, runtime: &Handle) -> Vec<Client> {
+    /// The operations of one thread in a round.
+    fn run_thread(self: &Arc<Self>, mut rng: Rng, runtime: &Handle) -> Vec<Client> {
         let _entered = runtime.enter();
         let mut clients = Vec::new();
-        for _ in 0..CONNECTIONS {
+        for _ in 0..CONNECTIONS_PER_THREAD {
             clients.push(self.connect(&mut rng));
             for _ in 0..rng.usize(..6) {
-                self.meddle(&mut rng);
+                self.change_a_seat(&mut rng);
             }
             let client = rng.choice(&mut clients).unwrap();
-            client.meet(client.fate);
+            client.apply(client.outcome);
         }
         for client in &mut clients {
-            client.meet(client.fate);
-            self.meddle(&mut rng);
+            client.apply(client.outcome);
+            self.change_a_seat(&mut rng);
         }
         clients
     }
 
     fn connect(self: &Arc<Self>, rng: &mut Rng) -> Client {
-        let fate = *rng.choice(&FATES).unwrap();
-        let times = if fate == Fate::Silent { 4 } else { 600_000 };
-        let told = Arc::clone(&self.layers_told);
+        let outcome = *rng.choice(&OUTCOMES).unwrap();
+        let times = if outcome == Outcome::Silent {
+            4
+        } else {
+            600_000
+        };
+        let evictions = Arc::clone(&self.layer_evictions);
         let layer = HeartbeatLayer::builder()
             .interval(ms(times))
             .timeout(ms(times))
             .close_timeout(ms(20))
             .registry(self.registry.clone())
-            .on_evict(move |ev: &Eviction| told.lock().unwrap().push(ev.id()))
+            .on_evict(move |ev: &Eviction| evictions.lock().unwrap().push(ev.id()))
             .build()
             .unwrap();
         let (io, peer) = script();
         let (stream, live) = layer.wrap_server(io);
-        let (order, ordered) = oneshot::channel();
-        let task = tokio::spawn(handle(stream, ordered));
-        let storm = Arc::clone(self);
-        live.on_evict(move |ev| storm.tell(ev));
-        self.lives.lock().unwrap().push(live.clone());
+        let (command_tx, command) = oneshot::channel();
+        let task = tokio::spawn(handle(stream, command));
+        let record = Arc::clone(self);
+        live.on_evict(move |ev| record.on_evict(ev));
+        self.handles.lock().unwrap().push(live.clone());
         self.register(&live, rng);
         Client {
             live,
-            fate,
+            outcome,
             peer,
             task,
-            order: Some(order),
+            command: Some(command_tx),
         }
     }
 
-    /// Comes when some have connected.
+    /// Drains the registry after some connections have opened.
     fn drain(&self, mut rng: Rng, runtime: &Handle) -> DrainReport {
-        let some = rng.usize(1..THREADS as usize * CONNECTIONS / 2);
-        until("some have connected", || {
-            self.lives.lock().unwrap().len() >= some
+        let least = rng.usize(1..THREADS as usize * CONNECTIONS_PER_THREAD / 2);
+        until("some connections have opened", || {
+            self.handles.lock().unwrap().len() >= least
         });
         let drain = Drain {
             batch: 8,
@@ -218,16 +223,16 @@ impl<M: Map> Storm<M> {
         runtime.block_on(self.registry.drain(drain))
     }
 
-    /// Somebody does something with a connection that need not be its own.
-    fn meddle(&self, rng: &mut Rng) {
-        let live = rng.choice(&*self.lives.lock().unwrap()).unwrap().clone();
+    /// Registers or unregisters a seat of a random connection.
+    fn change_a_seat(&self, rng: &mut Rng) {
+        let live = rng.choice(&*self.handles.lock().unwrap()).unwrap().clone();
         if rng.u8(..4) > 0 {
             return self.register(&live, rng);
         }
         let key = user(rng);
         if let Some(seat) = live.unregister(&self.map, &key) {
             assert_eq!(seat.id(), live.id());
-            self.exit(&seat.name, Exit::GivenBack);
+            self.exit(&seat.name, Exit::Unregistered);
         }
     }
 
@@ -243,7 +248,7 @@ impl<M: Map> Storm<M> {
             Ok(before) => {
                 self.inserted.lock().unwrap().insert(serial, live.id());
                 let Some(before) = before else { return };
-                self.exit(&before.name, Exit::Displaced);
+                self.exit(&before.name, Exit::Replaced);
                 if policy == ReplacePolicy::newest_wins() && before.id() != live.id() {
                     assert_eq!(before.live().health().to_string(), "ended");
                 }
@@ -260,13 +265,13 @@ impl<M: Map> Storm<M> {
         }
     }
 
-    /// The hook of each connection.
-    fn tell(&self, ev: &Eviction) {
-        self.told.lock().unwrap().push((ev.id(), ev.reason()));
+    /// The hook on each handle.
+    fn on_evict(&self, ev: &Eviction) {
+        self.evictions.lock().unwrap().push((ev.id(), ev.reason()));
         for (key, seat) in ev.seats::<String, Session>() {
             assert_eq!(seat.id(), ev.id());
-            self.exit(&seat.name, Exit::Told);
-            // It is out already, and whoever is there is somebody else.
+            self.exit(&seat.name, Exit::Evicted);
+            // The seat is already removed, so a seat at this key belongs to another connection.
             let there = self.map.seat(key);
             assert_ne!(there.map(|seat| seat.id()), Some(ev.id()));
         }
@@ -277,31 +282,31 @@ impl<M: Map> Storm<M> {
         self.exits.lock().unwrap().push((serial, exit));
     }
 
-    /// Waits for the ends that are to come.
-    async fn settle(&self, clients: &[Client]) {
+    /// Waits for the connections that must end.
+    async fn wait_for_ends(&self, clients: &[Client]) {
         for client in clients {
-            if client.fate != Fate::Stays {
+            if client.outcome != Outcome::Stays {
                 let ended = timeout(PATIENCE, client.live.evicted()).await;
-                assert!(ended.is_ok(), "{:?}", client.fate);
+                assert!(ended.is_ok(), "{:?}", client.outcome);
             }
         }
     }
 
-    /// The map against everything that was said of it.
+    /// Compares the map with the record.
     fn verify(&self, clients: &[Client], report: Option<DrainReport>) {
-        let told = self.told.lock().unwrap().clone();
-        let reasons: HashMap<ConnectionId, Reason> = told.iter().copied().collect();
-        assert_eq!(told.len(), reasons.len(), "told twice");
-        let mut layers_told = self.layers_told.lock().unwrap().clone();
-        layers_told.sort_unstable();
+        let evictions = self.evictions.lock().unwrap().clone();
+        let reasons: HashMap<ConnectionId, Reason> = evictions.iter().copied().collect();
+        assert_eq!(evictions.len(), reasons.len(), "evicted twice");
+        let mut layer_evictions = self.layer_evictions.lock().unwrap().clone();
+        layer_evictions.sort_unstable();
         let mut ended: Vec<ConnectionId> = reasons.keys().copied().collect();
         ended.sort_unstable();
-        assert_eq!(layers_told, ended);
-        for Client { live, fate, .. } in clients {
+        assert_eq!(layer_evictions, ended);
+        for Client { live, outcome, .. } in clients {
             let reason = reasons.get(&live.id());
             let is_ended = live.health().to_string() == "ended";
-            assert_eq!(reason.is_some(), is_ended, "{fate:?}: {reason:?}");
-            if *fate == Fate::Stays && report.is_none() {
+            assert_eq!(reason.is_some(), is_ended, "{outcome:?}: {reason:?}");
+            if *outcome == Outcome::Stays && report.is_none() {
                 assert!(
                     matches!(reason, None | Some(Reason::Replaced)),
                     "{reason:?}"
@@ -312,23 +317,23 @@ impl<M: Map> Storm<M> {
         if let Some(report) = report {
             assert_eq!(self.registry.len(), 0, "{report:?}");
             let is_drained = |(_, reason): &&(_, _)| *reason == Reason::Drained;
-            // More, if some came when the drain had begun: those end as they open.
-            let drained = told.iter().filter(is_drained).count();
+            // There are more if connections opened after the drain had begun: those end as they open.
+            let drained = evictions.iter().filter(is_drained).count();
             assert!(report.clean() + report.cut() <= drained, "{report:?}");
         }
         for (key, id) in self.map.holders() {
             assert!(!reasons.contains_key(&id), "{key}: {id} has ended");
             let seat = self.map.seat(&key).unwrap();
             assert_eq!(seat.id(), id);
-            self.exit(&seat.name, Exit::StillThere);
+            self.exit(&seat.name, Exit::StillPresent);
         }
-        self.account();
-        let is_there = |(_, exit): &(usize, Exit)| *exit != Exit::StillThere;
-        self.exits.lock().unwrap().retain(is_there);
+        self.check_exits();
+        let has_left = |(_, exit): &(usize, Exit)| *exit != Exit::StillPresent;
+        self.exits.lock().unwrap().retain(has_left);
     }
 
-    /// Every seat that was put in has gone exactly one way.
-    fn account(&self) {
+    /// Asserts that every inserted seat has exactly one exit.
+    fn check_exits(&self) {
         let mut exits = self.exits.lock().unwrap().clone();
         exits.sort_unstable();
         let gone: Vec<usize> = exits.iter().map(|(serial, _)| *serial).collect();
@@ -337,11 +342,11 @@ impl<M: Map> Storm<M> {
         assert_eq!(gone, inserted, "{exits:?}");
     }
 
-    /// Ends whoever is left, on some path.
+    /// Ends the remaining connections on random paths.
     async fn end(&self, mut clients: Vec<Client>, rng: &mut Rng) {
         rng.shuffle(&mut clients);
         for mut client in clients {
-            client.meet(FATES[1 + rng.usize(..FATES.len() - 2)]);
+            client.apply(OUTCOMES[1 + rng.usize(..OUTCOMES.len() - 2)]);
             let ended = timeout(PATIENCE, client.live.evicted()).await.unwrap();
             assert_eq!(ended.id(), client.live.id());
             // Panicked, aborted or returned.
@@ -354,39 +359,39 @@ fn user(rng: &mut Rng) -> String {
     format!("user {}", rng.usize(..USERS))
 }
 
-/// A handler that reads until its end, or until it is told how to go.
-async fn handle(mut stream: Stream, ordered: oneshot::Receiver<Fate>) {
+/// A handler that reads until the end, or until a command drops the stream or panics.
+async fn handle(mut stream: Stream, command: oneshot::Receiver<Outcome>) {
     let reads = async {
         let mut buffer = [0; 16];
         while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
     };
     tokio::select! {
         () = reads => {}
-        order = ordered => match order {
-            Ok(Fate::TaskPanics) => resume_unwind(Box::new("as the test wants")),
+        command = command => match command {
+            Ok(Outcome::TaskPanics) => resume_unwind(Box::new("a scripted panic")),
             _ => drop(stream),
         },
     }
 }
 
 impl Client {
-    /// May come twice.
-    fn meet(&mut self, fate: Fate) {
-        match fate {
-            Fate::Stays | Fate::Silent => {}
-            Fate::StreamDropped | Fate::TaskPanics => {
-                // Nobody listens if it has ended already.
-                let _ = self.order.take().map(|order| order.send(fate));
+    /// Ends the connection like this. May be called twice.
+    fn apply(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Stays | Outcome::Silent => {}
+            Outcome::StreamDropped | Outcome::TaskPanics => {
+                // The receiver is gone if the handler has returned already.
+                let _ = self.command.take().map(|command| command.send(outcome));
             }
-            Fate::TaskAborted => self.task.abort(),
-            Fate::PeerCloses => {
+            Outcome::TaskAborted => self.task.abort(),
+            Outcome::PeerCloses => {
                 let code = 1000_u16.to_be_bytes();
                 self.peer.send(&frame(0x88, Some([1, 2, 3, 4]), &code));
                 self.peer.end(Ok(()));
             }
-            Fate::PeerVanishes => self.peer.end(Ok(())),
-            Fate::Reset => self.peer.end(Err(io::ErrorKind::ConnectionReset)),
-            Fate::Kicked => {
+            Outcome::PeerVanishes => self.peer.end(Ok(())),
+            Outcome::Reset => self.peer.end(Err(io::ErrorKind::ConnectionReset)),
+            Outcome::Kicked => {
                 self.live.evict(4000, "");
             }
         }

@@ -1,5 +1,4 @@
-//! Seats of connections that never come to be, and of those that go with their handler, their task or
-//! their whole runtime.
+//! Seats of failed upgrades, and of connections that end with their handler, task or runtime.
 
 use std::future::{Future, pending};
 use std::panic::resume_unwind;
@@ -26,17 +25,17 @@ use tower_ws_liveness::{
 };
 
 use super::maps::{Census, Map, MutexMap, Session};
-use super::seeded::{PATIENCE, comes_back, until};
+use super::seeded::{PATIENCE, run_on_thread, until};
 use crate::support::raw::{Frame, RawClient, opening};
 use crate::support::recorder::Recorder;
 use crate::support::scene::{patient, quiet};
 use crate::support::{serve_io, within};
 
-// Handlers that register before they answer.
+// Handlers that register before they respond.
 
-/// What such a handler does then.
+/// What the handler does after it has registered.
 #[derive(Clone, Copy)]
-enum Then {
+enum AfterRegistering {
     Refuses,
     Panics,
     NeverAnswers,
@@ -45,32 +44,33 @@ enum Then {
 
 type Handler = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-struct Scene {
+struct HandshakeScene {
     app: Router,
     map: Arc<MutexMap>,
     census: Census,
-    /// What the layer's hook was told, and what the connections' own hooks were.
+    /// Records the hook of the layer.
     layer: Recorder,
+    /// Records the hooks that are registered on the handles.
     own: Recorder,
     registry: Registry,
-    lives: mpsc::UnboundedReceiver<Liveness>,
+    handles: mpsc::UnboundedReceiver<Liveness>,
 }
 
-impl Scene {
-    fn new(then: Then) -> Self {
+impl HandshakeScene {
+    fn new(action: AfterRegistering) -> Self {
         let (map, census) = (Arc::new(MutexMap::default()), Census::default());
         let (layer, own) = (Recorder::new(), Recorder::new());
         let heartbeat = quiet().on_evict(layer.hook()).build().unwrap();
         let registry = heartbeat.registry();
-        let (tell, lives) = mpsc::unbounded_channel();
+        let (handles_tx, handles) = mpsc::unbounded_channel();
         let route = any({
             let (map, census, own) = (Arc::clone(&map), census.clone(), own.clone());
             move |ws: WebSocketUpgrade, live: Liveness| async move {
                 live.on_evict(move |ev| own.record(ev));
                 live.register(&map, "alice".to_owned(), census.session("alice"))
                     .unwrap();
-                tell.send(live).unwrap();
-                answer(then, ws).await
+                handles_tx.send(live).unwrap();
+                answer(action, ws).await
             }
         });
         let app = Router::new()
@@ -84,26 +84,26 @@ impl Scene {
             layer,
             own,
             registry,
-            lives,
+            handles,
         }
     }
 
-    /// Asks for the upgrade, and lets the handler register.
-    async fn ask(&mut self) -> (TcpStream, Liveness) {
+    /// Sends an opening handshake, and waits until the handler has registered.
+    async fn open(&mut self) -> (TcpStream, Liveness) {
         let (client, server) = sockets().await;
         serve_io(self.app.clone(), server);
-        self.ask_over(client).await
+        self.open_over(client).await
     }
 
-    async fn ask_over(&mut self, mut client: TcpStream) -> (TcpStream, Liveness) {
+    async fn open_over(&mut self, mut client: TcpStream) -> (TcpStream, Liveness) {
         client.write_all(opening("/ws").as_bytes()).await.unwrap();
-        let live = within("the handler", self.lives.recv()).await.unwrap();
+        let live = within("the handler", self.handles.recv()).await.unwrap();
         (client, live)
     }
 
-    /// The seat is gone, and those who are to be told were told: the connection's own hooks in any
-    /// case, the layer's if there was a connection for it.
-    async fn is_undone(&self, live: &Liveness, reason: Reason, for_the_layer: bool) {
+    /// Asserts that the seat is removed, that the hook on the handle was called once, and the hook of
+    /// the layer only if a connection was opened.
+    async fn assert_undone(&self, live: &Liveness, reason: Reason, for_the_layer: bool) {
         let event = self.own.nth(1).await;
         assert_eq!((event.id, event.reason), (live.id(), reason));
         assert_eq!(seats(&event.eviction), ["alice"]);
@@ -119,18 +119,18 @@ impl Scene {
     }
 }
 
-async fn answer(then: Then, ws: WebSocketUpgrade) -> Response {
-    match then {
-        Then::Refuses => StatusCode::BAD_REQUEST.into_response(),
-        Then::Panics => panics(),
-        Then::NeverAnswers => pending().await,
-        Then::Upgrades(handler) => ws.on_upgrade(handler),
+async fn answer(action: AfterRegistering, ws: WebSocketUpgrade) -> Response {
+    match action {
+        AfterRegistering::Refuses => StatusCode::BAD_REQUEST.into_response(),
+        AfterRegistering::Panics => panics(),
+        AfterRegistering::NeverAnswers => pending().await,
+        AfterRegistering::Upgrades(handler) => ws.on_upgrade(handler),
     }
 }
 
-/// Panics without a word on the standard error.
+/// Panics without output on the standard error.
 fn panics() -> ! {
-    resume_unwind(Box::new("as the test wants"))
+    resume_unwind(Box::new("a scripted panic"))
 }
 
 async fn sockets() -> (TcpStream, TcpStream) {
@@ -140,7 +140,7 @@ async fn sockets() -> (TcpStream, TcpStream) {
     (client.unwrap(), accepted.unwrap().0)
 }
 
-/// The names of the seats that a hook was told of.
+/// The names of the seats in an eviction.
 fn seats(ev: &Eviction) -> Vec<String> {
     let seats = ev.seats::<String, Session>();
     seats.map(|(_, seat)| seat.name.clone()).collect()
@@ -148,53 +148,61 @@ fn seats(ev: &Eviction) -> Vec<String> {
 
 #[tokio::test]
 async fn the_handler_refuses_after_it_has_registered() {
-    let mut scene = Scene::new(Then::Refuses);
-    let (mut client, live) = scene.ask().await;
+    let mut scene = HandshakeScene::new(AfterRegistering::Refuses);
+    let (mut client, live) = scene.open().await;
     let mut head = [0; 12];
     let read = client.read_exact(&mut head);
     within("the response", read).await.unwrap();
     assert_eq!(&head, b"HTTP/1.1 400");
-    scene.is_undone(&live, Reason::UpgradeFailed, false).await;
+    scene
+        .assert_undone(&live, Reason::UpgradeFailed, false)
+        .await;
 }
 
 #[tokio::test]
 async fn the_handler_panics_after_it_has_registered() {
-    let mut scene = Scene::new(Then::Panics);
-    let (_client, live) = scene.ask().await;
-    scene.is_undone(&live, Reason::UpgradeFailed, false).await;
+    let mut scene = HandshakeScene::new(AfterRegistering::Panics);
+    let (_client, live) = scene.open().await;
+    scene
+        .assert_undone(&live, Reason::UpgradeFailed, false)
+        .await;
 }
 
 #[tokio::test]
-async fn the_client_goes_before_the_handler_has_answered() {
-    let mut scene = Scene::new(Then::NeverAnswers);
-    let (client, live) = scene.ask().await;
+async fn the_client_disconnects_before_the_handler_has_answered() {
+    let mut scene = HandshakeScene::new(AfterRegistering::NeverAnswers);
+    let (client, live) = scene.open().await;
     assert_eq!(scene.map.holders().len(), 1);
     assert_eq!(live.health().to_string(), "opening");
     // hyper drops the future of the response.
     drop(client);
-    scene.is_undone(&live, Reason::UpgradeFailed, false).await;
+    scene
+        .assert_undone(&live, Reason::UpgradeFailed, false)
+        .await;
 }
 
 #[tokio::test]
 async fn the_upgrade_fails_after_the_101() {
-    let mut scene = Scene::new(Then::Upgrades(|_| panic!("upgraded")));
+    let mut scene = HandshakeScene::new(AfterRegistering::Upgrades(|_| panic!("upgraded")));
     let (client, server) = sockets().await;
-    // Without `with_upgrades()`: hyper writes the 101, and gives no stream out.
+    // Without `with_upgrades()` hyper writes the 101 but never provides the upgraded stream.
     let service = TowerToHyperService::new(scene.app.clone());
     let served = http1::Builder::new().serve_connection(TokioIo::new(server), service);
     let served = tokio::spawn(served);
-    let (mut client, live) = scene.ask_over(client).await;
+    let (mut client, live) = scene.open_over(client).await;
     let mut head = [0; 12];
     let read = client.read_exact(&mut head);
     within("the response", read).await.unwrap();
     assert_eq!(&head, b"HTTP/1.1 101");
-    scene.is_undone(&live, Reason::UpgradeFailed, true).await;
+    scene
+        .assert_undone(&live, Reason::UpgradeFailed, true)
+        .await;
     within("the server", served).await.unwrap().unwrap();
 }
 
 #[tokio::test]
 async fn the_handler_panics_with_the_upgraded_socket() {
-    let mut scene = Scene::new(Then::Upgrades(|mut socket| {
+    let mut scene = HandshakeScene::new(AfterRegistering::Upgrades(|mut socket| {
         Box::pin(async move {
             socket.recv().await;
             panics();
@@ -203,25 +211,27 @@ async fn the_handler_panics_with_the_upgraded_socket() {
     let (client, server) = sockets().await;
     serve_io(scene.app.clone(), server);
     let mut client = RawClient::handshake(client, "/ws").await;
-    let live = within("the handler", scene.lives.recv()).await.unwrap();
+    let live = within("the handler", scene.handles.recv()).await.unwrap();
     assert_eq!(scene.map.holders().len(), 1);
-    // A hook that panics as well, while the stack is being unwound, harms nobody.
+    // The hook also panics, during the unwinding of the handler's panic.
     live.on_evict(|_| panics());
     client.send(&Frame::text("now")).await.unwrap();
-    scene.is_undone(&live, Reason::HandlerDropped, true).await;
+    scene
+        .assert_undone(&live, Reason::HandlerDropped, true)
+        .await;
     client.closed().await;
 }
 
-// Runtimes that go.
+// Shutdown of a runtime.
 
-/// Connections on a runtime of their own, all of them seated.
-struct Doomed {
+/// Connections on a separate runtime, each with a seat.
+struct RuntimeScene {
     runtime: Runtime,
     map: Arc<MutexMap>,
     recorder: Recorder,
 }
 
-impl Doomed {
+impl RuntimeScene {
     fn new() -> Self {
         Self::on(Builder::new_multi_thread().worker_threads(2))
     }
@@ -244,8 +254,8 @@ impl Doomed {
         (stream, live, theirs)
     }
 
-    /// Connections whose handlers read for ever.
-    fn crowd(&self) -> Vec<(Liveness, DuplexStream)> {
+    /// Opens 50 connections whose handlers read until the end.
+    fn connect_many(&self) -> Vec<(Liveness, DuplexStream)> {
         let connect = |number: usize| {
             let (mut stream, live, theirs) = self.connect(&number.to_string());
             self.runtime.spawn(async move {
@@ -257,22 +267,22 @@ impl Doomed {
     }
 }
 
-/// Each event is fired, by whoever shuts the runtime down, with the seat that was taken out.
+/// The thread that shuts the runtime down calls each hook, with the seat that was removed.
 #[test]
-fn the_handlers_go_with_their_runtime() {
-    let doomed = Doomed::new();
-    let crowd = doomed.crowd();
-    assert_eq!(doomed.map.holders().len(), 50);
-    let Doomed {
+fn the_shutdown_of_a_runtime_evicts_each_connection_once() {
+    let scene = RuntimeScene::new();
+    let connections = scene.connect_many();
+    assert_eq!(scene.map.holders().len(), 50);
+    let RuntimeScene {
         runtime,
         map,
         recorder,
-    } = doomed;
-    comes_back(move || drop(runtime));
+    } = scene;
+    run_on_thread(move || drop(runtime));
     assert!(map.holders().is_empty());
     let events = recorder.all();
     assert_eq!(events.len(), 50);
-    for (live, _) in &crowd {
+    for (live, _) in &connections {
         assert_eq!(recorder.count(live.id()), 1);
         assert_eq!(live.health().to_string(), "ended");
     }
@@ -283,36 +293,35 @@ fn the_handlers_go_with_their_runtime() {
     assert_eq!(Arc::strong_count(&map), 1);
 }
 
-/// A handler that blocks its thread is dropped only once it no longer does. Its connection has ended by
-/// then.
+/// A task that blocks its thread is dropped only after it returns. Its connection ends before that.
 #[test]
-fn a_connection_ends_at_a_shutdown_in_the_background_though_its_handler_blocks() {
-    let doomed = Doomed::new();
-    let (mut stream, live, theirs) = doomed.connect("alice");
-    let (started, starts) = blocking::channel();
-    let (go_on, goes_on) = blocking::channel::<()>();
-    let (done, is_done) = blocking::channel();
-    doomed.runtime.spawn(async move {
-        let _done = SaysWhenDropped(done);
-        started.send(()).unwrap();
-        goes_on.recv_timeout(PATIENCE).unwrap();
+fn a_background_shutdown_ends_a_connection_whose_handler_blocks() {
+    let scene = RuntimeScene::new();
+    let (mut stream, live, theirs) = scene.connect("alice");
+    let (started_tx, started) = blocking::channel();
+    let (proceed_tx, proceed) = blocking::channel::<()>();
+    let (done_tx, done) = blocking::channel();
+    scene.runtime.spawn(async move {
+        let _done = SendsOnDrop(done_tx);
+        started_tx.send(()).unwrap();
+        proceed.recv_timeout(PATIENCE).unwrap();
         assert_eq!(poll_read(&mut stream), Some(Reason::HandlerDropped));
         pending::<()>().await;
         drop(stream);
     });
-    starts.recv_timeout(PATIENCE).unwrap();
-    doomed.runtime.shutdown_background();
-    until("the event", || doomed.recorder.total() == 1);
-    assert_eq!(seats(&doomed.recorder.all()[0].eviction), ["alice"]);
-    assert!(doomed.map.holders().is_empty());
+    started.recv_timeout(PATIENCE).unwrap();
+    scene.runtime.shutdown_background();
+    until("the event", || scene.recorder.total() == 1);
+    assert_eq!(seats(&scene.recorder.all()[0].eviction), ["alice"]);
+    assert!(scene.map.holders().is_empty());
     until_dropped(theirs);
-    go_on.send(()).unwrap();
-    is_done.recv_timeout(PATIENCE).unwrap();
-    assert_eq!(doomed.recorder.count(live.id()), 1);
-    assert_eq!(doomed.recorder.all()[0].reason, Reason::HandlerDropped);
+    proceed_tx.send(()).unwrap();
+    done.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(scene.recorder.count(live.id()), 1);
+    assert_eq!(scene.recorder.all()[0].reason, Reason::HandlerDropped);
 }
 
-/// Polls a read once, outside of any runtime. The reason for which it fails, if it does.
+/// Polls a read once, outside any runtime. Returns the eviction reason if the read fails.
 fn poll_read<T>(stream: &mut LivenessStream<T>) -> Option<Reason>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -333,26 +342,26 @@ fn until_dropped(mut theirs: DuplexStream) {
     runtime.unwrap().block_on(end).unwrap();
 }
 
-/// Dropped after what it stands beside.
-struct SaysWhenDropped(blocking::Sender<()>);
+/// Sends a message when it is dropped. Declared first in a task, so it is dropped last.
+struct SendsOnDrop(blocking::Sender<()>);
 
-impl Drop for SaysWhenDropped {
+impl Drop for SendsOnDrop {
     fn drop(&mut self) {
         self.0.send(()).unwrap();
     }
 }
 
-/// A stream that is kept elsewhere ends with the runtime in which it was opened: without the driver there,
-/// no ping would be sent and no timeout would come.
+/// A stream ends with the runtime in which it was opened, wherever it is held: without the driver on
+/// that runtime no ping is sent and no deadline expires.
 #[test]
-fn a_stream_that_is_kept_elsewhere_ends_with_its_runtime() {
+fn a_stream_held_outside_its_runtime_ends_with_the_runtime() {
     for mut flavor in [Builder::new_current_thread(), Builder::new_multi_thread()] {
-        let doomed = Doomed::on(&mut flavor);
-        let (mut stream, live, theirs) = doomed.connect("alice");
-        let (mut kicked_stream, kicked, kicked_peer) = doomed.connect("bob");
+        let scene = RuntimeScene::on(&mut flavor);
+        let (mut stream, live, theirs) = scene.connect("alice");
+        let (mut kicked_stream, kicked, kicked_peer) = scene.connect("bob");
         assert!(kicked.evict(4000, ""));
-        let (mut closed_stream, closed, mut closing_peer) = doomed.connect("carol");
-        doomed.runtime.block_on(async {
+        let (mut closed_stream, closed, mut closing_peer) = scene.connect("carol");
+        scene.runtime.block_on(async {
             let close = Frame::close(1000, "").masked();
             closing_peer.write_all(&close).await.unwrap();
             let close = closed_stream.read_exact(&mut [0; 8]).await;
@@ -365,13 +374,13 @@ fn a_stream_that_is_kept_elsewhere_ends_with_its_runtime() {
             Reason::Kicked { code: 4000 },
             Reason::PeerClosed { code: Some(1000) },
         ];
-        assert_eq!(reasons(&doomed.recorder), expected);
-        let Doomed {
+        assert_eq!(reasons(&scene.recorder), expected);
+        let RuntimeScene {
             runtime,
             map,
             recorder,
-        } = doomed;
-        comes_back(move || drop(runtime));
+        } = scene;
+        run_on_thread(move || drop(runtime));
         expected.push(Reason::HandlerDropped);
         assert_eq!(reasons(&recorder), expected);
         assert_eq!(seats(&recorder.all()[2].eviction), ["alice"]);
@@ -394,15 +403,15 @@ fn a_stream_that_is_kept_elsewhere_ends_with_its_runtime() {
 }
 
 #[tokio::test]
-async fn a_read_in_another_runtime_fails_when_the_runtime_of_its_stream_goes() {
-    let doomed = Doomed::new();
-    let (mut stream, live, _theirs) = doomed.connect("alice");
+async fn a_read_in_another_runtime_fails_when_the_runtime_of_its_stream_shuts_down() {
+    let scene = RuntimeScene::new();
+    let (mut stream, live, _theirs) = scene.connect("alice");
     let mut write = [0; 1024];
     let mut reads = pin!(async {
         let (mut read, mut written) = tokio::io::split(&mut stream);
         let mut byte = [0];
         let write = async {
-            // More than the transport takes.
+            // More than the transport accepts.
             write[0] = 0x82;
             written.write_all(&write).await
         };
@@ -410,33 +419,33 @@ async fn a_read_in_another_runtime_fails_when_the_runtime_of_its_stream_goes() {
     });
     let polled = reads.as_mut().poll(&mut Context::from_waker(Waker::noop()));
     assert!(polled.is_pending());
-    let Doomed {
+    let RuntimeScene {
         runtime, recorder, ..
-    } = doomed;
-    let gone = thread::spawn(move || drop(runtime));
+    } = scene;
+    let shutdown = thread::spawn(move || drop(runtime));
     let (read, write) = within("the end", reads).await;
     for error in [read.unwrap_err(), write.unwrap_err()] {
         let evicted = Evicted::from_error(&error).expect("an eviction");
         assert_eq!(evicted.reason(), Reason::HandlerDropped);
     }
-    gone.join().unwrap();
+    shutdown.join().unwrap();
     assert_eq!(recorder.count(live.id()), 1);
 }
 
-/// Some of the sockets are in tasks of the server's runtime, some are kept in another one.
+/// Half of the sockets are in tasks of the server's runtime, half are held in another runtime.
 #[test]
-fn the_sockets_of_a_server_go_with_its_runtime() {
+fn the_sockets_of_a_server_end_with_its_runtime() {
     const CLIENTS: usize = 20;
 
-    let doomed = Doomed::new();
-    let heartbeat = quiet().on_evict(doomed.recorder.hook()).build().unwrap();
+    let scene = RuntimeScene::new();
+    let heartbeat = quiet().on_evict(scene.recorder.hook()).build().unwrap();
     let registry = heartbeat.registry();
-    let (keep, mut kept) = mpsc::unbounded_channel();
+    let (sockets_tx, mut sockets_rx) = mpsc::unbounded_channel();
     let opened = Arc::new(AtomicUsize::new(0));
     let route = any(move |ws: WebSocketUpgrade| async move {
         ws.on_upgrade(move |mut socket| async move {
             if opened.fetch_add(1, Ordering::Relaxed) % 2 == 0 {
-                keep.send(socket).unwrap();
+                sockets_tx.send(socket).unwrap();
             } else {
                 socket.recv().await;
             }
@@ -446,7 +455,7 @@ fn the_sockets_of_a_server_go_with_its_runtime() {
         .route("/ws", route)
         .layer(patient().build().unwrap())
         .layer(heartbeat);
-    let addr = doomed.runtime.block_on(async {
+    let addr = scene.runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         tokio::spawn(async { axum::serve(listener, app).await });
@@ -461,15 +470,15 @@ fn the_sockets_of_a_server_go_with_its_runtime() {
             clients.push(RawClient::handshake(client, "/ws").await);
         }
         while sockets.len() < CLIENTS / 2 {
-            sockets.push(within("a socket", kept.recv()).await.unwrap());
+            sockets.push(within("a socket", sockets_rx.recv()).await.unwrap());
         }
         clients
     });
     until("all are open", || registry.len() == CLIENTS);
-    let Doomed {
+    let RuntimeScene {
         runtime, recorder, ..
-    } = doomed;
-    comes_back(move || drop(runtime));
+    } = scene;
+    run_on_thread(move || drop(runtime));
     let events = recorder.all();
     assert_eq!(events.len(), CLIENTS);
     for event in events {
@@ -490,41 +499,42 @@ fn the_sockets_of_a_server_go_with_its_runtime() {
     assert_eq!(recorder.total(), CLIENTS);
 }
 
-/// Whatever one hook does during the shutdown of the runtime, the other hooks are called.
+/// During the shutdown hooks panic, spawn tasks, start a runtime, evict another connection and open a
+/// new one. All the other hooks are called.
 #[test]
-fn no_hook_keeps_the_others_from_hearing_that_the_runtime_goes() {
+fn no_hook_prevents_the_other_hooks_when_the_runtime_shuts_down() {
     for mut flavor in [Builder::new_current_thread(), Builder::new_multi_thread()] {
-        let doomed = Doomed::on(&mut flavor);
+        let scene = RuntimeScene::on(&mut flavor);
         let connections: Vec<_> = (0..8)
-            .map(|number| doomed.connect(&number.to_string()))
+            .map(|number| scene.connect(&number.to_string()))
             .collect();
-        let lives: Vec<_> = connections.iter().map(|(_, live, _)| live).collect();
-        let (handle, recorder) = (doomed.runtime.handle().clone(), doomed.recorder.clone());
-        lives[0].on_evict(|_| panics());
-        lives[1].on_evict(|_| drop(tokio::spawn(async {})));
-        lives[2].on_evict(|_| {
+        let handles: Vec<_> = connections.iter().map(|(_, live, _)| live).collect();
+        let (handle, recorder) = (scene.runtime.handle().clone(), scene.recorder.clone());
+        handles[0].on_evict(|_| panics());
+        handles[1].on_evict(|_| drop(tokio::spawn(async {})));
+        handles[2].on_evict(|_| {
             Builder::new_current_thread()
                 .build()
                 .unwrap()
                 .block_on(async {})
         });
-        let neighbour = lives[4].clone();
-        lives[3].on_evict(move |_| {
+        let neighbour = handles[4].clone();
+        handles[3].on_evict(move |_| {
             neighbour.evict(4000, "");
         });
-        lives[5].on_evict(move |_| {
+        handles[5].on_evict(move |_| {
             let _entered = handle.enter();
             let layer = quiet().on_evict(recorder.hook()).build().unwrap();
             let (ours, _theirs) = duplex(64);
             let (mut stream, _) = layer.wrap_server(ours);
             assert_eq!(poll_read(&mut stream), Some(Reason::HandlerDropped));
         });
-        let Doomed {
+        let RuntimeScene {
             runtime,
             map,
             recorder,
-        } = doomed;
-        comes_back(move || drop(runtime));
+        } = scene;
+        run_on_thread(move || drop(runtime));
         for (stream, live, theirs) in connections {
             assert_eq!(recorder.count(live.id()), 1);
             until_dropped(theirs);
@@ -535,32 +545,32 @@ fn no_hook_keeps_the_others_from_hearing_that_the_runtime_goes() {
     }
 }
 
-/// The shutdown of the runtime, the handler's drop and a kick race: hooks are called for one of them.
+/// The shutdown of the runtime, the drop of the stream and an eviction race. Hooks are called once.
 #[test]
-fn a_runtime_that_goes_and_another_end_are_one_event() {
+fn a_runtime_shutdown_and_a_concurrent_end_are_one_eviction() {
     for round in 0..300 {
-        let doomed = Doomed::on(&mut Builder::new_current_thread());
-        let (stream, live, theirs) = doomed.connect("alice");
+        let scene = RuntimeScene::on(&mut Builder::new_current_thread());
+        let (stream, live, theirs) = scene.connect("alice");
         let start = Arc::new(Barrier::new(3));
-        let (kicks, drops) = (Arc::clone(&start), Arc::clone(&start));
-        let kicked = live.clone();
-        let kicker = thread::spawn(move || {
-            kicks.wait();
-            round % 2 == 0 && kicked.evict(4000, "")
+        let (evict_start, drop_start) = (Arc::clone(&start), Arc::clone(&start));
+        let target = live.clone();
+        let evicting = thread::spawn(move || {
+            evict_start.wait();
+            round % 2 == 0 && target.evict(4000, "")
         });
-        let dropper = thread::spawn(move || {
-            drops.wait();
+        let dropping = thread::spawn(move || {
+            drop_start.wait();
             drop(stream);
         });
-        let Doomed {
+        let RuntimeScene {
             runtime,
             map,
             recorder,
-        } = doomed;
+        } = scene;
         start.wait();
         drop(runtime);
-        dropper.join().unwrap();
-        let kicked = kicker.join().unwrap();
+        dropping.join().unwrap();
+        let kicked = evicting.join().unwrap();
         let reason = recorder.all()[0].reason;
         assert_eq!(kicked, reason != Reason::HandlerDropped);
         assert_eq!(recorder.total(), 1);
@@ -569,17 +579,17 @@ fn a_runtime_that_goes_and_another_end_are_one_event() {
     }
 }
 
-/// A request that waits for its answer goes with the runtime as well.
+/// A request whose response is pending ends with the runtime.
 #[test]
-fn an_upgrade_under_way_goes_with_its_runtime() {
-    let runtime = Doomed::new().runtime;
+fn a_pending_upgrade_ends_with_its_runtime() {
+    let runtime = RuntimeScene::new().runtime;
     let (scene, live, client) = runtime.block_on(async {
-        let mut scene = Scene::new(Then::NeverAnswers);
-        let (client, live) = scene.ask().await;
+        let mut scene = HandshakeScene::new(AfterRegistering::NeverAnswers);
+        let (client, live) = scene.open().await;
         (scene, live, client)
     });
     assert_eq!(scene.map.holders().len(), 1);
-    comes_back(move || drop((client, runtime)));
+    run_on_thread(move || drop((client, runtime)));
     assert!(scene.map.holders().is_empty());
     assert_eq!(scene.own.count(live.id()), 1);
     assert_eq!(scene.own.all()[0].reason, Reason::UpgradeFailed);

@@ -1,5 +1,4 @@
-//! How long the session is there: for everybody who may ask for it, and not longer, though it may
-//! hold the very handle that it is found by.
+//! The lifetime of the session: until its last user is done, even if it holds its own handle.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak, mpsc};
@@ -22,7 +21,7 @@ use crate::support::{Server, alive_tasks, until, within};
 
 type Pushes = UnboundedSender<Vec<u8>>;
 
-/// A session as applications have it: with the handle that ends its connection.
+/// A session that holds the handle of its own connection, as in applications.
 struct Session {
     _live: Liveness,
     _alive: Arc<()>,
@@ -53,10 +52,10 @@ async fn a_session_that_holds_its_own_handle_is_freed_when_the_handler_drops_its
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_session_is_there_as_long_as_the_handler_has_its_stream() {
+async fn the_session_is_kept_until_the_handler_drops_its_stream() {
     type End = fn(&Liveness, &Peer);
     let ends: [(&str, End); 4] = [
-        ("kicked", |live, _| assert!(live.evict(1000, "bye"))),
+        ("evicted", |live, _| assert!(live.evict(1000, "bye"))),
         ("end of file", |_, peer| peer.end(Ok(()))),
         ("reset", |_, peer| {
             peer.end(Err(std::io::ErrorKind::ConnectionReset));
@@ -72,20 +71,20 @@ async fn the_session_is_there_as_long_as_the_handler_has_its_stream() {
         drop(stream);
         assert!(live.session::<Session>().is_none(), "{name}");
         assert!(!is_alive(&session), "{name}");
-        // Who comes too late leaves nothing behind.
+        // A session that is set after the end is dropped.
         let late = Arc::new(());
         live.set_session(Arc::clone(&late));
         assert_eq!(Arc::strong_count(&late), 1, "{name}");
     }
 }
 
-/// As handlers do that only push: the channel is to be closed when the seat has gone, and nothing else
-/// wakes them.
+/// A handler that only pushes is woken only by the end of its channel, which closes when the seat is
+/// dropped.
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_waits_for_its_seat_to_go_is_not_what_keeps_it() {
+async fn a_handler_that_waits_for_its_channel_to_close_does_not_keep_its_seat() {
     type End = fn(&Liveness, &Peer);
     let ends: [(&str, End); 4] = [
-        ("kicked", |live, _| assert!(live.evict(1000, "bye"))),
+        ("evicted", |live, _| assert!(live.evict(1000, "bye"))),
         ("end of file", |_, peer| peer.end(Ok(()))),
         ("dead", |_, _| {}),
         ("awaited", |live, _| {
@@ -95,9 +94,9 @@ async fn a_handler_that_waits_for_its_seat_to_go_is_not_what_keeps_it() {
     ];
     for (name, end) in ends {
         let map: Arc<Mutex<HashMap<&str, Seat<Pushes>>>> = Arc::default();
-        let (tell, told) = mpsc::channel();
+        let (counts_tx, counts) = mpsc::channel();
         let (mut stream, live, peer) = wrap_with(heartbeat().on_evict(move |ev: &Eviction| {
-            tell.send(ev.seats::<&str, Pushes>().count()).unwrap();
+            counts_tx.send(ev.seats::<&str, Pushes>().count()).unwrap();
         }));
         let (pushes, mut pushed) = unbounded_channel::<Vec<u8>>();
         live.register(&map, "alice", pushes).unwrap();
@@ -108,28 +107,28 @@ async fn a_handler_that_waits_for_its_seat_to_go_is_not_what_keeps_it() {
         });
         end(&live, &peer);
         let returned = timeout(ms(60_000), handler).await;
-        assert!(returned.is_ok(), "{name}: it waits for ever");
-        assert_eq!(told.try_iter().collect::<Vec<_>>(), [1], "{name}");
+        assert!(returned.is_ok(), "{name}: the handler is still pending");
+        assert_eq!(counts.try_iter().collect::<Vec<_>>(), [1], "{name}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn hooks_find_the_session_though_the_handler_is_gone() {
-    let (tell, told) = mpsc::channel();
-    let by_layer = tell.clone();
+async fn hooks_find_the_session_after_the_handler_has_returned() {
+    let (found_tx, found) = mpsc::channel();
+    let by_layer = found_tx.clone();
     let builder = heartbeat().on_evict(move |ev: &Eviction| {
         by_layer.send(ev.session::<Session>().is_some()).unwrap();
     });
     let (stream, live, _peer, session) = with_session(builder);
-    live.on_evict(move |ev| tell.send(ev.session::<Session>().is_some()).unwrap());
+    live.on_evict(move |ev| found_tx.send(ev.session::<Session>().is_some()).unwrap());
     drop(stream);
-    assert_eq!(told.try_iter().collect::<Vec<_>>(), [true, true]);
+    assert_eq!(found.try_iter().collect::<Vec<_>>(), [true, true]);
     drop(live);
     assert!(!is_alive(&session));
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_awaits_the_end_finds_the_session_though_the_handler_is_gone() {
+async fn evicted_returns_the_session_after_the_handler_has_returned() {
     let (stream, live, _peer, session) = with_session(heartbeat());
     let waiters: Vec<_> = (0..3)
         .map(|_| {
@@ -137,13 +136,13 @@ async fn whoever_awaits_the_end_finds_the_session_though_the_handler_is_gone() {
             tokio::spawn(async move { live.evicted().await })
         })
         .collect();
-    // One that loses its interest is no reason to keep it.
-    let gone = tokio::spawn({
+    // A cancelled waiter does not keep the session.
+    let cancelled = tokio::spawn({
         let live = live.clone();
         async move { live.evicted().await }
     });
     yield_now().await;
-    gone.abort();
+    cancelled.abort();
     drop(stream);
     for waiter in waiters {
         assert!(is_alive(&session));
@@ -171,7 +170,7 @@ async fn an_eviction_that_is_kept_keeps_the_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_is_early_waits_for_the_session() {
+async fn wait_for_session_completes_when_the_session_is_set() {
     let (stream, live, _peer) = wrapped();
     let waiters: Vec<_> = (0..3)
         .map(|_| {
@@ -180,7 +179,7 @@ async fn whoever_is_early_waits_for_the_session() {
         })
         .collect();
     yield_now().await;
-    // A value of another type is none.
+    // A value of another type does not complete the wait.
     live.set_session(7_u32);
     yield_now().await;
     assert!(waiters.iter().all(|waiter| !waiter.is_finished()));
@@ -190,28 +189,28 @@ async fn whoever_is_early_waits_for_the_session() {
         let session = within("the session", waiter).await.unwrap().unwrap();
         assert_eq!(*session, "alice");
     }
-    // By that, and not by the connection's end, which comes if nobody answers the pings.
+    // The waiters were woken by the session, not by the later heartbeat timeout.
     assert_eq!(set.elapsed(), Duration::ZERO);
-    // And who comes later does not wait.
+    // A later call completes immediately.
     assert_eq!(*live.wait_for_session::<String>().await.unwrap(), "alice");
     drop(stream);
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_for_a_session_beyond_the_end() {
+async fn wait_for_session_completes_at_the_end_of_the_connection() {
     let (stream, live, _peer) = wrapped();
     live.set_session(7_u32);
     let waiting = tokio::spawn({
         let live = live.clone();
         async move { live.wait_for_session::<String>().await }
     });
-    let given_up = tokio::spawn({
+    let cancelled = tokio::spawn({
         let live = live.clone();
         async move { live.wait_for_session::<String>().await }
     });
     yield_now().await;
-    given_up.abort();
-    // A hook is not too late to set it.
+    cancelled.abort();
+    // A hook can still set the session.
     live.on_evict({
         let live = live.clone();
         move |_| {
@@ -235,27 +234,28 @@ async fn nobody_waits_for_a_session_beyond_the_end() {
     assert_eq!(evicted.reason(), Reason::HandlerDropped);
 }
 
-/// A middleware's value in the request is one thing, the WebSocket's session another, though they are
-/// of one type.
+/// The request extension and the session of the WebSocket have the same type.
 #[tokio::test]
-async fn the_slots_of_the_request_and_of_the_websocket_are_two() {
+async fn the_request_extension_and_the_session_are_separate() {
     #[derive(Clone, Debug, PartialEq)]
     struct User(&'static str);
 
-    let (tell, told) = mpsc::channel();
-    let seen = tell.clone();
+    let (values_tx, values) = mpsc::channel();
+    let handler_tx = values_tx.clone();
     let layer = HeartbeatLayer::builder()
         .on_evict(move |ev: &Eviction| {
             let session = ev.session::<User>();
-            tell.send(("hook", session.as_deref().cloned())).unwrap();
+            values_tx
+                .send(("hook", session.as_deref().cloned()))
+                .unwrap();
         })
         .build()
         .unwrap();
     let handler = move |ws: WebSocketUpgrade, live: Liveness, http: Extension<User>| {
         let slot = live.session::<User>();
-        seen.send(("slot", slot.as_deref().cloned())).unwrap();
+        handler_tx.send(("slot", slot.as_deref().cloned())).unwrap();
         live.set_session(User("of the websocket"));
-        seen.send(("request", Some(http.0))).unwrap();
+        handler_tx.send(("request", Some(http.0))).unwrap();
         async { ws.on_upgrade(async |_| {}) }
     };
     let app = Router::new()
@@ -265,9 +265,9 @@ async fn the_slots_of_the_request_and_of_the_websocket_are_two() {
     let server = Server::start(app).await;
     let mut client = RawClient::connect(server.addr, "/ws").await;
     within("the end", client.closed()).await;
-    let told: Vec<_> = told.iter().take(3).collect();
+    let values: Vec<_> = values.iter().take(3).collect();
     assert_eq!(
-        told,
+        values,
         [
             ("slot", None),
             ("request", Some(User("of the request"))),
@@ -276,35 +276,35 @@ async fn the_slots_of_the_request_and_of_the_websocket_are_two() {
     );
 }
 
-// In real time: tokio's clock does not move by itself while a blocking task runs.
+// In real time: tokio's paused clock does not auto-advance while a blocking task runs.
 #[tokio::test]
-async fn a_hook_that_outlives_the_closing_handshake_leaves_nothing_behind() {
-    let (release, released) = mpsc::channel::<()>();
-    let released = Mutex::new(released);
+async fn a_hook_that_returns_after_the_closing_handshake_leaks_nothing() {
+    let (release_tx, release_rx) = mpsc::channel::<()>();
+    let release_rx = Mutex::new(release_rx);
     let builder = heartbeat().interval(ms(60_000)).timeout(ms(60_000));
     let (mut stream, live, peer, session) = with_session(builder.on_evict(move |_: &Eviction| {
-        let _ = released.lock().unwrap().recv();
+        let _ = release_rx.lock().unwrap().recv();
     }));
     assert_eq!(alive_tasks(), 1, "the driver");
     let evicting = std::thread::spawn({
         let live = live.clone();
         move || live.evict(1000, "bye")
     });
-    // The transport is closed, and the driver gone home, before the hook returns.
+    // The transport is closed and the driver task has ended before the hook returns.
     until("the transport is closed", || peer.is_dropped()).await;
-    until("the driver is gone", || alive_tasks() == 0).await;
-    release.send(()).unwrap();
+    until("the driver has ended", || alive_tasks() == 0).await;
+    release_tx.send(()).unwrap();
     let evicted = spawn_blocking(move || evicting.join().unwrap());
     assert!(within("evict()", evicted).await.unwrap());
 
     let error = stream.read_u8().await.unwrap_err();
     assert!(Evicted::from_error(&error).is_some());
-    assert!(is_alive(&session), "the handler's");
+    assert!(is_alive(&session), "the handler still has its stream");
     drop((stream, live));
     assert!(!is_alive(&session));
-    until("no task is left", || alive_tasks() == 0).await;
+    until("every task has ended", || alive_tasks() == 0).await;
 
-    // And the next connection finds a driver.
+    // The next connection starts a new driver.
     let (_stream, live, peer) = wrapped();
     until("a ping", || !peer.pings().is_empty()).await;
     assert!(live.evict(1000, "bye"));

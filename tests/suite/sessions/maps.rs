@@ -1,5 +1,5 @@
-//! The maps that sessions are registered in, and values that count how many of them there are.
-#![allow(dead_code, unused_imports, unused_macros)] // every test binary uses its own part of this
+//! The session maps under test, and session values that count their drops.
+#![allow(dead_code, unused_imports, unused_macros)] // Each test binary uses a different part.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, DefaultHasher};
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use tower_ws_liveness::{ConnectionId, Seat, SessionMap};
 
-/// What applications keep of a session.
+/// A session value as an application defines it.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) name: String,
@@ -18,7 +18,7 @@ pub(crate) struct Session {
 #[derive(Debug)]
 struct Token(Census);
 
-/// Counts the sessions that were made, and those that were dropped.
+/// Counts the sessions that were created, and those that were dropped.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Census(Arc<(AtomicUsize, AtomicUsize)>);
 
@@ -31,7 +31,7 @@ impl Census {
         }
     }
 
-    pub(crate) fn made(&self) -> usize {
+    pub(crate) fn created(&self) -> usize {
         self.0.0.load(Ordering::SeqCst)
     }
 
@@ -46,16 +46,16 @@ impl Drop for Token {
     }
 }
 
-/// A map under test, and how its users look into it.
+/// A map under test, with the accessors of its users.
 pub(crate) trait Map: SessionMap<String, Session> + Default {
-    /// A seat that was taken out is freed at once, and not whenever nobody reads any more.
+    /// A removed seat is dropped immediately, not only after the last reader has left the map.
     const FREES_AT_ONCE: bool = true;
 
-    /// Who has which seat.
+    /// The connection at each key.
     fn holders(&self) -> BTreeMap<String, ConnectionId>;
-    /// The value at a key.
+    /// The seat at a key.
     fn seat(&self, key: &str) -> Option<Seat<Session>>;
-    /// What users do who do not know better.
+    /// Removes a seat without `Liveness::unregister`.
     fn remove_by_hand(&self, key: &str);
 }
 
@@ -77,7 +77,7 @@ impl Map for MutexMap {
     }
 }
 
-/// Not what maps take if nobody says otherwise: any hasher has to do.
+/// Differs from the default hasher of the maps: every hasher must work.
 type OtherHasher = BuildHasherDefault<DefaultHasher>;
 
 pub(crate) type RwLockMap = RwLock<HashMap<String, Seat<Session>, OtherHasher>>;
@@ -98,7 +98,7 @@ impl Map for RwLockMap {
     }
 }
 
-/// A map of the application's own, as the documentation has it.
+/// A `SessionMap` of the application, as in the documentation.
 #[derive(Default)]
 pub(crate) struct OwnMap(Mutex<BTreeMap<String, Seat<Session>>>);
 
@@ -228,7 +228,7 @@ macro_rules! with_every_map {
 
 pub(crate) use with_every_map;
 
-/// The same for tests that make threads, or a runtime, of their own.
+/// The same for tests that start their own threads or runtime.
 macro_rules! with_every_map_in_threads {
     ($($test:ident),+ $(,)?) => {
         with_every_map_in_threads!(@map mutex, MutexMap, [$($test),+]);

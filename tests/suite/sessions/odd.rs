@@ -1,5 +1,5 @@
-//! Maps of keys that panic, and of values that do something as they are dropped.
-#![allow(dead_code)] // every test binary uses its own part of this
+//! Session maps with keys that panic and values that run a closure when they are dropped.
+#![allow(dead_code)] // Each test binary uses a different part.
 
 use std::cmp::Ordering as Order;
 use std::collections::{BTreeMap, HashMap};
@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tower_ws_liveness::{ConnectionId, Seat, SessionMap};
 
-/// A map under test, by the keys and values of these tests.
+/// A map under test, with the keys and values of these tests.
 pub(crate) trait Map: SessionMap<Key, Value> + Default {
-    /// Who has the seat at a key that does not panic.
+    /// The connection at a key that does not panic.
     fn holder(&self, key: &Key) -> Option<ConnectionId>;
     fn len(&self) -> usize;
 }
@@ -19,7 +19,7 @@ pub(crate) trait Map: SessionMap<Key, Value> + Default {
 pub(crate) type MutexMap = Mutex<HashMap<Key, Seat<Value>>>;
 pub(crate) type RwLockMap = RwLock<HashMap<Key, Seat<Value>>>;
 
-// As users do it, who expect nobody to panic in there.
+// Like an application that does not expect a poisoned lock.
 impl Map for MutexMap {
     fn holder(&self, key: &Key) -> Option<ConnectionId> {
         self.lock().unwrap().get(key).map(Seat::id)
@@ -40,7 +40,7 @@ impl Map for RwLockMap {
     }
 }
 
-/// A map of the application's own, which forgives a panic.
+/// A `SessionMap` of the application that ignores a poisoned lock.
 #[derive(Default)]
 pub(crate) struct OwnMap(Mutex<BTreeMap<Key, Seat<Value>>>);
 
@@ -57,7 +57,7 @@ impl SessionMap<Key, Value> for OwnMap {
             Some(occupant) => Ok(Some(std::mem::replace(occupant, seat))),
             None => return Ok(map.insert(key, seat)),
         };
-        // Or the outcome would be leaked if the key panics.
+        // Otherwise the outcome leaks if the key panics when it is dropped.
         drop(key);
         outcome
     }
@@ -149,21 +149,21 @@ macro_rules! with_every_odd_map {
 
 pub(crate) use with_every_odd_map;
 
-// The keys and the values.
+// Keys and values.
 
-/// A key that panics when the fuse has burnt down: after so many hashes or comparisons. It does not
-/// burn while it is below zero. If that is asked for, it also panics when one of its clones is dropped.
+/// A key that can panic after a number of hashes and comparisons, or when a clone of it is dropped.
 #[derive(Clone)]
 pub(crate) struct Key {
     pub(crate) name: &'static str,
-    fuse: Arc<AtomicI32>,
+    /// Hashes and comparisons until the panic. Negative: never.
+    calls_left: Arc<AtomicI32>,
     panics_when_dropped: Arc<AtomicBool>,
 }
 
 pub(crate) fn key(name: &'static str) -> Key {
     Key {
         name,
-        fuse: Arc::new(AtomicI32::new(-1)),
+        calls_left: Arc::new(AtomicI32::new(-1)),
         panics_when_dropped: Arc::default(),
     }
 }
@@ -171,32 +171,33 @@ pub(crate) fn key(name: &'static str) -> Key {
 impl Drop for Key {
     fn drop(&mut self) {
         let panics = self.panics_when_dropped.swap(false, Ordering::SeqCst);
-        assert!(!panics, "this key panics, as the test wants");
+        assert!(!panics, "a scripted panic of a key");
     }
 }
 
 impl Key {
-    pub(crate) fn light(&self, length: i32) {
-        self.fuse.store(length, Ordering::SeqCst);
+    /// Panics after this many more hashes and comparisons. A negative number turns this off.
+    pub(crate) fn panic_after(&self, calls: i32) {
+        self.calls_left.store(calls, Ordering::SeqCst);
     }
 
-    /// Has the first clone that is dropped panic.
+    /// Makes the first clone that is dropped panic.
     pub(crate) fn panic_when_dropped(&self, panics: bool) {
         self.panics_when_dropped.store(panics, Ordering::SeqCst);
     }
 
-    fn burn(&self) {
-        let before = self.fuse.load(Ordering::SeqCst);
+    fn count_call(&self) {
+        let before = self.calls_left.load(Ordering::SeqCst);
         if before >= 0 {
-            self.fuse.store((before - 1).max(0), Ordering::SeqCst);
-            assert!(before > 0, "this key panics, as the test wants");
+            self.calls_left.store((before - 1).max(0), Ordering::SeqCst);
+            assert!(before > 0, "a scripted panic of a key");
         }
     }
 }
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.burn();
+        self.count_call();
         self.name.hash(state);
     }
 }
@@ -204,10 +205,10 @@ impl Hash for Key {
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
         let is_same = self.name == other.name;
-        // A map compares two others if a few bits of their hashes happen to agree. They are not at fault.
+        // A map also compares different keys if a few bits of their hashes agree. Those must not panic.
         if is_same {
-            self.burn();
-            other.burn();
+            self.count_call();
+            other.count_call();
         }
         is_same
     }
@@ -217,8 +218,8 @@ impl Eq for Key {}
 
 impl Ord for Key {
     fn cmp(&self, other: &Self) -> Order {
-        self.burn();
-        other.burn();
+        self.count_call();
+        other.count_call();
         self.name.cmp(other.name)
     }
 }
@@ -229,7 +230,7 @@ impl PartialOrd for Key {
     }
 }
 
-/// A value that does this as it is dropped.
+/// A value that runs this closure when it is dropped.
 pub(crate) struct Value(Option<Box<dyn FnOnce() + Send + Sync>>);
 
 pub(crate) fn value() -> Value {
@@ -237,7 +238,7 @@ pub(crate) fn value() -> Value {
 }
 
 impl Value {
-    pub(crate) fn doing(act: impl FnOnce() + Send + Sync + 'static) -> Self {
+    pub(crate) fn on_drop(act: impl FnOnce() + Send + Sync + 'static) -> Self {
         Self(Some(Box::new(act)))
     }
 }

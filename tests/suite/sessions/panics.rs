@@ -1,5 +1,4 @@
-//! Keys and values that panic or call back, in every map: whoever is at fault hears of it, and
-//! nobody else is harmed.
+//! Keys, values, hooks and maps that panic or call back must not affect other connections.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,19 +11,19 @@ use tower_ws_liveness::{
 };
 
 use super::odd::{Key, Map, Value, key, value, with_every_odd_map};
-use super::seeded::comes_back;
+use super::seeded::run_on_thread;
 use crate::logs::Logs;
 use crate::script::{self, heartbeat, wrap_with, wrapped};
 
 with_every_odd_map![
-    a_key_that_panics_as_it_is_registered,
-    a_key_that_panics_as_the_map_drops_it,
-    a_key_that_panics_at_the_end,
-    a_key_that_panics_as_it_is_given_back,
-    a_value_that_panics_as_it_is_dropped,
-    a_value_that_calls_back_as_it_is_dropped,
-    a_hook_that_registers_somebody_else_at_the_same_key,
-    seats_taken_from_one_another_are_forgotten,
+    a_key_that_panics_in_register,
+    a_key_that_panics_when_the_map_drops_it,
+    a_key_that_panics_at_the_end_of_the_connection,
+    a_key_that_panics_in_unregister,
+    a_value_that_panics_when_dropped,
+    a_value_that_calls_back_when_dropped,
+    a_hook_that_registers_another_connection_at_the_same_key,
+    a_connection_releases_the_map_when_its_seat_is_replaced,
     everything_panics_at_once,
 ];
 
@@ -32,45 +31,45 @@ fn is_ended(live: &Liveness) -> bool {
     live.health().to_string() == "ended"
 }
 
-async fn a_key_that_panics_as_it_is_registered<M: Map>() {
+async fn a_key_that_panics_in_register<M: Map>() {
     let map = Arc::new(M::default());
     let (_other_stream, other, _) = wrapped();
     other.register(&map, key("alice"), value()).unwrap();
-    // At once, and whenever the map comes back to it.
-    for length in 0..4 {
+    // At the first hash or comparison, and at later ones.
+    for calls in 0..4 {
         let (stream, live, _) = wrapped();
         let panicking = key("alice");
-        panicking.light(length);
+        panicking.panic_after(calls);
         let policy = ReplacePolicy::keep_both();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             live.register_with(&map, panicking.clone(), value(), &policy)
         }));
-        panicking.light(-1);
+        panicking.panic_after(-1);
         if let Ok(registered) = outcome {
-            assert!(length > 0, "it panics at once");
+            assert!(calls > 0, "the key must panic at the first call");
             assert!(registered.is_ok());
-            // For the next length all is as before.
+            // Restores the state for the next calls.
             live.unregister(&map, &panicking).unwrap();
             other.register(&map, key("alice"), value()).unwrap();
         }
-        // Nothing was registered, neither here nor there, and nobody is poisoned.
-        assert_eq!(map.holder(&key("alice")), Some(other.id()), "{length}");
-        assert_eq!(map.len(), 1, "{length}");
+        // Nothing was registered, neither in the map nor in the connection, and no lock is poisoned.
+        assert_eq!(map.holder(&key("alice")), Some(other.id()), "{calls}");
+        assert_eq!(map.len(), 1, "{calls}");
         assert!(!is_ended(&live) && !is_ended(&other));
         live.register(&map, key("bob"), value()).unwrap();
         assert_eq!(map.holder(&key("bob")), Some(live.id()));
         drop(stream);
-        assert_eq!((map.len(), Arc::strong_count(&map)), (1, 2), "{length}");
+        assert_eq!((map.len(), Arc::strong_count(&map)), (1, 2), "{calls}");
     }
 }
 
-/// A map may drop the key that it was given after it has put the seat in.
-async fn a_key_that_panics_as_the_map_drops_it<M: Map>() {
+/// A map may drop the given key after it has inserted the seat.
+async fn a_key_that_panics_when_the_map_drops_it<M: Map>() {
     let map = Arc::new(M::default());
     let dropped = Arc::new(AtomicUsize::new(0));
     let counted = || {
         let dropped = Arc::clone(&dropped);
-        Value::doing(move || {
+        Value::on_drop(move || {
             dropped.fetch_add(1, Ordering::SeqCst);
         })
     };
@@ -87,7 +86,7 @@ async fn a_key_that_panics_as_the_map_drops_it<M: Map>() {
         }));
         panicking.panic_when_dropped(false);
     }
-    // The map works on, for others too.
+    // The map still works, also for other connections.
     let (_stream, next, _) = wrapped();
     next.register(&map, key("carol"), value()).unwrap();
     drop(stream);
@@ -96,10 +95,10 @@ async fn a_key_that_panics_as_the_map_drops_it<M: Map>() {
         assert_eq!(map.holder(&key(name)), None, "{name}");
     }
     assert_eq!(map.holder(&key("carol")), Some(next.id()));
-    assert_eq!(dropped.load(Ordering::SeqCst), 3, "a value is left");
+    assert_eq!(dropped.load(Ordering::SeqCst), 3, "a value is leaked");
 }
 
-/// Where a map of the application's own panics.
+/// The point at which a [`PanickingMap`] panics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
     BeforeInsertion,
@@ -109,16 +108,16 @@ enum At {
     AfterRemoval,
 }
 
-/// A map that panics once, and forgives.
+/// A map that panics once and ignores the poisoned lock.
 #[derive(Default)]
-struct Panicking {
+struct PanickingMap {
     seats: Mutex<HashMap<&'static str, Seat<Value>>>,
     at: Mutex<Option<At>>,
-    /// Also ends this connection, before it puts the seat in.
-    ends: Option<Liveness>,
+    /// Evicts this connection before the insertion.
+    evicts: Option<Liveness>,
 }
 
-impl Panicking {
+impl PanickingMap {
     fn seats(&self) -> MutexGuard<'_, HashMap<&'static str, Seat<Value>>> {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -127,12 +126,12 @@ impl Panicking {
         let mut next = self.at.lock().unwrap_or_else(PoisonError::into_inner);
         if next.take_if(|next| *next == at).is_some() {
             drop(next);
-            panic!("this map panics, as the test wants: {at:?}");
+            panic!("a scripted panic of the map: {at:?}");
         }
     }
 }
 
-impl SessionMap<&'static str, Value> for Panicking {
+impl SessionMap<&'static str, Value> for PanickingMap {
     fn insert_if(
         &self,
         key: &'static str,
@@ -140,7 +139,7 @@ impl SessionMap<&'static str, Value> for Panicking {
         admit: &mut dyn FnMut(&Seat<Value>) -> bool,
     ) -> Result<Option<Seat<Value>>, Seat<Value>> {
         self.panic_at(At::BeforeInsertion);
-        if let Some(live) = &self.ends {
+        if let Some(live) = &self.evicts {
             live.evict(4000, "");
         }
         let mut seats = self.seats();
@@ -166,19 +165,19 @@ impl SessionMap<&'static str, Value> for Panicking {
     }
 }
 
-/// Wherever the map panics as a seat is taken or given back: the seat goes with its connection, its value
-/// is dropped, and the connection forgets the map.
+/// At every panic point: the seat is removed at the end of its connection, its value is dropped, and
+/// the connection releases the map.
 #[tokio::test(start_paused = true)]
 async fn a_map_that_panics_keeps_no_seat_of_a_connection_that_has_ended() {
     let counted = |dropped: &Arc<AtomicUsize>| {
         let dropped = Arc::clone(dropped);
-        Value::doing(move || {
+        Value::on_drop(move || {
             dropped.fetch_add(1, Ordering::SeqCst);
         })
     };
     for at in [At::BeforeInsertion, At::Admission, At::AfterInsertion] {
         for (is_taken, is_own) in [(true, false), (true, true), (false, false)] {
-            let map = Arc::new(Panicking::default());
+            let map = Arc::new(PanickingMap::default());
             let dropped = Arc::new(AtomicUsize::new(0));
             let (other_stream, other, _) = wrapped();
             let (stream, live, _) = wrapped();
@@ -194,7 +193,7 @@ async fn a_map_that_panics_keeps_no_seat_of_a_connection_that_has_ended() {
             let panics = is_taken || at != At::Admission;
             assert_eq!(outcome.is_err(), panics, "{at:?}, taken: {is_taken}");
             drop(outcome);
-            // Before the end the map is what it was, or has the newcomer.
+            // Before the end the map is unchanged, or contains the new seat.
             let holder = map.seats().get("alice").map(Seat::id);
             let is_in = !panics || at == At::AfterInsertion;
             let before = is_taken.then(|| if is_own { live.id() } else { other.id() });
@@ -212,15 +211,15 @@ async fn a_map_that_panics_keeps_no_seat_of_a_connection_that_has_ended() {
     }
 }
 
-/// The end comes from inside of the map, which then takes the seat in and panics.
+/// The map evicts the connection, then inserts the seat and panics.
 #[tokio::test(start_paused = true)]
-async fn a_map_that_ends_the_connection_and_panics_keeps_no_seat() {
+async fn a_map_that_evicts_the_connection_and_panics_keeps_no_seat() {
     for at in [At::BeforeInsertion, At::AfterInsertion] {
         let (_stream, live, _) = wrapped();
-        let map = Arc::new(Panicking {
-            ends: Some(live.clone()),
+        let map = Arc::new(PanickingMap {
+            evicts: Some(live.clone()),
             at: Mutex::new(Some(at)),
-            ..Panicking::default()
+            ..PanickingMap::default()
         });
         let outcome = catch_unwind(AssertUnwindSafe(|| live.register(&map, "alice", value())));
         assert!(outcome.is_err());
@@ -230,11 +229,11 @@ async fn a_map_that_ends_the_connection_and_panics_keeps_no_seat() {
     }
 }
 
-/// A panic of the map's as a seat is given back is the caller's, and the end gives it back once more.
+/// `unregister` propagates the panic of the map. The end of the connection removes the seat again.
 #[tokio::test(start_paused = true)]
-async fn a_map_that_panics_as_a_seat_is_given_back_gives_it_back_at_the_end() {
+async fn a_seat_whose_unregister_panics_is_removed_at_the_end() {
     for at in [At::BeforeRemoval, At::AfterRemoval] {
-        let map = Arc::new(Panicking::default());
+        let map = Arc::new(PanickingMap::default());
         let (stream, live, _) = wrapped();
         live.register(&map, "alice", value()).unwrap();
         *map.at.lock().unwrap() = Some(at);
@@ -248,11 +247,11 @@ async fn a_map_that_panics_as_a_seat_is_given_back_gives_it_back_at_the_end() {
     }
 }
 
-async fn a_key_that_panics_at_the_end<M: Map>() {
+async fn a_key_that_panics_at_the_end_of_the_connection<M: Map>() {
     let logs = Logs::keep();
     let (map, another) = (Arc::new(M::default()), Arc::new(M::default()));
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let hook = Arc::clone(&told);
+    let keys = Arc::new(Mutex::new(Vec::new()));
+    let hook = Arc::clone(&keys);
     let (stream, live, _) = wrap_with(heartbeat().on_evict(move |ev: &Eviction| {
         let keys = ev.seats::<Key, Value>().map(|(key, _)| key.name);
         hook.lock().unwrap().extend(keys);
@@ -262,17 +261,17 @@ async fn a_key_that_panics_at_the_end<M: Map>() {
     live.register(&map, panicking.clone(), value()).unwrap();
     live.register(&map, key("bob"), value()).unwrap();
     live.register(&another, key("alice"), value()).unwrap();
-    panicking.light(0);
+    panicking.panic_after(0);
     drop(stream);
-    panicking.light(-1);
+    panicking.panic_after(-1);
     assert_eq!(live.evicted().await.reason().as_str(), "handler_dropped");
-    let told = told.lock().unwrap().clone();
-    assert_eq!(told, ["alice", "bob", "alice"]);
+    let keys = keys.lock().unwrap().clone();
+    assert_eq!(keys, ["alice", "bob", "alice"]);
     for gone in ["alice", "bob"] {
         assert_eq!(map.holder(&key(gone)), None);
         assert_eq!(another.holder(&key(gone)), None);
     }
-    // As documented: the seat may stay, and others may have it.
+    // As documented, the seat may remain in the map, and another connection may replace it.
     assert_eq!(map.len(), 1);
     let (_stream, next, _) = wrapped();
     let before = next.register(&map, panicking.clone(), value()).unwrap();
@@ -284,7 +283,7 @@ async fn a_key_that_panics_at_the_end<M: Map>() {
     let conn_id = format!("conn_id={}", live.id());
     for wanted in [
         "session map",
-        "this key panics",
+        "a scripted panic of a key",
         "handler_dropped",
         &conn_id,
     ] {
@@ -292,41 +291,41 @@ async fn a_key_that_panics_at_the_end<M: Map>() {
     }
 }
 
-async fn a_key_that_panics_as_it_is_given_back<M: Map>() {
+async fn a_key_that_panics_in_unregister<M: Map>() {
     let map = Arc::new(M::default());
     let (stream, live, _) = wrapped();
     let panicking = key("panics");
     live.register(&map, panicking.clone(), value()).unwrap();
-    panicking.light(0);
+    panicking.panic_after(0);
     let outcome = catch_unwind(AssertUnwindSafe(|| live.unregister(&map, &panicking)));
-    panicking.light(-1);
+    panicking.panic_after(-1);
     assert!(outcome.is_err());
     assert_eq!(map.holder(&panicking), Some(live.id()));
-    // The connection has not forgotten it.
+    // The connection still holds the seat.
     drop(stream);
     assert_eq!(map.len(), 0);
 }
 
-async fn a_value_that_panics_as_it_is_dropped<M: Map>() {
+async fn a_value_that_panics_when_dropped<M: Map>() {
     let logs = Logs::keep();
     let map = Arc::new(M::default());
-    let told = Arc::new(AtomicUsize::new(0));
-    let hook = Arc::clone(&told);
+    let seat_count = Arc::new(AtomicUsize::new(0));
+    let hook = Arc::clone(&seat_count);
     let (stream, live, peer) = wrap_with(heartbeat().on_evict(move |ev: &Eviction| {
         hook.fetch_add(ev.seats::<Key, Value>().count(), Ordering::SeqCst);
     }));
     let dropped = Arc::new(AtomicUsize::new(0));
-    // More than one: the next must not panic while the first does.
+    // Several: a second panic during the unwinding of the first would abort the process.
     for name in ["alice", "bob", "carol"] {
         let dropped = Arc::clone(&dropped);
-        let panics = Value::doing(move || {
+        let panics = Value::on_drop(move || {
             dropped.fetch_add(1, Ordering::SeqCst);
-            panic!("this value panics, as the test wants");
+            panic!("a scripted panic of a value");
         });
         live.register(&map, key(name), panics).unwrap();
     }
     drop(stream);
-    assert_eq!(told.load(Ordering::SeqCst), 3);
+    assert_eq!(seat_count.load(Ordering::SeqCst), 3);
     assert_eq!(dropped.load(Ordering::SeqCst), 3);
     assert_eq!(live.evicted().await.reason().as_str(), "handler_dropped");
     assert!(peer.is_dropped());
@@ -338,9 +337,9 @@ async fn a_value_that_panics_as_it_is_dropped<M: Map>() {
     }
 }
 
-async fn a_value_that_calls_back_as_it_is_dropped<M: Map>() {
+async fn a_value_that_calls_back_when_dropped<M: Map>() {
     let runtime = tokio::runtime::Handle::current();
-    comes_back(move || {
+    run_on_thread(move || {
         let _entered = runtime.enter();
         let map = Arc::new(M::default());
         let (stream, live, _) = wrapped();
@@ -351,7 +350,7 @@ async fn a_value_that_calls_back_as_it_is_dropped<M: Map>() {
         let calling = || {
             let (map, calls) = (Arc::clone(&map), Arc::clone(&calls));
             let (live, other, third) = (live.clone(), other.clone(), third.clone());
-            Value::doing(move || {
+            Value::on_drop(move || {
                 assert_eq!(map.holder(&key("alice")), None);
                 assert!(!live.evict(4000, ""), "it has ended");
                 let late = live.register(&map, key("alice"), value());
@@ -369,14 +368,14 @@ async fn a_value_that_calls_back_as_it_is_dropped<M: Map>() {
         assert!(is_ended(&other));
         assert_eq!(map.holder(&key("carol")), Some(third.id()));
 
-        // As it is replaced, and as it is refused.
+        // When the value is replaced, and when it is refused.
         let (_stream, live, _) = wrapped();
         let (_other_stream, other, _) = wrapped();
         let calls = Arc::new(AtomicUsize::new(0));
-        let calling = |whom: &Liveness| {
-            let (map, calls, whom) = (Arc::clone(&map), Arc::clone(&calls), whom.clone());
-            Value::doing(move || {
-                assert!(whom.evict(4000, ""));
+        let calling = |target: &Liveness| {
+            let (map, calls, target) = (Arc::clone(&map), Arc::clone(&calls), target.clone());
+            Value::on_drop(move || {
+                assert!(target.evict(4000, ""));
                 assert!(map.holder(&key("alice")).is_some());
                 calls.fetch_add(1, Ordering::SeqCst);
             })
@@ -394,7 +393,7 @@ async fn a_value_that_calls_back_as_it_is_dropped<M: Map>() {
     });
 }
 
-async fn a_hook_that_registers_somebody_else_at_the_same_key<M: Map>() {
+async fn a_hook_that_registers_another_connection_at_the_same_key<M: Map>() {
     let map = Arc::new(M::default());
     let (_old_stream, old, _) = wrapped();
     let (_next_stream, next, _) = wrapped();
@@ -406,21 +405,21 @@ async fn a_hook_that_registers_somebody_else_at_the_same_key<M: Map>() {
         });
     }
     old.register(&map, key("alice"), value()).unwrap();
-    // The seat is free, and the next one takes it.
+    // The seat is free, and `next` registers at it.
     assert!(old.evict(4000, ""));
     assert_eq!(map.holder(&key("alice")), Some(next.id()));
-    // The newcomer takes the seat of `next`, whose hook takes it for `last`: the newest is who
-    // registers last, and that is no more the newcomer.
-    let (_stream, newcomer, _) = wrapped();
-    let before = newcomer.register(&map, key("alice"), value()).unwrap();
+    // `live` replaces `next`, whose hook registers `last`. `last` is now the newest, so `live` is
+    // replaced in turn.
+    let (_stream, live, _) = wrapped();
+    let before = live.register(&map, key("alice"), value()).unwrap();
     assert_eq!(before.unwrap().id(), next.id());
     assert_eq!(map.holder(&key("alice")), Some(last.id()));
-    assert!(is_ended(&newcomer), "replaced in its turn");
+    assert!(is_ended(&live), "not replaced");
     assert!(!is_ended(&last));
     assert_eq!((map.len(), Arc::strong_count(&map)), (1, 2));
 }
 
-async fn seats_taken_from_one_another_are_forgotten<M: Map>() {
+async fn a_connection_releases_the_map_when_its_seat_is_replaced<M: Map>() {
     let map = Arc::new(M::default());
     let (stream, live, _) = wrapped();
     let (other_stream, other, _) = wrapped();
@@ -431,7 +430,7 @@ async fn seats_taken_from_one_another_are_forgotten<M: Map>() {
                 .unwrap();
         }
     }
-    // Each connection remembers the map for the seat it holds, not for those it has held.
+    // Each connection holds the map only for its present seat.
     assert_eq!(Arc::strong_count(&map), 2);
     drop(stream);
     assert_eq!(map.holder(&key("alice")), Some(other.id()));
@@ -442,42 +441,41 @@ async fn seats_taken_from_one_another_are_forgotten<M: Map>() {
 async fn everything_panics_at_once<M: Map>() {
     let map = Arc::new(M::default());
     let (stream, live, peer) = wrapped();
-    let panics = || Value::doing(|| panic!("this value panics, as the test wants"));
+    let panics = || Value::on_drop(|| panic!("a scripted panic of a value"));
     let panicking = key("panics");
     for key in [key("alice"), panicking.clone(), key("bob")] {
         live.register(&map, key, panics()).unwrap();
     }
     live.set_session(panics());
-    live.on_evict(|_| panic!("this hook panics, as the test wants"));
-    panicking.light(0);
-    // A panic that leaves a destructor while the stack is being unwound ends the process.
+    live.on_evict(|_| panic!("a scripted panic of a hook"));
+    panicking.panic_after(0);
+    // A panic in a destructor during unwinding would abort the process.
     let handler = catch_unwind(AssertUnwindSafe(|| {
         let _stream = stream;
-        panic!("this handler panics, as the test wants");
+        panic!("a scripted panic of the handler");
     }));
-    panicking.light(-1);
+    panicking.panic_after(-1);
     assert!(handler.is_err());
     assert_eq!(live.evicted().await.reason().as_str(), "handler_dropped");
     assert!(peer.is_dropped());
     assert_eq!(map.holder(&key("alice")), None);
     assert_eq!(map.holder(&key("bob")), None);
-    // The map is dropped with the seat that could not be taken out, whose value is to be spared.
+    // The map still contains the seat that could not be removed. Forgetting its value keeps the drop
+    // of the map from panicking.
     let (_stream, last, _) = wrapped();
     let left = last.register(&map, panicking, value()).unwrap().unwrap();
     std::mem::forget(left);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_panics_as_it_is_dropped_keeps_nobody_waiting() {
+async fn a_session_that_panics_when_dropped_does_not_block_evicted() {
     let logs = Logs::keep();
     let (stream, live, peer) = wrapped();
-    live.set_session(Value::doing(|| {
-        panic!("this value panics, as the test wants")
-    }));
+    live.set_session(Value::on_drop(|| panic!("a scripted panic of a value")));
     live.on_evict({
         let live = live.clone();
         move |ev| {
-            // With this the event's own is the last.
+            // Now the eviction holds the last reference to the session.
             drop(live.set_session(()));
             assert!(ev.session::<Value>().is_some());
         }

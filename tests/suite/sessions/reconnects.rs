@@ -1,5 +1,4 @@
-//! Users who come back again and again while their old connections die late: never is one of them
-//! missing from the map, and nobody is in it twice.
+//! Users reconnect while their old connections end late; each always has exactly one seat.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,20 +14,20 @@ use super::maps::{Census, Map, Session, with_every_map_in_threads};
 use super::seeded::{PATIENCE, Seed, until};
 use crate::script::{Stream, ms, script};
 
-with_every_map_in_threads![every_user_is_there_all_the_time];
+with_every_map_in_threads![every_user_has_a_seat_at_all_times];
 
 const USERS: usize = 500;
-const TIMES: usize = 50;
+const CONNECTIONS_PER_USER: usize = 50;
 const THREADS: usize = 4;
 
-/// What is known of one user. Changed by one thread, and read by all.
+/// The expected state of one user. One thread changes it, all threads read it.
 #[derive(Default)]
 struct User {
-    /// The connection that was registered last, 0 while there need not be one.
+    /// The id of the connection that registered last. 0 while the user may have no seat.
     seated: AtomicU64,
 }
 
-struct World<M> {
+struct Fixture<M> {
     map: Arc<M>,
     census: Census,
     users: Vec<User>,
@@ -36,21 +35,21 @@ struct World<M> {
     over: AtomicBool,
 }
 
-/// A connection that nobody polls: what is to be noticed, the driver notices.
+/// A connection whose stream is never polled: only the driver detects its end.
 type Connection = (Stream, Liveness);
 
-/// What the layer's hook was told: who ended, why, and with how many seats.
-type Told = Arc<Mutex<BTreeMap<ConnectionId, (Reason, usize)>>>;
+/// The evictions that the layer's hook recorded: the reason and the number of seats.
+type Evictions = Arc<Mutex<BTreeMap<ConnectionId, (Reason, usize)>>>;
 
-fn every_user_is_there_all_the_time<M: Map>() {
+fn every_user_has_a_seat_at_all_times<M: Map>() {
     let seed = Seed::new();
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .unwrap();
-    let told = Told::default();
-    let hook = Arc::clone(&told);
+    let evictions = Evictions::default();
+    let hook = Arc::clone(&evictions);
     let layer = HeartbeatLayer::builder()
         .interval(ms(600_000))
         .timeout(ms(600_000))
@@ -58,9 +57,9 @@ fn every_user_is_there_all_the_time<M: Map>() {
         .on_evict(move |ev: &Eviction| {
             let end = (ev.reason(), ev.seats::<String, Session>().count());
             let before = hook.lock().unwrap().insert(ev.id(), end);
-            assert_eq!(before, None, "told twice");
+            assert_eq!(before, None, "evicted twice");
         });
-    let world = Arc::new(World {
+    let fixture = Arc::new(Fixture {
         map: Arc::new(M::default()),
         census: Census::default(),
         users: (0..USERS).map(|_| User::default()).collect(),
@@ -68,13 +67,13 @@ fn every_user_is_there_all_the_time<M: Map>() {
         over: AtomicBool::new(false),
     });
     let reader = thread::spawn({
-        let world = Arc::clone(&world);
-        move || world.watch()
+        let fixture = Arc::clone(&fixture);
+        move || fixture.check_seats()
     });
     let threads = (0..THREADS).map(|number| {
-        let (world, rng) = (Arc::clone(&world), seed.rng(number as u64, 0));
+        let (fixture, rng) = (Arc::clone(&fixture), seed.rng(number as u64, 0));
         let handle = runtime.handle().clone();
-        thread::spawn(move || world.storm(number, rng, &handle))
+        thread::spawn(move || fixture.reconnect_users(number, rng, &handle))
     });
     let threads: Vec<_> = threads.collect();
     let (mut current, mut old) = (Vec::new(), Vec::new());
@@ -83,7 +82,7 @@ fn every_user_is_there_all_the_time<M: Map>() {
         current.extend(its_current);
         old.extend(its_old);
     }
-    // The last of the old ones die, some by themselves.
+    // The remaining old connections end: half when they are dropped, half on a timeout.
     for (at, (stream, live)) in old.into_iter().enumerate() {
         if at % 2 == 0 {
             drop(stream);
@@ -91,7 +90,7 @@ fn every_user_is_there_all_the_time<M: Map>() {
         let ended = runtime.block_on(async { timeout(PATIENCE, live.evicted()).await });
         assert!(ended.is_ok(), "{live:?}");
     }
-    world.over.store(true, Ordering::SeqCst);
+    fixture.over.store(true, Ordering::SeqCst);
     let (scans, seen) = reader.join().unwrap();
     assert!(
         scans > 10 && seen > USERS,
@@ -102,24 +101,29 @@ fn every_user_is_there_all_the_time<M: Map>() {
         .iter()
         .map(|(key, (_, live))| (key.clone(), live.id()));
     let seats: BTreeMap<String, ConnectionId> = seats.collect();
-    assert_eq!(world.map.holders(), seats);
+    assert_eq!(fixture.map.holders(), seats);
     assert_eq!(seats.len(), USERS);
-    world.verify(&told.lock().unwrap());
+    fixture.verify(&evictions.lock().unwrap());
 
     drop(current);
-    assert_eq!(world.map.holders(), BTreeMap::new());
-    assert_eq!(told.lock().unwrap().len(), USERS * TIMES);
-    let World { map, census, .. } = Arc::into_inner(world).unwrap();
-    until("nobody keeps the map", || Arc::strong_count(&map) == 1);
+    assert_eq!(fixture.map.holders(), BTreeMap::new());
+    assert_eq!(
+        evictions.lock().unwrap().len(),
+        USERS * CONNECTIONS_PER_USER
+    );
+    let Fixture { map, census, .. } = Arc::into_inner(fixture).unwrap();
+    until("the map is released", || Arc::strong_count(&map) == 1);
     drop(map);
-    until("all values are gone", || census.dropped() == census.made());
-    assert_eq!(census.made(), USERS * TIMES);
+    until("all values are dropped", || {
+        census.dropped() == census.created()
+    });
+    assert_eq!(census.created(), USERS * CONNECTIONS_PER_USER);
 }
 
-impl<M: Map> World<M> {
-    /// One thread's share of the users. Returns their last connections, and the old ones that are
-    /// dying still.
-    fn storm(
+impl<M: Map> Fixture<M> {
+    /// Reconnects one thread's share of the users. Returns their last connections, and the old ones
+    /// that have not been dropped.
+    fn reconnect_users(
         &self,
         number: usize,
         mut rng: Rng,
@@ -128,41 +132,41 @@ impl<M: Map> World<M> {
         let _entered = runtime.enter();
         let mine: Vec<usize> = (number..USERS).step_by(THREADS).collect();
         let mut current: BTreeMap<usize, Connection> = BTreeMap::new();
-        let mut dying: Vec<Connection> = Vec::new();
-        for _ in 0..TIMES {
+        let mut ending: Vec<Connection> = Vec::new();
+        for _ in 0..CONNECTIONS_PER_USER {
             let mut order = mine.clone();
             rng.shuffle(&mut order);
             for at in order {
                 let before = current.remove(&at);
-                let connection = self.reconnect(at, before, &mut dying, &mut rng);
+                let connection = self.reconnect(at, before, &mut ending, &mut rng);
                 current.insert(at, connection);
-                while dying.len() > 60 || !dying.is_empty() && rng.u8(..3) == 0 {
-                    let late = dying.swap_remove(rng.usize(..dying.len()));
+                while ending.len() > 60 || !ending.is_empty() && rng.u8(..3) == 0 {
+                    let late = ending.swap_remove(rng.usize(..ending.len()));
                     drop(late);
                 }
             }
         }
         let named = current.into_iter().map(|(at, last)| (name(at), last));
-        (named.collect(), dying)
+        (named.collect(), ending)
     }
 
     fn reconnect(
         &self,
         at: usize,
         before: Option<Connection>,
-        dying: &mut Vec<Connection>,
+        ending: &mut Vec<Connection>,
         rng: &mut Rng,
     ) -> Connection {
         let user = &self.users[at];
         let (io, _peer) = script();
         let (stream, live) = self.layer.wrap_server(io);
         let before = before.filter(|_| {
-            let goes_first = rng.u8(..10) == 0;
-            if goes_first {
-                // For once the old one has gone before the new one comes.
+            let ends_first = rng.u8(..10) == 0;
+            if ends_first {
+                // In one case of ten the old connection ends before the new one registers.
                 user.seated.store(0, Ordering::SeqCst);
             }
-            !goes_first
+            !ends_first
         });
         let policy = match rng.u8(..3) {
             0 => ReplacePolicy::newest_wins(),
@@ -175,38 +179,43 @@ impl<M: Map> World<M> {
         user.seated.store(live.id().as_u64(), Ordering::SeqCst);
         if let Some((stream, old)) = before {
             if rng.bool() {
-                // Nobody answers its pings.
+                // The peer answers no pings, so the connection times out.
                 old.set_interval(ms(rng.u64(1..10))).unwrap();
                 old.set_timeout(ms(rng.u64(1..10))).unwrap();
             } else {
                 old.set_interval(ms(50)).unwrap();
                 old.set_timeout(ms(50)).unwrap();
             }
-            dying.push((stream, old));
+            ending.push((stream, old));
         }
         (stream, live)
     }
 
-    /// Looks for every user, over and over, as long as the storm lasts.
-    fn watch(&self) -> (usize, usize) {
+    /// Checks the seat of every user until the threads are done. Returns the numbers of scans and of
+    /// seats checked.
+    fn check_seats(&self) -> (usize, usize) {
         let (mut scans, mut seen) = (0, 0);
         while !self.over.load(Ordering::SeqCst) {
             for (at, user) in self.users.iter().enumerate() {
                 let before = user.seated.load(Ordering::SeqCst);
                 let seat = self.map.seat(&name(at));
                 let after = user.seated.load(Ordering::SeqCst);
-                // Between two looks the user may have gone, and come back.
+                // The user has reconnected between the two loads.
                 if before == 0 || before != after {
                     continue;
                 }
                 let seat = seat.unwrap_or_else(|| panic!("{} is missing", name(at)));
-                // Newer, if the user is just coming back.
+                // The seat may be newer if the user is reconnecting.
                 assert!(seat.id().as_u64() >= before, "an old seat of {}", name(at));
                 if seat.live().health().to_string() == "ended" {
-                    // It was replaced meanwhile, or the user has gone.
+                    // The connection was replaced meanwhile, or ended before the reconnect.
                     let again = self.map.seat(&name(at)).map(|seat| seat.id());
-                    let is_gone = user.seated.load(Ordering::SeqCst) != before;
-                    assert!(is_gone || again > Some(seat.id()), "{} is dead", name(at));
+                    let has_moved = user.seated.load(Ordering::SeqCst) != before;
+                    assert!(
+                        has_moved || again > Some(seat.id()),
+                        "the seat of {} has ended",
+                        name(at)
+                    );
                 }
                 seen += 1;
             }
@@ -215,13 +224,13 @@ impl<M: Map> World<M> {
         (scans, seen)
     }
 
-    /// Whoever has ended was told so for a reason of the test's, and with the seats it had.
-    fn verify(&self, told: &BTreeMap<ConnectionId, (Reason, usize)>) {
-        assert_eq!(told.len(), USERS * (TIMES - 1));
+    /// Checks the reason and the seats of each eviction.
+    fn verify(&self, evictions: &BTreeMap<ConnectionId, (Reason, usize)>) {
+        assert_eq!(evictions.len(), USERS * (CONNECTIONS_PER_USER - 1));
         let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
-        for (id, (reason, seats)) in told {
+        for (id, (reason, seats)) in evictions {
             *reasons.entry(reason.as_str()).or_default() += 1;
-            // Only who went before the user came back had a seat to its end.
+            // Only a connection that ended before the reconnect had a seat at its end.
             let may_have = usize::from(*reason == Reason::HandlerDropped);
             assert!(*seats <= may_have, "{id}: {reason}, {seats} seats");
         }

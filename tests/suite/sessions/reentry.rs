@@ -1,4 +1,4 @@
-//! A map that ends a connection while it takes its seat in: on the very thread that registers it.
+//! Maps that evict a connection while it registers, on the thread that registers it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -6,17 +6,17 @@ use std::sync::{Arc, Mutex};
 use tokio::runtime::Handle;
 use tower_ws_liveness::{ConnectionId, Reason, RegisterError, Seat, SessionMap};
 
-use super::seeded::comes_back;
+use super::seeded::run_on_thread;
 use crate::script::wrapped;
 
-/// A map that kicks whoever wants this value in, before or after.
-struct Picky {
+/// A map that evicts a connection before or after the insertion of a certain value.
+struct EvictingMap {
     seats: Mutex<BTreeMap<u32, Seat<u32>>>,
-    kicks_before: u32,
-    kicks_after: u32,
+    evicts_before: u32,
+    evicts_after: u32,
 }
 
-impl SessionMap<u32, u32> for Picky {
+impl SessionMap<u32, u32> for EvictingMap {
     fn insert_if(
         &self,
         key: u32,
@@ -24,7 +24,7 @@ impl SessionMap<u32, u32> for Picky {
         admit: &mut dyn FnMut(&Seat<u32>) -> bool,
     ) -> Result<Option<Seat<u32>>, Seat<u32>> {
         let (newest, value) = (seat.live().clone(), *seat);
-        if value == self.kicks_before {
+        if value == self.evicts_before {
             assert!(newest.evict(4001, "before"));
         }
         let mut seats = self.seats.lock().unwrap();
@@ -33,7 +33,7 @@ impl SessionMap<u32, u32> for Picky {
             _ => Ok(seats.insert(key, seat)),
         };
         drop(seats);
-        if value == self.kicks_after {
+        if value == self.evicts_after {
             assert!(newest.evict(4001, "after"));
         }
         inserted
@@ -47,40 +47,43 @@ impl SessionMap<u32, u32> for Picky {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_map_ends_the_connection_that_it_takes_in() {
+async fn a_map_may_evict_the_connection_that_it_inserts() {
     let runtime = Handle::current();
-    comes_back(move || {
+    run_on_thread(move || {
         let _entered = runtime.enter();
-        for (value, comes_first, key) in
+        for (value, is_registered, key) in
             [(20, false, 2), (30, true, 2), (20, false, 1), (30, true, 1)]
         {
-            let map = Arc::new(Picky {
+            let map = Arc::new(EvictingMap {
                 seats: Mutex::default(),
-                kicks_before: 20,
-                kicks_after: 30,
+                evicts_before: 20,
+                evicts_after: 30,
             });
             let (old_stream, old, _) = wrapped();
             old.register(&map, 1, 10).unwrap();
             let (_stream, live, _) = wrapped();
-            let told = Arc::new(Mutex::new(Vec::new()));
+            let seat_counts = Arc::new(Mutex::new(Vec::new()));
             live.on_evict({
-                let told = Arc::clone(&told);
-                move |ev| told.lock().unwrap().push(ev.seats::<u32, u32>().count())
+                let seat_counts = Arc::clone(&seat_counts);
+                move |ev| {
+                    let seats = ev.seats::<u32, u32>();
+                    seat_counts.lock().unwrap().push(seats.count());
+                }
             });
             match live.register(&map, key, value) {
                 Ok(before) => {
-                    assert!(comes_first);
+                    assert!(is_registered);
                     assert_eq!(before.is_some(), key == 1);
                 }
                 Err(RegisterError::Ended { reason, value }) => {
-                    assert!(!comes_first);
+                    assert!(!is_registered);
                     assert_eq!((reason, *value), (Reason::Kicked { code: 4001 }, 20));
                 }
                 Err(error) => panic!("{error}"),
             }
-            // Of a seat that came after the end nobody is told.
-            assert_eq!(*told.lock().unwrap(), [usize::from(comes_first)]);
-            // Whose seat was replaced was told so in any case.
+            // The eviction does not contain a seat that was inserted after the end.
+            assert_eq!(*seat_counts.lock().unwrap(), [usize::from(is_registered)]);
+            // A connection whose seat is replaced is evicted in either case.
             assert_eq!(old.health().to_string() == "ended", key == 1);
             let left: Vec<u32> = map.seats.lock().unwrap().keys().copied().collect();
             assert_eq!(left, if key == 1 { vec![] } else { vec![1] });
@@ -101,7 +104,7 @@ mod papaya {
     use super::*;
     use crate::sessions::seeded::PATIENCE;
 
-    /// Does something once, when it is compared with another.
+    /// A key that runs a closure once, when it is compared with another.
     #[derive(Clone)]
     struct Key(u32, Arc<Mutex<Option<Act>>>);
 
@@ -131,10 +134,10 @@ mod papaya {
 
     impl Eq for Key {}
 
-    /// Ends a connection as it is dropped.
-    struct Kicks(Option<Liveness>);
+    /// Evicts a connection when it is dropped.
+    struct EvictsOnDrop(Option<Liveness>);
 
-    impl Drop for Kicks {
+    impl Drop for EvictsOnDrop {
         fn drop(&mut self) {
             if let Some(live) = self.0.take() {
                 live.evict(4002, "dropped");
@@ -142,39 +145,39 @@ mod papaya {
         }
     }
 
-    /// Whoever leaves a papaya map last drops what others have taken out of it meanwhile.
+    /// The last reader that leaves a papaya map drops what others have removed from it meanwhile.
     #[tokio::test(start_paused = true)]
-    async fn a_value_of_another_ends_the_connection_that_registers() {
+    async fn dropping_the_value_of_another_connection_may_evict_the_registering_one() {
         let runtime = Handle::current();
-        comes_back(move || {
+        run_on_thread(move || {
             let _entered = runtime.enter();
-            let map = Arc::new(::papaya::HashMap::<Key, Seat<Kicks>>::new());
+            let map = Arc::new(::papaya::HashMap::<Key, Seat<EvictsOnDrop>>::new());
             let (old_stream, old, _) = wrapped();
             let (_stream, live, _) = wrapped();
-            // As many as there are readers, or they are kept for later.
+            // papaya defers the drops until as many entries are removed as there are readers.
             for number in 0..3 {
-                let value = Kicks((number == 0).then(|| live.clone()));
+                let value = EvictsOnDrop((number == 0).then(|| live.clone()));
                 old.register(&map, key(number), value).unwrap();
             }
             let (_other_stream, other, _) = wrapped();
-            other.register(&map, key(7), Kicks(None)).unwrap();
-            let (reached, reaches) = mpsc::channel();
-            let (go_on, goes_on) = mpsc::channel::<()>();
+            other.register(&map, key(7), EvictsOnDrop(None)).unwrap();
+            let (entered_tx, entered) = mpsc::channel();
+            let (proceed_tx, proceed) = mpsc::channel::<()>();
             let staged = key(7);
             *staged.1.lock().unwrap() = Some(Box::new(move || {
-                reached.send(()).unwrap();
-                goes_on.recv_timeout(PATIENCE).unwrap();
+                entered_tx.send(()).unwrap();
+                proceed.recv_timeout(PATIENCE).unwrap();
             }));
             let registering = thread::spawn({
                 let (live, map) = (live.clone(), Arc::clone(&map));
-                move || live.register(&map, staged, Kicks(None)).map(drop)
+                move || live.register(&map, staged, EvictsOnDrop(None)).map(drop)
             });
-            reaches.recv_timeout(PATIENCE).unwrap();
+            entered.recv_timeout(PATIENCE).unwrap();
             drop(old_stream);
             assert_ne!(live.health().to_string(), "ended", "not dropped yet");
-            go_on.send(()).unwrap();
-            let registered = comes_back(move || registering.join().unwrap());
-            // The seat was in when the end came.
+            proceed_tx.send(()).unwrap();
+            let registered = run_on_thread(move || registering.join().unwrap());
+            // The seat was inserted before the eviction.
             assert!(registered.is_ok(), "{registered:?}");
             let end = runtime.block_on(live.evicted()).reason();
             assert_eq!(end, Reason::Kicked { code: 4002 });

@@ -1,5 +1,4 @@
-//! Seats in the application's map: taken, replaced, refused, given back, and gone with their
-//! connection, the same in every map.
+//! Seats in every supported map: registered, replaced, refused, unregistered, and removed at the end.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -13,17 +12,17 @@ use super::maps::{self, Census, Map, Session, with_every_map};
 use crate::script::*;
 
 with_every_map![
-    the_seat_goes_with_the_connection,
+    the_seat_is_removed_when_the_connection_ends,
     hooks_find_the_map_without_the_seat_and_the_seat_in_the_eviction,
-    nothing_is_put_in_after_the_end,
+    nothing_is_inserted_after_the_end,
     newest_wins,
-    an_old_end_leaves_a_newer_seat_alone,
+    the_end_of_a_replaced_connection_leaves_the_newer_seat,
     oldest_wins,
     keep_both,
     the_same_key_twice,
-    given_back_early,
+    unregister_before_the_end,
     many_seats,
-    all_that_was_inserted_is_dropped,
+    every_inserted_value_is_dropped,
 ];
 
 fn alice() -> String {
@@ -40,11 +39,11 @@ fn holds(live: &Liveness) -> Vec<(String, u64)> {
     vec![(alice(), live.id().as_u64())]
 }
 
-async fn the_seat_goes_with_the_connection<M: Map>() {
+async fn the_seat_is_removed_when_the_connection_ends<M: Map>() {
     type End = fn(Stream, &Liveness, &Peer) -> Option<Stream>;
     let ends: [(&str, End); 6] = [
         ("handler dropped", |_, _, _| None),
-        ("kicked", |stream, live, _| {
+        ("evicted", |stream, live, _| {
             assert!(live.evict(1000, "bye"));
             Some(stream)
         }),
@@ -82,7 +81,7 @@ async fn the_seat_goes_with_the_connection<M: Map>() {
         let eviction = evicted.await.unwrap();
         assert_eq!(seated(&*map), [], "{name}");
         assert_eq!(eviction.seats::<String, Session>().count(), 1, "{name}");
-        // Neither the connection nor anybody else holds on to the map or to the value.
+        // Nothing keeps the map or the value.
         drop((stream, eviction));
         assert_eq!(Arc::strong_count(&map), 1, "{name}");
         assert_eq!(census.dropped(), 1, "{name}");
@@ -91,17 +90,18 @@ async fn the_seat_goes_with_the_connection<M: Map>() {
 
 async fn hooks_find_the_map_without_the_seat_and_the_seat_in_the_eviction<M: Map>() {
     let (map, census) = (Arc::new(M::default()), Census::default());
-    let told = Arc::new(Mutex::new(Vec::new()));
+    let calls = Arc::new(Mutex::new(Vec::new()));
     let hook = |whose: &'static str| {
-        let (map, told) = (Arc::clone(&map), Arc::clone(&told));
+        let (map, calls) = (Arc::clone(&map), Arc::clone(&calls));
         move |ev: &Eviction| {
             assert_eq!(seated(&*map), [], "{whose}");
             let seats = ev.seats::<String, Session>();
             let seats = seats.map(|(key, seat)| (key.clone(), seat.name.clone(), seat.id()));
-            told.lock()
+            calls
+                .lock()
                 .unwrap()
                 .push((whose, seats.collect::<Vec<_>>()));
-            // Other types of key or value are other seats.
+            // Seats are found by the types of their key and value.
             assert_eq!(ev.seats::<&str, Session>().count(), 0);
             assert_eq!(ev.seats::<String, u32>().count(), 0);
         }
@@ -112,18 +112,18 @@ async fn hooks_find_the_map_without_the_seat_and_the_seat_in_the_eviction<M: Map
     drop(stream);
     live.on_evict(hook("late"));
     let seats = vec![(alice(), "a".to_owned(), live.id())];
-    let told = std::mem::take(&mut *told.lock().unwrap());
-    // Whoever comes when the handler and all hooks are done finds nothing any more.
+    let calls = std::mem::take(&mut *calls.lock().unwrap());
+    // A hook that is added after the handler and all hooks have finished finds no seat.
     assert_eq!(
-        told,
+        calls,
         [("local", seats.clone()), ("layer", seats), ("late", vec![])]
     );
 }
 
-async fn nothing_is_put_in_after_the_end<M: Map>() {
+async fn nothing_is_inserted_after_the_end<M: Map>() {
     let (map, census) = (Arc::new(M::default()), Census::default());
     let (stream, live, _peer) = wrapped();
-    // In a hook, by whoever noticed the end; and later, by a thread of its own.
+    // In a hook, on the thread that ended the connection, and later on another thread.
     live.on_evict({
         let (live, map, census) = (live.clone(), Arc::clone(&map), census.clone());
         move |_| {
@@ -152,7 +152,7 @@ async fn nothing_is_put_in_after_the_end<M: Map>() {
     };
     assert_eq!(Arc::into_inner(value).unwrap().name, "late");
     assert_eq!(seated(&*map), []);
-    assert_eq!((census.made(), census.dropped()), (2, 2));
+    assert_eq!((census.created(), census.dropped()), (2, 2));
     assert_eq!(Arc::strong_count(&map), 1);
 }
 
@@ -165,7 +165,7 @@ async fn newest_wins<M: Map>() {
         let (map, live) = (Arc::clone(&map), live.clone());
         move |ev| {
             assert_eq!(ev.reason(), Reason::Replaced);
-            // The user is still there: the seat is somebody's.
+            // The seat already belongs to the newer connection.
             assert_eq!(ev.seats::<String, Session>().count(), 0);
             assert_eq!(seated(&*map), holds(&live));
         }
@@ -173,7 +173,7 @@ async fn newest_wins<M: Map>() {
     let before = live.register(&map, alice(), census.session("new")).unwrap();
     let before = before.unwrap();
     assert_eq!((before.name.as_str(), before.id()), ("old", old.id()));
-    // It was told before `register` returned.
+    // Its hooks were called before `register` returned.
     assert_eq!(old.health().to_string(), "ended");
     assert_eq!(old.evicted().await.reason(), Reason::Replaced);
     assert_eq!(seated(&*map), holds(&live));
@@ -183,7 +183,7 @@ async fn newest_wins<M: Map>() {
     assert_eq!(close.payload[..2], 4000_u16.to_be_bytes());
     assert_eq!(close.payload[2..], *b"replaced by a newer connection");
 
-    // A code of one's own.
+    // With another close code.
     let policy = ReplacePolicy::newest_wins_with(4409, "elsewhere").unwrap();
     let (_stream, newest, _) = wrapped();
     let register = |live: &Liveness| {
@@ -196,7 +196,7 @@ async fn newest_wins<M: Map>() {
     assert_eq!(close.payload[..2], 4409_u16.to_be_bytes());
     assert_eq!(close.payload[2..], *b"elsewhere");
 
-    // The newest is who registers last, also if it connected first.
+    // The newest connection is the last to register, even if it connected first.
     let (_first_stream, first, _) = wrapped();
     let (_second_stream, second, _) = wrapped();
     register(&second);
@@ -205,7 +205,7 @@ async fn newest_wins<M: Map>() {
     assert_eq!(second.evicted().await.reason(), Reason::Replaced);
 }
 
-async fn an_old_end_leaves_a_newer_seat_alone<M: Map>() {
+async fn the_end_of_a_replaced_connection_leaves_the_newer_seat<M: Map>() {
     let (map, census) = (Arc::new(M::default()), Census::default());
     for policy in [ReplacePolicy::newest_wins(), ReplacePolicy::keep_both()] {
         let (old_stream, old, _) = wrapped();
@@ -246,16 +246,16 @@ async fn oldest_wins<M: Map>() {
     assert_ne!(
         live.health().to_string(),
         "ended",
-        "it is refused a seat only"
+        "a refused seat must not end the connection"
     );
     assert_eq!(seated(&*map), holds(&old));
-    // Its own seat is no obstacle.
+    // A connection may replace its own seat.
     assert_eq!(register(&old, "again").unwrap().unwrap().name, "old");
-    // The end of the refused one does not touch the seat of the other.
+    // The end of the refused connection does not affect the occupant.
     drop(new_stream);
     assert_eq!(live.evicted().await.seats::<String, Session>().count(), 0);
     assert_eq!(seated(&*map), holds(&old));
-    // And with the oldest gone, the next is the oldest.
+    // After the occupant's end the seat is free.
     let (_stream, next, _) = wrapped();
     drop(old_stream);
     assert!(register(&next, "next").unwrap().is_none());
@@ -279,7 +279,7 @@ async fn keep_both<M: Map>() {
     assert_ne!(old.health().to_string(), "ended");
     assert_eq!(seated(&*map), holds(&live));
 
-    // Side by side: the key says which.
+    // With the device in the key, both have a seat.
     let devices = Arc::new(Mutex::new(HashMap::<(String, u32), Seat<Session>>::new()));
     for (device, live) in [(1, &old), (2, &live)] {
         let session = census.session(format!("device {device}"));
@@ -300,15 +300,15 @@ async fn the_same_key_twice<M: Map>() {
         drop(before);
         assert_eq!(census.dropped(), round);
     }
-    assert_ne!(live.health().to_string(), "ended", "nobody replaces itself");
-    // It does not remember each of them.
+    assert_ne!(live.health().to_string(), "ended", "evicted by itself");
+    // The connection holds the map once, not once for each registration.
     assert_eq!(Arc::strong_count(&map), 2);
     drop(stream);
     assert_eq!(seated(&*map), []);
     assert_eq!(census.dropped(), 100);
 }
 
-async fn given_back_early<M: Map>() {
+async fn unregister_before_the_end<M: Map>() {
     let (map, census) = (Arc::new(M::default()), Census::default());
     let (stream, live, _) = wrapped();
     let (_other_stream, other, _) = wrapped();
@@ -322,7 +322,8 @@ async fn given_back_early<M: Map>() {
         assert_eq!(seated(&*map), [], "round {round}");
         assert_eq!(Arc::strong_count(&map), 1, "round {round}");
     }
-    // By hand it is gone as well. The connection is none the wiser, and lets others have it.
+    // The application removes the seat itself. The connection does not notice, and at its end leaves
+    // the seat of another connection in place.
     live.register(&map, alice(), census.session("a")).unwrap();
     map.remove_by_hand("alice");
     other.register(&map, alice(), census.session("b")).unwrap();
@@ -367,7 +368,7 @@ async fn many_seats<M: Map>() {
     assert!(format!("{eviction:?}").contains("seats: 10"));
 }
 
-async fn all_that_was_inserted_is_dropped<M: Map>() {
+async fn every_inserted_value_is_dropped<M: Map>() {
     let (map, census) = (Arc::new(M::default()), Census::default());
     for round in 0..50 {
         let (stream, live, _) = wrapped();
@@ -386,20 +387,20 @@ async fn all_that_was_inserted_is_dropped<M: Map>() {
     }
     sleep(ms(20_000)).await;
     assert_eq!(seated(&*map), []);
-    assert_eq!(census.dropped(), census.made());
+    assert_eq!(census.dropped(), census.created());
     assert_eq!(Arc::strong_count(&map), 1);
 }
 
-/// For applications that do not want to know which map it is.
+/// An application can hide the type of its map.
 #[tokio::test(start_paused = true)]
 async fn a_map_may_be_a_trait_object() {
     let (map, census) = (Arc::new(maps::MutexMap::default()), Census::default());
-    let some_map: Arc<dyn SessionMap<String, Session>> = Arc::<maps::MutexMap>::clone(&map);
+    let object: Arc<dyn SessionMap<String, Session>> = Arc::<maps::MutexMap>::clone(&map);
     let (stream, live, _) = wrapped();
-    live.register(&some_map, alice(), census.session("a"))
+    live.register(&object, alice(), census.session("a"))
         .unwrap();
     assert_eq!(seated(&*map), holds(&live));
-    // And it may be shared once more.
+    // A nested `Arc` is also a map.
     let twice = Arc::new(Arc::clone(&map));
     assert!(live.unregister(&twice, &alice()).is_some());
     live.register(&twice, alice(), census.session("b")).unwrap();

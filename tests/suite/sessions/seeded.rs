@@ -1,17 +1,17 @@
-//! Random choices that can be made again, and waiting in real time for what threads bring about.
-#![allow(dead_code)] // every test binary uses its own part of this
+//! Reproducible random choices, and waits in real time for the effects of threads.
+#![allow(dead_code)] // Each test binary uses a different part.
 
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Longer than anything here takes; a deadlock takes for ever.
+/// Longer than any wait without a deadlock.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where the random choices of a test come from. Says so if the test fails.
+/// The seed of a test's random choices. Prints it if the test fails.
 ///
-/// With `STORM_SEED` in the environment the choices are those of that seed. Their order is up to the
-/// threads all the same.
+/// The environment variable `STORM_SEED` sets it. The interleaving of the threads still differs
+/// between runs.
 pub(crate) struct Seed(u64);
 
 impl Seed {
@@ -20,7 +20,7 @@ impl Seed {
         Self(given.map_or_else(|| fastrand::u64(..), |seed| seed.parse().unwrap()))
     }
 
-    /// The choices of one thread in one round.
+    /// The generator of one thread in one round.
     pub(crate) fn rng(&self, thread: u64, round: u64) -> fastrand::Rng {
         fastrand::Rng::with_seed(self.0 ^ thread << 32 ^ round << 48)
     }
@@ -29,12 +29,12 @@ impl Seed {
 impl Drop for Seed {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("to choose the same again: STORM_SEED={}", self.0);
+            eprintln!("to repeat these choices: STORM_SEED={}", self.0);
         }
     }
 }
 
-/// Waits until `condition` holds, for conditions that nobody announces.
+/// Polls `condition` every millisecond until it holds.
 pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
@@ -43,18 +43,18 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Does `act` on a thread of its own, which has to come back.
-pub(crate) fn comes_back<R: Send + 'static>(act: impl FnOnce() -> R + Send + 'static) -> R {
-    let (done, comes) = mpsc::channel();
+/// Runs `act` on a new thread. Panics if it does not return within [`PATIENCE`].
+pub(crate) fn run_on_thread<R: Send + 'static>(act: impl FnOnce() -> R + Send + 'static) -> R {
+    let (result_tx, result) = mpsc::channel();
     let thread = thread::spawn(move || {
-        // Nobody waits any more if it is too late.
-        let _ = done.send(act());
+        // The receiver is gone after a timeout.
+        let _ = result_tx.send(act());
     });
-    match comes.recv_timeout(PATIENCE) {
+    match result.recv_timeout(PATIENCE) {
         Ok(result) => result,
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it does not come back"),
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("the thread does not return"),
         Err(mpsc::RecvTimeoutError::Disconnected) => {
-            let panic = thread.join().expect_err("it sends unless it panics");
+            let panic = thread.join().expect_err("a panic of the thread");
             std::panic::resume_unwind(panic)
         }
     }

@@ -1,5 +1,4 @@
-//! Maps of the application's own that take their time, and what others do meanwhile: an end waits
-//! for a registration that is under way, and a slow map is found in the log.
+//! Slow session maps: an eviction waits for a registration in progress, and a slow call is logged.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,13 +10,13 @@ use tower_ws_liveness::{
     ConnectionId, Liveness, Reason, RegisterError, ReplacePolicy, Seat, SessionMap,
 };
 
-use super::seeded::{PATIENCE, comes_back, until};
+use super::seeded::{PATIENCE, run_on_thread, until};
 use crate::logs::Logs;
 use crate::script::wrapped;
 
 type Act = Box<dyn FnMut(Moment) + Send>;
 
-/// Where in a map something is done.
+/// The point in a map operation at which the closure runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Moment {
     BeforeInsert,
@@ -26,13 +25,13 @@ enum Moment {
     AfterRemove,
 }
 
-/// A map that does something before and after each change, with no lock held.
-struct Staged {
+/// A map that runs a closure before and after each change, without holding its lock.
+struct StagedMap {
     seats: Mutex<BTreeMap<&'static str, Seat<u32>>>,
     act: Mutex<Act>,
 }
 
-impl Staged {
+impl StagedMap {
     fn new(act: impl FnMut(Moment) + Send + 'static) -> Arc<Self> {
         Arc::new(Self {
             seats: Mutex::default(),
@@ -44,7 +43,7 @@ impl Staged {
         self.seats.lock().unwrap().get(key).map(Seat::id)
     }
 
-    /// Nothing is done while something is being done already.
+    /// Does nothing while the closure is already running.
     fn stage(&self, moment: Moment) {
         if let Ok(mut act) = self.act.try_lock() {
             act(moment);
@@ -52,7 +51,7 @@ impl Staged {
     }
 }
 
-impl SessionMap<&'static str, u32> for Staged {
+impl SessionMap<&'static str, u32> for StagedMap {
     fn insert_if(
         &self,
         key: &'static str,
@@ -81,35 +80,35 @@ impl SessionMap<&'static str, u32> for Staged {
     }
 }
 
-/// How many seats the hooks of a connection are told of.
-fn told(live: &Liveness) -> Arc<Mutex<Vec<usize>>> {
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let hook = Arc::clone(&told);
+/// Registers a hook that records the number of seats in the eviction.
+fn seat_counts(live: &Liveness) -> Arc<Mutex<Vec<usize>>> {
+    let seat_counts = Arc::new(Mutex::new(Vec::new()));
+    let hook = Arc::clone(&seat_counts);
     live.on_evict(move |ev| {
         let seats = ev.seats::<&'static str, u32>();
         hook.lock().unwrap().push(seats.count());
     });
-    told
+    seat_counts
 }
 
 #[tokio::test]
-async fn an_end_waits_for_the_registration_that_is_under_way() {
+async fn an_eviction_waits_for_a_registration_in_progress() {
     for stops_at in [Moment::BeforeInsert, Moment::AfterInsert] {
-        let (reached, reaches) = mpsc::channel();
-        let (go_on, goes_on) = mpsc::channel::<()>();
-        let map = Staged::new(move |moment| {
+        let (entered_tx, entered) = mpsc::channel();
+        let (proceed_tx, proceed) = mpsc::channel::<()>();
+        let map = StagedMap::new(move |moment| {
             if moment == stops_at {
-                reached.send(()).unwrap();
-                goes_on.recv_timeout(PATIENCE).unwrap();
+                entered_tx.send(()).unwrap();
+                proceed.recv_timeout(PATIENCE).unwrap();
             }
         });
         let (_stream, live, _) = wrapped();
-        let told = told(&live);
+        let seat_counts = seat_counts(&live);
         let registering = thread::spawn({
             let (live, map) = (live.clone(), Arc::clone(&map));
             move || live.register(&map, "alice", 1)
         });
-        reaches.recv_timeout(PATIENCE).unwrap();
+        entered.recv_timeout(PATIENCE).unwrap();
         let returned = Arc::new(AtomicBool::new(false));
         let evicting = thread::spawn({
             let (live, map, returned) = (live.clone(), Arc::clone(&map), Arc::clone(&returned));
@@ -119,34 +118,34 @@ async fn an_end_waits_for_the_registration_that_is_under_way() {
                 returned.store(true, Ordering::SeqCst);
             }
         });
-        until("the end is noticed", || {
+        until("the connection has ended", || {
             live.health().to_string() == "ended"
         });
-        // It has all the time it could want, and does not return.
+        // `evict` must not return, however long the registration takes.
         thread::sleep(Duration::from_millis(100));
         assert!(!returned.load(Ordering::SeqCst), "{stops_at:?}");
-        assert_eq!(*told.lock().unwrap(), [0_usize; 0], "{stops_at:?}");
-        go_on.send(()).unwrap();
-        let registered = comes_back(move || registering.join().unwrap());
-        assert!(registered.unwrap().is_none(), "it came first");
-        comes_back(move || evicting.join().unwrap());
+        assert_eq!(*seat_counts.lock().unwrap(), [0_usize; 0], "{stops_at:?}");
+        proceed_tx.send(()).unwrap();
+        let registered = run_on_thread(move || registering.join().unwrap());
+        assert!(registered.unwrap().is_none(), "no seat before");
+        run_on_thread(move || evicting.join().unwrap());
         assert_eq!(map.holder("alice"), None, "{stops_at:?}");
-        assert_eq!(*told.lock().unwrap(), [1], "{stops_at:?}");
+        assert_eq!(*seat_counts.lock().unwrap(), [1], "{stops_at:?}");
         assert_eq!(Arc::strong_count(&map), 1);
     }
 }
 
 #[tokio::test]
-async fn others_need_not_wait_for_it() {
-    let (reached, reaches) = mpsc::channel();
-    let (go_on, goes_on) = mpsc::channel::<()>();
-    let map = Staged::new(move |moment| {
+async fn a_registration_in_progress_blocks_nothing_else() {
+    let (entered_tx, entered) = mpsc::channel();
+    let (proceed_tx, proceed) = mpsc::channel::<()>();
+    let map = StagedMap::new(move |moment| {
         if moment == Moment::BeforeInsert {
-            reached.send(()).unwrap();
-            goes_on.recv_timeout(PATIENCE).unwrap();
+            entered_tx.send(()).unwrap();
+            proceed.recv_timeout(PATIENCE).unwrap();
         }
     });
-    let other_map = Staged::new(|_| {});
+    let other_map = StagedMap::new(|_| {});
     let (_stream, live, _) = wrapped();
     let (_other_stream, other, _) = wrapped();
     other.register(&other_map, "bob", 2).unwrap();
@@ -154,10 +153,10 @@ async fn others_need_not_wait_for_it() {
         let (live, map) = (live.clone(), Arc::clone(&map));
         move || live.register(&map, "alice", 1)
     });
-    reaches.recv_timeout(PATIENCE).unwrap();
-    // The same connection elsewhere, another connection's end, and all that handles can do.
+    entered.recv_timeout(PATIENCE).unwrap();
+    // The same connection in another map, another connection's end, and other calls on the handle.
     let meanwhile = live.clone();
-    comes_back(move || {
+    run_on_thread(move || {
         meanwhile.register(&other_map, "alice", 3).unwrap();
         assert!(meanwhile.unregister(&other_map, &"alice").is_some());
         assert_ne!(meanwhile.health().to_string(), "ended");
@@ -165,7 +164,7 @@ async fn others_need_not_wait_for_it() {
         assert!(other.evict(4000, ""));
         assert_eq!(other_map.holder("bob"), None);
     });
-    go_on.send(()).unwrap();
+    proceed_tx.send(()).unwrap();
     registering.join().unwrap().unwrap();
     assert_eq!(map.holder("alice"), Some(live.id()));
 }
@@ -173,7 +172,7 @@ async fn others_need_not_wait_for_it() {
 #[tokio::test]
 async fn a_slow_map_is_logged_with_its_duration() {
     let logs = Logs::keep();
-    let map = Staged::new(|moment| {
+    let map = StagedMap::new(|moment| {
         if moment == Moment::BeforeRemove {
             thread::sleep(Duration::from_millis(150));
         }
@@ -199,43 +198,43 @@ async fn a_slow_map_is_logged_with_its_duration() {
 }
 
 #[tokio::test]
-async fn who_has_ended_is_no_obstacle_though_its_seat_is_not_out_yet() {
-    let newcomer: Arc<Mutex<Option<Liveness>>> = Arc::default();
-    let taken = Arc::new(AtomicBool::new(false));
-    let itself: Arc<Mutex<Option<Arc<Staged>>>> = Arc::default();
-    let map = Staged::new({
-        let (newcomer, taken, map) = (newcomer.clone(), taken.clone(), itself.clone());
+async fn an_ended_connection_whose_seat_is_not_removed_yet_can_be_replaced() {
+    let new_live: Arc<Mutex<Option<Liveness>>> = Arc::default();
+    let replaced = Arc::new(AtomicBool::new(false));
+    let map_slot: Arc<Mutex<Option<Arc<StagedMap>>>> = Arc::default();
+    let map = StagedMap::new({
+        let (new_live, replaced, map) = (new_live.clone(), replaced.clone(), map_slot.clone());
         move |moment| {
-            let newcomer = newcomer.lock().unwrap().clone();
-            let (Moment::BeforeRemove, Some(newcomer)) = (moment, newcomer) else {
+            let new_live = new_live.lock().unwrap().clone();
+            let (Moment::BeforeRemove, Some(new_live)) = (moment, new_live) else {
                 return;
             };
             let map = map.lock().unwrap().clone().unwrap();
             let holder = map.holder("alice").unwrap();
             let policy = ReplacePolicy::oldest_wins();
-            let before = newcomer.register_with(&map, "alice", 2, &policy);
+            let before = new_live.register_with(&map, "alice", 2, &policy);
             let before = before.unwrap().unwrap();
             assert_eq!((before.id(), *before), (holder, 1));
-            taken.store(true, Ordering::SeqCst);
+            replaced.store(true, Ordering::SeqCst);
         }
     });
-    *itself.lock().unwrap() = Some(Arc::clone(&map));
+    *map_slot.lock().unwrap() = Some(Arc::clone(&map));
     let (_old_stream, old, _) = wrapped();
     let (_stream, live, _) = wrapped();
     old.register(&map, "alice", 1).unwrap();
-    *newcomer.lock().unwrap() = Some(live.clone());
-    let told = told(&old);
+    *new_live.lock().unwrap() = Some(live.clone());
+    let seat_counts = seat_counts(&old);
     assert!(old.evict(4000, ""));
-    assert!(taken.load(Ordering::SeqCst));
+    assert!(replaced.load(Ordering::SeqCst));
     assert_eq!(map.holder("alice"), Some(live.id()));
-    // The user is there: nothing of it was the old connection's any more.
-    assert_eq!(*told.lock().unwrap(), [0]);
-    itself.lock().unwrap().take();
+    // The seat belongs to the new connection, so the old eviction has none.
+    assert_eq!(*seat_counts.lock().unwrap(), [0]);
+    map_slot.lock().unwrap().take();
 }
 
 #[tokio::test]
-async fn another_task_registers_after_the_end() {
-    let map = Staged::new(|_| panic!("the map was asked"));
+async fn a_registration_by_another_task_after_the_end_is_refused() {
+    let map = StagedMap::new(|_| panic!("the map was called"));
     let (stream, live, _) = wrapped();
     drop(stream);
     let registering = tokio::spawn({
