@@ -1,5 +1,4 @@
-//! Random conversations over random chunks: whatever both sides say, the handler reads exactly the
-//! peer's bytes minus our pongs, and the peer reads exactly the handler's bytes plus whole pings.
+//! Random conversations in random chunks: only whole pings are added, only their pongs removed.
 
 use std::io::IoSlice;
 
@@ -15,7 +14,7 @@ use crate::support::raw::{Answer, BINARY, CONTINUATION, Frame, PING, PONG, RawCl
 use crate::support::recorder::Recorder;
 use crate::support::{bytes_route, in_memory, ms, within};
 
-/// Data messages, whole or in fragments, with control frames anywhere.
+/// Data messages, whole or in fragments, with control frames in between.
 fn conversation() -> impl Strategy<Value = Vec<Frame>> {
     let payload = prop_oneof![
         8 => vec(any::<u8>(), 0..20),
@@ -49,7 +48,7 @@ fn conversation() -> impl Strategy<Value = Vec<Frame>> {
     })
 }
 
-/// How bytes are cut into writes, over and over, and how long each pauses.
+/// The sizes of writes, repeated cyclically, and the pause after each in milliseconds.
 fn chunks() -> impl Strategy<Value = Vec<(usize, u64)>> {
     let size = prop_oneof![1..4_usize, 1..200_usize, Just(100_000)];
     let pause = prop_oneof![4 => Just(0), 1 => 1..12_u64];
@@ -65,7 +64,7 @@ fn cut<'a>(
         let &(size, pause) = chunks.next()?;
         let (chunk, rest) = bytes.split_at_checked(size).unwrap_or((bytes, &[]));
         bytes = rest;
-        // Tiny pieces of a large frame would take for ever.
+        // Pauses between tiny pieces of a large frame would take too long.
         let pause = if rest.len() > 500 { 0 } else { pause };
         (!chunk.is_empty()).then_some((chunk, pause))
     })
@@ -131,17 +130,18 @@ async fn converse(case: Case) {
     };
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(5))
-        // Longer than any single frame takes, with all its pauses.
+        // Longer than the transfer of any frame, including its pauses.
         .timeout(ms(60_000))
         .proof_of_life(proof)
         .on_evict(recorder.hook())
         .build()
         .unwrap();
-    let (tell, mut told) = mpsc::unbounded_channel();
-    let (say, mut said) = mpsc::unbounded_channel();
+    let (received_tx, mut received_rx) = mpsc::unbounded_channel();
+    let (flushed_tx, mut flushed_rx) = mpsc::unbounded_channel();
     let server = case.clone();
     let route = bytes_route(move |io| {
-        let (case, tell, say) = (server.clone(), tell.clone(), say.clone());
+        let (case, received_tx, flushed_tx) =
+            (server.clone(), received_tx.clone(), flushed_tx.clone());
         async move {
             let (mut read, mut write) = tokio::io::split(io);
             let down = case
@@ -149,7 +149,7 @@ async fn converse(case: Case) {
                 .iter()
                 .flat_map(Frame::unmasked)
                 .collect::<Vec<u8>>();
-            let talk = async {
+            let send = async {
                 for (chunk, pause) in cut(&down, &case.down_chunks) {
                     let mut done = 0;
                     while done < chunk.len() {
@@ -167,20 +167,20 @@ async fn converse(case: Case) {
                         sleep(ms(pause)).await;
                     }
                 }
-                say.send(()).unwrap();
+                flushed_tx.send(()).unwrap();
             };
-            let listen = async {
-                let mut heard = Vec::new();
+            let receive = async {
+                let mut received = Vec::new();
                 let mut buffer = vec![0; case.read_buffer];
                 loop {
                     match read.read(&mut buffer).await.unwrap() {
-                        0 => break heard,
-                        count => heard.extend_from_slice(&buffer[..count]),
+                        0 => break received,
+                        count => received.extend_from_slice(&buffer[..count]),
                     }
                 }
             };
-            let ((), heard) = tokio::join!(talk, listen);
-            tell.send(heard).unwrap();
+            let ((), received) = tokio::join!(send, receive);
+            received_tx.send(received).unwrap();
         }
     });
     let app = Router::new().route("/ws", route).layer(heartbeat);
@@ -189,73 +189,75 @@ async fn converse(case: Case) {
         .await
         .answering(Answer::Nothing);
 
-    // Pings are recognised by what they cannot be: the handler's own frames come in their order.
+    // The handler's frames arrive in order. A frame that is not the next one must be our ping.
     let mut expected = case.down.iter();
     let mut next = expected.next();
     let mut ours: Vec<Vec<u8>> = Vec::new();
-    let mut hear = |frame: Frame, ours: &mut Vec<Vec<u8>>| {
+    let mut on_frame = |frame: Frame, ours: &mut Vec<Vec<u8>>| {
         if next == Some(&frame) {
             next = expected.next();
         } else {
             assert_eq!(
                 frame.opcode, PING,
-                "neither the handler's nor ours: {frame:?}"
+                "neither a frame of the handler nor a ping: {frame:?}"
             );
             ours.push(frame.payload);
         }
         next.is_none()
     };
 
-    let mut all_heard = case.down.is_empty();
+    let mut all_received = case.down.is_empty();
     for frame in &case.up {
         let bytes = frame.masked();
         for (chunk, pause) in cut(&bytes, &case.up_chunks) {
-            // Reads while it writes, or both sides might wait for each other.
+            // Reads while it writes, or both sides might wait for buffer space.
             let mut sent = 0;
             while sent < chunk.len() {
                 sent += client.send_or_receive(&chunk[sent..]).await.unwrap();
                 while let Some(frame) = client.received_frame() {
-                    all_heard |= hear(frame, &mut ours);
+                    all_received |= on_frame(frame, &mut ours);
                 }
             }
             if pause > 0 {
                 let _ = timeout(ms(pause), async {
                     loop {
                         let frame = client.read_frame().await.unwrap().unwrap();
-                        all_heard |= hear(frame, &mut ours);
+                        all_received |= on_frame(frame, &mut ours);
                     }
                 })
                 .await;
             }
         }
-        // At a boundary our client answers whatever has come so far.
+        // At a frame boundary the client answers the pings received so far.
         for ping in ours.drain(..) {
             client.send(&Frame::new(PONG, ping)).await.unwrap();
         }
     }
-    while !all_heard {
+    while !all_received {
         let frame = within("the handler's frames", client.read_frame()).await;
-        all_heard |= hear(frame.unwrap().unwrap(), &mut ours);
+        all_received |= on_frame(frame.unwrap().unwrap(), &mut ours);
     }
-    // The end of the peer's stream ends the connection: no earlier than the handler has flushed. A
-    // ping may stand before that, and has to be read.
+    // The end of the peer's stream ends the connection, so the handler must flush first. The client
+    // reads on because a ping may block that flush.
     let read_on = async {
         loop {
             client.read_frame().await.unwrap().unwrap();
         }
     };
     tokio::select! {
-        flushed = within("the handler's last flush", said.recv()) => flushed.unwrap(),
+        flushed = within("the handler's last flush", flushed_rx.recv()) => flushed.unwrap(),
         () = read_on => {}
     }
     client.shutdown().await.unwrap();
-    let heard: Vec<u8> = within("the handler's end", told.recv()).await.unwrap();
-    let said: Vec<u8> = case.up.iter().flat_map(Frame::masked).collect();
+    let received: Vec<u8> = within("the handler's end", received_rx.recv())
+        .await
+        .unwrap();
+    let sent: Vec<u8> = case.up.iter().flat_map(Frame::masked).collect();
     assert!(
-        heard == said,
-        "the handler heard {} bytes of {}",
-        heard.len(),
-        said.len()
+        received == sent,
+        "the handler read {} bytes of {}",
+        received.len(),
+        sent.len()
     );
     recorder.nth(1).await;
     recorder.stays_at(1).await;

@@ -1,7 +1,7 @@
-//! Bytes that the peer sends together with its opening handshake: hyper has read some of them, and
-//! the rest is in the socket.
+//! Bytes that the peer sends together with its opening handshake.
 //!
-//! Over HTTP/1.1 alone: HTTP/2 keeps the request and the bytes behind it in frames of their own.
+//! hyper has read some of them with the request head; the rest is in the socket. Only over
+//! HTTP/1.1: HTTP/2 has separate frames for the request and for the bytes after it.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -17,12 +17,12 @@ use tower_ws_liveness::{HeartbeatLayer, HeartbeatLayerBuilder};
 use crate::support::raw::{BINARY, Frame, PING, PONG, RawClient, opening};
 use crate::support::{Server, bytes_route, echo_route, ms, told_of, until, within};
 
-/// A heartbeat that stays out of the way.
+/// A heartbeat that sends no ping during a test.
 fn heartbeat() -> HeartbeatLayerBuilder {
     HeartbeatLayer::builder().interval(ms(60_000))
 }
 
-/// Sends the handshake and `early` at once, and returns the client when the server has answered.
+/// Sends the handshake and `early` in one write, and returns the client after the response.
 async fn open_early(addr: SocketAddr, early: &[u8]) -> RawClient {
     let mut io = TcpStream::connect(addr).await.unwrap();
     io.set_nodelay(true).unwrap();
@@ -35,8 +35,8 @@ async fn open_early(addr: SocketAddr, early: &[u8]) -> RawClient {
     RawClient::over(io)
 }
 
-/// A route whose handler reads `size` bytes at a time to the end, and tells what it has read. It
-/// begins when it is told to.
+/// A route whose handler waits for `begin`, reads up to `size` bytes at a time until the end, and
+/// sends the result to the receiver.
 fn reading(
     size: usize,
     begin: Arc<Notify>,
@@ -44,19 +44,19 @@ fn reading(
     MethodRouter<(), Infallible>,
     mpsc::UnboundedReceiver<Vec<u8>>,
 ) {
-    let (tell, told) = mpsc::unbounded_channel();
+    let (read_tx, read) = mpsc::unbounded_channel();
     let route = bytes_route(move |mut io| {
-        let (tell, begin) = (tell.clone(), Arc::clone(&begin));
+        let (read_tx, begin) = (read_tx.clone(), Arc::clone(&begin));
         async move {
             begin.notified().await;
             let (mut got, mut buf) = (Vec::new(), vec![0; size]);
             while let Ok(count @ 1..) = io.read(&mut buf).await {
                 got.extend_from_slice(&buf[..count]);
             }
-            let _ = tell.send(got);
+            let _ = read_tx.send(got);
         }
     });
-    (route, told)
+    (route, read)
 }
 
 #[tokio::test]
@@ -64,7 +64,7 @@ async fn early_bytes_arrive_whole_once_and_in_order() {
     let frames: Vec<u8> = (0_u8..50)
         .flat_map(|i| Frame::new(BINARY, vec![i; usize::from(i) * 7]).masked())
         .collect();
-    // Up to what hyper reads with the head, and beyond.
+    // From one byte to more than hyper reads together with the head.
     for early in [1, 2, 5, 6, 7, 125, 1_000, 4_000, 7_900, 8_500] {
         for size in [1, 3, 1_024, 65_536] {
             let begin = Arc::new(Notify::new());
@@ -82,7 +82,7 @@ async fn early_bytes_arrive_whole_once_and_in_order() {
 }
 
 #[tokio::test]
-async fn an_early_request_is_answered_though_nothing_follows() {
+async fn an_early_message_is_answered_without_further_bytes() {
     let app = Router::new().route("/ws", echo_route());
     let server = Server::start(app.layer(heartbeat().build().unwrap())).await;
     for payload in ["", "early", &"long ".repeat(1_000)] {
@@ -94,13 +94,13 @@ async fn an_early_request_is_answered_though_nothing_follows() {
     }
 }
 
-/// A control frame of the peer's begins early and ends late, around our ping: neither is it lost,
-/// nor does it hide the pong behind it.
+/// The peer's control frame begins with the early bytes and ends after our ping. It must pass, and
+/// the pong behind it must be found.
 #[tokio::test]
 async fn a_control_frame_may_lie_across_the_end_of_the_early_bytes() {
     let message = Frame::text("first").masked();
     for opcode in [PING, PONG] {
-        // As long as a pong of ours, so that it may be one up to its last byte.
+        // As long as a pong to our ping, so only its last byte rules that out.
         let control = Frame::new(opcode, *b"not ours").masked();
         for cut in 1..control.len() {
             let begin = Arc::new(Notify::new());
@@ -109,12 +109,12 @@ async fn a_control_frame_may_lie_across_the_end_of_the_early_bytes() {
                 .interval(ms(20))
                 .timeout(ms(20_000))
                 .jitter(0.0);
-            let (route, mut lives) = told_of(route);
+            let (route, mut handles) = told_of(route);
             let app = Router::new().route("/ws", route);
             let server = Server::start(app.layer(layer.build().unwrap())).await;
             let early = [&message[..], &control[..cut]].concat();
             let mut client = open_early(server.addr, &early).await;
-            let live = lives.recv().await.unwrap();
+            let live = handles.recv().await.unwrap();
             let ping = client.expect_ping().await;
             begin.notify_one();
             client.send_bytes(&control[cut..]).await.unwrap();

@@ -1,5 +1,4 @@
-//! Streams of bytes that no WebSocket library made: fragments, reserved bits, writes across frame
-//! boundaries, a Close frame and what is no frame at all.
+//! Handwritten frames: fragments, reserved bits, writes across boundaries, and malformed bytes.
 
 use std::io::IoSlice;
 use std::time::Duration;
@@ -17,7 +16,7 @@ use crate::support::{bytes_route, in_memory, ms, noise, watched_route, within};
 
 #[tokio::test(start_paused = true)]
 async fn the_handlers_fragments_keep_their_order_with_pings_in_between() {
-    // A message of 20 fragments takes 600 ms. A ping waits 20 ms for its end.
+    // The message takes 600 ms. A ping waits at most 20 ms for the end of a message.
     let mut client = fragments_for(ms(20)).await;
     client.pings = 0;
     for frame in fragments() {
@@ -26,7 +25,8 @@ async fn the_handlers_fragments_keep_their_order_with_pings_in_between() {
     assert!((8..=20).contains(&client.pings), "{} pings", client.pings);
 }
 
-/// Some peers lose a compressed message that a ping interrupts.
+/// A ping waits for the end of a message because some peers lose a compressed message that a ping
+/// interrupts.
 #[tokio::test(start_paused = true)]
 async fn a_ping_waits_for_the_end_of_a_message() {
     let mut client = fragments_for(ms(1_000)).await;
@@ -39,7 +39,7 @@ async fn a_ping_waits_for_the_end_of_a_message() {
     assert_eq!(read, fragments());
 }
 
-/// A client that is pinged all the time, by a server whose handler sends [`fragments`] with pauses.
+/// A client of a server that pings every 10 ms, and whose handler sends [`fragments`] with pauses.
 async fn fragments_for(timeout: Duration) -> RawClient<DuplexStream> {
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(10))
@@ -48,7 +48,7 @@ async fn fragments_for(timeout: Duration) -> RawClient<DuplexStream> {
         .unwrap();
     let route = bytes_route(move |mut io| async move {
         for frame in fragments() {
-            // Each fragment in two writes, with time for a ping inside and after it.
+            // Two writes for each fragment, with time for a ping inside it and after it.
             let bytes = frame.unmasked();
             let (head, tail) = bytes.split_at(bytes.len() / 2);
             for half in [head, tail] {
@@ -75,7 +75,7 @@ fn fragments() -> Vec<Frame> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_never_stops_at_a_boundary_is_pinged_through() {
+async fn a_handler_that_never_stops_at_a_frame_boundary_is_pinged() {
     for vectored in [false, true] {
         let heartbeat = HeartbeatLayer::builder()
             .interval(ms(10))
@@ -84,7 +84,7 @@ async fn a_handler_that_never_stops_at_a_boundary_is_pinged_through() {
             .unwrap();
         let route = bytes_route(move |mut io| async move {
             let frame = Frame::new(BINARY, noise(1, 50)).unmasked();
-            // Starts in the middle of a frame, and so does everything after it.
+            // Every write after the first starts and ends in the middle of a frame.
             let (head, tail) = frame.split_at(20);
             let mut written = io.write_all(head).await;
             while written.is_ok() {
@@ -110,7 +110,7 @@ async fn a_handler_that_never_stops_at_a_boundary_is_pinged_through() {
                 Frame::new(BINARY, noise(1, 50))
             );
         }
-        // A second, and a ping about every ten milliseconds of it.
+        // The frames take one second, with a ping about every 10 ms.
         assert!(client.pings >= 50, "{} pings", client.pings);
     }
 }
@@ -135,15 +135,15 @@ async fn reserved_bits_are_opaque_in_both_directions() {
         })
         .collect();
     let answers: Vec<u8> = frames.iter().flat_map(Frame::unmasked).collect();
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (received_tx, mut received_rx) = mpsc::unbounded_channel();
     let route = bytes_route(move |mut io| {
-        let (tell, answers) = (tell.clone(), answers.clone());
+        let (received_tx, answers) = (received_tx.clone(), answers.clone());
         async move {
             io.write_all(&answers).await.unwrap();
             io.flush().await.unwrap();
-            let mut dump = Vec::new();
-            io.read_to_end(&mut dump).await.unwrap();
-            tell.send(dump).unwrap();
+            let mut received = Vec::new();
+            io.read_to_end(&mut received).await.unwrap();
+            received_tx.send(received).unwrap();
         }
     });
     let app = Router::new().route("/ws", route).layer(heartbeat);
@@ -157,13 +157,15 @@ async fn reserved_bits_are_opaque_in_both_directions() {
         client.live_until_ping(pings + 1).await;
     }
     client.shutdown().await.unwrap();
-    let dump = within("the handler's end", told.recv()).await.unwrap();
+    let received = within("the handler's end", received_rx.recv())
+        .await
+        .unwrap();
     let sent: Vec<u8> = frames.iter().flat_map(Frame::masked).collect();
-    assert!(dump == sent, "the handler read other bytes than were sent");
+    assert!(received == sent, "the handler read different bytes");
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_follows_a_close_frame() {
+async fn no_ping_follows_a_close_frame() {
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(10))
         .timeout(ms(10))
@@ -179,13 +181,13 @@ async fn nothing_follows_a_close_frame() {
     let mut client = RawClient::handshake(in_memory(app, 16 * 1024), "/ws").await;
     assert_eq!(client.expect_frame().await, Frame::new(CLOSE, ""));
     assert!(client.pings > 0);
-    // The answer to it is long in coming, and the heartbeat has nothing to say meanwhile.
+    // The client delays its Close frame. No ping is due meanwhile.
     let more = timeout(ms(500), client.read_frame()).await;
     assert!(more.is_err(), "after the Close frame: {more:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn malformed_frames_pass_unjudged_and_nothing_is_injected_any_more() {
+async fn malformed_frames_pass_unchanged_and_stop_the_pings() {
     let reserved = Frame::new(0x3, "reserved opcode").masked();
     let long_control = Frame::new(PING, vec![b'x'; 126]).masked();
     let split_control = Frame::new(PING, "half a ping").unfinished().masked();
@@ -203,40 +205,42 @@ async fn malformed_frames_pass_unjudged_and_nothing_is_injected_any_more() {
             .on_evict(recorder.hook())
             .build()
             .unwrap();
-        let (tell, mut told) = mpsc::unbounded_channel();
+        let (received_tx, mut received_rx) = mpsc::unbounded_channel();
         let route = bytes_route(move |mut io| {
-            let tell = tell.clone();
+            let received_tx = received_tx.clone();
             async move {
-                let mut dump = Vec::new();
+                let mut received = Vec::new();
                 let mut buffer = [0; 64];
                 while let Ok(count @ 1..) = io.read(&mut buffer).await {
-                    dump.extend_from_slice(&buffer[..count]);
-                    if dump.ends_with(b"say it") {
-                        io.write_all(b"no frame either").await.unwrap();
+                    received.extend_from_slice(&buffer[..count]);
+                    if received.ends_with(b"answer") {
+                        io.write_all(b"not a frame too").await.unwrap();
                         io.flush().await.unwrap();
                     }
                 }
-                tell.send(dump).unwrap();
+                received_tx.send(received).unwrap();
             }
         });
         let app = Router::new().route("/ws", route).layer(heartbeat);
         let mut client = RawClient::handshake(in_memory(app, 16 * 1024), "/ws").await;
         client.live_until_ping(3).await;
-        let good = Frame::text("a good frame first").masked();
+        let good = Frame::text("a valid frame first").masked();
         client.send_bytes(&good).await.unwrap();
         client.send_bytes(&malformed).await.unwrap();
 
-        // Ten intervals of silence without one byte more.
+        // No byte is sent for ten intervals.
         let injected = timeout(ms(100), client.read_frame()).await;
         assert!(injected.is_err(), "{name}: {injected:?}");
-        client.send_bytes(b"say it").await.unwrap();
-        let said = within("the handler's bytes", client.read_exactly(15)).await;
-        assert_eq!(said.unwrap(), b"no frame either", "{name}");
+        client.send_bytes(b"answer").await.unwrap();
+        let answer = within("the handler's bytes", client.read_exactly(15)).await;
+        assert_eq!(answer.unwrap(), b"not a frame too", "{name}");
         client.shutdown().await.unwrap();
-        let dump = within("the handler's end", told.recv()).await.unwrap();
+        let received = within("the handler's end", received_rx.recv())
+            .await
+            .unwrap();
         assert_eq!(
-            dump,
-            [good, malformed, b"say it".to_vec()].concat(),
+            received,
+            [good, malformed, b"answer".to_vec()].concat(),
             "{name}"
         );
         drop(client);

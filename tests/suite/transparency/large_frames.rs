@@ -1,5 +1,4 @@
-//! One frame of 100 MB in either direction, and in both at once, so slowly that it lasts many times
-//! the interval and the timeout: the connection lives, and every byte arrives.
+//! Slow frames of 100 MB outlast every timeout, arrive unchanged and cause no eviction.
 
 use std::fmt::Debug;
 use std::io;
@@ -21,32 +20,32 @@ use crate::support::{bytes_route, ms, noise, within};
 
 over_each_wire! {
     #[tokio::test]
-    a_huge_frame_over_a_slow_socket_kills_nobody;
+    a_huge_frame_over_a_slow_socket_does_not_evict;
 }
 
-const HUGE: usize = 100_000_000;
+const HUGE_BYTES: usize = 100_000_000;
 
-/// A frame of this length is not read slowly: the link has recovered.
-const LAST: usize = 3_000_000;
+/// A frame of this length is read without pauses.
+const LAST_BYTES: usize = 3_000_000;
 
 /// The payload repeats at a prime number of bytes.
-const PERIOD: usize = 65_521;
+const PERIOD_BYTES: usize = 65_521;
 
 const PROOFS: [ProofOfLife; 2] = [ProofOfLife::AnyBytes, ProofOfLife::MatchingPong];
 
-/// Who sends a huge frame.
+/// Which sides send a huge frame.
 #[derive(Clone, Copy, Debug)]
 struct Sends {
     peer: bool,
     handler: bool,
 }
 
-/// So many bytes, and then a pause.
+/// A number of bytes, and the pause after them.
 #[derive(Clone, Copy)]
 struct Pace(usize, Duration);
 
-/// One call of `write` then lasts for many times every timeout, if the other side is slow.
-const UNHURRIED: Pace = Pace(PERIOD * 16, Duration::ZERO);
+/// Without pauses. If the other side is slow, one `write_all` call outlasts every timeout.
+const UNHURRIED: Pace = Pace(PERIOD_BYTES * 16, Duration::ZERO);
 
 impl Pace {
     async fn rest(self) {
@@ -56,12 +55,12 @@ impl Pace {
     }
 }
 
-/// The payload, and a period more, so that as much can be taken from any place.
+/// 17 periods of the payload, so that 16 periods are available from any offset.
 fn payload() -> Vec<u8> {
-    noise(100, PERIOD).repeat(17)
+    noise(100, PERIOD_BYTES).repeat(17)
 }
 
-/// Writes the frame in pieces. Its masking key, at a client, is zero, and legal.
+/// Writes the frame in pieces. A client masks with a key of zero, which RFC 6455 permits.
 async fn send_frame<W: AsyncWrite + Unpin>(
     io: &mut W,
     len: usize,
@@ -79,8 +78,8 @@ async fn send_frame<W: AsyncWrite + Unpin>(
     while sent < len {
         let end = len.min(sent + pace.0);
         while sent < end {
-            let at = sent % PERIOD;
-            let count = (PERIOD * 16).min(end - sent);
+            let at = sent % PERIOD_BYTES;
+            let count = (PERIOD_BYTES * 16).min(end - sent);
             io.write_all(&payload[at..at + count]).await?;
             sent += count;
         }
@@ -90,21 +89,21 @@ async fn send_frame<W: AsyncWrite + Unpin>(
     Ok(())
 }
 
-/// Reads the frame's payload, and compares every byte of it.
+/// Reads the payload of a frame and compares every byte.
 async fn read_payload<R: AsyncRead + Unpin>(io: &mut R, len: usize, pace: Pace) -> io::Result<()> {
     let payload = payload();
-    let mut buffer = vec![0; PERIOD];
+    let mut buffer = vec![0; PERIOD_BYTES];
     let (mut read, mut rest_at) = (0, pace.0);
     while read < len {
-        let room = PERIOD.min(len - read).min(rest_at - read);
+        let room = PERIOD_BYTES.min(len - read).min(rest_at - read);
         let count = io.read(&mut buffer[..room]).await?;
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let at = read % PERIOD;
+        let at = read % PERIOD_BYTES;
         assert!(
             buffer[..count] == payload[at..at + count],
-            "changed behind {read}"
+            "changed after byte {read}"
         );
         read += count;
         if read == rest_at {
@@ -115,7 +114,7 @@ async fn read_payload<R: AsyncRead + Unpin>(io: &mut R, len: usize, pace: Pace) 
     Ok(())
 }
 
-/// What one side finds in what the other sends.
+/// A frame that one side receives.
 #[derive(Debug, PartialEq, Eq)]
 enum Got {
     Binary(usize),
@@ -123,11 +122,11 @@ enum Got {
     Text(Vec<u8>),
 }
 
-/// Tells of each frame until the stream ends, however it does.
+/// Sends each received frame to `frames_tx` until the stream ends or fails.
 async fn read_frames<R: AsyncRead + Unpin>(
     io: R,
     pace: Pace,
-    tell: mpsc::UnboundedSender<Got>,
+    frames_tx: mpsc::UnboundedSender<Got>,
 ) -> io::Result<()> {
     let mut io = BufReader::with_capacity(64, io);
     loop {
@@ -143,7 +142,7 @@ async fn read_frames<R: AsyncRead + Unpin>(
         };
         let got = if first == 0x80 | BINARY {
             assert_eq!(key, 0);
-            let pace = if count == LAST as u64 {
+            let pace = if count == LAST_BYTES as u64 {
                 UNHURRIED
             } else {
                 pace
@@ -161,28 +160,28 @@ async fn read_frames<R: AsyncRead + Unpin>(
             match first & 0xf {
                 PING => Got::Ping(payload),
                 TEXT => Got::Text(payload),
-                // Nobody here pings but the layer, so a pong at the handler is one too many.
+                // Only the layer sends pings, so the handler must not receive a pong.
                 opcode => panic!("opcode {opcode:#x} of {count} bytes"),
             }
         };
-        if tell.send(got).is_err() {
+        if frames_tx.send(got).is_err() {
             return Ok(());
         }
     }
 }
 
-/// Reads as fast as it can, sends its frame as fast as it is taken, and then echoes texts.
+/// Reads without pauses, sends its huge frame, and then echoes texts.
 async fn handler<S: AsyncRead + AsyncWrite + Send + 'static>(io: S, sends: Sends) {
     let (read, mut write) = split(io);
-    let (tell, mut told) = mpsc::unbounded_channel();
-    let reading = tokio::spawn(read_frames(read, UNHURRIED, tell));
+    let (frames_tx, mut frames) = mpsc::unbounded_channel();
+    let reading = tokio::spawn(read_frames(read, UNHURRIED, frames_tx));
     if sends.handler {
-        send_frame(&mut write, HUGE, false, UNHURRIED)
+        send_frame(&mut write, HUGE_BYTES, false, UNHURRIED)
             .await
             .unwrap();
     }
     let mut got = Vec::new();
-    while let Some(frame) = told.recv().await {
+    while let Some(frame) = frames.recv().await {
         if let Got::Text(text) = &frame {
             let echo = Frame::new(TEXT, text.clone()).unmasked();
             write.write_all(&echo).await.unwrap();
@@ -193,33 +192,36 @@ async fn handler<S: AsyncRead + AsyncWrite + Send + 'static>(io: S, sends: Sends
     let end = reading.await.unwrap();
     let mut expected = vec![Got::Text(b"end".to_vec())];
     if sends.peer {
-        expected.insert(0, Got::Binary(HUGE));
+        expected.insert(0, Got::Binary(HUGE_BYTES));
     }
     assert_eq!(got, expected, "{end:?}");
 }
 
-/// The peer's side: returns how long the frames took, and how many pings came during its own.
+/// The peer's side. Returns the duration of the frames, and the number of pings during its own
+/// frame.
 async fn peer<S>(io: S, sends: Sends, pace: Pace) -> (Duration, usize)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let begun = Instant::now();
     let (read, mut write) = split(io);
-    let (tell, mut told) = mpsc::unbounded_channel();
-    let reading = tokio::spawn(read_frames(read, pace, tell));
+    let (frames_tx, mut frames) = mpsc::unbounded_channel();
+    let reading = tokio::spawn(read_frames(read, pace, frames_tx));
     if sends.peer {
-        send_frame(&mut write, HUGE, true, pace).await.unwrap();
+        send_frame(&mut write, HUGE_BYTES, true, pace)
+            .await
+            .unwrap();
     }
-    // Nothing could be answered in the middle of the peer's own frame.
-    let pings_during = told.len();
+    // The peer could not send a pong inside its own frame.
+    let pings_during = frames.len();
     let (mut took, mut pings_after) = (None, 0);
     if !sends.handler {
         took = Some(begun.elapsed());
     }
-    let mut said = false;
+    let mut sent_end = false;
     let long = Duration::from_secs(3_600);
     loop {
-        match timeout(long, told.recv()).await.expect("a frame") {
+        match timeout(long, frames.recv()).await.expect("a frame") {
             Some(Got::Ping(ping)) => {
                 let pong = Frame::new(PONG, ping).masked();
                 write.write_all(&pong).await.unwrap();
@@ -232,9 +234,9 @@ where
             }
             None => panic!("{:?} with {sends:?}", reading.await),
         }
-        // Still alive, and pinged as ever.
-        if pings_after >= pings_during + 3 && !said {
-            said = true;
+        // The connection is still open, and pings are still sent.
+        if pings_after >= pings_during + 3 && !sent_end {
+            sent_end = true;
             write.write_all(&Frame::text("end").masked()).await.unwrap();
         }
         write.flush().await.unwrap();
@@ -250,14 +252,14 @@ fn heartbeat(proof: ProofOfLife, recorder: &Recorder) -> HeartbeatLayerBuilder {
 }
 
 #[track_caller]
-fn nobody_was_evicted(recorder: &Recorder, live: &Liveness, case: &impl Debug) {
+fn assert_not_evicted(recorder: &Recorder, live: &Liveness, case: &impl Debug) {
     assert_eq!(recorder.total(), 0, "{case:?}: {:?}", recorder.all());
     let stats = live.stats();
     assert!(stats.pongs_received() >= 3, "{case:?}: {stats:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_huge_frame_that_lasts_minutes_kills_nobody() {
+async fn a_huge_frame_that_lasts_minutes_does_not_evict() {
     let (interval, limit) = (ms(100), ms(400));
     for proof in PROOFS {
         for (peer_sends, handler_sends) in [(true, false), (false, true), (true, true)] {
@@ -276,13 +278,13 @@ async fn a_huge_frame_that_lasts_minutes_kills_nobody() {
             let (client, server) = duplex(16 * 1024);
             let (stream, live) = layer.wrap_server(server);
             let handler = tokio::spawn(handler(stream, sends));
-            // Every pause is longer than the interval.
+            // The pauses are longer than the interval.
             let pace = Pace(100_000, ms(250));
             let (took, pings) = peer(client, sends, pace).await;
             let case = (proof, sends);
             assert!(took > (interval + limit) * 400, "{case:?}: {took:?}");
-            nobody_was_evicted(&recorder, &live, &case);
-            // One between any two pieces, or only one if nothing but its pong is an answer.
+            assert_not_evicted(&recorder, &live, &case);
+            // A ping between any two pieces, or only one if only its pong is proof of life.
             let least = match (sends, proof) {
                 (Sends { handler: true, .. }, _) => 0,
                 (_, ProofOfLife::AnyBytes) => 900,
@@ -295,7 +297,7 @@ async fn a_huge_frame_that_lasts_minutes_kills_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ping_that_waits_behind_megabytes_kills_nobody_as_long_as_they_drain() {
+async fn a_ping_queued_behind_draining_megabytes_does_not_evict() {
     for proof in PROOFS {
         let recorder = Recorder::new();
         let layer = heartbeat(proof, &recorder)
@@ -303,33 +305,33 @@ async fn a_ping_that_waits_behind_megabytes_kills_nobody_as_long_as_they_drain()
             .timeout(ms(400))
             .build()
             .unwrap();
-        // What this holds takes ten pauses to drain, and many times the timeout.
+        // A full buffer takes ten pauses to drain, which is many times the timeout.
         let (client, server) = duplex(1 << 20);
         let (mut stream, live) = layer.wrap_server(server);
         let handler = tokio::spawn(async move {
-            for len in [1_000_000; 30].into_iter().chain([LAST]) {
+            for len in [1_000_000; 30].into_iter().chain([LAST_BYTES]) {
                 send_frame(&mut stream, len, false, UNHURRIED).await?;
             }
             sleep(ms(1_000)).await;
             stream.shutdown().await
         });
         let (read, mut write) = split(client);
-        let (tell, mut told) = mpsc::unbounded_channel();
-        let reading = tokio::spawn(read_frames(read, Pace(100_000, ms(250)), tell));
-        let (mut frames, mut pings, begun) = (0, 0, Instant::now());
-        while let Some(got) = told.recv().await {
-            frames += usize::from(matches!(got, Got::Binary(_)));
+        let (frames_tx, mut frames) = mpsc::unbounded_channel();
+        let reading = tokio::spawn(read_frames(read, Pace(100_000, ms(250)), frames_tx));
+        let (mut messages, mut pings, begun) = (0, 0, Instant::now());
+        while let Some(got) = frames.recv().await {
+            messages += usize::from(matches!(got, Got::Binary(_)));
             if let Got::Ping(ping) = got {
                 pings += 1;
                 let pong = Frame::new(PONG, ping).masked();
                 write.write_all(&pong).await.unwrap();
             }
         }
-        assert_eq!(frames, 31, "{:?}", reading.await);
+        assert_eq!(messages, 31, "{:?}", reading.await);
         assert!(begun.elapsed() > ms(30 * 10 * 250));
         assert!(pings >= 10, "{pings} pings");
         within("the handler", handler).await.unwrap().unwrap();
-        // The handler's own end.
+        // The handler ended the connection.
         let event = recorder.nth(1).await;
         let reason = Reason::ServerClosed { code: None };
         assert_eq!(event.reason, reason, "{proof:?}: {:?}", live.stats());
@@ -337,14 +339,14 @@ async fn a_ping_that_waits_behind_megabytes_kills_nobody_as_long_as_they_drain()
     }
 }
 
-async fn a_huge_frame_over_a_slow_socket_kills_nobody(wire: Wire) {
+async fn a_huge_frame_over_a_slow_socket_does_not_evict(wire: Wire) {
     let (interval, limit) = (ms(100), ms(200));
     let both = Sends {
         peer: true,
         handler: true,
     };
     let recorder = Recorder::new();
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (done_tx, mut done) = mpsc::unbounded_channel();
     let mut app = Router::new();
     for (path, proof) in ["/any", "/pong"].into_iter().zip(PROOFS) {
         let layer = heartbeat(proof, &recorder)
@@ -352,18 +354,18 @@ async fn a_huge_frame_over_a_slow_socket_kills_nobody(wire: Wire) {
             .timeout(limit)
             .build()
             .unwrap();
-        let tell = tell.clone();
+        let done_tx = done_tx.clone();
         let route = bytes_route(move |io| {
-            let tell = tell.clone();
+            let done_tx = done_tx.clone();
             async move {
                 handler(io, both).await;
-                tell.send(()).unwrap();
+                done_tx.send(()).unwrap();
             }
         });
         app = app.route(path, route.layer(layer));
     }
-    // A ping waits behind what the kernel holds of the frame before it. How long that takes is the
-    // configuration's business, so the kernel is not given room for megabytes.
+    // A ping is queued behind the bytes in the kernel's send buffer. The buffer is small, so that
+    // they drain within the configured timeout.
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_send_buffer_size(64 * 1024).unwrap();
     socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
@@ -382,19 +384,19 @@ async fn a_huge_frame_over_a_slow_socket_kills_nobody(wire: Wire) {
     };
     tokio::join!(transfer("/any"), transfer("/pong"));
     for ended in 1..=2 {
-        within("the handler's end", told.recv()).await.unwrap();
+        within("the handler's end", done.recv()).await.unwrap();
         let event = recorder.nth(ended).await;
-        // The peers' own ends, which are a reset if a last ping was left unread.
-        let own = matches!(event.reason, Reason::PeerVanished | Reason::Transport(_));
-        assert!(own, "{event:?}");
+        // The peers end the connections. An unread last ping makes that a reset.
+        let by_peer = matches!(event.reason, Reason::PeerVanished | Reason::Transport(_));
+        assert!(by_peer, "{event:?}");
         let stats = event.eviction.stats();
         assert!(stats.pongs_received() >= 3, "{stats:?}");
-        assert!(stats.bytes_received().min(stats.bytes_sent()) > HUGE as u64);
+        assert!(stats.bytes_received().min(stats.bytes_sent()) > HUGE_BYTES as u64);
     }
     serving.abort();
 }
 
-/// Opens a WebSocket over this socket, on which nothing was said yet.
+/// Opens a WebSocket over this new TCP connection.
 async fn open(wire: Wire, mut socket: TcpStream, path: &str) -> Carrier {
     if wire == Wire::Http2 {
         let settings = h2::client::Builder::new();
@@ -402,7 +404,7 @@ async fn open(wire: Wire, mut socket: TcpStream, path: &str) -> Carrier {
         return Carrier::stream(&Arc::new(connection), path).await;
     }
     socket.write_all(opening(path).as_bytes()).await.unwrap();
-    // Byte by byte: the frame may be right behind it.
+    // Byte by byte, because the first frame may follow immediately.
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(within("the upgrade", socket.read_u8()).await.unwrap());

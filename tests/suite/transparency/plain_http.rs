@@ -1,8 +1,7 @@
-//! What is no WebSocket upgrade passes as if the layers were not there: nothing is counted, nobody
-//! is told, and no task is left.
+//! Requests that open no WebSocket pass unchanged, uncounted, and without leaking a task.
 //!
-//! Over HTTP/1.1, where an upgrade is a matter of headers. Over HTTP/2 it is one of CONNECT, and in
-//! `layers/http2.rs`.
+//! These tests use HTTP/1.1, where an upgrade depends on headers. `layers/http2.rs` covers extended
+//! CONNECT.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -32,7 +31,7 @@ use crate::support::recorder::Recorder;
 use crate::support::scene::{patient, quiet};
 use crate::support::{Server, alive_tasks, echo, echo_route, until, within};
 
-/// Both layers around these routes, and everything that counts.
+/// Both layers around these routes, with one recorder and one registry.
 fn layered(routes: Router) -> (Router, Recorder, Registry) {
     let recorder = Recorder::new();
     let heartbeat = quiet().on_evict(recorder.hook()).build().unwrap();
@@ -41,7 +40,7 @@ fn layered(routes: Router) -> (Router, Recorder, Registry) {
     (routes.layer(idle).layer(heartbeat), recorder, registry)
 }
 
-/// One HTTP/1.1 connection, kept alive.
+/// A persistent HTTP/1.1 connection.
 struct Http {
     requests: SendRequest<Full<Bytes>>,
     connection: JoinHandle<hyper::Result<()>>,
@@ -141,7 +140,7 @@ async fn refused_upgrades_and_ordinary_requests_leave_nothing_behind() {
             assert_eq!(response.headers()["x-kept"], "yes");
             assert_eq!(response.body(), "not here");
         }
-        // Refused by axum's extractor, in its own words.
+        // axum's extractor refuses this version.
         let response = http.send(upgrade("/ws", "12")).await;
         assert!(response.status().is_client_error(), "{response:?}");
         let response = http.send(upgrade("/nowhere", "13")).await;
@@ -155,14 +154,14 @@ async fn refused_upgrades_and_ordinary_requests_leave_nothing_behind() {
         assert_eq!(response.body(), "not here");
         assert!(registry.is_empty());
     }
-    // Still the one connection, and not a task more than before.
-    until("no task is left of the refused upgrades", || {
+    // The HTTP connection is still open and serves with no more tasks than before.
+    until("the tasks of the refused upgrades have ended", || {
         alive_tasks() <= open_tasks
     })
     .await;
 
     http.close().await;
-    until("no task is left", || alive_tasks() <= idle_tasks).await;
+    until("every task has ended", || alive_tasks() <= idle_tasks).await;
     assert!(registry.is_empty());
     recorder.stays_at(0).await;
 }
@@ -185,19 +184,19 @@ async fn an_upgrade_succeeds_on_a_connection_on_which_others_were_refused() {
     assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
     let upgraded = within("the upgrade", hyper::upgrade::on(response)).await;
     let mut client = RawClient::over(TokioIo::new(upgraded.unwrap()));
-    client.send(&Frame::text("here at last")).await.unwrap();
-    assert_eq!(client.expect_frame().await, Frame::text("here at last"));
+    client.send(&Frame::text("hello")).await.unwrap();
+    assert_eq!(client.expect_frame().await, Frame::text("hello"));
     assert_eq!(registry.len(), 1);
     drop((client, http));
-    // One hook on each layer.
+    // Each layer has the hook.
     for n in [1, 2] {
         assert_eq!(recorder.nth(n).await.reason, Reason::PeerVanished);
     }
-    until("no task is left", || alive_tasks() <= idle_tasks).await;
+    until("every task has ended", || alive_tasks() <= idle_tasks).await;
     recorder.stays_at(2).await;
 }
 
-/// A middleware that changes its mind about an upgrade.
+/// Middleware that replaces an upgrade response by a 403.
 async fn forbid(State(body): State<&'static str>, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
@@ -205,9 +204,9 @@ async fn forbid(State(body): State<&'static str>, request: Request, next: Next) 
 }
 
 #[tokio::test]
-async fn an_upgrade_that_a_middleware_takes_back_is_none() {
+async fn an_upgrade_that_middleware_replaces_is_not_a_connection() {
     let routes = Router::new().route("/ws", echo_route());
-    let routes = routes.layer(middleware::from_fn_with_state("taken back", forbid));
+    let routes = routes.layer(middleware::from_fn_with_state("replaced", forbid));
     let (app, recorder, registry) = layered(routes);
     let server = Server::start(app).await;
     let idle_tasks = alive_tasks();
@@ -215,27 +214,27 @@ async fn an_upgrade_that_a_middleware_takes_back_is_none() {
     for _ in 0..5 {
         let response = http.send(upgrade("/ws", "13")).await;
         assert_eq!(response.status(), StatusCode::FORBIDDEN);
-        assert_eq!(response.body(), "taken back");
+        assert_eq!(response.body(), "replaced");
     }
     http.close().await;
-    until("no task is left", || alive_tasks() <= idle_tasks).await;
+    until("every task has ended", || alive_tasks() <= idle_tasks).await;
     assert!(registry.is_empty());
     recorder.stays_at(0).await;
 }
 
 #[tokio::test]
-async fn an_upgrade_that_is_taken_back_behind_the_layers_leaves_nothing_open() {
+async fn an_upgrade_replaced_outside_the_layers_leaves_no_connection() {
     let (app, recorder, registry) = layered(Router::new().route("/ws", echo_route()));
-    let app = app.layer(middleware::from_fn_with_state("too late", forbid));
+    let app = app.layer(middleware::from_fn_with_state("replaced", forbid));
     let server = Server::start(app).await;
     let idle_tasks = alive_tasks();
     let mut http = Http::connect(server.addr).await;
     let response = http.send(upgrade("/ws", "13")).await;
-    assert_eq!(response.body(), "too late");
+    assert_eq!(response.body(), "replaced");
     http.close().await;
-    until("no task is left", || alive_tasks() <= idle_tasks).await;
+    until("every task has ended", || alive_tasks() <= idle_tasks).await;
     assert!(registry.is_empty());
-    // The layers saw the upgrade promised: they may report its end, but once for each layer.
+    // The layers saw the 101, so each of them may report its end once.
     let ids: Vec<_> = recorder.all().iter().map(|event| event.id).collect();
     assert!(
         ids.len() <= 2 && ids.iter().all(|id| *id == ids[0]),
@@ -243,19 +242,19 @@ async fn an_upgrade_that_is_taken_back_behind_the_layers_leaves_nothing_open() {
     );
 }
 
-/// Shouts back what it hears, over an upgrade to a protocol of its own. The handler takes the TCP
-/// stream itself out of the upgrade, which shows that nobody has wrapped it.
+/// Echoes in upper case over an upgrade to another protocol. The handler downcasts the upgrade to
+/// the TCP stream, which succeeds only if no layer has wrapped it.
 async fn shout(mut request: Request) -> Response {
     assert_eq!(request.headers()[UPGRADE], "shout/1");
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let parts = downcast::<TokioIo<TcpStream>>(upgrade.await.unwrap());
-        let parts = parts.expect("the TCP stream itself");
-        let mut heard = parts.read_buf.to_vec();
+        let parts = parts.expect("the unwrapped TCP stream");
+        let mut received = parts.read_buf.to_vec();
         let mut io = parts.io.into_inner();
-        io.read_to_end(&mut heard).await.unwrap();
-        heard.make_ascii_uppercase();
-        io.write_all(&heard).await.unwrap();
+        io.read_to_end(&mut received).await.unwrap();
+        received.make_ascii_uppercase();
+        io.write_all(&received).await.unwrap();
         io.shutdown().await.unwrap();
     });
     let headers = [(CONNECTION, "upgrade"), (UPGRADE, "shout/1")];
@@ -263,7 +262,7 @@ async fn shout(mut request: Request) -> Response {
 }
 
 #[tokio::test]
-async fn an_upgrade_to_another_protocol_passes_untouched() {
+async fn an_upgrade_to_another_protocol_passes_unchanged() {
     let (app, recorder, registry) = layered(Router::new().route("/shout", get(shout)));
     let server = Server::start(app).await;
     let idle_tasks = alive_tasks();
@@ -273,14 +272,14 @@ async fn an_upgrade_to_another_protocol_passes_untouched() {
     )
     .await
     .unwrap();
-    // What looks like frames, among other things.
-    let said = [
+    // Some of the bytes look like frames.
+    let sent = [
         &b"hello "[..],
         &Frame::text("frame").masked(),
         &[0x89, 0, 0x8a, 0],
     ]
     .concat();
-    io.write_all(&said).await.unwrap();
+    io.write_all(&sent).await.unwrap();
     io.shutdown().await.unwrap();
     let mut answer = Vec::new();
     within("the shout", io.read_to_end(&mut answer))
@@ -292,18 +291,18 @@ async fn an_upgrade_to_another_protocol_passes_untouched() {
         .unwrap()
         + 4;
     assert!(answer.starts_with(b"HTTP/1.1 101 "));
-    assert_eq!(answer[end..], said.to_ascii_uppercase());
+    assert_eq!(answer[end..], sent.to_ascii_uppercase());
     drop(io);
-    until("no task is left", || alive_tasks() <= idle_tasks).await;
+    until("every task has ended", || alive_tasks() <= idle_tasks).await;
     assert!(registry.is_empty());
     recorder.stays_at(0).await;
 }
 
 #[tokio::test]
-async fn the_layers_add_one_task_in_all() {
+async fn the_layers_add_one_task_in_total() {
     const CONNECTIONS: usize = 25;
 
-    /// The tasks of so many connections, and of none after that.
+    /// Returns the number of tasks with all connections open, and waits until they have ended.
     async fn tasks(app: Router, wait_for_end: impl AsyncFnOnce()) -> usize {
         let server = Server::start(app).await;
         let before = alive_tasks();
@@ -315,7 +314,7 @@ async fn the_layers_add_one_task_in_all() {
             assert_eq!(client.expect_frame().await, hello);
             clients.push(client);
         }
-        // What serves the HTTP of a connection ends with the upgrade, if not at once.
+        // The task that serves HTTP on a connection ends soon after the upgrade.
         until("one task each", || {
             (CONNECTIONS..=CONNECTIONS + 1).contains(&(alive_tasks().saturating_sub(before)))
         })
@@ -323,7 +322,7 @@ async fn the_layers_add_one_task_in_all() {
         let opened = alive_tasks().saturating_sub(before);
         drop(clients);
         wait_for_end().await;
-        until("no task is left", || alive_tasks() <= before).await;
+        until("every task has ended", || alive_tasks() <= before).await;
         opened
     }
 
@@ -332,14 +331,14 @@ async fn the_layers_add_one_task_in_all() {
     let (app, recorder, registry) = layered(bare);
     let ends = recorder.reached(2 * CONNECTIONS);
     let layered = tasks(app, async || {
-        within("all ends", ends).await;
+        within("all evictions", ends).await;
     })
     .await;
     assert!(layered <= CONNECTIONS + 1, "{layered} tasks");
     assert!(registry.is_empty());
 }
 
-// The extractor where there is nothing to extract.
+// The extractor without a connection to extract.
 
 #[tokio::test]
 async fn the_extractor_names_the_missing_layer() {
@@ -393,9 +392,10 @@ async fn a_request_without_upgrade_has_no_liveness() {
     recorder.stays_at(0).await;
 }
 
-/// What the client asked for decides, whether or not there is a layer: each of these is its fault.
+/// With or without a layer, the client's request decides the status: each of these is a client
+/// error.
 #[tokio::test]
-async fn the_extractor_says_what_is_wrong_with_the_request() {
+async fn the_extractor_answers_with_the_status_of_what_the_request_lacks() {
     let route = || {
         Router::new().route(
             "/ws",
@@ -406,32 +406,32 @@ async fn the_extractor_says_what_is_wrong_with_the_request() {
     let layered = Server::start(app).await;
     let bare = Server::start(route()).await;
     let upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\n";
-    let not_here = "Upgrade: websocket\r\nConnection: upgrade";
+    let upgrade_required = "Upgrade: websocket\r\nConnection: upgrade";
     let table = [
-        // A plain request, as a browser's address bar sends it.
-        ("GET /ws HTTP/1.1", "", 426, not_here),
+        // What a browser sends for a plain page load.
+        ("GET /ws HTTP/1.1", "", 426, upgrade_required),
         // What `curl --http2` sends.
         (
             "GET /ws HTTP/1.1",
             "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n",
             426,
-            not_here,
+            upgrade_required,
         ),
         (
             "GET /ws HTTP/1.1",
             "Connection: upgrade\r\nUpgrade: h2c, TLS/1.2\r\n",
             426,
-            not_here,
+            upgrade_required,
         ),
-        ("GET /ws HTTP/1.0", upgrade, 426, not_here),
-        ("GET /ws HTTP/1.0", "", 426, not_here),
+        ("GET /ws HTTP/1.0", upgrade, 426, upgrade_required),
+        ("GET /ws HTTP/1.0", "", 426, upgrade_required),
         ("POST /ws HTTP/1.1", upgrade, 405, "Allow: GET"),
         ("POST /ws HTTP/1.0", "", 405, "Allow: GET"),
         ("PUT /ws HTTP/1.1", "", 405, "Allow: GET"),
     ];
     for server in [&layered, &bare] {
         for (line, headers, status, expected) in table {
-            let answer = ask(server.addr, &format!("{line}\r\nHost: x\r\n{headers}")).await;
+            let answer = send_raw(server.addr, &format!("{line}\r\nHost: x\r\n{headers}")).await;
             assert_eq!(answer.status, status, "{line} {headers}: {answer:?}");
             for header in expected.split("\r\n") {
                 let header = header.to_ascii_lowercase();
@@ -447,7 +447,7 @@ async fn the_extractor_says_what_is_wrong_with_the_request() {
     recorder.stays_at(0).await;
 }
 
-/// The answer to one request.
+/// The response to one request.
 #[derive(Debug)]
 struct Reply {
     status: u16,
@@ -456,8 +456,8 @@ struct Reply {
     body: String,
 }
 
-/// Sends a request by hand: a client library would not send some of them.
-async fn ask(addr: SocketAddr, head: &str) -> Reply {
+/// Sends a handwritten request: a client library refuses to send some of these.
+async fn send_raw(addr: SocketAddr, head: &str) -> Reply {
     let mut io = TcpStream::connect(addr).await.unwrap();
     let request = format!("{}\r\nConnection: close\r\n\r\n", head.trim_end());
     io.write_all(request.as_bytes()).await.unwrap();
@@ -475,7 +475,7 @@ async fn ask(addr: SocketAddr, head: &str) -> Reply {
     }
 }
 
-/// A list of protocols may be spread over lines, in any order and case (RFC 9110 section 7.8).
+/// `Upgrade` may list protocols over several lines, in any order and case (RFC 9110 section 7.8).
 #[tokio::test]
 async fn the_extractor_finds_a_websocket_among_other_protocols() {
     let (app, recorder, registry) =
@@ -487,7 +487,7 @@ async fn the_extractor_finds_a_websocket_among_other_protocols() {
         "h2c\r\nUpgrade: websocket",
     ] {
         let head = format!("GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: {lists}");
-        let answer = ask(server.addr, &head).await;
+        let answer = send_raw(server.addr, &head).await;
         assert_eq!(
             (answer.status, answer.body.as_str()),
             (200, "alive"),
@@ -498,7 +498,7 @@ async fn the_extractor_finds_a_websocket_among_other_protocols() {
     recorder.stays_at(0).await;
 }
 
-/// A unit test of an axum application: no hyper, and so no `OnUpgrade`.
+/// A unit test of an axum application has no hyper connection, and so no `OnUpgrade`.
 #[tokio::test]
 async fn a_handler_with_an_optional_liveness_is_testable_without_a_server() {
     let routes = || {
@@ -530,7 +530,7 @@ async fn a_handler_with_an_optional_liveness_is_testable_without_a_server() {
     assert_eq!(headers[UPGRADE], "websocket");
     assert_eq!(headers[CONNECTION], "upgrade");
     assert!(body.contains("OnUpgrade"), "{body}");
-    // Without a layer that is not what is missing first.
+    // Without a layer the extractor reports the missing layer first.
     let (status, _, body) = respond(routes(), "/live").await;
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
     assert!(body.contains("HeartbeatLayer"), "{body}");

@@ -1,5 +1,6 @@
-//! The wrapped stream over a scripted transport: whatever is cut, delayed or malformed, the bytes
-//! of both sides come through, and pings stand at frame boundaries only.
+//! A wrapped stream over a scripted transport: all bytes pass, and pings stand at frame boundaries.
+//!
+//! The transport cuts and delays the bytes, and some of them are malformed.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -28,8 +29,8 @@ fn paused(test: impl Future<Output = Result<(), TestCaseError>>) -> Result<(), T
     runtime.block_on(test)
 }
 
-/// Runs `work` while the transport goes on after so many milliseconds.
-async fn kicking<F: Future>(peer: &Peer, every: u64, work: F) -> F::Output {
+/// Runs `work` and resumes the transport every `every` milliseconds.
+async fn with_kicks<F: Future>(peer: &Peer, every: u64, work: F) -> F::Output {
     let kicks = async {
         loop {
             sleep(ms(every)).await;
@@ -42,22 +43,22 @@ async fn kicking<F: Future>(peer: &Peer, every: u64, work: F) -> F::Output {
     }
 }
 
-/// An operation of the handler, which never has to wait for more than a few kicks.
+/// Runs an operation of the handler, which must complete after a few kicks.
 async fn soon<T>(operation: impl Future<Output = io::Result<T>>) -> T {
     let done = timeout(ms(500), operation).await;
     done.expect("the handler is stuck").unwrap()
 }
 
 #[derive(Clone, Debug)]
-struct Said {
+struct SentFrame {
     first: u8,
     key: [u8; 4],
     payload: Vec<u8>,
-    /// Silence before it.
+    /// The pause before the frame, in milliseconds.
     pause: u64,
 }
 
-fn said(closing: bool) -> impl Strategy<Value = Said> {
+fn sent_frame(closing: bool) -> impl Strategy<Value = SentFrame> {
     let len = prop_oneof![
         6 => 0..20_usize,
         2 => Just(8),
@@ -74,7 +75,7 @@ fn said(closing: bool) -> impl Strategy<Value = Said> {
             let control = opcode >= 8;
             let len = if control { len.min(125) } else { len };
             let fin = if control { 0x80 } else { bits & 0x80 };
-            Said {
+            SentFrame {
                 first: fin | bits & 0x70 | opcode,
                 key,
                 payload: (0..len)
@@ -88,7 +89,7 @@ fn said(closing: bool) -> impl Strategy<Value = Said> {
 
 fn steps() -> impl Strategy<Value = Vec<usize>> {
     let step = prop_oneof![3 => Just(1), 3 => 2..30_usize, 1 => Just(ALL), 2 => Just(WAIT)];
-    // One that moves something at least.
+    // At least one step moves bytes.
     (
         vec(step, 0..6),
         prop_oneof![Just(1), 1..20_usize, Just(ALL)],
@@ -107,9 +108,9 @@ fn role() -> impl Strategy<Value = Role> {
 #[derive(Clone, Debug)]
 enum Aside {
     Nothing,
-    /// Answers one of our pings; an old one is ours too.
+    /// Answers one of our pings, counted back from the latest.
     Pong(usize),
-    /// Sends what only looks like an answer.
+    /// Sends a frame that only resembles a pong to our ping.
     NearMiss(u8),
 }
 
@@ -121,7 +122,7 @@ fn aside() -> impl Strategy<Value = Aside> {
     ]
 }
 
-/// Bytes that differ from the answer to `ping` in one thing.
+/// A frame that differs from the pong to `ping` in one respect.
 fn near_miss(role: Role, mut ping: [u8; 8], kind: u8) -> Vec<u8> {
     let key = role.inbound([1, 2, 3, 4]);
     match kind {
@@ -139,11 +140,11 @@ fn near_miss(role: Role, mut ping: [u8; 8], kind: u8) -> Vec<u8> {
 struct InboundCase {
     role: Role,
     matching: bool,
-    frames: Vec<(Aside, Said)>,
+    frames: Vec<(Aside, SentFrame)>,
     reads: Vec<usize>,
-    /// Sizes of the handler's buffer, and how long it thinks before it reads.
+    /// The sizes of the handler's buffer, and its pause before each read in milliseconds.
     buffers: Vec<(usize, u64)>,
-    /// So many bytes of a pong of ours come before the end.
+    /// The number of bytes of a pong to our ping before the end.
     tail: usize,
 }
 
@@ -155,7 +156,7 @@ fn inbound_case() -> impl Strategy<Value = InboundCase> {
     (
         role(),
         any::<bool>(),
-        vec((aside(), said(true)), 0..14),
+        vec((aside(), sent_frame(true)), 0..14),
         steps(),
         vec(buffer, 1..5),
         0..14_usize,
@@ -183,10 +184,10 @@ async fn read_exactly_the_peers_bytes(case: InboundCase) -> Result<(), TestCaseE
     let layer = patient(2).proof_of_life(proof).build().unwrap();
     let (mut stream, live) = role.wrap(&layer, io);
 
-    let speak = async {
+    let send = async {
         let mut expected = Vec::new();
-        for (aside, said) in &case.frames {
-            sleep(ms(said.pause)).await;
+        for (aside, sent) in &case.frames {
+            sleep(ms(sent.pause)).await;
             let pings = peer.pings();
             match (aside, pings.last()) {
                 (Aside::Pong(back), Some(_)) => {
@@ -199,11 +200,11 @@ async fn read_exactly_the_peers_bytes(case: InboundCase) -> Result<(), TestCaseE
                 }
                 _ => {}
             }
-            let bytes = frame(said.first, role.inbound(said.key), &said.payload);
-            // A real peer's frame does not come all at once.
+            let bytes = frame(sent.first, role.inbound(sent.key), &sent.payload);
+            // The frame arrives in two parts, as on a network.
             let (head, rest) = bytes.split_at(bytes.len() / 2);
             peer.send(head);
-            sleep(ms(said.pause / 2)).await;
+            sleep(ms(sent.pause / 2)).await;
             peer.send(rest);
             expected.extend(bytes);
         }
@@ -216,26 +217,26 @@ async fn read_exactly_the_peers_bytes(case: InboundCase) -> Result<(), TestCaseE
         peer.end(Ok(()));
         expected
     };
-    let listen = async {
+    let receive = async {
         let mut read = Vec::new();
         let mut buf = vec![0; 65_536];
         for (size, pause) in case.buffers.iter().cycle() {
-            // With tiny buffers a large frame would take for ever otherwise.
+            // Pauses with a tiny buffer and a large frame would take too long.
             if *pause > 0 && read.len() < 2_000 {
                 sleep(ms(*pause)).await;
             }
-            // Zero bytes mean the end, so they must not come before.
+            // A read of zero bytes must mean the end of the stream.
             let count = soon(stream.read(&mut buf[..*size])).await;
             if count == 0 {
                 break;
             }
             read.extend_from_slice(&buf[..count]);
         }
-        // The end stays the end.
+        // The end of the stream is permanent.
         assert_eq!(stream.read(&mut buf).await.unwrap(), 0);
         read
     };
-    let (expected, read) = kicking(&peer, 1, async { tokio::join!(speak, listen) }).await;
+    let (expected, read) = with_kicks(&peer, 1, async { tokio::join!(send, receive) }).await;
     prop_assert!(
         read == expected,
         "read {} of {} bytes",
@@ -246,7 +247,7 @@ async fn read_exactly_the_peers_bytes(case: InboundCase) -> Result<(), TestCaseE
     let closed = case
         .frames
         .iter()
-        .any(|(_, said)| said.first & 0xF == CLOSE);
+        .any(|(_, sent)| sent.first & 0xF == CLOSE);
     let reason = live.evicted().await.reason();
     match closed {
         true => prop_assert!(matches!(reason, Reason::PeerClosed { .. }), "{reason}"),
@@ -258,9 +259,9 @@ async fn read_exactly_the_peers_bytes(case: InboundCase) -> Result<(), TestCaseE
 #[derive(Clone, Debug)]
 struct OutboundCase {
     role: Role,
-    frames: Vec<Said>,
+    frames: Vec<SentFrame>,
     close: bool,
-    /// How the handler cuts its bytes into writes, and how long it thinks before.
+    /// The sizes of the handler's writes, and its pause before each in milliseconds.
     slices: Vec<(usize, u64)>,
     vectored: (bool, bool),
     flushes: bool,
@@ -275,7 +276,7 @@ fn outbound_case() -> impl Strategy<Value = OutboundCase> {
     );
     (
         role(),
-        vec(said(false), 1..14),
+        vec(sent_frame(false), 1..14),
         any::<bool>(),
         vec(slice, 1..6),
         any::<(bool, bool)>(),
@@ -284,8 +285,8 @@ fn outbound_case() -> impl Strategy<Value = OutboundCase> {
     )
         .prop_map(
             |(role, frames, close, slices, vectored, flushes, (mut writes, kicks))| {
-                // At a byte per millisecond a large frame would take for ever.
-                if frames.iter().any(|said| said.payload.len() > 1_000) {
+                // At one byte per millisecond a large frame would take too long.
+                if frames.iter().any(|sent| sent.payload.len() > 1_000) {
                     writes.push(ALL);
                 }
                 OutboundCase {
@@ -309,8 +310,8 @@ async fn the_peer_sees_frames_and_whole_pings(case: OutboundCase) -> Result<(), 
     if case.vectored.0 {
         peer.vectored();
     }
-    // Every ping is answered at once, and the next is due as soon as the handler had its turn at a
-    // transport this slow.
+    // Every ping is answered immediately. The interval is long enough for the handler to write to
+    // this slow transport before the next ping is due.
     let waits = case.writes.iter().filter(|size| **size == WAIT).count() as u64;
     let proof = ProofOfLife::MatchingPong;
     let layer = patient(1 + waits * case.kicks)
@@ -323,7 +324,7 @@ async fn the_peer_sees_frames_and_whole_pings(case: OutboundCase) -> Result<(), 
     let mut expected: Vec<Vec<u8>> = case
         .frames
         .iter()
-        .map(|said| frame(said.first, role.outbound(said.key), &said.payload))
+        .map(|sent| frame(sent.first, role.outbound(sent.key), &sent.payload))
         .collect();
     if case.close {
         let close = frame(0x80 | CLOSE, role.outbound([5; 4]), &1000_u16.to_be_bytes());
@@ -354,7 +355,7 @@ async fn the_peer_sees_frames_and_whole_pings(case: OutboundCase) -> Result<(), 
             }
         }
         soon(stream.flush()).await;
-        // Time for a ping too many, however slow the transport is.
+        // Time for one more ping, on the slowest transport here.
         sleep(ms(300)).await;
     };
     let answer = async {
@@ -378,7 +379,7 @@ async fn the_peer_sees_frames_and_whole_pings(case: OutboundCase) -> Result<(), 
             () = answer => (),
         }
     };
-    kicking(&peer, case.kicks, both).await;
+    with_kicks(&peer, case.kicks, both).await;
 
     let wire = peer.wire();
     let (frames, _) = parse(&wire.written);
@@ -393,10 +394,10 @@ async fn the_peer_sees_frames_and_whole_pings(case: OutboundCase) -> Result<(), 
             }
             continue;
         }
-        prop_assert!(!mid_message, "it waits for days for the message's end");
+        prop_assert!(!mid_message, "a ping inside a message");
         prop_assert!(
             frame.may_be_ours(),
-            "neither the handler's nor a ping: {:?}",
+            "neither a frame of the handler nor a ping: {:?}",
             frame
         );
         prop_assert!(
@@ -410,7 +411,7 @@ async fn the_peer_sees_frames_and_whole_pings(case: OutboundCase) -> Result<(), 
         "frames of the handler are missing"
     );
     let sent = live.stats().pings_sent();
-    // The last one may be under way when the test stops.
+    // The last ping may be incomplete when the test stops.
     prop_assert!(
         own == sent || own == sent + 1,
         "{} pings seen, {} counted",
@@ -418,11 +419,11 @@ async fn the_peer_sees_frames_and_whole_pings(case: OutboundCase) -> Result<(), 
         sent
     );
     let held = case.close || mid_message;
-    prop_assert!(held || own > 0, "a ping was due all the time");
+    prop_assert!(held || own > 0, "no ping was sent, though one was due");
     Ok(())
 }
 
-/// Bytes that break a rule of RFC 6455, with `masked` as the direction wants it.
+/// Frame headers that violate RFC 6455, masked as the direction requires.
 fn malformed(masked: bool) -> Vec<(&'static str, Vec<u8>)> {
     let mask = if masked { 0x80 } else { 0 };
     vec![
@@ -439,7 +440,7 @@ fn malformed(masked: bool) -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn malformed_bytes_from_the_peer_pass_and_nothing_is_cut_out() {
+async fn after_malformed_bytes_from_the_peer_no_pong_is_removed() {
     for role in [Role::Server, Role::Client] {
         for (what, broken) in malformed(role == Role::Server) {
             for chunk in [1, 3, ALL] {
@@ -449,7 +450,8 @@ async fn malformed_bytes_from_the_peer_pass_and_nothing_is_cut_out() {
                 sleep(ms(105)).await;
                 let pong = role.pong(&peer.last_ping());
                 let good = frame(0x80 | TEXT, role.inbound([1; 4]), b"good");
-                // The first pong is cut out, the second stands where no boundary is known.
+                // The first pong is removed. The second is behind the malformed frame, where frame
+                // boundaries are unknown, so it passes.
                 let kept = [&good[..], &broken, &[0xFF; 20], &pong, &good].concat();
                 peer.send(&[&pong[..], &kept].concat());
                 peer.end(Ok(()));
@@ -463,7 +465,7 @@ async fn malformed_bytes_from_the_peer_pass_and_nothing_is_cut_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_put_between_malformed_bytes_of_the_handler() {
+async fn no_ping_is_inserted_after_malformed_bytes_of_the_handler() {
     for role in [Role::Server, Role::Client] {
         for (what, broken) in malformed(role == Role::Client) {
             for chunk in [1, ALL] {
@@ -473,7 +475,7 @@ async fn nothing_is_put_between_malformed_bytes_of_the_handler() {
                 let good = frame(0x80 | TEXT, role.outbound([1; 4]), b"good");
                 stream.write_all(&good).await.unwrap();
                 sleep(ms(15)).await;
-                assert_eq!(peer.pings().len(), 1, "{what}: a ping goes out before");
+                assert_eq!(peer.pings().len(), 1, "{what}: a ping is sent before");
                 peer.send(&role.pong(&peer.last_ping()));
                 let written = peer.wire().written.len();
                 let rest = [&broken[..], &[0xFF; 20], &good].concat();
@@ -492,7 +494,7 @@ async fn nothing_is_put_between_malformed_bytes_of_the_handler() {
     }
 }
 
-/// Whether `seen` is `own` with pings put in; where they are cannot be known among garbage.
+/// Whether `seen` is `own` with whole pings inserted. Their positions in garbage are unknown.
 fn is_own_with_pings(own: &[u8], seen: &[u8], ping: usize) -> bool {
     let Some(extra) = seen.len().checked_sub(own.len()) else {
         return false;
@@ -500,22 +502,22 @@ fn is_own_with_pings(own: &[u8], seen: &[u8], ping: usize) -> bool {
     if extra % ping != 0 {
         return false;
     }
-    // `places[k]`: a prefix of `own` and `k` pings explain the bytes of `seen` so far.
-    let mut places = vec![false; extra / ping + 1];
+    // `matches[k]`: the prefix of `own` with `k` inserted pings equals the prefix of `seen`.
+    let mut matches = vec![false; extra / ping + 1];
     for at in 0..=own.len() {
-        let mut next = vec![false; places.len()];
-        for pings in 0..places.len() {
+        let mut next = vec![false; matches.len()];
+        for pings in 0..matches.len() {
             let seen_at = at + pings * ping;
             let copied = match at {
                 0 => pings == 0,
-                _ => places[pings] && own[at - 1] == seen[seen_at - 1],
+                _ => matches[pings] && own[at - 1] == seen[seen_at - 1],
             };
-            let put_in = pings > 0 && next[pings - 1] && seen[seen_at - ping] == 0x89;
-            next[pings] = copied || put_in;
+            let inserted = pings > 0 && next[pings - 1] && seen[seen_at - ping] == 0x89;
+            next[pings] = copied || inserted;
         }
-        places = next;
+        matches = next;
     }
-    places[extra / ping]
+    matches[extra / ping]
 }
 
 async fn garbage_passes(
@@ -529,14 +531,14 @@ async fn garbage_passes(
     peer.write_steps(&writes);
     let (stream, _live) = role.wrap(&patient(60).build().unwrap(), io);
     let (mut reader, mut writer) = tokio::io::split(stream);
-    let speak = async {
+    let send = async {
         for chunk in inbound.chunks(30) {
             peer.send(chunk);
             sleep(ms(20)).await;
         }
         peer.end(Ok(()));
     };
-    let listen = async {
+    let receive = async {
         let (mut read, mut buf) = (Vec::new(), [0; 64]);
         loop {
             match soon(reader.read(&mut buf)).await {
@@ -552,7 +554,7 @@ async fn garbage_passes(
         }
         soon(writer.flush()).await;
     };
-    let ((), read, ()) = kicking(&peer, 1, async { tokio::join!(speak, listen, write) }).await;
+    let ((), read, ()) = with_kicks(&peer, 1, async { tokio::join!(send, receive, write) }).await;
     prop_assert_eq!(read, inbound);
     let ping = if role == Role::Client { 14 } else { 10 };
     let written = peer.wire().written.clone();

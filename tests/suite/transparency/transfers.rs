@@ -1,5 +1,7 @@
-//! The handler reads exactly the peer's bytes minus our own pongs, the peer receives exactly the
-//! handler's bytes plus whole pings at frame boundaries.
+//! Transfers in both directions while pings are sent.
+//!
+//! The handler reads the peer's bytes minus the pongs to our pings. The peer reads the handler's
+//! bytes plus whole pings at frame boundaries.
 
 use axum::Router;
 use axum::extract::ws::{Message as Served, WebSocket};
@@ -20,7 +22,7 @@ over_each_wire! {
     the_pings_of_either_side_work_as_without_the_layers;
 }
 
-const THREE_MB: usize = 3 * 1000 * 1000;
+const MESSAGE_BYTES: usize = 3 * 1000 * 1000;
 
 async fn three_megabytes_both_ways_with_pings_in_between_arrive_unchanged(wire: Wire) {
     let recorder = Recorder::new();
@@ -35,18 +37,18 @@ async fn three_megabytes_both_ways_with_pings_in_between_arrive_unchanged(wire: 
     let client = server.stock_client(wire, "/ws").await;
     let (mut sink, mut stream) = client.split();
 
-    let (go, mut gone) = mpsc::unbounded_channel::<u32>();
+    let (seeds_tx, mut seeds) = mpsc::unbounded_channel::<u32>();
     let upload = tokio::spawn(async move {
-        while let Some(seed) = gone.recv().await {
-            let message = Message::binary(noise(seed, THREE_MB));
+        while let Some(seed) = seeds.recv().await {
+            let message = Message::binary(noise(seed, MESSAGE_BYTES));
             sink.send(message).await.unwrap();
         }
     });
     let mut pings = 0;
     for group in [0..3, 3..6, 6..9, 9..12] {
-        // Several messages under way: one comes while another goes.
+        // Several messages at once, so that uploads and echoes overlap.
         for seed in group.clone() {
-            go.send(seed).unwrap();
+            seeds_tx.send(seed).unwrap();
         }
         for seed in group {
             let echo = loop {
@@ -55,7 +57,7 @@ async fn three_megabytes_both_ways_with_pings_in_between_arrive_unchanged(wire: 
                     message => break message,
                 }
             };
-            let sent = noise(seed, THREE_MB);
+            let sent = noise(seed, MESSAGE_BYTES);
             assert!(echo == Message::binary(sent), "message {seed} changed");
         }
         let ping = within("a ping", stream.next()).await.unwrap().unwrap();
@@ -64,12 +66,12 @@ async fn three_megabytes_both_ways_with_pings_in_between_arrive_unchanged(wire: 
     }
     assert!(pings >= 4, "{pings} pings");
     assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
-    drop(go);
+    drop(seeds_tx);
     upload.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn pings_come_in_the_middle_of_an_upload_and_never_in_the_middle_of_a_download() {
+async fn pings_are_sent_during_an_upload_but_never_inside_a_downloaded_frame() {
     for proof in [ProofOfLife::AnyBytes, ProofOfLife::MatchingPong] {
         let recorder = Recorder::new();
         let heartbeat = HeartbeatLayer::builder()
@@ -83,14 +85,14 @@ async fn pings_come_in_the_middle_of_an_upload_and_never_in_the_middle_of_a_down
         let io = in_memory(app, 16 * 1024);
         let mut client = RawClient::handshake(io, "/ws").await;
 
-        let sent = Frame::new(BINARY, noise(7, THREE_MB));
+        let sent = Frame::new(BINARY, noise(7, MESSAGE_BYTES));
         let mut waiting = Vec::new();
         let bytes = sent.masked();
         let (most, last) = bytes.split_at(bytes.len() - 1);
         for piece in most.chunks(250_000) {
             client.send_bytes(piece).await.unwrap();
-            // Silence in the middle of the frame: a ping comes, and no pong can be sent yet.
-            // No second one comes before the first is answered, where only a pong is an answer.
+            // A pause inside the frame: a ping arrives, and the client cannot send a pong yet.
+            // With `MatchingPong` no second ping is sent before the first is answered.
             if waiting.is_empty() || matches!(proof, ProofOfLife::AnyBytes) {
                 waiting.push(client.expect_ping().await);
             }
@@ -101,8 +103,8 @@ async fn pings_come_in_the_middle_of_an_upload_and_never_in_the_middle_of_a_down
             client.send(&Frame::new(PONG, ping)).await.unwrap();
         }
 
-        // The echo is read slowly: it waits in full buffers while pings fall due.
-        for _ in 0..THREE_MB / 80_000 {
+        // The client reads the echo slowly, so it waits in full buffers while pings are due.
+        for _ in 0..MESSAGE_BYTES / 80_000 {
             sleep(ms(7)).await;
             client.fill(80_000).await.unwrap();
         }
@@ -116,7 +118,7 @@ async fn pings_come_in_the_middle_of_an_upload_and_never_in_the_middle_of_a_down
 }
 
 #[tokio::test(start_paused = true)]
-async fn pongs_that_are_not_ours_are_given_to_the_handler_and_ours_are_not() {
+async fn pongs_to_our_pings_are_removed_and_all_others_reach_the_handler() {
     for chunk in [1, 3, usize::MAX] {
         let heartbeat = HeartbeatLayer::builder()
             .interval(ms(10))
@@ -124,12 +126,12 @@ async fn pongs_that_are_not_ours_are_given_to_the_handler_and_ours_are_not() {
             .proof_of_life(ProofOfLife::MatchingPong)
             .build()
             .unwrap();
-        let (tell, mut told) = mpsc::unbounded_channel();
+        let (messages_tx, mut messages) = mpsc::unbounded_channel();
         let (route, _live) = watched_route(move |mut socket: WebSocket| {
-            let tell = tell.clone();
+            let messages_tx = messages_tx.clone();
             async move {
                 while let Some(Ok(message)) = socket.recv().await {
-                    tell.send(message).unwrap();
+                    messages_tx.send(message).unwrap();
                 }
             }
         });
@@ -161,9 +163,12 @@ async fn pongs_that_are_not_ours_are_given_to_the_handler_and_ours_are_not() {
             expected.push(Served::text("round"));
         }
         for expected in expected {
-            assert_eq!(within("a message", told.recv()).await.unwrap(), expected);
+            assert_eq!(
+                within("a message", messages.recv()).await.unwrap(),
+                expected
+            );
         }
-        assert!(told.try_recv().is_err(), "the handler got too much");
+        assert!(messages.try_recv().is_err(), "one message too many");
     }
 }
 
@@ -176,15 +181,15 @@ async fn the_pings_of_either_side_work_as_without_the_layers(wire: Wire) {
         .on_evict(recorder.hook())
         .build()
         .unwrap();
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (answers_tx, mut answers) = mpsc::unbounded_channel();
     let (route, mut live) = watched_route(move |mut socket: WebSocket| {
-        let tell = tell.clone();
+        let answers_tx = answers_tx.clone();
         async move {
             for n in 0..50_u32 {
                 let ping = n.to_be_bytes().to_vec();
                 socket.send(Served::Ping(ping.into())).await.unwrap();
                 let answer = socket.recv().await.unwrap().unwrap();
-                tell.send(answer).unwrap();
+                answers_tx.send(answer).unwrap();
                 sleep(ms(3)).await;
             }
             support::echo(socket).await;
@@ -195,18 +200,18 @@ async fn the_pings_of_either_side_work_as_without_the_layers(wire: Wire) {
     let mut client = server.stock_client(wire, "/ws").await;
     let live = within("the handler", live.recv()).await.unwrap();
 
-    // The handler's pings: the stock client answers them by being read.
+    // The handler's pings: tungstenite answers them while the client is read.
     for n in 0..50_u32 {
         let pong = loop {
             tokio::select! {
                 biased;
-                pong = told.recv() => break pong.unwrap(),
+                pong = answers.recv() => break pong.unwrap(),
                 message = client.next() => assert!(message.unwrap().unwrap().is_ping()),
             }
         };
         assert_eq!(pong, Served::Pong(n.to_be_bytes().to_vec().into()));
     }
-    // The client's ping: the handler's library answers it.
+    // The client's ping: axum answers it.
     let ping = Message::Ping("from the client".into());
     client.send(ping).await.unwrap();
     let pong = loop {
@@ -216,7 +221,7 @@ async fn the_pings_of_either_side_work_as_without_the_layers(wire: Wire) {
         }
     };
     assert_eq!(pong, Message::Pong("from the client".into()));
-    assert!(live.stats().pings_sent() > 0, "no ping of ours in between");
+    assert!(live.stats().pings_sent() > 0, "the layer sent no ping");
     assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
 }
 

@@ -1,4 +1,4 @@
-//! Who is woken: the transport remembers one waker per direction, and two parties wait for it.
+//! Wakers: a transport keeps one per direction, which the handler and the driver share.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,33 +10,33 @@ use tower_ws_liveness::{Health, HeartbeatLayer, Liveness, ProofOfLife, Reason};
 
 use crate::script::*;
 
-/// A frame of the handler's, at a server.
+/// A frame from the handler of a server.
 fn hello() -> Vec<u8> {
     frame(0x80 | TEXT, None, b"hello")
 }
 
-/// A frame of the peer's, to a server.
-fn said(payload: &[u8]) -> Vec<u8> {
+/// A frame from the peer to a server.
+fn peer_frame(payload: &[u8]) -> Vec<u8> {
     frame(0x80 | BINARY, Some([1, 2, 3, 4]), payload)
 }
 
-// A waker is foreign code.
+// A waker can run arbitrary code when it is dropped.
 
-/// A task that is freed with its last waker, and that ends the connection when it is dropped.
-struct Task(Liveness);
+/// A waker that evicts the connection when its last clone is dropped.
+struct EvictsOnDrop(Liveness);
 
-impl Wake for Task {
+impl Wake for EvictsOnDrop {
     fn wake(self: Arc<Self>) {}
 }
 
-impl Drop for Task {
+impl Drop for EvictsOnDrop {
     fn drop(&mut self) {
         self.0.evict(4000, "");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waker_that_is_replaced_may_end_the_connection_as_it_is_dropped() {
+async fn a_replaced_waker_may_evict_the_connection_when_it_is_dropped() {
     type Polls = fn(&mut Stream, &Waker) -> bool;
     let polls: [Polls; 3] = [
         |stream, waker| {
@@ -58,9 +58,9 @@ async fn a_waker_that_is_replaced_may_end_the_connection_as_it_is_dropped() {
         let (mut stream, live, peer) = wrapped();
         peer.write_steps(&[WAIT]);
         peer.wire().flush_waits = true;
-        let task = Waker::from(Arc::new(Task(live.clone())));
-        assert!(poll(&mut stream, &task));
-        drop(task);
+        let waker = Waker::from(Arc::new(EvictsOnDrop(live.clone())));
+        assert!(poll(&mut stream, &waker));
+        drop(waker);
         assert_ne!(live.health(), Health::Ended);
         assert!(poll(&mut stream, &Waker::from(Wakes::new())));
         let reason = live.evicted().await.reason();
@@ -88,11 +88,11 @@ async fn data_during_a_ping_wakes_the_reader_and_a_lone_pong_does_not() {
             assert_eq!(
                 wakes.count(),
                 0,
-                "{role:?}: a pong is not the handler's business"
+                "{role:?}: a pong must not wake the handler"
             );
             assert_eq!(live.stats().pongs_received(), 5);
 
-            // The ping is out, and something else comes.
+            // Data arrives while a ping is outstanding.
             sleep(ms(105)).await;
             let bytes = frame(0x80 | TEXT, role.inbound([7; 4]), b"data");
             peer.send(&bytes);
@@ -104,12 +104,12 @@ async fn data_during_a_ping_wakes_the_reader_and_a_lone_pong_does_not() {
             }
             assert_eq!(read, bytes);
 
-            // No ping is out, nor one whose round trip could be measured: the transport wakes the
-            // handler.
+            // No ping is outstanding, not even one whose pong would only measure the round trip. So
+            // the transport wakes the handler directly.
             sleep(ms(55)).await;
             assert!(poll_read(&mut stream, &wakes, 64).is_pending());
             peer.send(&bytes);
-            assert_eq!(wakes.count(), 2, "at once");
+            assert_eq!(wakes.count(), 2, "woken by the transport");
         }
     }
 }
@@ -123,11 +123,11 @@ async fn after_a_lone_pong_data_wakes_the_reader() {
     peer.send(&Role::Server.pong(&peer.last_ping()));
     sleep(ms(1)).await;
     assert_eq!(wakes.count(), 0);
-    // No ping is out any more.
-    peer.send(&said(b"x"));
+    // No ping is outstanding now.
+    peer.send(&peer_frame(b"x"));
     sleep(ms(1)).await;
     assert_eq!(wakes.count(), 1);
-    assert_eq!(got(poll_read(&mut stream, &wakes, 64)), said(b"x"));
+    assert_eq!(got(poll_read(&mut stream, &wakes, 64)), peer_frame(b"x"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -137,25 +137,25 @@ async fn a_pong_with_data_behind_it_wakes_the_reader_for_the_data() {
     assert!(poll_read(&mut stream, &wakes, 64).is_pending());
     sleep(ms(105)).await;
     let pong = Role::Server.pong(&peer.last_ping());
-    peer.send(&[pong, said(b"x")].concat());
+    peer.send(&[pong, peer_frame(b"x")].concat());
     sleep(ms(1)).await;
     assert_eq!(wakes.count(), 1);
-    assert_eq!(got(poll_read(&mut stream, &wakes, 64)), said(b"x"));
+    assert_eq!(got(poll_read(&mut stream, &wakes, 64)), peer_frame(b"x"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_that_comes_while_a_ping_is_out_is_woken_too() {
+async fn a_reader_that_polls_while_a_ping_is_outstanding_is_woken() {
     let (mut stream, _live, peer) = wrapped();
     sleep(ms(105)).await;
     peer.last_ping();
     let (first, second) = (Wakes::new(), Wakes::new());
     assert!(poll_read(&mut stream, &first, 64).is_pending());
-    // It moved to another task.
+    // The reader has moved to another task.
     assert!(poll_read(&mut stream, &second, 64).is_pending());
-    peer.send(&said(b"x"));
+    peer.send(&peer_frame(b"x"));
     sleep(ms(1)).await;
     assert_eq!((first.count(), second.count()), (0, 1));
-    assert_eq!(got(poll_read(&mut stream, &second, 64)), said(b"x"));
+    assert_eq!(got(poll_read(&mut stream, &second, 64)), peer_frame(b"x"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -170,7 +170,7 @@ async fn the_end_during_a_ping_wakes_the_reader() {
         peer.end(end);
         sleep(ms(1)).await;
         assert_eq!(wakes.count(), 1);
-        // No pong will come of it: it is the handler's, and comes before the end.
+        // The incomplete pong can never be completed, so the handler reads it before the end.
         assert_eq!(got(poll_read(&mut stream, &wakes, 64)), &pong[..5]);
         match end {
             Ok(()) => {
@@ -195,7 +195,7 @@ async fn both_halves_of_a_split_stream_make_progress() {
     peer.write_steps(&[2, WAIT, 1, WAIT, WAIT, 9]);
     let (mut reader, mut writer) = split(stream);
     let out = hello().repeat(60);
-    let expected = said(b"something").repeat(60);
+    let expected = peer_frame(b"something").repeat(60);
     let writing = tokio::spawn({
         let out = out.clone();
         async move {
@@ -247,25 +247,25 @@ async fn both_halves_of_a_split_stream_make_progress() {
 // The writer.
 
 #[tokio::test(start_paused = true)]
-async fn a_writer_held_up_at_a_boundary_is_woken_after_a_ping_came_in_between() {
+async fn a_writer_pending_at_a_frame_boundary_is_woken_after_a_ping() {
     let (mut stream, live, peer) = wrapped();
     peer.write_steps(&[WAIT]);
     let wakes = Wakes::new();
     assert!(poll_write(&mut stream, &wakes, &hello()).is_pending());
-    // A ping is due; the transport takes nothing of it either, and now remembers the driver.
+    // A ping is due. The transport accepts none of it and now holds the driver's waker.
     sleep(ms(110)).await;
     peer.drain();
     sleep(ms(10)).await;
     assert_eq!(live.stats().pings_sent(), 1);
     assert!(
         wakes.count() > 0,
-        "the transport is writable, and the handler was not told"
+        "the transport is writable, and the handler was not woken"
     );
     assert!(poll_write(&mut stream, &wakes, &hello()).is_ready());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_writer_held_up_in_its_flush_is_woken_after_a_ping_came_in_between() {
+async fn a_writer_pending_in_its_flush_is_woken_after_a_ping() {
     let (mut stream, _live, peer) = wrapped();
     peer.wire().flush_waits = true;
     let wakes = Wakes::new();
@@ -276,12 +276,12 @@ async fn a_writer_held_up_in_its_flush_is_woken_after_a_ping_came_in_between() {
     sleep(ms(10)).await;
     assert!(
         wakes.count() > 0,
-        "the transport is flushed, and the handler was not told"
+        "the transport is flushed, and the handler was not woken"
     );
     assert!(poll_flush(&mut stream, &wakes).is_ready());
 }
 
-/// Where a transport buffers (TLS, HTTP/2), a flush that waits does not keep anybody from writing.
+/// A buffering transport (TLS, HTTP/2) accepts writes while a flush is pending.
 #[tokio::test(start_paused = true)]
 async fn a_writer_behind_a_ping_is_woken_while_the_ping_is_not_flushed() {
     let (mut stream, live, peer) = wrapped();
@@ -295,14 +295,14 @@ async fn a_writer_behind_a_ping_is_woken_while_the_ping_is_not_flushed() {
     assert_eq!((peer.pings().len(), live.stats().pings_sent()), (1, 0));
     assert!(
         wakes.count() > 0,
-        "there is room, and the handler was not told"
+        "the transport is writable, and the handler was not woken"
     );
     assert!(poll_write(&mut stream, &wakes, &hello()).is_ready());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_writer_held_up_inside_its_frame_is_woken_while_a_ping_is_due() {
-    // The handler came before the ping was due, and once more after.
+async fn a_writer_pending_inside_a_frame_is_woken_while_a_ping_is_due() {
+    // The handler polls before the ping is due, and in the second case also after.
     for again in [false, true] {
         let (mut stream, _live, peer) = wrapped();
         peer.write_steps(&[3, WAIT]);
@@ -317,7 +317,7 @@ async fn a_writer_held_up_inside_its_frame_is_woken_while_a_ping_is_due() {
         peer.drain();
         sleep(ms(1)).await;
         assert!(wakes.count() > before, "again: {again}");
-        // With its last byte the ping goes out, and not before.
+        // The ping is sent after the last byte of the handler's frame, and not before.
         assert_eq!(peer.wire().written, &hello()[..3]);
         assert!(poll_write(&mut stream, &wakes, &hello()[3..]).is_ready());
         let frames = peer.frames();
@@ -327,13 +327,13 @@ async fn a_writer_held_up_inside_its_frame_is_woken_while_a_ping_is_due() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ping_that_goes_out_in_the_handlers_own_write_is_watched_all_the_same() {
-    // The handler had asked for bytes before, or not; either way it is busy afterwards.
-    for asked in [false, true] {
+async fn the_driver_waits_for_the_pong_to_a_ping_sent_in_the_handlers_write() {
+    // With and without a pending read of the handler, which does not poll again afterwards.
+    for has_pending_read in [false, true] {
         let (mut stream, live, peer) = wrapped();
         assert!(poll_write(&mut stream, &Wakes::new(), &hello()[..3]).is_ready());
         let reads = Wakes::new();
-        if asked {
+        if has_pending_read {
             assert!(poll_read(&mut stream, &reads, 64).is_pending());
         }
         // A ping is due, and waits for the end of the handler's frame.
@@ -344,9 +344,9 @@ async fn a_ping_that_goes_out_in_the_handlers_own_write_is_watched_all_the_same(
         sleep(ms(5)).await;
         peer.send(&Role::Server.pong(&ping));
         sleep(ms(1)).await;
-        let rtt = live.rtt().expect("nobody looked").last();
-        assert!(rtt <= ms(6), "asked: {asked}, {rtt:?}");
-        assert_eq!(reads.count(), 0, "the pong is not the handler's business");
+        let rtt = live.rtt().expect("the pong was not read").last();
+        assert!(rtt <= ms(6), "pending read: {has_pending_read}, {rtt:?}");
+        assert_eq!(reads.count(), 0, "a pong must not wake the handler");
     }
 }
 
@@ -377,7 +377,7 @@ async fn a_half_written_ping_is_completed_before_the_handlers_bytes() {
 #[tokio::test(start_paused = true)]
 async fn a_ping_that_a_cancelled_write_had_begun_is_finished_by_the_driver() {
     let (mut stream, live, peer) = wrapped();
-    // The transport is full when the ping is due, and the handler's own write gets it going.
+    // The transport is full when the ping is due. The handler's write then sends part of the ping.
     peer.write_steps(&[WAIT, 3, WAIT]);
     sleep(ms(110)).await;
     assert!(peer.wire().written.is_empty());
@@ -401,11 +401,7 @@ async fn a_flush_that_was_cancelled_is_finished_by_the_driver() {
     peer.wire().flush_waits = true;
     sleep(ms(110)).await;
     assert_eq!(peer.wire().written.len(), 10);
-    assert_eq!(
-        live.stats().pings_sent(),
-        0,
-        "it is not with the transport yet"
-    );
+    assert_eq!(live.stats().pings_sent(), 0, "the ping is not flushed yet");
     assert!(timeout(ms(1), stream.flush()).await.is_err(), "cancelled");
     peer.drain();
     sleep(ms(1)).await;
@@ -415,22 +411,25 @@ async fn a_flush_that_was_cancelled_is_finished_by_the_driver() {
 // Reading ahead.
 
 #[tokio::test(start_paused = true)]
-async fn what_is_read_ahead_is_kept_in_order() {
+async fn bytes_read_ahead_keep_their_order() {
     for chunk in [1, 7, 1_000, ALL] {
         let (mut stream, live, peer) = wrapped();
         peer.read_steps(&[chunk]);
         let mut expected = Vec::new();
-        // The handler is away, and its peer alive, for ten intervals.
+        // The handler does not read for ten intervals, while its peer is alive.
         for round in 0..10 {
             sleep(ms(110)).await;
-            let bytes = said(&[round; 1_500]);
+            let bytes = peer_frame(&[round; 1_500]);
             peer.send(&bytes[..700]);
             peer.send(&bytes[700..]);
             peer.send(&Role::Server.pong(&peer.last_ping()));
             expected.extend(bytes);
         }
         sleep(ms(110)).await;
-        assert!(peer.wire().incoming.is_empty(), "all of it fits");
+        assert!(
+            peer.wire().incoming.is_empty(),
+            "not all of it was read ahead"
+        );
         assert!(live.stats().pongs_received() >= 9);
         let mut read = vec![0; expected.len()];
         timeout(ms(10), stream.read_exact(&mut read))
@@ -442,16 +441,16 @@ async fn what_is_read_ahead_is_kept_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_than_can_be_read_ahead_is_no_heartbeat_timeout() {
+async fn a_full_read_ahead_buffer_is_not_a_heartbeat_timeout() {
     for proof in [ProofOfLife::AnyBytes, ProofOfLife::MatchingPong] {
         let (mut stream, live, peer) = wrap_with(heartbeat().proof_of_life(proof));
-        let expected = said(&[5; 100]).repeat(400);
+        let expected = peer_frame(&[5; 100]).repeat(400);
         peer.send(&expected);
         sleep(ms(20_000)).await;
         let waiting = peer.wire().incoming.len();
         assert_eq!(expected.len() - waiting, 16 * 1024, "{proof:?}: read ahead");
         assert_eq!(live.health(), Health::HandlerStalled);
-        // The answers wait behind the rest.
+        // The pongs are queued behind the unread data.
         for ping in peer.pings() {
             peer.send(&Role::Server.pong(&ping));
         }
@@ -465,8 +464,8 @@ async fn more_than_can_be_read_ahead_is_no_heartbeat_timeout() {
     }
 }
 
-/// The peer answered in time, but the runtime was busy for 10 ms before anybody could look, and
-/// other frames, which the transport gives out one at a time, come first.
+/// The peer answers in time, but the runtime is busy for 10 ms past the deadline. Other frames,
+/// which the transport returns one at a time, precede the pong.
 async fn pong_behind(messages: usize, handler_waits: bool) {
     let (mut stream, live, peer) = wrap_with(heartbeat().proof_of_life(ProofOfLife::MatchingPong));
     let wakes = Wakes::new();
@@ -474,8 +473,8 @@ async fn pong_behind(messages: usize, handler_waits: bool) {
         assert!(poll_read(&mut stream, &wakes, 64).is_pending());
     }
     sleep(ms(148)).await;
-    let sent = said(b"message").repeat(messages);
-    peer.read_steps(&[said(b"message").len()]);
+    let sent = peer_frame(b"message").repeat(messages);
+    peer.read_steps(&[peer_frame(b"message").len()]);
     peer.send(&[&sent[..], &Role::Server.pong(&peer.last_ping())].concat());
     advance(ms(10)).await;
     sleep(ms(5)).await;
@@ -500,9 +499,9 @@ async fn a_pong_behind_many_messages_is_seen_before_the_verdict() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_used_up_budget_is_not_taken_for_a_silent_peer() {
-    // Tokio's transports say `Pending` to a task that did much in one go, with bytes waiting. The
-    // driver serves many connections in one go.
+async fn an_exhausted_coop_budget_is_not_a_silent_peer() {
+    // tokio's transports return `Pending` to a task that has exhausted its coop budget, even if
+    // bytes are available. The driver polls many connections in one go.
     let layer: HeartbeatLayer = heartbeat().build().unwrap();
     let connections: Vec<_> = (0..60)
         .map(|_| {
@@ -525,6 +524,6 @@ async fn a_used_up_budget_is_not_taken_for_a_silent_peer() {
     assert_eq!(
         alive.count(),
         connections.len(),
-        "all of them had answered in time"
+        "a peer that answered in time was evicted"
     );
 }
