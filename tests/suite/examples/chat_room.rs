@@ -175,8 +175,9 @@ async fn a_reconnected_user_keeps_the_seat_when_the_old_connection_ends() {
     assert_eq!(users(&dashboard(&server).await), ["alice", "bob"]);
 }
 
-/// All clients stop reading at once, so one line finds every inbox full. Each eviction sends a notice
-/// to the room, which must not evict the next client recursively: the stack is not deep enough.
+/// All clients stop reading at once, so one line finds every inbox full. Each eviction sends a
+/// notice to the room, which must not evict the next client recursively: the stack is not deep
+/// enough.
 #[tokio::test]
 async fn a_room_of_slow_readers_is_emptied_one_by_one() {
     const SLOW: usize = 500;

@@ -1,7 +1,7 @@
 //! Response body types: the layers keep the type and require `Default`.
 //!
-//! They need `Default` for the 503 of a full registry. These tests show which stacks compile, and the
-//! line that makes the others compile.
+//! They need `Default` for the 503 of a full registry. These tests show which stacks compile, and
+//! the line that makes the others compile.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

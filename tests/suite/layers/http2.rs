@@ -268,7 +268,7 @@ async fn a_success_whose_upgrade_is_never_taken_is_evicted_once() {
 
 /// A server that does not offer extended CONNECT opens no WebSocket and serves other requests.
 #[tokio::test]
-async fn without_extended_connect_the_layers_have_nothing_to_do() {
+async fn without_extended_connect_the_layers_register_nothing() {
     let recorder = Recorder::new();
     let heartbeat = quiet().on_evict(recorder.hook()).build().unwrap();
     let registry = heartbeat.registry();

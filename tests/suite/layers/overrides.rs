@@ -1,4 +1,4 @@
-//! Per-connection overrides: through the handle, or through a request extension from an outer layer.
+//! Per-connection overrides, set through the handle or a request extension.
 
 use std::time::Duration;
 
@@ -392,8 +392,8 @@ async fn a_timeout_that_has_already_expired_evicts_without_a_second_ping() {
     assert_eq!(peer.pings().len(), 1);
 }
 
-// A client whose library passes pings to the application, which fails on the first one: the settings
-// that the README recommends for it.
+// A client whose library passes pings to the application, which fails on the first one: the
+// settings that the README recommends for it.
 
 /// The interval at which the client sends a message.
 const KEEPALIVE: Duration = Duration::from_secs(20);

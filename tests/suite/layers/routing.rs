@@ -53,7 +53,7 @@ async fn nested_routers_with_the_layers_on_one_or_both() {
 }
 
 #[tokio::test]
-async fn a_fallback_is_a_route_like_any_other() {
+async fn a_fallback_works_like_a_route() {
     let stack = Stack::new();
     let app = Router::new().fallback_service(stack.routes());
     stack.full_lifecycle(stack.around(app), "/ws").await;

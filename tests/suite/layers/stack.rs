@@ -32,7 +32,7 @@ use crate::support::scene::{patient, quiet};
 use crate::support::{Server, ms, until, within};
 
 /// Request headers that every client sends, for authentication and CORS.
-pub(crate) const TOKEN: &str = "Bearer let-me-in";
+pub(crate) const TOKEN: &str = "Bearer valid";
 pub(crate) const WEBSITE: &str = "https://example.com";
 
 /// The position of a third layer relative to the idle timeout (inner) and the heartbeat (outer).

@@ -1,7 +1,7 @@
 //! Layers stacked in any order share one wrapper; the innermost of a kind decides.
 //!
-//! Covers either order, one layer alone, a layer applied twice, and layers on a router and on one of
-//! its routes. The hooks of all layers are called once.
+//! Covers either order, one layer alone, a layer applied twice, and layers on a router and on one
+//! of its routes. The hooks of all layers are called once.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -575,7 +575,7 @@ async fn a_layer_whose_service_refuses_late_is_removed_from_the_open_connection(
 /// Overrides in a layer's request are removed with the layer. Overrides that a handler sets on its
 /// handle remain, since they belong to the connection.
 #[tokio::test(start_paused = true)]
-async fn overrides_of_a_refused_request_go_and_those_on_the_handle_stay() {
+async fn overrides_in_a_refused_request_are_removed_and_those_on_the_handle_remain() {
     for on_handle in [false, true] {
         let inside = Recorder::new();
         let outside = Recorder::new();

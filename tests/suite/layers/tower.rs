@@ -102,8 +102,8 @@ async fn buffers_and_rates() {
     .await;
 }
 
-/// The concurrency limit counts handshakes, which end with their response, so a limit of 1 allows any
-/// number of connections. `Registry::limit` limits connections.
+/// The concurrency limit counts handshakes, which end with their response, so a limit of 1 allows
+/// any number of connections. `Registry::limit` limits connections.
 #[tokio::test]
 async fn a_concurrency_limit_does_not_count_open_connections() {
     works_in_every_position(|app| {

@@ -299,7 +299,8 @@ async fn the_transport_of_an_abandoned_handshake_is_dropped_before_wait_idle_com
     }
 }
 
-/// The wrapped stream panics, as documented. `evicted()` and `wait_idle()` must complete all the same.
+/// The wrapped stream panics, as documented. `evicted()` and `wait_idle()` must complete all the
+/// same.
 #[test]
 fn a_handshake_that_completes_outside_a_runtime_leaves_no_connection() {
     let (layer, recorder) = heartbeat();

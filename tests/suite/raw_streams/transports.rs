@@ -344,8 +344,8 @@ async fn a_wrapped_stream_works_inside_a_buffer() {
     drop(client);
 }
 
-/// Covers `tokio::io::split` of the wrapped stream itself. The frames have an extension bit, which a
-/// library without the extension would refuse.
+/// Covers `tokio::io::split` of the wrapped stream itself. The frames have an extension bit, which
+/// a library without the extension would refuse.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_pass_through_the_halves_of_a_wrapped_stream() {
     use support::raw::{BINARY, Frame, RawClient};

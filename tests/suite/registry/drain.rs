@@ -95,7 +95,7 @@ async fn each_end_is_counted_as_clean_or_cut() {
             (0, 1, 0),
         ),
         (
-            "the handler's bytes are no frames",
+            "the handler's bytes are not frames",
             |(stream, _, peer)| {
                 peer.send(&peer_close());
                 assert!(poll_write(stream, &Wakes::new(), &[0xFF; 8]).is_ready());
@@ -198,8 +198,8 @@ async fn a_drain_does_not_wait_for_a_frame_boundary_that_it_cannot_detect() {
     let mut scene = DrainScene::new();
     let (stream, _, peer) = scene.open_silent();
     assert!(poll_write(stream, &Wakes::new(), &[0xFF; 8]).is_ready());
-    // The handler's bytes are not frames, so no boundary is known and no Close frame can be sent. The
-    // drain waits only for the peer's end.
+    // The handler's bytes are not frames, so no boundary is known and no Close frame can be sent.
+    // The drain waits only for the peer's end.
     peer.end(Ok(()));
     let begun = Instant::now();
     assert_eq!(
@@ -433,8 +433,8 @@ async fn ten_thousand_connections_are_drained() {
     }
 }
 
-/// On several threads: handlers that write, peers that close, end or stay silent, evictions, and two
-/// drains.
+/// On several threads: handlers that write, peers that close, end or stay silent, evictions, and
+/// two drains.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn drains_race_with_writes_closes_and_evictions() {
     for round in 0..20 {

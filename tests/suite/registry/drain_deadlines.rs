@@ -49,8 +49,8 @@ async fn batches_are_evicted_with_random_pauses_between_them() {
     assert!(pauses.iter().any(|one| *one > ms(1_250)), "{pauses:?}");
 }
 
-/// Drains `count` connections while others open. Asserts that the former are evicted within the first
-/// half of the deadline, and that the latter are evicted as they open.
+/// Drains `count` connections while others open. Asserts that the former are evicted within the
+/// first half of the deadline, and that the latter are evicted as they open.
 async fn drained_in_time(count: usize, drain: Drain, opening_at: &[Duration]) {
     let scene = DrainScene::with_silent_peers(count);
     let begun = Instant::now();
@@ -218,8 +218,8 @@ async fn at_the_deadline_every_connection_is_cut() {
     let took = begun.elapsed();
     assert!(took >= ms(1_600) && took <= ms(1_602), "{took:?}");
     scene.assert_all_evicted(Reason::Drained);
-    // The deadline leaves so little time for pauses that all are evicted immediately, except the one
-    // in the middle of a frame.
+    // The deadline leaves so little time for pauses that all are evicted immediately, except the
+    // one in the middle of a frame.
     let events = scene.recorder.all();
     for event in &events {
         let after = event.at - begun;

@@ -406,8 +406,8 @@ async fn wrapped_streams_count_and_are_never_refused() {
     assert!(is_accepted(&app).await);
 }
 
-/// Several threads open and end connections concurrently. The limit is never exceeded, and in the end
-/// every slot is free.
+/// Several threads open and end connections concurrently. The limit is never exceeded, and in the
+/// end every slot is free.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_slot_is_released_once_when_several_ends_race() {
     const LIMIT: usize = 5;
@@ -478,8 +478,8 @@ async fn a_slot_is_released_once_when_several_ends_race() {
     watching.join().unwrap();
     assert!(registry.high_water() <= LIMIT, "{registry:?}");
     assert!(opened.load(Ordering::SeqCst) > ROUNDS);
-    // No connection was evicted twice. Hooks are called after the counters have changed, so the last
-    // calls may still be pending.
+    // No connection was evicted twice. Hooks are called after the counters have changed, so the
+    // last calls may still be pending.
     within("the last of the hooks", registry.wait_idle()).await;
     let events = recorder.all();
     let mut ids: Vec<_> = events.iter().map(|event| event.id).collect();

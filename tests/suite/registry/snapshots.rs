@@ -163,7 +163,7 @@ struct PanicsOnDrop;
 
 impl Drop for PanicsOnDrop {
     fn drop(&mut self) {
-        panic!("a transport that panics as it is dropped");
+        panic!("a scripted panic of the transport");
     }
 }
 
@@ -422,7 +422,7 @@ async fn no_connection_escapes_a_drain() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wrapped_stream_is_ended_by_a_drain_that_has_begun() {
+async fn a_stream_wrapped_during_a_drain_is_evicted() {
     let registry = Registry::new();
     registry.begin_drain();
     let (mut stream, live, _peer) = connect(&layer(&registry));

@@ -317,7 +317,8 @@ impl<M: Map> Round<M> {
         if let Some(report) = report {
             assert_eq!(self.registry.len(), 0, "{report:?}");
             let is_drained = |(_, reason): &&(_, _)| *reason == Reason::Drained;
-            // There are more if connections opened after the drain had begun: those end as they open.
+            // There are more if connections opened after the drain had begun: those end as they
+            // open.
             let drained = evictions.iter().filter(is_drained).count();
             assert!(report.clean() + report.cut() <= drained, "{report:?}");
         }

@@ -101,8 +101,8 @@ impl HandshakeScene {
         (client, live)
     }
 
-    /// Asserts that the seat is removed, that the hook on the handle was called once, and the hook of
-    /// the layer only if a connection was opened.
+    /// Asserts that the seat is removed, that the hook on the handle was called once, and the hook
+    /// of the layer only if a connection was opened.
     async fn assert_undone(&self, live: &Liveness, reason: Reason, for_the_layer: bool) {
         let event = self.own.nth(1).await;
         assert_eq!((event.id, event.reason), (live.id(), reason));
@@ -351,8 +351,8 @@ impl Drop for SendsOnDrop {
     }
 }
 
-/// A stream ends with the runtime in which it was opened, wherever it is held: without the driver on
-/// that runtime no ping is sent and no deadline expires.
+/// A stream ends with the runtime in which it was opened, wherever it is held: without the driver
+/// on that runtime no ping is sent and no deadline expires.
 #[test]
 fn a_stream_held_outside_its_runtime_ends_with_the_runtime() {
     for mut flavor in [Builder::new_current_thread(), Builder::new_multi_thread()] {
@@ -499,8 +499,8 @@ fn the_sockets_of_a_server_end_with_its_runtime() {
     assert_eq!(recorder.total(), CLIENTS);
 }
 
-/// During the shutdown hooks panic, spawn tasks, start a runtime, evict another connection and open a
-/// new one. All the other hooks are called.
+/// During the shutdown hooks panic, spawn tasks, start a runtime, evict another connection and open
+/// a new one. All the other hooks are called.
 #[test]
 fn no_hook_prevents_the_other_hooks_when_the_runtime_shuts_down() {
     for mut flavor in [Builder::new_current_thread(), Builder::new_multi_thread()] {

@@ -78,8 +78,8 @@ async fn the_session_is_kept_until_the_handler_drops_its_stream() {
     }
 }
 
-/// A handler that only pushes is woken only by the end of its channel, which closes when the seat is
-/// dropped.
+/// A handler that only pushes is woken only by the end of its channel, which closes when the seat
+/// is dropped.
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_waits_for_its_channel_to_close_does_not_keep_its_seat() {
     type End = fn(&Liveness, &Peer);
@@ -155,7 +155,7 @@ async fn evicted_returns_the_session_after_the_handler_has_returned() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_eviction_that_is_kept_keeps_the_session() {
+async fn a_cloned_eviction_keeps_the_session() {
     let (stream, live, _peer, session) = with_session(heartbeat());
     let kept = Arc::new(Mutex::new(None));
     live.on_evict({

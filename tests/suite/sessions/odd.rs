@@ -205,7 +205,8 @@ impl Hash for Key {
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
         let is_same = self.name == other.name;
-        // A map also compares different keys if a few bits of their hashes agree. Those must not panic.
+        // A map also compares different keys if a few bits of their hashes agree. Those must not
+        // panic.
         if is_same {
             self.count_call();
             other.count_call();

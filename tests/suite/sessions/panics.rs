@@ -52,7 +52,8 @@ async fn a_key_that_panics_in_register<M: Map>() {
             live.unregister(&map, &panicking).unwrap();
             other.register(&map, key("alice"), value()).unwrap();
         }
-        // Nothing was registered, neither in the map nor in the connection, and no lock is poisoned.
+        // Nothing was registered, neither in the map nor in the connection, and no lock is
+        // poisoned.
         assert_eq!(map.holder(&key("alice")), Some(other.id()), "{calls}");
         assert_eq!(map.len(), 1, "{calls}");
         assert!(!is_ended(&live) && !is_ended(&other));
@@ -165,8 +166,8 @@ impl SessionMap<&'static str, Value> for PanickingMap {
     }
 }
 
-/// At every panic point: the seat is removed at the end of its connection, its value is dropped, and
-/// the connection releases the map.
+/// At every panic point: the seat is removed at the end of its connection, its value is dropped,
+/// and the connection releases the map.
 #[tokio::test(start_paused = true)]
 async fn a_map_that_panics_keeps_no_seat_of_a_connection_that_has_ended() {
     let counted = |dropped: &Arc<AtomicUsize>| {
@@ -460,8 +461,8 @@ async fn everything_panics_at_once<M: Map>() {
     assert!(peer.is_dropped());
     assert_eq!(map.holder(&key("alice")), None);
     assert_eq!(map.holder(&key("bob")), None);
-    // The map still contains the seat that could not be removed. Forgetting its value keeps the drop
-    // of the map from panicking.
+    // The map still contains the seat that could not be removed. Forgetting its value keeps the
+    // drop of the map from panicking.
     let (_stream, last, _) = wrapped();
     let left = last.register(&map, panicking, value()).unwrap().unwrap();
     std::mem::forget(left);

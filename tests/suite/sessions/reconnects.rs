@@ -191,8 +191,8 @@ impl<M: Map> Fixture<M> {
         (stream, live)
     }
 
-    /// Checks the seat of every user until the threads are done. Returns the numbers of scans and of
-    /// seats checked.
+    /// Checks the seat of every user until the threads are done. Returns the numbers of scans and
+    /// of seats checked.
     fn check_seats(&self) -> (usize, usize) {
         let (mut scans, mut seen) = (0, 0);
         while !self.over.load(Ordering::SeqCst) {

@@ -1,4 +1,4 @@
-//! Seats in every supported map: registered, replaced, refused, unregistered, and removed at the end.
+//! Seats in every supported map: registered, replaced, refused, unregistered, removed at the end.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -322,8 +322,8 @@ async fn unregister_before_the_end<M: Map>() {
         assert_eq!(seated(&*map), [], "round {round}");
         assert_eq!(Arc::strong_count(&map), 1, "round {round}");
     }
-    // The application removes the seat itself. The connection does not notice, and at its end leaves
-    // the seat of another connection in place.
+    // The application removes the seat itself. The connection does not notice, and at its end
+    // leaves the seat of another connection in place.
     live.register(&map, alice(), census.session("a")).unwrap();
     map.remove_by_hand("alice");
     other.register(&map, alice(), census.session("b")).unwrap();
