@@ -1,5 +1,6 @@
-//! Closing is bounded in every state: whoever began it, whoever does not go on with it, wherever in
-//! a frame it finds the handler, and whatever the transport makes of it.
+//! Closing is bounded in time, whichever side starts or abandons it.
+//!
+//! It is bounded also in the middle of a frame and on a transport that takes no more bytes.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -14,28 +15,28 @@ use crate::script::*;
 use crate::support::recorder::Recorder;
 use crate::support::within;
 
-/// What deadlines under `heartbeat()` are rounded up to, and a millisecond to act.
+/// Lateness allowed under `heartbeat()`: the driver's tick, and 1 ms to act.
 const TICK: Duration = Duration::from_millis(2);
 
 /// The close timeout of `heartbeat()`.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 
-const KEY: Option<[u8; 4]> = Some([1, 2, 3, 4]);
+const MASKING_KEY: Option<[u8; 4]> = Some([1, 2, 3, 4]);
 
 fn hello() -> Vec<u8> {
     frame(0x80 | TEXT, None, b"hello")
 }
 
-/// A Close frame of the handler's, at a server.
-fn server_close() -> Vec<u8> {
+/// A Close frame sent by the handler.
+fn handler_close() -> Vec<u8> {
     frame(0x80 | CLOSE, None, &1_000_u16.to_be_bytes())
 }
 
 fn peer_close() -> Vec<u8> {
-    frame(0x80 | CLOSE, KEY, &1_000_u16.to_be_bytes())
+    frame(0x80 | CLOSE, MASKING_KEY, &1_000_u16.to_be_bytes())
 }
 
-/// A server's end that is never pinged, with a hook.
+/// A server-side stream that is never pinged, with a recording hook.
 fn recorded() -> (Stream, Liveness, Peer, Recorder) {
     recorded_with(heartbeat().interval(ms(60_000)))
 }
@@ -46,17 +47,18 @@ fn recorded_with(builder: HeartbeatLayerBuilder) -> (Stream, Liveness, Peer, Rec
     (stream, live, peer, recorder)
 }
 
-/// The one eviction so far: how long after `from`, and why.
+/// The time from `from` to the only eviction so far, and its reason.
 #[track_caller]
-fn only(recorder: &Recorder, from: Instant) -> (Duration, Reason) {
+fn only_eviction(recorder: &Recorder, from: Instant) -> (Duration, Reason) {
     let events = recorder.all();
     assert_eq!(events.len(), 1, "{events:?}");
     (events[0].at - from, events[0].reason)
 }
 
+/// The time from `from` until the transport was dropped.
 #[track_caller]
-fn let_go(peer: &Peer, from: Instant) -> Duration {
-    peer.wire().dropped.expect("the transport is closed") - from
+fn dropped_after(peer: &Peer, from: Instant) -> Duration {
+    peer.wire().dropped.expect("the transport is dropped") - from
 }
 
 #[track_caller]
@@ -68,12 +70,15 @@ fn reason_of<T: std::fmt::Debug>(result: io::Result<T>) -> Reason {
 // The handler closes.
 
 #[tokio::test(start_paused = true)]
-async fn a_close_of_the_handlers_is_waited_for_so_long_whatever_the_peer_does_instead() {
+async fn a_peer_that_does_not_answer_the_handlers_close_is_evicted_at_the_close_timeout() {
     let instead = [
         ("nothing", Vec::new()),
-        ("texts", frame(0x80 | TEXT, KEY, b"and another thing")),
-        ("pings", frame(0x80 | PING, KEY, b"8 bytes!")),
-        ("pongs", frame(0x80 | PONG, KEY, b"8 bytes!")),
+        (
+            "texts",
+            frame(0x80 | TEXT, MASKING_KEY, b"and another thing"),
+        ),
+        ("pings", frame(0x80 | PING, MASKING_KEY, b"8 bytes!")),
+        ("pongs", frame(0x80 | PONG, MASKING_KEY, b"8 bytes!")),
         ("one long frame", vec![0x82; 500]),
     ];
     for (what, bytes) in instead {
@@ -82,7 +87,7 @@ async fn a_close_of_the_handlers_is_waited_for_so_long_whatever_the_peer_does_in
             if what == "one long frame" {
                 peer.send(&[0x82, 0xFF, 0, 0, 0, 0, 1, 0, 0, 0, 1, 2, 3, 4]);
             }
-            stream.write_all(&server_close()).await.unwrap();
+            stream.write_all(&handler_close()).await.unwrap();
             let closed = Instant::now();
             let handler = tokio::spawn(async move {
                 if !handler_reads {
@@ -97,12 +102,15 @@ async fn a_close_of_the_handlers_is_waited_for_so_long_whatever_the_peer_does_in
                 sleep(ms(10)).await;
             }
             let case = format!("{what}, handler reads: {handler_reads}");
-            let (after, reason) = only(&recorder, closed);
+            let (after, reason) = only_eviction(&recorder, closed);
             assert_eq!(reason, Reason::CloseTimeout, "{case}");
             let in_time = after >= CLOSE_TIMEOUT && after <= CLOSE_TIMEOUT + TICK;
             assert!(in_time, "{case}: {after:?}");
-            assert!(let_go(&peer, closed) <= CLOSE_TIMEOUT + TICK, "{case}");
-            assert_eq!(peer.wire().written, server_close(), "{case}");
+            assert!(
+                dropped_after(&peer, closed) <= CLOSE_TIMEOUT + TICK,
+                "{case}"
+            );
+            assert_eq!(peer.wire().written, handler_close(), "{case}");
             let read: io::Result<()> = within("the handler's end", handler).await.unwrap();
             assert_eq!(reason_of(read), reason, "{case}");
         }
@@ -110,27 +118,27 @@ async fn a_close_of_the_handlers_is_waited_for_so_long_whatever_the_peer_does_in
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_the_handler_does_not_read_is_seen_nevertheless() {
+async fn a_close_frame_that_the_handler_does_not_read_completes_the_closing_handshake() {
     for with_end in [false, true] {
         let (mut stream, _live, peer, recorder) = recorded();
-        stream.write_all(&server_close()).await.unwrap();
+        stream.write_all(&handler_close()).await.unwrap();
         let closed = Instant::now();
         peer.send(&peer_close());
         if with_end {
             peer.end(Ok(()));
         }
         sleep(ms(1_000)).await;
-        let (after, reason) = only(&recorder, closed);
+        let (after, reason) = only_eviction(&recorder, closed);
         assert_eq!(reason, Reason::ServerClosed { code: Some(1_000) });
         assert!(after <= CLOSE_TIMEOUT + TICK, "{after:?}");
-        // The time that the handler is left to notice it.
-        assert!(let_go(&peer, closed) <= 2 * (CLOSE_TIMEOUT + TICK));
+        // The handler has another close timeout to notice the end.
+        assert!(dropped_after(&peer, closed) <= 2 * (CLOSE_TIMEOUT + TICK));
         drop(stream);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_without_a_close_frame_is_bounded_too() {
+async fn a_shutdown_without_a_close_frame_is_bounded() {
     for (begun, answered) in [(0, false), (0, true), (3, false), (3, true)] {
         let (mut stream, _live, peer, recorder) = recorded_with(heartbeat());
         stream.write_all(&hello()[..begun]).await.unwrap();
@@ -140,29 +148,29 @@ async fn a_shutdown_without_a_close_frame_is_bounded_too() {
             peer.end(Ok(()));
         }
         sleep(ms(1_000)).await;
-        let (after, reason) = only(&recorder, closed);
+        let (after, reason) = only_eviction(&recorder, closed);
         let expected = match answered {
             true => Reason::ServerClosed { code: None },
             false => Reason::CloseTimeout,
         };
         assert_eq!(reason, expected, "{begun} bytes of a frame");
         assert!(after <= CLOSE_TIMEOUT + TICK, "{after:?}");
-        assert!(let_go(&peer, closed) <= 2 * (CLOSE_TIMEOUT + TICK));
+        assert!(dropped_after(&peer, closed) <= 2 * (CLOSE_TIMEOUT + TICK));
         assert_eq!(peer.wire().written, &hello()[..begun]);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_drops_its_stream_is_gone_at_once_wherever_it_was() {
-    type Before = (&'static str, &'static [usize], u64, usize, usize);
-    // What the transport takes, when the handler writes, how much, and what of it is out.
-    let places: [Before; 4] = [
+async fn a_handler_that_drops_its_stream_ends_the_connection_at_once() {
+    type Case = (&'static str, &'static [usize], u64, usize, usize);
+    // Scenario, write steps, time of the write in ms, bytes written, bytes that the peer received.
+    let cases: [Case; 4] = [
         ("at a boundary", &[], 0, 7, 7),
         ("in the middle of its frame", &[], 0, 3, 3),
-        ("in the middle, and held up", &[3, WAIT], 0, 7, 3),
+        ("in the middle of its frame, stalled", &[3, WAIT], 0, 7, 3),
         ("while a ping waits for its frame", &[], 50, 3, 3),
     ];
-    for (what, steps, at, writes, out) in places {
+    for (what, steps, at, writes, out) in cases {
         let (mut stream, _live, peer, recorder) = recorded_with(heartbeat());
         peer.write_steps(steps);
         sleep(ms(at)).await;
@@ -179,20 +187,24 @@ async fn a_handler_that_drops_its_stream_is_gone_at_once_wherever_it_was() {
         }
         let dropped = Instant::now();
         drop(stream);
-        let (after, reason) = only(&recorder, dropped);
+        let (after, reason) = only_eviction(&recorder, dropped);
         assert_eq!(
             (after, reason),
             (Duration::ZERO, Reason::HandlerDropped),
             "{what}"
         );
-        assert_eq!(let_go(&peer, dropped), Duration::ZERO, "{what}");
+        assert_eq!(dropped_after(&peer, dropped), Duration::ZERO, "{what}");
         sleep(ms(1_000)).await;
-        assert_eq!(peer.wire().written.len(), out, "{what}: nothing follows");
+        assert_eq!(
+            peer.wire().written.len(),
+            out,
+            "{what}: nothing is sent after the drop"
+        );
         assert_eq!(recorder.total(), 1, "{what}");
     }
 }
 
-// The handler drops its stream while a pong may come: the transport lingers.
+// The handler drops its stream while a pong is outstanding: the transport lingers.
 
 /// A connection whose handler has dropped its stream, with the first ping unanswered.
 async fn dropped_after_a_ping() -> (Peer, Recorder, Instant) {
@@ -202,45 +214,48 @@ async fn dropped_after_a_ping() -> (Peer, Recorder, Instant) {
     stream.write_all(&hello()).await.unwrap();
     let dropped = Instant::now();
     drop(stream);
-    let (after, reason) = only(&recorder, dropped);
+    let (after, reason) = only_eviction(&recorder, dropped);
     assert_eq!((after, reason), (Duration::ZERO, Reason::HandlerDropped));
     sleep(ms(1)).await;
-    assert!(peer.wire().shutdown, "the peer sees the end");
-    assert!(!peer.is_dropped(), "its pong may be under way");
+    assert!(peer.wire().shutdown, "the write half is shut down");
+    assert!(!peer.is_dropped(), "the pong may still arrive");
     (peer, recorder, dropped)
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_transport_that_a_pong_may_come_to_is_kept_until_the_peers_end() {
+async fn a_transport_that_may_still_receive_a_pong_lingers_until_the_peer_ends() {
     for end in [Ok(()), Err(io::ErrorKind::ConnectionReset)] {
         let (peer, recorder, dropped) = dropped_after_a_ping().await;
         sleep(ms(49)).await;
         peer.send(&Role::Server.pong(&peer.last_ping()));
-        peer.send(&frame(0x80 | TEXT, KEY, b"and another thing"));
+        peer.send(&frame(0x80 | TEXT, MASKING_KEY, b"and another thing"));
         sleep(ms(50)).await;
         assert!(!peer.is_dropped());
-        assert!(peer.wire().incoming.is_empty(), "it is read");
+        assert!(
+            peer.wire().incoming.is_empty(),
+            "the incoming bytes are drained"
+        );
         peer.end(end);
         sleep(ms(100)).await;
-        assert_eq!(let_go(&peer, dropped), ms(100), "{end:?}");
+        assert_eq!(dropped_after(&peer, dropped), ms(100), "{end:?}");
         assert!(peer.wire().written.ends_with(&hello()));
         assert_eq!(recorder.total(), 1);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_transport_that_lingers_is_bounded_by_the_close_timeout() {
+async fn a_transport_lingers_at_most_the_close_timeout() {
     for sends in [false, true] {
         let (peer, recorder, dropped) = dropped_after_a_ping().await;
         while !peer.is_dropped() {
             if sends {
-                // More than one visit of the driver reads.
+                // More than the driver reads in one visit.
                 peer.send(&[0x82; 300_000]);
             }
             sleep(ms(20)).await;
             assert!(dropped.elapsed() < ms(1_000), "sends: {sends}");
         }
-        let after = let_go(&peer, dropped);
+        let after = dropped_after(&peer, dropped);
         let in_time = after >= CLOSE_TIMEOUT && after <= CLOSE_TIMEOUT + TICK;
         assert!(in_time, "sends: {sends}, {after:?}");
         assert_eq!(recorder.total(), 1);
@@ -248,7 +263,7 @@ async fn a_transport_that_lingers_is_bounded_by_the_close_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_has_answered_or_ended_needs_no_lingering() {
+async fn a_transport_does_not_linger_after_the_pong_or_the_peers_end() {
     for ends in [false, true] {
         let (mut stream, _live, peer, _) = recorded_with(heartbeat().timeout(ms(60_000)));
         sleep(ms(105)).await;
@@ -261,52 +276,57 @@ async fn a_peer_that_has_answered_or_ended_needs_no_lingering() {
         }
         let dropped = Instant::now();
         drop(stream);
-        assert_eq!(let_go(&peer, dropped), Duration::ZERO, "ends: {ends}");
-        assert!(!peer.wire().shutdown, "it is dropped as it is");
+        assert_eq!(
+            dropped_after(&peer, dropped),
+            Duration::ZERO,
+            "ends: {ends}"
+        );
+        assert!(!peer.wire().shutdown, "dropped without a shutdown");
     }
 }
 
-/// A peer answers a ping also after its own Close frame, if it has not seen ours (RFC 6455 section 5.5.2).
+/// A peer that has not seen our Close frame may answer a ping after sending its own (RFC 6455
+/// section 5.5.2).
 #[tokio::test(start_paused = true)]
-async fn a_pong_may_come_after_the_peers_close_and_lingering_counts_from_that() {
+async fn after_the_peers_close_a_pong_is_awaited_for_the_close_timeout() {
     let (mut stream, _live, peer, recorder) = recorded_with(heartbeat().timeout(ms(60_000)));
     sleep(ms(105)).await;
     let closed = Instant::now();
     peer.send(&peer_close());
     let mut read = vec![0; peer_close().len()];
     stream.read_exact(&mut read).await.unwrap();
-    stream.write_all(&server_close()).await.unwrap();
+    stream.write_all(&handler_close()).await.unwrap();
     sleep(ms(150)).await;
     drop(stream);
     sleep(ms(1)).await;
     assert!(peer.wire().shutdown && !peer.is_dropped());
     sleep(ms(1_000)).await;
-    assert!(let_go(&peer, closed) <= CLOSE_TIMEOUT + TICK);
-    let (_, reason) = only(&recorder, closed);
+    assert!(dropped_after(&peer, closed) <= CLOSE_TIMEOUT + TICK);
+    let (_, reason) = only_eviction(&recorder, closed);
     assert_eq!(reason, Reason::PeerClosed { code: Some(1_000) });
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_half_written_ping_is_finished_or_nothing_follows_it() {
+async fn a_half_written_ping_is_finished_or_followed_by_nothing() {
     for drains in [true, false] {
         let (stream, _live, peer, recorder) = recorded_with(heartbeat());
         peer.write_steps(&[3, WAIT]);
         sleep(ms(105)).await;
         let dropped = Instant::now();
         drop(stream);
-        let (after, reason) = only(&recorder, dropped);
+        let (after, reason) = only_eviction(&recorder, dropped);
         assert_eq!((after, reason), (Duration::ZERO, Reason::HandlerDropped));
         sleep(ms(50)).await;
         assert!(!peer.is_dropped() && !peer.wire().shutdown);
         if drains {
             peer.drain();
             sleep(ms(50)).await;
-            assert_eq!(peer.pings().len(), 1, "whole");
+            assert_eq!(peer.pings().len(), 1, "the ping is complete");
             assert!(peer.wire().shutdown);
             peer.end(Ok(()));
         }
         sleep(ms(1_000)).await;
-        let after = let_go(&peer, dropped);
+        let after = dropped_after(&peer, dropped);
         let expected = if drains { ms(100) } else { CLOSE_TIMEOUT };
         assert!(after >= expected && after <= expected + TICK, "{after:?}");
         let written = if drains { 10 } else { 3 };
@@ -315,7 +335,7 @@ async fn a_half_written_ping_is_finished_or_nothing_follows_it() {
 }
 
 #[test]
-fn a_transport_that_lingers_goes_with_its_runtime() {
+fn a_lingering_transport_is_dropped_with_its_runtime() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -329,16 +349,16 @@ fn a_transport_that_lingers_goes_with_its_runtime() {
 // The peer closes.
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_has_read_the_peers_close_and_goes_on_waiting_is_woken_in_time() {
+async fn a_handler_that_reads_on_after_the_peers_close_is_woken_within_the_close_timeout() {
     let (mut stream, _live, peer, recorder) = recorded();
     let closed = Instant::now();
     peer.send(&peer_close());
     let mut read = vec![0; peer_close().len()];
     stream.read_exact(&mut read).await.unwrap();
-    let (after, reason) = only(&recorder, closed);
+    let (after, reason) = only_eviction(&recorder, closed);
     let expected = Reason::PeerClosed { code: Some(1_000) };
     assert_eq!((after, reason), (Duration::ZERO, expected));
-    // Until then the connection is the handler's, which may still answer.
+    // Until the close timeout the handler may still write.
     stream.write_all(&hello()).await.unwrap();
     let woken = within("the reader", stream.read(&mut read)).await;
     assert_eq!(reason_of(woken), expected);
@@ -348,12 +368,12 @@ async fn a_handler_that_has_read_the_peers_close_and_goes_on_waiting_is_woken_in
         closed.elapsed()
     );
     assert_eq!(reason_of(stream.write_all(&hello()).await), expected);
-    assert!(let_go(&peer, closed) <= CLOSE_TIMEOUT + TICK);
+    assert!(dropped_after(&peer, closed) <= CLOSE_TIMEOUT + TICK);
     assert_eq!(peer.wire().written, hello());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_writes_on_to_a_peer_that_has_ended_its_half_is_cut_off_in_time() {
+async fn a_handler_that_writes_on_after_the_peers_half_close_fails_within_the_close_timeout() {
     for drains in [true, false] {
         let (mut stream, _live, peer, recorder) = recorded();
         if !drains {
@@ -362,7 +382,7 @@ async fn a_handler_that_writes_on_to_a_peer_that_has_ended_its_half_is_cut_off_i
         let ended = Instant::now();
         peer.end(Ok(()));
         assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
-        let (after, reason) = only(&recorder, ended);
+        let (after, reason) = only_eviction(&recorder, ended);
         assert_eq!((after, reason), (Duration::ZERO, Reason::PeerVanished));
         let mut written = 0;
         let failed = loop {
@@ -374,18 +394,18 @@ async fn a_handler_that_writes_on_to_a_peer_that_has_ended_its_half_is_cut_off_i
         };
         assert_eq!(reason_of(failed), Reason::PeerVanished, "drains: {drains}");
         assert!(ended.elapsed() <= CLOSE_TIMEOUT + TICK + ms(10));
-        assert!(let_go(&peer, ended) <= CLOSE_TIMEOUT + TICK);
+        assert!(dropped_after(&peer, ended) <= CLOSE_TIMEOUT + TICK);
         assert_eq!(peer.wire().written, hello().repeat(written));
         assert_eq!(written >= 19, drains, "{written}");
     }
 }
 
-// We close, in the middle of the handler's frame.
+// The layer closes in the middle of the handler's frame.
 
-/// A transport whose shutdown never comes to an end.
-struct Clinging(Script);
+/// A transport whose shutdown never completes.
+struct StuckShutdown(Script);
 
-impl AsyncRead for Clinging {
+impl AsyncRead for StuckShutdown {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -395,7 +415,7 @@ impl AsyncRead for Clinging {
     }
 }
 
-impl AsyncWrite for Clinging {
+impl AsyncWrite for StuckShutdown {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -413,20 +433,21 @@ impl AsyncWrite for Clinging {
     }
 }
 
-/// Brings the handler into the middle of a frame, and waits for the end to come.
-async fn ends_mid_frame(what: &str, why: Reason, steps: &[usize]) {
+/// Leaves the handler in the middle of a frame and asserts how the eviction for `why` proceeds.
+async fn assert_evicted_mid_frame(what: &str, why: Reason, steps: &[usize]) {
     let builder = heartbeat()
         .write_timeout(ms(300))
         .handler_stall_timeout(ms(300))
-        // A transport that cannot tell whether it has room again.
+        // The transport cannot report that it has room again.
         .takes_any_bytes(false);
     let recorder = Recorder::new();
     let layer = builder.on_evict(recorder.hook()).build().unwrap();
     let (io, peer) = script();
-    let (mut stream, live): (LivenessStream<Clinging>, _) = layer.wrap_server(Clinging(io));
+    let (mut stream, live): (LivenessStream<StuckShutdown>, _) =
+        layer.wrap_server(StuckShutdown(io));
     let wakes = Wakes::new();
     if matches!(why, Reason::HeartbeatTimeout { .. }) {
-        // A ping goes out before the frame.
+        // A ping is sent before the frame.
         sleep(ms(105)).await;
     }
     let before = peer.wire().written.len();
@@ -441,7 +462,7 @@ async fn ends_mid_frame(what: &str, why: Reason, steps: &[usize]) {
     sleep(ms(1_000)).await;
     let event = recorder.nth(1).await;
     assert_eq!(event.reason, why, "{what}");
-    let after = let_go(&peer, event.at);
+    let after = dropped_after(&peer, event.at);
     assert!(after <= CLOSE_TIMEOUT + TICK, "{what}, {why}: {after:?}");
     assert_eq!(peer.wire().written[before..], hello()[..3], "{what}, {why}");
     let failed = within("the writer", stream.write_all(&hello()[3..])).await;
@@ -450,25 +471,25 @@ async fn ends_mid_frame(what: &str, why: Reason, steps: &[usize]) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_the_middle_of_a_frame_nothing_is_said_and_the_transport_goes_in_time() {
+async fn in_the_middle_of_a_frame_no_close_frame_is_sent_and_the_transport_is_dropped_in_time() {
     for why in [
         Reason::Kicked { code: 4_000 },
         Reason::HandlerStalled,
         Reason::HeartbeatTimeout { missed: 1 },
     ] {
-        ends_mid_frame("takes what it is given", why, &[]).await;
+        assert_evicted_mid_frame("the transport takes all bytes", why, &[]).await;
     }
     for why in [
         Reason::Kicked { code: 4_000 },
         Reason::WriteStalled,
         Reason::HeartbeatTimeout { missed: 1 },
     ] {
-        ends_mid_frame("takes nothing more", why, &[3, WAIT]).await;
+        assert_evicted_mid_frame("the transport stalls", why, &[3, WAIT]).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_the_middle_of_a_frame_the_transport_lingers_until_the_peers_end() {
+async fn evicted_in_the_middle_of_a_frame_the_transport_lingers_until_the_peer_ends() {
     let (mut stream, live, peer, recorder) = recorded();
     stream.write_all(&hello()[..3]).await.unwrap();
     let kicked = Instant::now();
@@ -477,15 +498,18 @@ async fn in_the_middle_of_a_frame_the_transport_lingers_until_the_peers_end() {
         peer.send(&[0x82; 10_000]);
         sleep(ms(5)).await;
         assert!(peer.wire().shutdown && !peer.is_dropped());
-        assert!(peer.wire().incoming.is_empty(), "it is read");
+        assert!(
+            peer.wire().incoming.is_empty(),
+            "the incoming bytes are drained"
+        );
     }
     peer.end(Ok(()));
     sleep(ms(50)).await;
-    assert_eq!(let_go(&peer, kicked), ms(50));
+    assert_eq!(dropped_after(&peer, kicked), ms(50));
     assert_eq!(recorder.total(), 1);
 }
 
-/// The peer reads only once it has room to send, so its bytes are read while our Close frame waits.
+/// A peer may read only when it has room to send, so the driver reads while its Close frame waits.
 #[tokio::test(start_paused = true)]
 async fn a_peer_is_read_while_our_close_frame_waits_for_room() {
     let (mut stream, live, peer, _) = recorded();
@@ -496,21 +520,24 @@ async fn a_peer_is_read_while_our_close_frame_waits_for_room() {
     for _ in 0..10 {
         peer.send(&[0x82; 10_000]);
         sleep(ms(5)).await;
-        assert!(peer.wire().incoming.is_empty(), "it is read");
+        assert!(
+            peer.wire().incoming.is_empty(),
+            "the incoming bytes are drained"
+        );
     }
     peer.drain();
     sleep(ms(5)).await;
     let close = peer.frames().pop().expect("a frame");
     assert_eq!(close.opcode(), CLOSE);
-    assert!(!peer.wire().shutdown, "its answer is awaited");
+    assert!(!peer.wire().shutdown, "the peer's Close frame is awaited");
     peer.end(Ok(()));
     sleep(ms(100)).await;
-    assert_eq!(let_go(&peer, kicked), ms(55));
+    assert_eq!(dropped_after(&peer, kicked), ms(55));
 }
 
-/// Without an unanswered ping nothing more can arrive, so the transport does not linger.
+/// Without an unanswered ping no further frame can arrive, so the transport does not linger.
 #[tokio::test(start_paused = true)]
-async fn after_both_close_frames_only_a_pong_is_waited_for() {
+async fn after_both_close_frames_the_transport_lingers_only_for_a_pong() {
     for pinged in [false, true] {
         let (stream, live, peer, _) = recorded_with(heartbeat().timeout(ms(60_000)));
         sleep(ms(if pinged { 105 } else { 5 })).await;
@@ -523,20 +550,20 @@ async fn after_both_close_frames_only_a_pong_is_waited_for() {
         peer.end(Ok(()));
         sleep(ms(1_000)).await;
         let expected = if pinged { ms(50) } else { Duration::ZERO };
-        assert_eq!(let_go(&peer, kicked), expected);
+        assert_eq!(dropped_after(&peer, kicked), expected);
         drop(stream);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_the_middle_of_the_handlers_own_close_frame_no_other_one_is_begun() {
+async fn in_the_middle_of_the_handlers_close_frame_no_second_one_is_sent() {
     let (mut stream, live, peer, recorder) = recorded();
-    stream.write_all(&server_close()[..3]).await.unwrap();
+    stream.write_all(&handler_close()[..3]).await.unwrap();
     assert!(live.evict(4_000, "out"));
     let kicked = Instant::now();
     sleep(ms(1_000)).await;
-    assert_eq!(peer.wire().written, &server_close()[..3]);
-    assert!(let_go(&peer, kicked) <= CLOSE_TIMEOUT + TICK);
-    let (_, reason) = only(&recorder, kicked);
+    assert_eq!(peer.wire().written, &handler_close()[..3]);
+    assert!(dropped_after(&peer, kicked) <= CLOSE_TIMEOUT + TICK);
+    let (_, reason) = only_eviction(&recorder, kicked);
     assert_eq!(reason, Reason::Kicked { code: 4_000 });
 }

@@ -1,5 +1,4 @@
-//! Over connections in memory, on a paused clock: pings and verdicts come at the moment they are
-//! due, neither earlier nor later than the configuration says.
+//! Pings and evictions happen at their deadlines, in memory and on a paused clock.
 
 use std::time::Duration;
 
@@ -14,13 +13,13 @@ use crate::support::{echo, echo_route, in_memory, ms, never_reads, watched_route
 
 const BUFFER: usize = 64 * 1024;
 
-/// What the driver's tick may add: it is derived from the shortest configured duration.
+/// Lateness added by the driver's tick, which derives from the shortest configured duration.
 fn tick(shortest: Duration) -> Duration {
     shortest / 4
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_chatty_client_is_never_pinged_until_it_falls_silent() {
+async fn a_client_that_sends_all_the_time_is_not_pinged_until_it_falls_silent() {
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(100))
         .timeout(ms(100))
@@ -47,14 +46,14 @@ async fn a_chatty_client_is_never_pinged_until_it_falls_silent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn traffic_of_the_server_alone_does_not_suppress_pings() {
+async fn outbound_traffic_alone_does_not_suppress_pings() {
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(100))
         .timeout(ms(100))
         .build()
         .unwrap();
     let (route, _live) = watched_route(|mut socket: WebSocket| async move {
-        while socket.send(Served::text("news")).await.is_ok() {
+        while socket.send(Served::text("text")).await.is_ok() {
             sleep(ms(10)).await;
         }
     });
@@ -63,9 +62,9 @@ async fn traffic_of_the_server_alone_does_not_suppress_pings() {
 
     let start = Instant::now();
     while client.pings < 10 {
-        assert_eq!(client.expect_frame().await, Frame::text("news"));
+        assert_eq!(client.expect_frame().await, Frame::text("text"));
     }
-    // At most an interval, a tick and the time to the next frame for each.
+    // Per ping at most an interval, a tick and the time to the handler's next frame.
     assert!(start.elapsed() <= (ms(110) + tick(ms(100))) * 10);
 }
 
@@ -103,22 +102,22 @@ async fn a_silent_peer_is_evicted_when_its_last_ping_timed_out() {
             client.send(&Frame::text("x")).await.unwrap();
             let last = Instant::now();
             let due = interval + timeout * missed;
-            let told = tokio::time::timeout(due * 3, recorder.reached(1)).await;
-            let event = &told.expect("an eviction")[0];
+            let evictions = tokio::time::timeout(due * 3, recorder.reached(1)).await;
+            let event = &evictions.expect("an eviction")[0];
             assert_eq!(event.reason, Reason::HeartbeatTimeout { missed });
             let took = event.at - last;
-            // A byte that the handler does not read is seen when the first ping is due, and may be
-            // old by then: the pings go out no later for it, and are no less unanswered.
-            let least = if read { due } else { timeout * missed };
-            let most = due + tick(interval.min(timeout));
-            assert!(took >= least, "{took:?} is early, {least:?} was due");
-            assert!(took <= most, "{took:?} is late, {most:?} was due");
+            // The driver finds an unread byte only when the first ping is due. The byte may be old
+            // by then, so it neither delays the pings nor counts as an answer to them.
+            let earliest = if read { due } else { timeout * missed };
+            let latest = due + tick(interval.min(timeout));
+            assert!(took >= earliest, "{took:?} is early: earliest {earliest:?}");
+            assert!(took <= latest, "{took:?} is late: latest {latest:?}");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pong_in_the_last_moment_is_in_time() {
+async fn a_pong_just_before_the_deadline_is_in_time() {
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(1_000))
@@ -240,7 +239,7 @@ async fn pings_and_pongs_do_not_keep_an_idle_connection_open() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_idle_timeout_watches_the_direction_it_is_told_to() {
+async fn the_idle_timeout_watches_the_configured_direction() {
     for (watch, sends, receives, idle) in [
         (Traffic::Inbound, true, false, false),
         (Traffic::Inbound, false, true, true),
@@ -257,7 +256,7 @@ async fn the_idle_timeout_watches_the_direction_it_is_told_to() {
             .on_evict(recorder.hook())
             .build()
             .unwrap();
-        // Reads and says nothing, or talks and reads at the same time.
+        // Reads only, or reads and writes at the same time.
         let (route, _live) = watched_route(move |mut socket: WebSocket| async move {
             loop {
                 tokio::select! {
@@ -294,7 +293,7 @@ async fn the_idle_timeout_watches_the_direction_it_is_told_to() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_message_may_take_so_long_and_the_whole_connection_so_long() {
+async fn the_first_message_and_the_whole_connection_have_their_deadlines() {
     let recorder = Recorder::new();
     let layer = IdleTimeoutLayer::builder()
         .first_message(ms(500))
@@ -305,8 +304,8 @@ async fn the_first_message_may_take_so_long_and_the_whole_connection_so_long() {
     let app = Router::new().route("/ws", echo_route()).layer(layer);
 
     let start = Instant::now();
-    let mut mute = RawClient::handshake(in_memory(app.clone(), BUFFER), "/ws").await;
-    let close = mute.closed().await;
+    let mut silent_client = RawClient::handshake(in_memory(app.clone(), BUFFER), "/ws").await;
+    let close = silent_client.closed().await;
     assert_eq!(close, Some(Frame::close(3008, "no first message in time")));
     let event = recorder.nth(1).await;
     assert_eq!(event.reason, Reason::FirstMessageTimeout);
@@ -317,13 +316,13 @@ async fn the_first_message_may_take_so_long_and_the_whole_connection_so_long() {
     );
 
     let start = Instant::now();
-    let mut chatty = RawClient::handshake(in_memory(app, BUFFER), "/ws").await;
+    let mut sending_client = RawClient::handshake(in_memory(app, BUFFER), "/ws").await;
     while recorder.total() < 2 {
-        chatty.send(&Frame::text("x")).await.unwrap();
-        chatty.expect_frame().await;
+        sending_client.send(&Frame::text("x")).await.unwrap();
+        sending_client.expect_frame().await;
         sleep(ms(50)).await;
     }
-    let close = chatty.closed().await;
+    let close = sending_client.closed().await;
     assert_eq!(close, Some(Frame::close(1012, "maximum lifetime reached")));
     let event = recorder.nth(2).await;
     assert_eq!(event.reason, Reason::MaxLifetime);

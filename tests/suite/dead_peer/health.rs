@@ -1,5 +1,6 @@
-//! Every state of a connection's health, by public means: what `Liveness::health` shows at once, what
-//! a hook is told once it has lasted, and each threshold from below and from above.
+//! Every health state through the public API, below and above each threshold.
+//!
+//! `Liveness::health` shows a state at once; a hook is called when the state has lasted.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -22,8 +23,8 @@ use crate::support::{echo_route, in_memory, told_of, watched_route, within};
 
 const SILENT: Health = Health::PeerSilent { missed: 0 };
 
-/// With the times of `heartbeat()`, an error counts for so many milliseconds.
-const MEMORY: u64 = 10 * (100 + 50);
+/// How long an error degrades the health under `heartbeat()`: ten intervals plus timeouts.
+const ERROR_MEMORY_MS: u64 = 10 * (100 + 50);
 
 fn watched(builder: HeartbeatLayerBuilder) -> (Stream, Liveness, Peer, Changes) {
     let changes = Changes::new();
@@ -35,12 +36,12 @@ fn hello() -> Vec<u8> {
     frame(0x80 | TEXT, None, b"hello")
 }
 
-fn said() -> Vec<u8> {
+fn peer_text() -> Vec<u8> {
     frame(0x80 | TEXT, Some([1, 2, 3, 4]), b"said")
 }
 
-/// Has the peer answer each ping that comes from now on, after so much time.
-fn answers(peer: &Peer, after: Duration) -> AbortHandle {
+/// Makes the peer answer each ping sent from now on, `after` it was sent.
+fn spawn_pongs(peer: &Peer, after: Duration) -> AbortHandle {
     let peer = peer.clone();
     let task = tokio::spawn(async move {
         let mut seen = peer.pings().len();
@@ -61,39 +62,39 @@ fn answers(peer: &Peer, after: Duration) -> AbortHandle {
     task.abort_handle()
 }
 
-async fn sleep_till(begun: Instant, millis: u64) {
-    sleep_until(begun + ms(millis)).await;
+async fn sleep_to_ms(start: Instant, millis: u64) {
+    sleep_until(start + ms(millis)).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_peer_is_told_of_by_and_by_and_its_silence_fades() {
-    let begun = Instant::now();
+async fn each_missed_ping_calls_the_hook_and_a_pong_degrades_then_restores_health() {
+    let start = Instant::now();
     let (_stream, live, peer, changes) = watched(heartbeat().missed_pings(4));
     assert_eq!(live.health(), Health::Live);
-    sleep_till(begun, 102).await;
+    sleep_to_ms(start, 102).await;
     assert_eq!(live.health(), SILENT, "at once");
     assert_eq!(changes.total(), 0);
-    sleep_till(begun, 210).await;
+    sleep_to_ms(start, 210).await;
     let missed = |missed| Health::PeerSilent { missed };
-    changes.are(&[(125, SILENT), (150, missed(1)), (200, missed(2))]);
+    changes.assert_at(&[(125, SILENT), (150, missed(1)), (200, missed(2))]);
     assert_eq!(live.health(), missed(2));
 
-    answers(&peer, ms(2));
+    spawn_pongs(&peer, ms(2));
     peer.send(&Role::Server.pong(&peer.last_ping()));
-    sleep_till(begun, 212).await;
+    sleep_to_ms(start, 212).await;
     assert_eq!(live.health(), Health::Degraded);
     assert_eq!(live.stats().missed_pings(), 2);
     // The last error was the ping that was missed at 200 ms.
-    sleep_till(begun, 198 + MEMORY).await;
+    sleep_to_ms(start, 198 + ERROR_MEMORY_MS).await;
     assert_eq!((live.health(), changes.total()), (Health::Degraded, 4));
-    sleep_till(begun, 3_000).await;
+    sleep_to_ms(start, 3_000).await;
     assert_eq!(live.health(), Health::Live);
-    changes.are(&[
+    changes.assert_at(&[
         (125, SILENT),
         (150, missed(1)),
         (200, missed(2)),
         (210, Health::Degraded),
-        (200 + MEMORY, Health::Live),
+        (200 + ERROR_MEMORY_MS, Health::Live),
     ]);
     let all = changes.all();
     assert_eq!(all[0].id(), live.id());
@@ -110,7 +111,7 @@ async fn a_silent_peer_is_told_of_by_and_by_and_its_silence_fades() {
 async fn pongs_are_slow_from_half_the_timeout_on() {
     for (after, slow) in [(20, false), (30, true)] {
         let (_stream, live, peer, changes) = watched(heartbeat());
-        let answering = answers(&peer, ms(after));
+        let answering = spawn_pongs(&peer, ms(after));
         sleep(ms(150)).await;
         assert_eq!(live.stats().pongs_received(), 1);
         assert_eq!(live.stats().slow_pongs(), u64::from(slow));
@@ -120,22 +121,22 @@ async fn pongs_are_slow_from_half_the_timeout_on() {
         }
         assert_eq!(live.health(), Health::Degraded);
         assert_eq!(changes.states(), [SILENT, Health::Degraded]);
-        // From now on it is quick again.
+        // From now on the peer answers quickly.
         answering.abort();
-        answers(&peer, ms(2));
-        sleep(ms(MEMORY + 50)).await;
+        spawn_pongs(&peer, ms(2));
+        sleep(ms(ERROR_MEMORY_MS + 50)).await;
         assert_eq!(live.health(), Health::Live);
         assert_eq!(changes.states(), [SILENT, Health::Degraded, Health::Live]);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_stall_is_told_of_after_half_its_time() {
+async fn a_write_stall_calls_the_hook_after_half_the_write_timeout() {
     for (write_timeout, half) in [(Some(ms(400)), 200), (None, 15_000)] {
         for drained_after in [half - 5, half + 5] {
             let stalled = drained_after > half;
             let case = (half, drained_after);
-            let begun = Instant::now();
+            let start = Instant::now();
             let (mut stream, live, peer, changes) = watched(
                 heartbeat()
                     .interval(ms(100_000))
@@ -146,9 +147,13 @@ async fn a_write_stall_is_told_of_after_half_its_time() {
                 stream.write_all(&hello()).await.unwrap();
                 stream
             });
-            sleep_till(begun, drained_after).await;
+            sleep_to_ms(start, drained_after).await;
             assert_eq!(live.health(), Health::WriteStalled, "{case:?}");
-            assert_eq!(live.stats().write_stalls(), 0, "not before it has ended");
+            assert_eq!(
+                live.stats().write_stalls(),
+                0,
+                "counted only when the stall ends"
+            );
             peer.drain();
             let _stream = within("the write", writing).await.unwrap();
             assert_eq!(live.stats().write_stalls(), u64::from(stalled), "{case:?}");
@@ -160,30 +165,30 @@ async fn a_write_stall_is_told_of_after_half_its_time() {
             assert_eq!(live.health(), health, "{case:?}");
             sleep(ms(1_000)).await;
             if stalled {
-                changes.are(&[
+                changes.assert_at(&[
                     (half, Health::WriteStalled),
                     (drained_after, Health::Degraded),
                 ]);
             } else {
-                changes.are(&[]);
+                changes.assert_at(&[]);
             }
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_that_stalls_again_is_told_of_again() {
-    let begun = Instant::now();
-    // No verdict is near by whose time the driver would come along.
+async fn a_second_write_stall_calls_the_hook_again() {
+    let start = Instant::now();
+    // No deadline is near at which the driver would visit the connection.
     let builder = heartbeat().interval(ms(10_000_000)).write_timeout(None);
     let (mut stream, live, peer, changes) = watched(builder);
     peer.write_steps(&[WAIT, 3]);
     let writing = tokio::spawn(async move { stream.write_all(&hello()).await });
-    sleep_till(begun, 16_000).await;
+    sleep_to_ms(start, 16_000).await;
     peer.kick();
-    sleep_till(begun, 40_000).await;
+    sleep_to_ms(start, 40_000).await;
     assert_eq!(live.stats().write_stalls(), 1);
-    changes.are(&[
+    changes.assert_at(&[
         (15_000, Health::WriteStalled),
         (16_000, Health::Degraded),
         (31_000, Health::WriteStalled),
@@ -192,47 +197,51 @@ async fn a_write_that_stalls_again_is_told_of_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_does_not_read_is_told_of_when_that_has_lasted() {
+async fn a_handler_that_does_not_read_calls_the_hook_once_the_stall_has_lasted() {
     // The driver finds the bytes when the first ping is due, at 100 ms.
     for (limit, half) in [(None, 100), (Some(ms(300)), 150)] {
         for read_after in [100 + half - 10, 100 + half + 10] {
-            let begun = Instant::now();
+            let start = Instant::now();
             let builder = heartbeat().handler_stall_timeout(limit);
             let (mut stream, live, peer, changes) = watched(builder);
-            answers(&peer, ms(2));
-            peer.send(&said());
-            sleep_till(begun, read_after).await;
+            spawn_pongs(&peer, ms(2));
+            peer.send(&peer_text());
+            sleep_to_ms(start, read_after).await;
             assert_eq!(live.health(), Health::HandlerStalled);
             stream.read_exact(&mut [0; 10]).await.unwrap();
-            assert_eq!(live.health(), Health::Live, "it is no error of the past");
+            assert_eq!(
+                live.health(),
+                Health::Live,
+                "a read stall leaves no past error"
+            );
             if read_after > 100 + half {
-                changes.are(&[
+                changes.assert_at(&[
                     (100 + half, Health::HandlerStalled),
                     (read_after, Health::Live),
                 ]);
             } else {
-                changes.are(&[]);
+                changes.assert_at(&[]);
             }
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_frame_that_is_left_half_written_is_told_of_when_a_ping_has_waited_for_it() {
-    let begun = Instant::now();
+async fn a_half_written_frame_calls_the_hook_after_a_ping_has_waited_for_it() {
+    let start = Instant::now();
     let (mut stream, live, peer, changes) = watched(heartbeat());
-    answers(&peer, ms(2));
+    spawn_pongs(&peer, ms(2));
     stream.write_all(&hello()[..3]).await.unwrap();
-    sleep_till(begun, 190).await;
+    sleep_to_ms(start, 190).await;
     assert_eq!(
         (live.health(), changes.total()),
         (Health::HandlerStalled, 0)
     );
-    sleep_till(begun, 230).await;
+    sleep_to_ms(start, 230).await;
     stream.write_all(&hello()[3..]).await.unwrap();
-    sleep_till(begun, 300).await;
+    sleep_to_ms(start, 300).await;
     assert_eq!(live.health(), Health::Live);
-    changes.are(&[(200, Health::HandlerStalled), (230, Health::Live)]);
+    changes.assert_at(&[(200, Health::HandlerStalled), (230, Health::Live)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -244,11 +253,11 @@ async fn malformed_framing_degrades_for_ever() {
     assert_eq!(live.health(), Health::Degraded);
     sleep(ms(1_000_000)).await;
     assert_eq!(live.health(), Health::Degraded);
-    changes.are(&[(0, Health::Degraded)]);
+    changes.assert_at(&[(0, Health::Degraded)]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_closing_handshake_is_told_and_its_end_is_not() {
+async fn the_closing_handshake_calls_the_hook_and_its_end_does_not() {
     let (mut stream, live, peer, changes) = watched(heartbeat());
     let code = 1000_u16.to_be_bytes();
     stream
@@ -292,7 +301,7 @@ async fn the_end_is_no_change_of_health() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_hour_of_pings_is_no_news() {
+async fn an_hour_of_answered_pings_calls_no_hook() {
     let builder = HeartbeatLayer::builder();
     let (_stream, live, peer, changes) = watched(builder);
     for _ in 0..3_600 {
@@ -311,16 +320,16 @@ async fn an_hour_of_pings_is_no_news() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shorter_timeout_brings_the_news_nearer() {
-    let begun = Instant::now();
+async fn a_shorter_timeout_calls_the_hook_earlier() {
+    let start = Instant::now();
     let (_stream, live, _peer, changes) = watched(heartbeat().timeout(ms(5_000)));
-    sleep_till(begun, 200).await;
+    sleep_to_ms(start, 200).await;
     live.set_timeout(ms(400)).unwrap();
-    sleep_till(begun, 350).await;
-    changes.are(&[(300, SILENT)]);
+    sleep_to_ms(start, 350).await;
+    changes.assert_at(&[(300, SILENT)]);
 }
 
-/// A client of this route behind an idle layer, and perhaps a heartbeat.
+/// A client of `route` behind an idle layer and an optional heartbeat.
 async fn client(
     (route, mut lives): (
         MethodRouter<(), Infallible>,
@@ -342,7 +351,7 @@ async fn client(
 async fn idle_is_half_the_idle_timeout_without_a_message() {
     for with_heartbeat in [false, true] {
         let changes = Changes::new();
-        let begun = Instant::now();
+        let start = Instant::now();
         let idle = IdleTimeoutLayer::builder()
             .timeout(ms(4_000))
             .on_health(changes.hook())
@@ -350,7 +359,7 @@ async fn idle_is_half_the_idle_timeout_without_a_message() {
             .unwrap();
         let heartbeat = with_heartbeat.then(|| heartbeat().build().unwrap());
         let (mut client, live) = client(told_of(echo_route()), idle, heartbeat).await;
-        // Nothing but pongs comes from it, and they are no messages.
+        // The client sends only pongs, which are not messages.
         let quiet = timeout(ms(1_990), client.next()).await;
         assert!(quiet.is_err());
         assert_eq!((live.health(), changes.total()), (Health::Live, 0));
@@ -363,7 +372,7 @@ async fn idle_is_half_the_idle_timeout_without_a_message() {
         assert_eq!(live.health(), Health::Live);
         let quiet = timeout(ms(3_000), client.next()).await;
         assert!(quiet.is_err());
-        assert_eq!(begun.elapsed(), ms(6_000));
+        assert_eq!(start.elapsed(), ms(6_000));
         assert_eq!(
             changes.states(),
             [Health::Idle, Health::Live, Health::Idle],
@@ -384,10 +393,10 @@ async fn only_data_in_the_watched_direction_keeps_a_connection_from_being_idle()
             .watch(watch)
             .build()
             .unwrap();
-        // A handler that reads and never says anything.
-        let listens =
+        // A handler that reads and never writes.
+        let reads_only =
             |mut socket: WebSocket| async move { while let Some(Ok(_)) = socket.recv().await {} };
-        let (mut client, live) = client(watched_route(listens), idle, None).await;
+        let (mut client, live) = client(watched_route(reads_only), idle, None).await;
         sleep(ms(2_500)).await;
         assert_eq!(live.health(), Health::Idle);
         client.send(&Frame::new(PING, "no message")).await.unwrap();

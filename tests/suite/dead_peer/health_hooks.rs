@@ -1,5 +1,6 @@
-//! How health hooks are told: each change once, in order, outside every lock, whatever the hooks do,
-//! and nothing after the end.
+//! Health hooks receive each change once, in order, and nothing after the end.
+//!
+//! They are called outside every lock; they may panic, block, or end the connection.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
@@ -19,15 +20,16 @@ use crate::support::{echo_route, in_memory, until, within};
 
 const SILENT: Health = Health::PeerSilent { missed: 0 };
 
-/// The handle of the connection, for hooks that are made before it.
+/// The connection's handle, for hooks built before the connection opens.
 type Slot = Arc<OnceLock<Liveness>>;
 
 fn handle(slot: &Slot) -> &Liveness {
-    slot.get().expect("the hook is called later")
+    slot.get()
+        .expect("the handle is set before the hook is called")
 }
 
-/// One ping that nobody answers.
-async fn silence(app: Router) -> RawClient<tokio::io::DuplexStream> {
+/// A client that leaves the first ping unanswered.
+async fn silent_client(app: Router) -> RawClient<tokio::io::DuplexStream> {
     let client = RawClient::handshake(in_memory(app, 64 * 1024), "/ws").await;
     let mut client = client.answering(Answer::Nothing);
     client.expect_ping().await;
@@ -36,7 +38,7 @@ async fn silence(app: Router) -> RawClient<tokio::io::DuplexStream> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_hooks_of_stacked_layers_are_told_once_each() {
+async fn the_hooks_of_stacked_layers_are_called_once_each() {
     let [outer, inner, idle, shared] = [(); 4].map(|()| Changes::new());
     let twice = heartbeat().missed_pings(3).on_health(shared.hook());
     let idle_layer = IdleTimeoutLayer::builder().on_health(idle.hook());
@@ -45,14 +47,14 @@ async fn the_hooks_of_stacked_layers_are_told_once_each() {
         .layer(twice.clone().on_health(inner.hook()).build().unwrap())
         .layer(idle_layer.build().unwrap())
         .layer(twice.on_health(outer.hook()).build().unwrap());
-    let _client = silence(app).await;
+    let _client = silent_client(app).await;
     for changes in [outer, inner, idle, shared] {
         assert_eq!(changes.states(), [SILENT]);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layer_with_a_hook_may_be_any_of_several() {
+async fn a_hook_is_called_on_whichever_layer_it_is_set() {
     for layers in [[true, false], [false, true]] {
         let changes = Changes::new();
         let mut app = Router::new().route("/ws", echo_route());
@@ -64,13 +66,13 @@ async fn a_layer_with_a_hook_may_be_any_of_several() {
             };
             app = app.layer(builder.build().unwrap());
         }
-        let _client = silence(app).await;
+        let _client = silent_client(app).await;
         assert_eq!(changes.states(), [SILENT], "{layers:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn hooks_are_types_too_and_come_in_order() {
+async fn hooks_may_be_types_and_are_called_in_order() {
     struct Named(&'static str, mpsc::Sender<&'static str>);
 
     impl OnHealth for Named {
@@ -80,21 +82,21 @@ async fn hooks_are_types_too_and_come_in_order() {
         }
     }
 
-    let (tell, told) = mpsc::channel();
+    let (tx, rx) = mpsc::channel();
     let builder = heartbeat()
-        .on_health(Named("first", tell.clone()))
-        .on_health(Named("second", tell.clone()))
-        .on_health(Named("third", tell));
+        .on_health(Named("first", tx.clone()))
+        .on_health(Named("second", tx.clone()))
+        .on_health(Named("third", tx));
     let (_stream, _live, _peer) = wrap_with(builder);
     sleep(ms(140)).await;
     assert_eq!(
-        told.try_iter().collect::<Vec<_>>(),
+        rx.try_iter().collect::<Vec<_>>(),
         ["first", "second", "third"]
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hook_that_panics_harms_nobody() {
+async fn a_hook_that_panics_does_not_affect_the_others() {
     let (before, after) = (Changes::new(), Changes::new());
     let builder = heartbeat()
         .missed_pings(2)
@@ -119,7 +121,7 @@ async fn a_hook_may_use_the_handle() {
             let live = handle(&slot);
             assert_eq!(live.health(), change.to());
             assert_eq!(live.stats(), change.stats());
-            // A change by the hook itself is told after this one.
+            // A change that the hook itself causes is reported after this one.
             live.set_timeout(ms(20)).unwrap();
             seen.lock().unwrap().push(change.to());
         }
@@ -132,10 +134,10 @@ async fn a_hook_may_use_the_handle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hook_may_end_the_connection_and_nobody_is_told_more() {
+async fn a_hook_may_evict_and_no_later_health_hook_is_called() {
     let slot = Slot::default();
-    let (tell, told) = mpsc::channel();
-    let by_evict = tell.clone();
+    let (tx, rx) = mpsc::channel();
+    let evict_tx = tx.clone();
     let (first, later) = (Changes::new(), Changes::new());
     let builder = heartbeat()
         .missed_pings(5)
@@ -145,27 +147,27 @@ async fn a_hook_may_end_the_connection_and_nobody_is_told_more() {
             move |_: &HealthChange| {
                 assert!(handle(&slot).evict(4001, "not well"));
                 assert_eq!(handle(&slot).health(), Health::Ended);
-                tell.send("evicted").unwrap();
+                tx.send("evicted").unwrap();
             }
         })
         .on_health(later.hook())
         .on_evict(move |ev: &Eviction| {
             assert_eq!(ev.reason(), Reason::Kicked { code: 4001 });
-            by_evict.send("on_evict").unwrap();
+            evict_tx.send("on_evict").unwrap();
         });
     let (mut stream, live, peer) = wrap_with(builder);
     slot.set(live.clone()).unwrap();
     assert!(stream.read_u8().await.is_err());
     sleep(ms(10_000)).await;
     assert!(peer.is_dropped());
-    assert_eq!(told.try_iter().collect::<Vec<_>>(), ["on_evict", "evicted"]);
+    assert_eq!(rx.try_iter().collect::<Vec<_>>(), ["on_evict", "evicted"]);
     assert_eq!(first.states(), [SILENT]);
     assert_eq!(later.total(), 0);
 }
 
-// In real time: tokio's clock does not move by itself while a worker is blocked.
+// In real time: tokio's paused clock does not advance while a worker is blocked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_while_a_hook_is_busy_is_told_after_it_or_dropped() {
+async fn changes_during_a_blocked_hook_follow_it_or_are_dropped_at_the_end() {
     for ends in [false, true] {
         let (release, released) = mpsc::channel::<()>();
         let released = Mutex::new(released);
@@ -180,8 +182,8 @@ async fn what_comes_while_a_hook_is_busy_is_told_after_it_or_dropped() {
                 let _ = released.lock().unwrap().recv();
             });
         let (mut stream, live, peer) = wrap_with(builder);
-        // The driver sees the silence, and is held up by the hook.
-        until("a busy hook", || changes.total() == 1).await;
+        // The driver detects the silence and blocks in the hook.
+        until("the hook is called", || changes.total() == 1).await;
         let wakes = Wakes::new();
         peer.send(&frame(0x80 | TEXT, Some([1; 4]), b"x"));
         assert!(!got(poll_read(&mut stream, &wakes, 64)).is_empty());
@@ -189,7 +191,10 @@ async fn what_comes_while_a_hook_is_busy_is_told_after_it_or_dropped() {
         assert!(poll_write(&mut stream, &wakes, &close).is_ready());
         assert_eq!(live.health(), Health::Closing);
         if ends {
-            assert!(live.evict(1000, "bye"), "nobody waits for the hook");
+            assert!(
+                live.evict(1000, "bye"),
+                "eviction does not wait for the hook"
+            );
             drop(stream);
         }
         assert_eq!(changes.states(), [SILENT], "one at a time");
@@ -198,14 +203,14 @@ async fn what_comes_while_a_hook_is_busy_is_told_after_it_or_dropped() {
             until("the transport is closed", || peer.is_dropped()).await;
             assert_eq!(changes.states(), [SILENT]);
         } else {
-            until("all are told", || changes.total() == 3).await;
+            until("all changes are reported", || changes.total() == 3).await;
             assert_eq!(changes.states(), [SILENT, Health::Live, Health::Closing]);
         }
     }
 }
 
 #[test]
-fn two_threads_tell_in_order_and_one_at_a_time() {
+fn hooks_on_two_threads_are_called_in_order_and_never_overlap() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -229,14 +234,14 @@ fn two_threads_tell_in_order_and_one_at_a_time() {
                 inside.store(false, Ordering::SeqCst);
             });
         let (mut stream, live, peer) = wrap_with(builder);
-        // The driver sees the silences; this thread ends them, by reading.
+        // The driver detects each silence; this thread ends it by reading.
         let reading = thread::spawn({
             let live = live.clone();
             move || {
-                let said = frame(0x80 | TEXT, Some([1; 4]), b"x");
+                let text = frame(0x80 | TEXT, Some([1; 4]), b"x");
                 let wakes = Wakes::new();
                 while live.health() != Health::Ended {
-                    peer.send(&said);
+                    peer.send(&text);
                     let _ = poll_read(&mut stream, &wakes, 64);
                     thread::sleep(ms(7));
                 }
@@ -260,7 +265,7 @@ fn two_threads_tell_in_order_and_one_at_a_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn connections_without_a_hook_are_not_visited_for_news() {
+async fn the_driver_visits_a_stalled_connection_early_only_for_a_hook() {
     for hooked in [false, true] {
         let builder = heartbeat().interval(ms(100_000)).write_timeout(ms(100_000));
         let builder = match hooked {
@@ -270,7 +275,7 @@ async fn connections_without_a_hook_are_not_visited_for_news() {
         let (mut stream, live, peer) = wrap_with(builder);
         peer.write_steps(&[WAIT]);
         assert!(poll_write(&mut stream, &Wakes::new(), b"\x81\x00").is_pending());
-        // What nobody reads is found by the driver, if it comes by.
+        // Bytes that the handler does not read are found only when the driver visits.
         peer.send(&frame(0x80 | TEXT, Some([1; 4]), b"x"));
         sleep(ms(60_000)).await;
         assert_eq!(live.stats().bytes_received() > 0, hooked);

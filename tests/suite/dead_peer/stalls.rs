@@ -1,5 +1,4 @@
-//! The right verdict, in time, and what is left to the handler after it: once wrong, found by a
-//! hostile review, and mended.
+//! Stalls and silences get the right reason in time, and reads after the end return what is due.
 
 use std::future::pending;
 use std::io::ErrorKind;
@@ -16,38 +15,38 @@ use crate::script::*;
 use crate::support::recorder::Recorder;
 use crate::support::within;
 
-/// What deadlines under `heartbeat()` are rounded up to, and a millisecond to act.
+/// Lateness allowed under `heartbeat()`: the driver's tick, and 1 ms to act.
 const TICK: Duration = Duration::from_millis(2);
 
-/// A frame of the handler's, at a server.
+/// A frame sent by the handler.
 fn hello() -> Vec<u8> {
     frame(0x80 | TEXT, None, b"hello")
 }
 
-/// A frame of the peer's, to a server.
-fn said(payload: &[u8]) -> Vec<u8> {
+/// A frame sent by the peer.
+fn peer_frame(payload: &[u8]) -> Vec<u8> {
     frame(0x80 | BINARY, Some([1, 2, 3, 4]), payload)
 }
 
-/// A server's end, with a hook.
+/// A server-side stream with a recording hook.
 fn recorded(builder: HeartbeatLayerBuilder) -> (Stream, Liveness, Peer, Recorder) {
     let recorder = Recorder::new();
     let (stream, live, peer) = wrap_with(builder.on_evict(recorder.hook()));
     (stream, live, peer, recorder)
 }
 
-/// The one eviction so far: how long after `from`, and why.
+/// The time from `from` to the only eviction so far, and its reason.
 #[track_caller]
-fn only(recorder: &Recorder, from: Instant) -> (Duration, Reason) {
+fn only_eviction(recorder: &Recorder, from: Instant) -> (Duration, Reason) {
     let events = recorder.all();
     assert_eq!(events.len(), 1, "{events:?}");
     (events[0].at - from, events[0].reason)
 }
 
-// What was read ahead.
+// Bytes that the driver has read ahead.
 
 #[tokio::test(start_paused = true)]
-async fn what_was_read_ahead_is_served_after_the_cut_however_the_peer_ended() {
+async fn read_ahead_bytes_are_delivered_after_the_peers_close_end_or_reset() {
     let closed = frame(0x80 | CLOSE, Some([4; 4]), &1000_u16.to_be_bytes());
     let reset = ErrorKind::ConnectionReset;
     let cases = [
@@ -55,17 +54,17 @@ async fn what_was_read_ahead_is_served_after_the_cut_however_the_peer_ended() {
         (Vec::new(), Some(Ok(())), Reason::PeerVanished),
         (Vec::new(), Some(Err(reset)), Reason::Transport(reset)),
     ];
-    for (goodbye, end, reason) in cases {
+    for (close, end, reason) in cases {
         let (mut stream, live, peer, recorder) = recorded(heartbeat());
-        let sent = [said(b"payment confirmed"), goodbye].concat();
+        let sent = [peer_frame(b"payment confirmed"), close].concat();
         peer.send(&sent);
         if let Some(end) = end {
             peer.end(end);
         }
-        // The handler is busy for long enough to be cut off.
+        // The handler is busy until the driver drops the transport.
         sleep(ms(20_000)).await;
         assert_eq!(recorder.nth(1).await.reason, reason);
-        assert!(peer.is_dropped(), "{reason}: cut");
+        assert!(peer.is_dropped(), "{reason}: the transport is dropped");
 
         let mut read = Vec::new();
         let error = stream.read_to_end(&mut read).await.unwrap_err();
@@ -77,10 +76,10 @@ async fn what_was_read_ahead_is_served_after_the_cut_however_the_peer_ended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_read_ahead_is_gone_with_an_eviction() {
+async fn read_ahead_bytes_are_discarded_by_an_eviction() {
     for kicked in [false, true] {
         let (mut stream, live, peer, recorder) = recorded(heartbeat());
-        peer.send(&said(b"last words"));
+        peer.send(&peer_frame(b"last words"));
         sleep(ms(120)).await;
         assert!(peer.wire().incoming.is_empty(), "read ahead");
         if kicked {
@@ -100,7 +99,7 @@ async fn what_was_read_ahead_is_gone_with_an_eviction() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_a_pong_and_then_the_end_is_the_end_at_once_though_nobody_reads() {
+async fn the_end_behind_half_a_pong_is_detected_at_once_though_the_handler_does_not_read() {
     let reset = ErrorKind::ConnectionReset;
     for (end, reason) in [
         (Ok(()), Reason::PeerVanished),
@@ -113,20 +112,20 @@ async fn half_a_pong_and_then_the_end_is_the_end_at_once_though_nobody_reads() {
         peer.end(end);
         let ended = Instant::now();
         sleep(ms(300_000)).await;
-        let (after, why) = only(&recorder, ended);
+        let (after, why) = only_eviction(&recorder, ended);
         assert_eq!(why, reason);
         assert!(after <= TICK, "{reason} after {after:?}");
-        // It never became a pong, so it is the handler's.
+        // The pong is incomplete, so the handler gets its bytes.
         let mut read = Vec::new();
         stream.read_to_end(&mut read).await.unwrap_err();
         assert_eq!(read, half);
     }
 }
 
-// The bound.
+// The time to detect a dead peer.
 
-/// The peer says its last words at 100 ms. When is it evicted, counted from them, if the handler
-/// first reads after `reads_at`, or never?
+/// The time from the peer's last bytes, sent at 100 ms, to its eviction, if the handler first reads
+/// `reads_at` ms after them, or never with `None`.
 async fn evicted_after(waits_before: bool, reads_at: Option<u64>) -> Duration {
     let builder = heartbeat().interval(ms(30_000)).timeout(ms(15_000));
     let (mut stream, _live, peer, recorder) = recorded(builder.close_timeout(ms(5_000)));
@@ -135,43 +134,49 @@ async fn evicted_after(waits_before: bool, reads_at: Option<u64>) -> Duration {
         assert!(poll_read(&mut stream, &wakes, 64).is_pending());
     }
     sleep(ms(100)).await;
-    peer.send(&said(b"last words"));
-    let died = Instant::now();
+    peer.send(&peer_frame(b"last words"));
+    let silent_since = Instant::now();
     if let Some(millis) = reads_at {
         sleep(ms(millis)).await;
-        assert_eq!(got(poll_read(&mut stream, &wakes, 64)), said(b"last words"));
+        assert_eq!(
+            got(poll_read(&mut stream, &wakes, 64)),
+            peer_frame(b"last words")
+        );
     }
     sleep(ms(300_000)).await;
-    let (after, reason) = only(&recorder, died);
+    let (after, reason) = only_eviction(&recorder, silent_since);
     assert_eq!(reason, Reason::HeartbeatTimeout { missed: 1 });
     after
 }
 
-/// Interval and timeout, and one tick.
-const BOUND: Duration = Duration::from_millis(45_000 + 256);
+/// Interval plus timeout, and one tick.
+const DETECTION_BOUND: Duration = Duration::from_millis(45_000 + 256);
 
 #[tokio::test(start_paused = true)]
-async fn the_bound_holds_though_the_handler_reads_nothing_or_once_and_late() {
+async fn a_dead_peer_is_evicted_in_time_though_the_handler_reads_nothing_or_once_and_late() {
     for reads_at in [None, Some(1), Some(20_000), Some(29_800)] {
         let after = evicted_after(false, reads_at).await;
-        assert!(after <= BOUND, "{after:?}, read at {reads_at:?}");
+        assert!(after <= DETECTION_BOUND, "{after:?}, read at {reads_at:?}");
     }
     let after = evicted_after(true, Some(1)).await;
-    assert!(after <= BOUND, "{after:?}, read when it was woken");
+    assert!(after <= DETECTION_BOUND, "{after:?}, read when woken");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_bound_holds_though_a_handler_that_was_woken_does_not_come() {
+async fn a_dead_peer_is_evicted_in_time_though_the_woken_handler_does_not_read() {
     let after = evicted_after(true, None).await;
-    assert!(after <= BOUND, "{after:?}");
+    assert!(after <= DETECTION_BOUND, "{after:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_bound_counts_from_the_read_of_a_handler_that_was_woken_and_comes_late() {
-    // Nobody can tell afterwards when the bytes came for which it was woken: the handler, which is
-    // presumed to come when it is called, has the benefit of the doubt.
+async fn the_silence_counts_from_the_late_read_of_a_handler_that_was_woken() {
+    // The arrival time of the bytes that woke the handler is unknown. The silence counts from the
+    // read, since a handler normally reads as soon as it is woken.
     let after = evicted_after(true, Some(20_000)).await;
-    assert!(after > BOUND && after <= BOUND + ms(20_000), "{after:?}");
+    assert!(
+        after > DETECTION_BOUND && after <= DETECTION_BOUND + ms(20_000),
+        "{after:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -180,11 +185,11 @@ async fn a_runtime_that_is_late_every_time_still_evicts() {
     let (_stream, live, peer, recorder) = recorded(builder);
     sleep(ms(10_100)).await;
     assert_eq!(peer.pings().len(), 1);
-    // As late as that, it may be the runtime that was away: the peer is asked once more.
+    // So late, the runtime itself may have been suspended: the peer is pinged once more.
     advance(ms(2_000)).await;
     sleep(ms(1)).await;
     assert_eq!((peer.pings().len(), recorder.total()), (2, 0));
-    // That answer was waited for, and the next time it makes no difference.
+    // The pong ends this silence; the next silence gets one reprieve as well.
     peer.send(&Role::Server.pong(&peer.last_ping()));
     sleep(ms(10_100)).await;
     assert_eq!(peer.pings().len(), 3, "{live:?}");
@@ -193,8 +198,8 @@ async fn a_runtime_that_is_late_every_time_still_evicts() {
     assert_eq!((peer.pings().len(), recorder.total()), (4, 0));
     advance(ms(2_000)).await;
     sleep(ms(1)).await;
-    assert_eq!(peer.pings().len(), 4, "one reprieve in a silence");
-    let (_, reason) = only(&recorder, Instant::now() - ms(1));
+    assert_eq!(peer.pings().len(), 4, "one reprieve per silence");
+    let (_, reason) = only_eviction(&recorder, Instant::now() - ms(1));
     assert_eq!(reason, Reason::HeartbeatTimeout { missed: 1 });
 }
 
@@ -217,7 +222,7 @@ async fn a_runtime_that_is_late_every_time_does_not_evict_a_peer_that_answers() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_runtime_that_is_late_every_time_still_finds_stalls() {
+async fn a_runtime_that_is_late_every_time_still_detects_stalls() {
     for stall in ["a write", "a read", "half a frame"] {
         let builder = heartbeat().timeout(ms(600_000));
         let builder = match stall {
@@ -233,14 +238,14 @@ async fn a_runtime_that_is_late_every_time_still_finds_stalls() {
                         peer.write_steps(&[3, WAIT]);
                         let _ = stream.write_all(&hello()).await;
                     }
-                    "a read" => peer.send(&said(b"who is there?")),
+                    "a read" => peer.send(&peer_frame(b"an unread msg")),
                     _ => stream.write_all(&hello()[..3]).await.unwrap(),
                 }
                 pending::<()>().await;
                 drop(stream);
             }
         });
-        // The first ping has become due by then.
+        // By then the first ping is due.
         sleep(ms(200)).await;
         let mut reasons = Vec::new();
         for _ in 0..3 {
@@ -252,7 +257,7 @@ async fn a_runtime_that_is_late_every_time_still_finds_stalls() {
             "a write" => Reason::WriteStalled,
             _ => Reason::HandlerStalled,
         };
-        // A verdict that late may be due to the runtime, so it is postponed, but once per stall.
+        // A deadline missed by so much may be the runtime's fault: postponed, but once per stall.
         assert_eq!(reasons, [None, Some(reason), Some(reason)], "{stall}");
         handler.abort();
     }
@@ -261,8 +266,8 @@ async fn a_runtime_that_is_late_every_time_still_finds_stalls() {
 // Writers.
 
 #[tokio::test(start_paused = true)]
-async fn short_refusals_do_not_hide_a_dead_peer_and_long_ones_say_that_it_drains() {
-    for (refused_for, dies) in [(1, true), (3, true), (20, false)] {
+async fn short_write_refusals_do_not_hide_a_dead_peer_and_long_ones_prove_that_it_drains() {
+    for (refused_for, is_evicted) in [(1, true), (3, true), (20, false)] {
         let (mut stream, live, peer, recorder) = recorded(heartbeat());
         peer.write_steps(&[ALL, WAIT]);
         let begun = Instant::now();
@@ -273,8 +278,8 @@ async fn short_refusals_do_not_hide_a_dead_peer_and_long_ones_say_that_it_drains
             peer.kick();
         }
         let case = format!("refused for {refused_for} ms at a time, {:?}", live.stats());
-        if dies {
-            let (after, reason) = only(&recorder, begun);
+        if is_evicted {
+            let (after, reason) = only_eviction(&recorder, begun);
             assert_eq!(reason, Reason::HeartbeatTimeout { missed: 1 });
             assert!(after <= ms(150 + refused_for) + TICK, "{after:?}, {case}");
             assert!(live.stats().messages_sent() > 20, "{case}");
@@ -286,9 +291,9 @@ async fn short_refusals_do_not_hide_a_dead_peer_and_long_ones_say_that_it_drains
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_writers_used_up_budget_is_not_taken_for_a_peer_that_drains() {
+async fn a_writers_spent_budget_does_not_prove_that_the_peer_drains() {
     let recorder = Recorder::new();
-    // Room for everything; the peer never reads it, nor answers.
+    // Room for all writes; the peer neither reads nor answers.
     let (io, _peer) = duplex(1 << 24);
     let layer = heartbeat().on_evict(recorder.hook()).build().unwrap();
     let (mut stream, _live) = layer.wrap_server(io);
@@ -297,21 +302,22 @@ async fn a_writers_used_up_budget_is_not_taken_for_a_peer_that_drains() {
         while has_budget_remaining() {
             assert!(poll_write(&mut stream, &wakes, &hello()).is_ready());
         }
-        // The scheduler's word. The runtime has others to look after for a while.
+        // `Pending` from the spent budget. The task is polled again only after a while.
         assert!(poll_write(&mut stream, &wakes, &hello()).is_pending());
         sleep(ms(10)).await;
     }
-    let (after, reason) = only(&recorder, begun);
+    let (after, reason) = only_eviction(&recorder, begun);
     assert_eq!(reason, Reason::HeartbeatTimeout { missed: 1 });
     assert!(after <= ms(150) + TICK, "{after:?}");
 }
 
-/// A handler pushes a queue of messages, each in its own write. The transport accepts `take` bytes of the
-/// last one, and then the peer drains nothing any more. Returns when and why the connection ended.
+/// Runs a handler that writes a queue of messages, each in its own write. The transport accepts
+/// `take` bytes of the last message and then no more. Returns when and why the connection ended.
 ///
-/// 128 messages spend a task's cooperative budget: after that tokio's own transports return `Pending` in any
-/// state. This transport does not take part in the budget, and neither do HTTP/2 streams and most TLS.
-async fn pushes(queued: usize, take: usize, interval: Duration) -> Option<(Duration, Reason)> {
+/// 128 messages spend a task's cooperative budget: after that tokio's own transports return
+/// `Pending` in any state. This transport does not take part in the budget, and neither do HTTP/2
+/// streams and most TLS.
+async fn push_queue(queued: usize, take: usize, interval: Duration) -> Option<(Duration, Reason)> {
     let builder = heartbeat().interval(interval).write_timeout(ms(300));
     let (mut stream, _live, peer, recorder) = recorded(builder);
     let mut steps = vec![ALL; queued - 1];
@@ -335,17 +341,17 @@ async fn pushes(queued: usize, take: usize, interval: Duration) -> Option<(Durat
     });
     let ended = timeout(ms(60_000), recorder.reached(1)).await;
     handler.abort();
-    ended.ok().map(|_| only(&recorder, begun))
+    ended.ok().map(|_| only_eviction(&recorder, begun))
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_stall_is_found_in_time_though_the_writers_budget_is_spent() {
+async fn a_write_stall_is_detected_in_time_though_the_writers_budget_is_spent() {
     for queued in [127, 128] {
         for take in [0, 3] {
             for interval in [ms(100), ms(30_000)] {
                 let what = format!("{queued} messages, {take} bytes of the last, {interval:?}");
-                let Some((after, reason)) = pushes(queued, take, interval).await else {
-                    panic!("{what}: no end");
+                let Some((after, reason)) = push_queue(queued, take, interval).await else {
+                    panic!("{what}: not evicted");
                 };
                 assert_eq!(reason, Reason::WriteStalled, "{what}");
                 assert!(after <= ms(400) + ms(20), "{what}: {after:?}");
@@ -355,23 +361,23 @@ async fn a_write_stall_is_found_in_time_though_the_writers_budget_is_spent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_whose_budget_is_spent_has_its_transport_looked_at_at_once() {
+async fn the_transport_of_a_reader_with_a_spent_budget_is_polled_at_once() {
     for spent in [false, true] {
-        // A byte a minute is no flood, though nothing shows when each came.
+        // The arrival time of a byte is known only if the transport was polled empty before it.
         let (mut stream, live, peer) = wrap_with(heartbeat().interval(ms(1_000)));
         let wakes = Wakes::new();
         assert!(poll_read(&mut stream, &wakes, 64).is_pending());
         sleep(ms(100)).await;
-        peer.send(&said(b"x"));
+        peer.send(&peer_frame(b"x"));
         got(poll_read(&mut stream, &wakes, 64));
         while spent && has_budget_remaining() {
             consume_budget().await;
         }
         assert!(poll_read(&mut stream, &wakes, 64).is_pending());
         sleep(ms(900)).await;
-        // It was seen empty right after the last byte, so what comes now came now: the next ping is due
-        // an interval later, and not before.
-        peer.send(&said(b"y"));
+        // The transport was polled empty right after the last byte, so these bytes are new: the
+        // next ping is due one interval later, and not before.
+        peer.send(&peer_frame(b"y"));
         got(poll_read(&mut stream, &wakes, 64));
         let seen = Instant::now();
         assert!(poll_read(&mut stream, &wakes, 64).is_pending());
@@ -385,7 +391,7 @@ async fn a_reader_whose_budget_is_spent_has_its_transport_looked_at_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_send_that_was_given_up_is_no_write_stall_if_the_peer_drains_it_all() {
+async fn a_cancelled_send_is_no_write_stall_if_the_peer_drains() {
     // In the middle of a frame, and before its first byte.
     for taken in [64, 0] {
         let (mut stream, live, peer, recorder) = recorded(heartbeat().write_timeout(ms(300)));
@@ -396,13 +402,13 @@ async fn a_send_that_was_given_up_is_no_write_stall_if_the_peer_drains_it_all() 
             vec![WAIT]
         });
         let sent = timeout(ms(20), stream.write_all(&long)).await;
-        assert!(sent.is_err(), "given up");
+        assert!(sent.is_err(), "the send is cancelled");
         peer.drain();
-        // The peer goes on talking, and answers what it is asked.
+        // The peer keeps sending, and answers pings.
         let mut answered = 0;
         for _ in 0..40 {
             sleep(ms(50)).await;
-            peer.send(&said(b"hi"));
+            peer.send(&peer_frame(b"hi"));
             for ping in &peer.pings()[answered..] {
                 peer.send(&Role::Server.pong(ping));
                 answered += 1;
@@ -411,13 +417,13 @@ async fn a_send_that_was_given_up_is_no_write_stall_if_the_peer_drains_it_all() 
             within("a message", stream.read(&mut read)).await.unwrap();
         }
         assert_eq!(recorder.total(), 0, "{taken} taken: {:?}", recorder.all());
-        // In the middle of its frame it keeps the pings back, and may be asked why.
+        // An unfinished frame holds pings back, which shows as a handler stall.
         let health = match taken {
             0 => Health::Live,
             _ => Health::HandlerStalled,
         };
         assert_eq!(live.health(), health, "{taken} taken");
-        // It may still think better of it.
+        // The handler may still finish its frame.
         stream.write_all(&long[taken..]).await.unwrap();
         let data: Vec<_> = peer
             .frames()
@@ -429,8 +435,8 @@ async fn a_send_that_was_given_up_is_no_write_stall_if_the_peer_drains_it_all() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_send_that_is_wanted_and_refused_is_a_write_stall_at_the_write_timeout() {
-    // In the middle of a frame and at a boundary, with a ping due before and without.
+async fn a_pending_send_that_is_refused_is_a_write_stall_at_the_write_timeout() {
+    // In the middle of a frame and at a boundary, with and without a ping due before.
     for (taken, interval) in [(3, 100), (0, 100), (3, 10_000), (0, 10_000)] {
         let builder = heartbeat().interval(ms(interval)).write_timeout(ms(300));
         let (mut stream, _live, peer, recorder) = recorded(builder);
@@ -443,7 +449,7 @@ async fn a_send_that_is_wanted_and_refused_is_a_write_stall_at_the_write_timeout
         let writing = tokio::spawn(async move { stream.write_all(&hello()).await });
         sleep(ms(20_000)).await;
         let case = format!("{taken} taken, pings every {interval} ms");
-        let (after, reason) = only(&recorder, begun);
+        let (after, reason) = only_eviction(&recorder, begun);
         assert_eq!(reason, Reason::WriteStalled, "{case}");
         assert!(
             after >= ms(300) && after <= ms(300) + TICK,
@@ -456,7 +462,7 @@ async fn a_send_that_is_wanted_and_refused_is_a_write_stall_at_the_write_timeout
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_frame_that_the_handler_never_finishes_is_a_stalled_handler() {
+async fn a_frame_that_the_handler_never_finishes_is_a_handler_stall() {
     let builder = heartbeat().handler_stall_timeout(ms(300));
     let (mut stream, live, _peer, recorder) = recorded(builder);
     let begun = Instant::now();
@@ -467,18 +473,18 @@ async fn a_frame_that_the_handler_never_finishes_is_a_stalled_handler() {
     assert_eq!(
         live.health(),
         Health::HandlerStalled,
-        "it can be seen to come"
+        "the stall shows before the eviction"
     );
     sleep(ms(20_000)).await;
-    // Counted from the ping that could not be put in.
-    let (after, reason) = only(&recorder, begun);
+    // Counted from the ping that the unfinished frame held back.
+    let (after, reason) = only_eviction(&recorder, begun);
     assert_eq!(reason, Reason::HandlerStalled);
     assert!(after >= ms(400) && after <= ms(400) + TICK, "{after:?}");
 }
 
 /// A ping waits between two fragments, and then inside the second one.
 #[tokio::test(start_paused = true)]
-async fn a_frame_that_is_left_unfinished_behind_a_held_ping_is_a_stalled_handler() {
+async fn an_unfinished_frame_in_front_of_a_held_ping_is_a_handler_stall() {
     let builder = heartbeat()
         .timeout(ms(15_000))
         .handler_stall_timeout(ms(1_000));
@@ -495,13 +501,13 @@ async fn a_frame_that_is_left_unfinished_behind_a_held_ping_is_a_stalled_handler
     assert!(poll_write(&mut stream, &wakes, &next[..4]).is_ready());
     assert_eq!(live.health(), Health::HandlerStalled);
     live.evicted().await;
-    let (after, reason) = only(&recorder, begun);
+    let (after, reason) = only_eviction(&recorder, begun);
     assert_eq!(reason, Reason::HandlerStalled);
     assert!(after <= ms(1_200), "{after:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_held_ping_follows_a_timeout_that_is_set_meanwhile() {
+async fn a_held_ping_uses_a_timeout_that_is_set_meanwhile() {
     let (mut stream, live, peer, recorder) = recorded(heartbeat().timeout(ms(60_000)));
     assert!(poll_write(&mut stream, &Wakes::new(), &frame(TEXT, None, b"first")).is_ready());
     sleep(ms(200)).await;
@@ -509,20 +515,20 @@ async fn a_held_ping_follows_a_timeout_that_is_set_meanwhile() {
     let begun = Instant::now();
     live.set_timeout(ms(50)).unwrap();
     live.evicted().await;
-    let (after, reason) = only(&recorder, begun);
+    let (after, reason) = only_eviction(&recorder, begun);
     assert_eq!(reason, Reason::HeartbeatTimeout { missed: 1 });
     assert!(after <= ms(50) + 2 * TICK, "{after:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_a_peer_that_sends_more_than_is_read_only_the_handler_is_to_blame() {
+async fn unread_bytes_beyond_the_read_ahead_are_a_handler_stall_and_not_a_dead_peer() {
     for limit in [None, Some(ms(300))] {
         let builder = heartbeat().handler_stall_timeout(limit);
         let (mut stream, live, peer, recorder) = recorded(builder);
         let begun = Instant::now();
         for _ in 0..20 {
-            // More than is read ahead, so that nobody can see whether a pong is behind it.
-            peer.send(&said(&[7; 4_000]).repeat(10));
+            // More than the read-ahead, so the driver cannot see whether a pong follows.
+            peer.send(&peer_frame(&[7; 4_000]).repeat(10));
             // Ten times the timeout.
             sleep(ms(500)).await;
             if recorder.total() > 0 {
@@ -535,8 +541,8 @@ async fn of_a_peer_that_sends_more_than_is_read_only_the_handler_is_to_blame() {
             assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
             continue;
         };
-        // Counted from the first look, when the first ping was due.
-        let (after, reason) = only(&recorder, begun);
+        // Counted from the driver's first read, when the first ping was due.
+        let (after, reason) = only_eviction(&recorder, begun);
         assert_eq!(reason, Reason::HandlerStalled);
         assert!(after <= ms(100) + limit + TICK, "{after:?}");
     }

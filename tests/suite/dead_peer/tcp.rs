@@ -1,4 +1,4 @@
-//! Over plain TCP: the layers use the socket itself and set its options; what these are good for.
+//! TCP sockets: which options the layers set on them, and the effect of each option.
 
 use std::io;
 use std::net::SocketAddr;
@@ -34,18 +34,18 @@ fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-// What the kernel says.
+// Options as the kernel reports them.
 
-/// The options of a socket.
+/// The options of a socket that the layers may change.
 #[derive(Clone, Debug, PartialEq)]
-struct Seen {
+struct SocketOptions {
     unsent_limit: u32,
     user_timeout: Option<Duration>,
     keepalive: Option<TcpKeepalive>,
 }
 
-fn options_of(socket: &Socket) -> Seen {
-    Seen {
+fn options_of(socket: &Socket) -> SocketOptions {
+    SocketOptions {
         unsent_limit: socket.tcp_notsent_lowat().unwrap(),
         user_timeout: socket.tcp_user_timeout().unwrap(),
         keepalive: socket.keepalive().unwrap().then(|| {
@@ -58,17 +58,17 @@ fn options_of(socket: &Socket) -> Seen {
     }
 }
 
-/// What these options look like once they are set.
-fn set(options: &TcpOptions) -> Seen {
-    Seen {
+/// The options of a socket after `options` are applied.
+fn as_set(options: &TcpOptions) -> SocketOptions {
+    SocketOptions {
         unsent_limit: options.unsent_limit.unwrap(),
         user_timeout: options.user_timeout,
         keepalive: options.keepalive,
     }
 }
 
-/// What a socket has that nobody has touched.
-async fn untouched() -> Seen {
+/// The options of a new socket.
+async fn default_options() -> SocketOptions {
     let (socket, _peer) = tcp().await;
     options_of(&SockRef::from(&socket))
 }
@@ -81,22 +81,22 @@ async fn tcp() -> (TcpStream, TcpStream) {
     (accepted.unwrap().0, peer.unwrap())
 }
 
-// Servers that let the test have the accepted sockets too.
+// Servers that also pass the accepted sockets to the test.
 
-/// `axum::serve`.
+/// `axum::serve`, with a receiver of the accepted sockets.
 async fn serve(app: Router) -> (SocketAddr, mpsc::UnboundedReceiver<Socket>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let (tell, told) = mpsc::unbounded_channel();
+    let (tx, rx) = mpsc::unbounded_channel();
     let listener = listener.tap_io(move |io| {
         io.set_nodelay(true).unwrap();
-        let _ = tell.send(SockRef::from(&*io).try_clone().unwrap());
+        let _ = tx.send(SockRef::from(&*io).try_clone().unwrap());
     });
     tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-    (addr, told)
+    (addr, rx)
 }
 
-/// hyper-util's connection, which speaks both versions of HTTP.
+/// hyper-util's `auto` connection, which serves HTTP/1.1 and HTTP/2.
 fn serve_auto<I>(app: Router, io: I)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -119,10 +119,10 @@ where
 
 type Serve = fn(Router, TcpStream);
 
-/// The two ways to serve one socket.
-const WAYS: [(&str, Serve); 2] = [("http1", serve_http1), ("auto", serve_auto)];
+/// The servers for one socket.
+const SERVERS: [(&str, Serve); 2] = [("http1", serve_http1), ("auto", serve_auto)];
 
-/// A heartbeat that shows in a socket's options and stays out of the way.
+/// A heartbeat whose durations are visible in the socket options and do not expire in a test.
 fn heartbeat() -> HeartbeatLayerBuilder {
     HeartbeatLayer::builder()
         .interval(secs(41))
@@ -134,156 +134,165 @@ fn echo_app() -> Router {
     Router::new().route("/ws", echo_route())
 }
 
-async fn echoes<S: AsyncRead + AsyncWrite + Unpin>(client: &mut RawClient<S>) {
+async fn assert_echoes<S: AsyncRead + AsyncWrite + Unpin>(client: &mut RawClient<S>) {
     let message = Frame::text("hello");
     client.send(&message).await.unwrap();
     assert_eq!(client.expect_frame().await, message);
 }
 
-/// The options of the socket over which `app`, behind `axum::serve`, echoes.
-async fn seen_behind(app: Router) -> Seen {
+/// The options of a socket over which `app` echoes, behind `axum::serve`.
+async fn options_behind(app: Router) -> SocketOptions {
     let (addr, mut sockets) = serve(app).await;
     let mut client = RawClient::connect(addr, "/ws").await;
-    echoes(&mut client).await;
+    assert_echoes(&mut client).await;
     options_of(&sockets.recv().await.unwrap())
 }
 
 // Options.
 
 #[tokio::test]
-async fn options_follow_from_the_layer_behind_axum_serve() {
+async fn the_layer_sets_the_options_behind_axum_serve() {
     let layer = heartbeat().build().unwrap();
     let expected = TcpKeepalive::new(secs(41), secs(17), 5);
-    let seen = seen_behind(echo_app().layer(layer.clone())).await;
-    assert_eq!(seen.keepalive, Some(expected));
-    assert_eq!(seen.user_timeout, Some(secs(41 + 5 * 17 + 17)));
-    assert_eq!(seen.unsent_limit, 16 * 1024);
-    assert_eq!(seen, set(&layer.tcp_options()));
+    let options = options_behind(echo_app().layer(layer.clone())).await;
+    assert_eq!(options.keepalive, Some(expected));
+    assert_eq!(options.user_timeout, Some(secs(41 + 5 * 17 + 17)));
+    assert_eq!(options.unsent_limit, 16 * 1024);
+    assert_eq!(options, as_set(&layer.tcp_options()));
 
     let defaults = HeartbeatLayer::default();
-    let seen = seen_behind(echo_app().layer(defaults)).await;
-    assert_eq!(seen, set(&TcpOptions::default()));
+    let options = options_behind(echo_app().layer(defaults)).await;
+    assert_eq!(options, as_set(&TcpOptions::default()));
 
     let patient = heartbeat().write_timeout(None).build().unwrap();
-    let seen = seen_behind(echo_app().layer(patient)).await;
-    assert_eq!((seen.user_timeout, seen.keepalive), (None, Some(expected)));
+    let options = options_behind(echo_app().layer(patient)).await;
+    assert_eq!(
+        (options.user_timeout, options.keepalive),
+        (None, Some(expected))
+    );
 }
 
 #[tokio::test]
-async fn options_follow_from_the_layer_on_any_server_of_hypers() {
-    for (name, serve) in WAYS {
+async fn the_layer_sets_the_options_on_hyper_servers() {
+    for (name, serve) in SERVERS {
         let layer = heartbeat().build().unwrap();
         let (server, peer) = tcp().await;
         let socket = SockRef::from(&server).try_clone().unwrap();
         serve(echo_app().layer(layer.clone()), server);
         let mut client = RawClient::handshake(peer, "/ws").await;
-        echoes(&mut client).await;
-        assert_eq!(options_of(&socket), set(&layer.tcp_options()), "{name}");
+        assert_echoes(&mut client).await;
+        assert_eq!(options_of(&socket), as_set(&layer.tcp_options()), "{name}");
     }
 }
 
 #[tokio::test]
-async fn the_innermost_heartbeat_decides() {
+async fn the_innermost_heartbeat_decides_the_options() {
     let (one, other) = (heartbeat(), heartbeat().interval(secs(97)));
     let (on, off) = (one.build().unwrap(), other.tune_tcp(false).build().unwrap());
-    let seen = seen_behind(echo_app().layer(on.clone()).layer(off.clone())).await;
-    assert_eq!(seen, set(&on.tcp_options()));
-    let seen = seen_behind(echo_app().layer(off).layer(on)).await;
-    assert_eq!(seen, untouched().await);
+    let options = options_behind(echo_app().layer(on.clone()).layer(off.clone())).await;
+    assert_eq!(options, as_set(&on.tcp_options()));
+    let options = options_behind(echo_app().layer(off).layer(on)).await;
+    assert_eq!(options, default_options().await);
 }
 
-/// A phone that may be out of reach for longer than the others is not to be given up by the kernel.
+/// The kernel must not end a connection whose timeout was extended, such as a phone's.
 #[tokio::test]
-async fn options_follow_when_times_are_changed() {
+async fn options_follow_changes_of_interval_and_timeout() {
     for tuned in [true, false] {
-        let (route, mut told) = watched_route(support::echo);
+        let (route, mut lives) = watched_route(support::echo);
         let layer = heartbeat().tune_tcp(tuned).build().unwrap();
         let (addr, mut sockets) = serve(Router::new().route("/ws", route).layer(layer)).await;
         let mut client = RawClient::connect(addr, "/ws").await;
-        echoes(&mut client).await;
-        let (live, socket) = (told.recv().await.unwrap(), sockets.recv().await.unwrap());
+        assert_echoes(&mut client).await;
+        let (live, socket) = (lives.recv().await.unwrap(), sockets.recv().await.unwrap());
 
         live.set_timeout(secs(600)).unwrap();
         live.set_interval(secs(77)).unwrap();
         let longer = heartbeat().timeout(secs(600)).interval(secs(77));
         let expected = match tuned {
-            true => set(&longer.build().unwrap().tcp_options()),
-            false => untouched().await,
+            true => as_set(&longer.build().unwrap().tcp_options()),
+            false => default_options().await,
         };
         assert_eq!(options_of(&socket), expected);
 
-        // More than the kernel can be asked for: it is not asked.
+        // More than the kernel accepts: the option is switched off.
         live.set_timeout(secs(365 * 24 * 3600)).unwrap();
         assert_eq!(options_of(&socket).user_timeout, None);
-        echoes(&mut client).await;
+        assert_echoes(&mut client).await;
     }
 }
 
 #[tokio::test]
-async fn a_socket_is_left_alone_if_nobody_asks() {
+async fn without_tune_tcp_or_a_heartbeat_the_options_are_unchanged() {
     let off = heartbeat().tune_tcp(false).build().unwrap();
-    assert_eq!(seen_behind(echo_app().layer(off)).await, untouched().await);
+    assert_eq!(
+        options_behind(echo_app().layer(off)).await,
+        default_options().await
+    );
     let idle = IdleTimeoutLayer::new(secs(300));
-    assert_eq!(seen_behind(echo_app().layer(idle)).await, untouched().await);
+    assert_eq!(
+        options_behind(echo_app().layer(idle)).await,
+        default_options().await
+    );
 }
 
 #[tokio::test]
-async fn options_can_be_set_on_whatever_is_accepted() {
+async fn options_can_be_applied_to_accepted_sockets() {
     let layer = heartbeat().tune_tcp(false).build().unwrap();
     let mut options = layer.tcp_options();
     options.user_timeout = Some(secs(600));
     options.unsent_limit = Some(64 * 1024);
-    let expected = set(&options);
+    let expected = as_set(&options);
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let (tell, mut sockets) = mpsc::unbounded_channel();
+    let (tx, mut sockets) = mpsc::unbounded_channel();
     let listener = listener.tap_io(move |io| {
         options.apply(io).unwrap();
-        let _ = tell.send(SockRef::from(&*io).try_clone().unwrap());
+        let _ = tx.send(SockRef::from(&*io).try_clone().unwrap());
     });
     let app = echo_app().layer(layer);
     tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
     let mut client = RawClient::connect(addr, "/ws").await;
-    echoes(&mut client).await;
+    assert_echoes(&mut client).await;
     assert_eq!(options_of(&sockets.recv().await.unwrap()), expected);
 }
 
 // Other transports.
 
 #[tokio::test]
-async fn http2_shares_its_socket_and_works_as_before() {
+async fn an_http2_socket_is_shared_and_its_options_are_unchanged() {
     let (addr, mut sockets) = serve(echo_app().layer(heartbeat().build().unwrap())).await;
     let h2 = H2Client::connect(addr).await.unwrap();
     let (response, stream) = h2.websocket("http://localhost/ws").await.unwrap();
     assert!(response.status().is_success());
-    echoes(&mut RawClient::over(stream)).await;
-    let seen = options_of(&sockets.recv().await.unwrap());
-    assert_eq!(seen, untouched().await);
+    assert_echoes(&mut RawClient::over(stream)).await;
+    let options = options_of(&sockets.recv().await.unwrap());
+    assert_eq!(options, default_options().await);
 }
 
 #[tokio::test]
-async fn a_unix_socket_works_as_before() {
+async fn a_unix_socket_is_pinged_and_echoes() {
     let recorder = Recorder::new();
     let layer = HeartbeatLayer::builder()
         .interval(ms(20))
         .timeout(secs(20))
         .on_evict(recorder.hook());
     let app = echo_app().layer(layer.build().unwrap());
-    // Its name is no file's: it goes with the listener.
+    // An abstract name, which needs no file and is freed with the listener.
     let name = format!("\0tower-ws-liveness-{}", std::process::id());
     let listener = UnixListener::bind(&name).unwrap();
     tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
     let io = UnixStream::connect(&name).await.unwrap();
     let mut client = RawClient::handshake(io, "/ws").await;
     client.live_until_ping(3).await;
-    echoes(&mut client).await;
+    assert_echoes(&mut client).await;
     drop(client);
     recorder.nth(1).await;
 }
 
-/// A `TcpStream` that is none: the kernel refuses every option of TCP.
+/// A `TcpStream` over a Unix socket, on which the kernel refuses every TCP option.
 #[tokio::test]
-async fn a_socket_that_refuses_its_options_serves_all_the_same() {
+async fn a_socket_that_refuses_the_options_is_served() {
     let (server, peer) = std::os::unix::net::UnixStream::pair().unwrap();
     peer.set_nonblocking(true).unwrap();
     server.set_nonblocking(true).unwrap();
@@ -296,21 +305,21 @@ async fn a_socket_that_refuses_its_options_serves_all_the_same() {
     let peer = UnixStream::from_std(peer).unwrap();
     let mut client = RawClient::handshake(peer, "/ws").await;
     client.live_until_ping(2).await;
-    echoes(&mut client).await;
+    assert_echoes(&mut client).await;
 }
 
-// What the options are good for, and what they leave as it is.
+// The effect of the options.
 
 #[tokio::test]
-async fn vectored_writes_go_to_the_socket_as_they_are() {
-    let (tell, mut told) = mpsc::unbounded_channel();
+async fn vectored_writes_reach_the_socket_in_one_call() {
+    let (tx, mut rx) = mpsc::unbounded_channel();
     let route = bytes_route(move |mut io| {
-        let tell = tell.clone();
+        let tx = tx.clone();
         async move {
             let frame = Frame::text("vectored").unmasked();
             let slices: Vec<_> = frame.chunks(2).map(io::IoSlice::new).collect();
             let written = io.write_vectored(&slices).await.unwrap();
-            let _ = tell.send((io.is_write_vectored(), written, frame.len()));
+            let _ = tx.send((io.is_write_vectored(), written, frame.len()));
             let _ = io.read(&mut [0]).await;
         }
     });
@@ -318,13 +327,13 @@ async fn vectored_writes_go_to_the_socket_as_they_are() {
     let (addr, _sockets) = serve(app.layer(heartbeat().build().unwrap())).await;
     let mut client = RawClient::connect(addr, "/ws").await;
     assert_eq!(client.expect_frame().await, Frame::text("vectored"));
-    let (vectored, written, len) = told.recv().await.unwrap();
+    let (vectored, written, len) = rx.recv().await.unwrap();
     assert!(vectored);
     assert_eq!(written, len, "one call for all slices");
 }
 
-/// How much the server's kernel takes for a peer that reads nothing, whose own buffer is small.
-async fn accepted_for_a_peer_that_reads_nothing(layer: HeartbeatLayer) -> usize {
+/// The bytes that the server's kernel accepts for a peer that reads nothing and has a small buffer.
+async fn accepted_bytes_for_a_stalled_peer(layer: HeartbeatLayer) -> usize {
     let accepted = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&accepted);
     let route = bytes_route(move |mut io| {
@@ -360,13 +369,13 @@ async fn accepted_for_a_peer_that_reads_nothing(layer: HeartbeatLayer) -> usize 
 }
 
 #[tokio::test]
-async fn the_unsent_limit_bounds_what_a_ping_waits_behind() {
+async fn the_unsent_limit_bounds_the_bytes_queued_before_a_ping() {
     let off = heartbeat().tune_tcp(false).build().unwrap();
-    let without = accepted_for_a_peer_that_reads_nothing(off).await;
+    let without = accepted_bytes_for_a_stalled_peer(off).await;
     let on = heartbeat().build().unwrap();
-    let with = accepted_for_a_peer_that_reads_nothing(on).await;
+    let with = accepted_bytes_for_a_stalled_peer(on).await;
     println!("accepted without a limit: {without} bytes, with it: {with}");
-    // The limit, the peer's buffer, and what the kernel rounds up to: its segments.
+    // The limit, the peer's buffer, and rounding up to whole segments.
     assert!(with <= 192 * 1024, "{with}");
     assert!(
         without >= 4 * with,
@@ -374,9 +383,9 @@ async fn the_unsent_limit_bounds_what_a_ping_waits_behind() {
     );
 }
 
-/// Also of a peer that is alive and takes nothing: hence the care in choosing the time.
+/// It ends also the connection of a live peer that does not read, so it must not be too short.
 #[tokio::test]
-async fn the_user_timeout_ends_a_connection_whose_bytes_are_not_taken() {
+async fn the_user_timeout_ends_a_connection_whose_peer_takes_no_bytes() {
     let recorder = Recorder::new();
     let layer = heartbeat().write_timeout(None).on_evict(recorder.hook());
     let (server, _peer) = tcp().await;
@@ -386,7 +395,7 @@ async fn the_user_timeout_ends_a_connection_whose_bytes_are_not_taken() {
     let (mut stream, _live) = layer.build().unwrap().wrap_server(server);
     let mut frames = Frame::new(BINARY, vec![0; 60_000]).unmasked();
     frames = frames.repeat(1_000);
-    let error = within("the kernel's verdict", stream.write_all(&frames)).await;
+    let error = within("the error from the kernel", stream.write_all(&frames)).await;
     assert_eq!(error.unwrap_err().kind(), io::ErrorKind::TimedOut);
     let event = recorder.nth(1).await;
     assert_eq!(event.reason, Reason::Transport(io::ErrorKind::TimedOut));
@@ -411,7 +420,7 @@ async fn a_slow_reader_gets_all_of_a_large_message() {
     let io = socket.connect(addr).await.unwrap();
     let mut client = RawClient::handshake(io, "/ws").await;
     let live = lives.recv().await.unwrap();
-    // Some 2 MB/s: the message takes a second, and pings are due all the while.
+    // Some 2 MB/s: the message takes a second, during which pings become due.
     for _ in 0..20 {
         client.fill(50_000).await.unwrap();
         tokio::time::sleep(ms(25)).await;
@@ -419,6 +428,6 @@ async fn a_slow_reader_gets_all_of_a_large_message() {
     let frame = client.expect_frame().await;
     assert!(frame.payload == noise(3, 2_000_000));
     client.live_until_ping(1).await;
-    until("its answer is found", || live.rtt().is_some()).await;
+    until("the pong is found", || live.rtt().is_some()).await;
     assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
 }
