@@ -1,5 +1,4 @@
-//! Over real sockets: peers whose transport tells of them only those who write, writers whose
-//! transport wakes only one of two, and reads that bring a few bytes at a time.
+//! Backpressure over real sockets: unread bytes, stalled writers and short reads.
 
 use std::io;
 use std::pin::Pin;
@@ -24,7 +23,7 @@ use crate::support::{SLACK, Server, ms, until, watched_route, within};
 
 over_each_wire! {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    a_writer_that_is_held_back_goes_on_though_pings_are_due;
+    a_writer_under_backpressure_resumes_though_pings_are_due;
 }
 
 /// Both ends of a TCP connection: the server's and the peer's.
@@ -38,84 +37,87 @@ async fn tcp() -> (TcpStream, TcpStream) {
     (server, peer)
 }
 
-fn every(interval: Duration, timeout: Duration) -> HeartbeatLayerBuilder {
+fn pinging(interval: Duration, timeout: Duration) -> HeartbeatLayerBuilder {
     HeartbeatLayer::builder()
         .interval(interval)
         .timeout(timeout)
         .jitter(0.0)
 }
 
-// More than can be read ahead.
+// Bytes beyond the read-ahead.
 
-/// More than the driver reads on the handler's behalf.
-fn unread() -> Vec<u8> {
+/// A frame larger than the driver's read-ahead.
+fn unread_frame() -> Vec<u8> {
     Frame::new(BINARY, vec![7; 20_000]).masked()
 }
 
 #[tokio::test]
-async fn a_peer_that_is_gone_behind_full_buffers_is_found_out_by_writing_to_it() {
+async fn a_dead_peer_behind_full_buffers_is_detected_by_a_failed_ping() {
     let recorder = Recorder::new();
     let (interval, timeout) = (ms(100), ms(100));
-    let layer = every(interval, timeout).on_evict(recorder.hook());
+    let layer = pinging(interval, timeout).on_evict(recorder.hook());
     let (server, mut peer) = tcp().await;
     let (_stream, live) = layer.build().unwrap().wrap_server(server);
-    peer.write_all(&unread()).await.unwrap();
-    until("the handler is found stalled", || {
+    peer.write_all(&unread_frame()).await.unwrap();
+    until("the handler stall is detected", || {
         live.health() == Health::HandlerStalled
     })
     .await;
-    // As the kernel does it for a killed process.
+    // As the kernel closes the socket of a killed process.
     drop(peer);
-    let gone = Instant::now();
+    let closed = Instant::now();
     let event = recorder.nth(1).await;
     assert!(matches!(event.reason, Reason::Transport(_)), "{event:?}");
-    // One ping to be answered by a reset, another to be told of it.
-    let took = event.at - gone;
+    // The first ping is answered by a reset, and the write of the second reports it.
+    let took = event.at - closed;
     assert!(took <= interval + 2 * timeout + SLACK, "{took:?}");
     recorder.stays_at(1).await;
 }
 
 #[tokio::test]
-async fn a_peer_that_lives_behind_full_buffers_lives_on() {
+async fn a_live_peer_behind_full_buffers_is_not_evicted() {
     let recorder = Recorder::new();
-    let layer = every(ms(50), ms(50)).on_evict(recorder.hook());
+    let layer = pinging(ms(50), ms(50)).on_evict(recorder.hook());
     let (server, peer) = tcp().await;
     let (mut stream, live) = layer.build().unwrap().wrap_server(server);
     let mut client = RawClient::over(peer);
-    client.send_bytes(&unread()).await.unwrap();
-    let (told, mut pings) = mpsc::unbounded_channel();
-    let living = tokio::spawn(async move {
+    client.send_bytes(&unread_frame()).await.unwrap();
+    let (tx, mut pings) = mpsc::unbounded_channel();
+    let peer_task = tokio::spawn(async move {
         loop {
             client.live_until_ping(client.pings + 1).await;
-            told.send(client.pings).unwrap();
+            tx.send(client.pings).unwrap();
         }
     });
     let mut pings_reach = async |count| {
         while within("a ping", pings.recv()).await.unwrap() < count {}
     };
-    // So many pings, and the handler has read nothing.
+    // The handler has not read anything so far.
     pings_reach(20).await;
     assert_eq!(live.health(), Health::HandlerStalled);
     assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
-    let mut read = vec![0; unread().len()];
-    within("what was unread", stream.read_exact(&mut read))
+    let mut read = vec![0; unread_frame().len()];
+    within("the unread bytes", stream.read_exact(&mut read))
         .await
         .unwrap();
-    assert!(read == unread());
-    // Behind it were the answers, and behind these is life as before.
+    assert!(read == unread_frame());
+    // The pongs follow the frame, and after them pings go on as usual.
     let reading = tokio::spawn(async move { stream.read(&mut [0; 64]).await });
     pings_reach(30).await;
-    until("an answer is found", || live.stats().pongs_received() > 0).await;
+    until("a pong is found", || live.stats().pongs_received() > 0).await;
     assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
-    assert!(!reading.is_finished(), "a pong is not the handler's");
+    assert!(
+        !reading.is_finished(),
+        "pongs are not delivered to the handler"
+    );
     reading.abort();
-    living.abort();
+    peer_task.abort();
 }
 
-// Writers that are held back while pings are due.
+// Writers under backpressure while pings are due.
 
-/// A handler that sends as fast as it can, and how often it could.
-fn pushing() -> (
+/// A handler that sends as fast as it can, and the number of messages that it has sent.
+fn pushing_route() -> (
     MethodRouter,
     mpsc::UnboundedReceiver<Liveness>,
     Arc<AtomicUsize>,
@@ -133,12 +135,12 @@ fn pushing() -> (
     (route, lives, sent)
 }
 
-/// The peer pauses for several intervals, so that the handler is held back and pings are due, and
-/// then reads on: the handler goes on too.
-async fn a_writer_that_is_held_back_goes_on_though_pings_are_due(wire: Wire) {
+/// The peer stops reading for several intervals, so that the handler's writes stall and pings
+/// become due. When the peer reads again, the handler must resume.
+async fn a_writer_under_backpressure_resumes_though_pings_are_due(wire: Wire) {
     let recorder = Recorder::new();
-    let layer = every(ms(100), ms(15_000)).on_evict(recorder.hook());
-    let (route, mut lives, sent) = pushing();
+    let layer = pinging(ms(100), ms(15_000)).on_evict(recorder.hook());
+    let (route, mut lives, sent) = pushing_route();
     let app = Router::new().route("/ws", route);
     let server = Server::start(app.layer(layer.build().unwrap())).await;
     let mut client = server.client(wire, "/ws").await;
@@ -153,9 +155,9 @@ async fn a_writer_that_is_held_back_goes_on_though_pings_are_due(wire: Wire) {
                 }
             }
         };
-        let before = within("the handler is held back", blocked).await;
+        let before = within("the handler's writes stall", blocked).await;
         assert_eq!(live.health(), Health::WriteStalled, "round {round}");
-        // More than the handler had sent by then: all of it was sent after it was held back.
+        // More than the handler had sent by then, so it must have resumed.
         let pings = client.pings;
         let reading = async {
             let mut messages = 0;
@@ -166,7 +168,7 @@ async fn a_writer_that_is_held_back_goes_on_though_pings_are_due(wire: Wire) {
             }
         };
         let read = timeout(ms(10_000), reading).await;
-        assert!(read.is_ok(), "round {round}: the handler never woke up");
+        assert!(read.is_ok(), "round {round}: the handler was not woken");
         assert!(
             client.pings > pings || round > 0,
             "round {round}: a ping was due"
@@ -175,11 +177,12 @@ async fn a_writer_that_is_held_back_goes_on_though_pings_are_due(wire: Wire) {
     assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
 }
 
-// A transport that gives out a few bytes per read, and a driver with many of them to look at.
+// Many transports that return a few bytes per read.
 
-struct Drip(TcpStream, usize);
+/// A transport that returns at most so many bytes per read.
+struct ShortReads(TcpStream, usize);
 
-impl AsyncRead for Drip {
+impl AsyncRead for ShortReads {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -193,7 +196,7 @@ impl AsyncRead for Drip {
     }
 }
 
-impl AsyncWrite for Drip {
+impl AsyncWrite for ShortReads {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -212,15 +215,15 @@ impl AsyncWrite for Drip {
 }
 
 #[tokio::test]
-async fn a_hundred_peers_that_answered_in_time_live_though_nobody_could_look() {
+async fn a_hundred_peers_that_answered_in_time_are_not_evicted_after_a_blocked_thread() {
     for step in [16 * 1024, 4, 1] {
         let recorder = Recorder::new();
-        let layer = every(ms(100), ms(1_000)).on_evict(recorder.hook());
+        let layer = pinging(ms(100), ms(1_000)).on_evict(recorder.hook());
         let layer = layer.build().unwrap();
         let (mut all, mut peers) = (Vec::new(), Vec::new());
         for _ in 0..100 {
             let (server, peer) = tcp().await;
-            all.push(layer.wrap_server(Drip(server, step)));
+            all.push(layer.wrap_server(ShortReads(server, step)));
             peers.push(RawClient::over(peer));
         }
         let mut pongs = Vec::new();
@@ -229,18 +232,18 @@ async fn a_hundred_peers_that_answered_in_time_live_though_nobody_could_look() {
             pongs.push(Frame::new(PONG, ping).masked());
             peer.io().writable().await.unwrap();
         }
-        // All at once, with nothing in between that would let the driver look.
+        // All pongs in one go: this thread does not yield, so the driver cannot read in between.
         for (peer, pong) in peers.iter_mut().zip(pongs) {
             assert_eq!(peer.io().try_write(&pong).unwrap(), pong.len());
         }
-        // A little late, but not as late as a pause of the whole runtime.
+        // Late by less than what counts as a suspended runtime.
         std::thread::sleep(ms(1_050));
-        until("all answers are found", || {
+        until("all pongs are found", || {
             all.iter()
                 .all(|(_, live)| live.stats().pongs_received() > 0)
                 || recorder.total() > 0
         })
         .await;
-        assert_eq!(recorder.total(), 0, "{step} bytes a read");
+        assert_eq!(recorder.total(), 0, "{step} bytes per read");
     }
 }

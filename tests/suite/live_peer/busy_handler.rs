@@ -1,5 +1,4 @@
-//! Busy handlers, and a busy runtime: who reads nothing must not cost a live peer its connection,
-//! nor keep a dead one.
+//! Busy handlers and a blocked runtime neither evict a live peer nor keep a dead one.
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
@@ -24,16 +23,16 @@ use crate::support::{
 
 over_each_wire! {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    a_live_client_of_a_handler_that_never_reads_lives,
-    a_live_client_lives_behind_full_buffers_and_its_bytes_arrive_in_the_end,
+    a_live_client_of_a_handler_that_never_reads_is_not_evicted,
+    a_live_client_behind_full_buffers_is_not_evicted_and_its_bytes_arrive,
     a_dead_client_of_a_handler_that_never_reads_is_evicted_and_its_socket_closed;
     #[tokio::test]
-    a_pause_of_the_runtime_itself_kills_nobody,
-    a_pause_of_both_sides_kills_nobody;
+    a_pause_of_the_runtime_evicts_no_live_client,
+    a_pause_of_both_sides_evicts_no_live_client;
 }
 
-async fn a_live_client_of_a_handler_that_never_reads_lives(wire: Wire) {
-    for unread in [None, Some(Frame::text("a message nobody reads"))] {
+async fn a_live_client_of_a_handler_that_never_reads_is_not_evicted(wire: Wire) {
+    for unread in [None, Some(Frame::text("an unread message"))] {
         let recorder = Recorder::new();
         let heartbeat = HeartbeatLayer::builder()
             .interval(ms(30))
@@ -50,16 +49,15 @@ async fn a_live_client_of_a_handler_that_never_reads_lives(wire: Wire) {
             client.send(unread).await.unwrap();
         }
 
-        // Every ping is the proof that the pong before it was seen: a ping that misses its pong
-        // would be the last.
+        // Every further ping proves that the previous pong was seen, since a missed pong evicts.
         client.live_until_ping(20).await;
         until("19 pongs were seen", || live.stats().pongs_received() >= 19).await;
         assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
     }
 }
 
-async fn a_live_client_lives_behind_full_buffers_and_its_bytes_arrive_in_the_end(wire: Wire) {
-    // Far more than all the buffers between the two take.
+async fn a_live_client_behind_full_buffers_is_not_evicted_and_its_bytes_arrive(wire: Wire) {
+    // Far more than fits into all buffers on the way.
     let sent: Vec<Message> = (0..64_u8)
         .map(|n| Message::binary(vec![n; 1 << 20]))
         .collect();
@@ -74,15 +72,15 @@ async fn a_live_client_lives_behind_full_buffers_and_its_bytes_arrive_in_the_end
         .unwrap();
     let (resume, resumed) = oneshot::channel::<()>();
     let resumed = Arc::new(Mutex::new(Some(resumed)));
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (tx, mut rx) = mpsc::unbounded_channel();
     let (route, _live) = watched_route(move |mut socket: WebSocket| {
-        let (resumed, tell) = (resumed.clone(), tell.clone());
+        let (resumed, tx) = (resumed.clone(), tx.clone());
         async move {
             let resumed = resumed.lock().unwrap().take().unwrap();
             resumed.await.unwrap();
             while let Some(Ok(message)) = socket.recv().await {
                 if let Served::Binary(bytes) = message {
-                    tell.send(bytes).unwrap();
+                    tx.send(bytes).unwrap();
                 }
             }
         }
@@ -99,12 +97,12 @@ async fn a_live_client_lives_behind_full_buffers_and_its_bytes_arrive_in_the_end
     });
     let answering = tokio::spawn(async move { while let Some(Ok(_)) = stream.next().await {} });
 
-    // Three times the time in which a dead peer would have gone.
+    // Three times the time after which a dead peer is evicted.
     recorder.stays_at_for(0, ms(3100)).await;
-    assert!(!upload.is_finished(), "the buffers took everything");
+    assert!(!upload.is_finished(), "the upload is still blocked");
     resume.send(()).unwrap();
     for message in expected {
-        let read = within("a message held back", told.recv()).await.unwrap();
+        let read = within("a delayed message", rx.recv()).await.unwrap();
         assert_eq!(Message::Binary(read), message);
     }
     let _sink = within("the upload", upload).await.unwrap();
@@ -134,7 +132,7 @@ async fn a_dead_client_of_a_handler_that_never_reads_is_evicted_and_its_socket_c
         let event = recorder.nth(1).await;
         assert_eq!(event.reason, Reason::HeartbeatTimeout { missed: 2 });
         assert_eq!(event.id, live.id());
-        // The handler still holds its socket, and yet the peer finds the connection closed.
+        // The peer sees the connection closed although the handler still holds its socket.
         client.closed().await;
         assert!(client.pings <= 2, "{} pings", client.pings);
         assert!(heartbeat.registry().is_empty());
@@ -142,7 +140,7 @@ async fn a_dead_client_of_a_handler_that_never_reads_is_evicted_and_its_socket_c
     }
 }
 
-async fn a_pause_of_the_runtime_itself_kills_nobody(wire: Wire) {
+async fn a_pause_of_the_runtime_evicts_no_live_client(wire: Wire) {
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(100))
@@ -164,14 +162,14 @@ async fn a_pause_of_the_runtime_itself_kills_nobody(wire: Wire) {
         runtime.block_on(async move {
             let mut client = wire.connect(addr, "/ws").await;
             tokio::select! {
-                frame = client.next() => panic!("the server said {frame:?}"),
+                frame = client.next() => panic!("the server sent {frame:?}"),
                 _ = stopped.recv() => {}
             }
         });
     });
     let live = within("the handler", live.recv()).await.unwrap();
 
-    // Pauses that begin with the pong under way, with it read, and just before the next ping.
+    // Pauses that start before the pong arrives, after it is read, and just before the next ping.
     for offset in [0, 40, 90] {
         let seen = live.stats().pings_sent();
         until("a ping", || live.stats().pings_sent() > seen).await;
@@ -188,8 +186,8 @@ async fn a_pause_of_the_runtime_itself_kills_nobody(wire: Wire) {
     .await;
 }
 
-async fn a_pause_of_both_sides_kills_nobody(wire: Wire) {
-    // As when the machine is suspended: a ping is out, and nobody runs until long after its time.
+async fn a_pause_of_both_sides_evicts_no_live_client(wire: Wire) {
+    // As when the machine is suspended: no task runs until long after the ping's deadline.
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(50))
@@ -203,10 +201,10 @@ async fn a_pause_of_both_sides_kills_nobody(wire: Wire) {
     let mut client = server.client(wire, "/ws").await;
     let live = within("the handler", live.recv()).await.unwrap();
     for round in 1..=3 {
-        // The ping is under way, and the client, which shares this thread, has not read it yet.
+        // The ping is sent, but the client, which shares this thread, has not read it yet.
         until("a ping", || live.stats().pings_sent() >= round).await;
         thread::sleep(ms(2_500));
-        // The server has every chance to judge first.
+        // The driver may run many times before the client does.
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
@@ -219,18 +217,18 @@ async fn a_pause_of_both_sides_kills_nobody(wire: Wire) {
     recorder.stays_at(0).await;
 }
 
-/// The driver may come by before its time, to go on with a ping that is half-written, and past a
-/// deadline that is a little overdue because it was rounded up. A message that the handler has not
-/// fetched is seen all the same.
+/// The driver may visit a connection early, to finish a half-written ping, when the idle deadline
+/// has passed but its rounded-up timer entry has not expired. It must still find a message that the
+/// handler has not read.
 #[tokio::test(start_paused = true)]
-async fn no_connection_is_idle_before_somebody_has_looked() {
+async fn no_connection_is_idle_before_the_driver_has_polled_it() {
     let stuck = bytes_route(async |mut io| {
-        // After the client has fetched the response head; leaves room for two bytes of a ping.
+        // After the client has read the response head. Leaves room for two bytes of a ping.
         sleep(ms(10)).await;
         let mut frame = vec![0x82, 60];
         frame.resize(62, 0);
         io.write_all(&frame).await.unwrap();
-        // Waits to read, is woken, and does not come.
+        // Polls a read, is woken, and does not poll again.
         let mut read = [0; 64];
         let polled = poll_immediate(pin!(io.read(&mut read))).await;
         assert!(polled.is_none());
@@ -259,7 +257,11 @@ async fn no_connection_is_idle_before_somebody_has_looked() {
     sleep(ms(10_000)).await;
     client.send(&Frame::text("I am here")).await.unwrap();
     sleep(ms(20)).await;
-    assert_eq!(recorder.total(), 0, "overdue, and nobody has come by");
+    assert_eq!(
+        recorder.total(),
+        0,
+        "overdue, but the driver has not visited"
+    );
     client.io().read_exact(&mut [0; 3]).await.unwrap();
     sleep(ms(1_000)).await;
     assert_eq!(recorder.total(), 0);

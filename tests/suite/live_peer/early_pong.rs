@@ -1,4 +1,4 @@
-//! A peer that is so quick that its pong is there before the driver looks for it.
+//! A pong that arrives before the driver has polled for it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,14 +9,14 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tower_ws_liveness::HeartbeatLayer;
 
-/// A transport whose peer answers a ping within the write that brings it.
+/// A transport whose peer answers a ping within the write of that ping.
 #[derive(Default)]
-struct Quick {
+struct InstantPong {
     inbound: VecDeque<u8>,
     reader: Option<Waker>,
 }
 
-impl AsyncRead for Quick {
+impl AsyncRead for InstantPong {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -34,14 +34,14 @@ impl AsyncRead for Quick {
     }
 }
 
-impl AsyncWrite for Quick {
+impl AsyncWrite for InstantPong {
     fn poll_write(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
         frame: &[u8],
     ) -> Poll<io::Result<usize>> {
         assert_eq!(frame[..2], [0x89, 8], "whole pings only");
-        // Masked with zeroes.
+        // A pong masked with a zero key.
         self.inbound.extend([0x8A, 0x88, 0, 0, 0, 0]);
         self.inbound.extend(&frame[2..]);
         if let Some(reader) = self.reader.take() {
@@ -60,11 +60,11 @@ impl AsyncWrite for Quick {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pong_that_comes_at_once_is_worth_an_interval_and_a_round_trip() {
+async fn an_immediate_pong_starts_a_new_interval_and_gives_a_round_trip() {
     let second = Duration::from_secs(1);
     let layer = HeartbeatLayer::builder().interval(second).timeout(second);
     let layer = layer.jitter(0.0).build().unwrap();
-    let (mut stream, live) = layer.wrap_server(Quick::default());
+    let (mut stream, live) = layer.wrap_server(InstantPong::default());
     let reading = tokio::spawn(async move { stream.read(&mut [0; 64]).await });
     tokio::time::sleep(second * 10 + second / 2).await;
     assert_eq!(live.stats().pings_sent(), 10);

@@ -1,6 +1,7 @@
 //! Fairness between the connections of one runtime.
 //!
-//! Neither a peer that never stops sending nor a handler that blocks its worker thread delays the others.
+//! Neither a peer that never stops sending nor a handler that blocks its worker thread delays the
+//! evictions of other connections.
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -19,7 +20,7 @@ use tower_ws_liveness::{Eviction, HeartbeatLayer, Liveness};
 
 use crate::script::{PONG, Peer, Stream, frame, heartbeat, ms, script};
 
-/// A transport on which there is always one more frame.
+/// A transport whose every read returns one more frame.
 struct Flood(Arc<Counts>);
 
 impl Drop for Flood {
@@ -30,17 +31,19 @@ impl Drop for Flood {
 
 #[derive(Default)]
 struct Counts {
-    /// Reads since somebody else had a turn.
+    /// Reads since another task last ran.
     reads: AtomicUsize,
+    /// The maximum of `reads`.
     most: AtomicUsize,
     dropped: AtomicBool,
 }
 
-/// So many reads without anybody else's turn are enough to say that there will be none.
-const ENDLESS: usize = 100_000;
+/// After so many reads without another task's turn the stream ends, so that a failing test ends.
+const MAX_READS: usize = 100_000;
 
 impl Counts {
-    fn turn(&self) {
+    /// Called when another task runs.
+    fn on_turn(&self) {
         let reads = self.reads.swap(0, Ordering::Relaxed);
         self.most.fetch_max(reads, Ordering::Relaxed);
     }
@@ -52,8 +55,7 @@ impl AsyncRead for Flood {
         _: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // Otherwise a failing test would not end: the stream does.
-        if self.0.reads.fetch_add(1, Ordering::Relaxed) < ENDLESS {
+        if self.0.reads.fetch_add(1, Ordering::Relaxed) < MAX_READS {
             buf.put_slice(&[0x82, 0x80, 1, 2, 3, 4]);
         }
         Poll::Ready(Ok(()))
@@ -79,7 +81,7 @@ impl AsyncWrite for Flood {
 }
 
 #[tokio::test]
-async fn a_flooding_peer_that_is_kicked_starves_nobody_and_is_out_in_time() {
+async fn an_evicted_peer_that_floods_starves_no_task_and_is_dropped_in_time() {
     let layer = HeartbeatLayer::builder()
         .close_timeout(Duration::from_millis(100))
         .build()
@@ -88,25 +90,25 @@ async fn a_flooding_peer_that_is_kicked_starves_nobody_and_is_out_in_time() {
     let (_stream, live) = layer.wrap_server(Flood(Arc::clone(&counts)));
     assert!(live.evict(4000, "enough"));
 
-    // The peer does not answer the Close frame: it is read out until the time is up.
-    let out = async {
+    // The peer does not answer the Close frame, so its bytes are drained until the close timeout.
+    let dropped = async {
         while !counts.dropped.load(Ordering::Relaxed) {
             yield_now().await;
-            counts.turn();
+            counts.on_turn();
         }
     };
-    timeout(Duration::from_secs(20), out).await.unwrap();
+    timeout(Duration::from_secs(20), dropped).await.unwrap();
     let most = counts.most.load(Ordering::Relaxed);
-    assert!(most > 0, "it did come to that");
-    assert!(most < 1_000, "{most} reads before anybody else had a turn");
+    assert!(most > 0, "the flood was read");
+    assert!(most < 1_000, "{most} reads before another task ran");
 }
 
-// ---- handlers that block their worker thread ---------------------------------------------------
+// Handlers that block their worker thread.
 
 /// What a handler does with a connection before it blocks its thread.
 type Act = fn(Stream, Liveness, &Peer);
 
-/// How long the tests wait for an eviction: many times the time that it should take.
+/// How long the tests wait for an eviction: many times its deadline.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn workers(count: usize) -> Runtime {
@@ -117,14 +119,14 @@ fn workers(count: usize) -> Runtime {
         .unwrap()
 }
 
-/// Waits until the driver's task sleeps, so that the handler's act wakes it. If the task were awake, the
-/// test would prove nothing.
+/// Waits until the driver's task sleeps, so that the handler's act wakes it. With the task awake,
+/// the test would prove nothing.
 async fn driver_sleeps() {
     sleep(ms(20)).await;
 }
 
-/// Lets one handler after the other do its act and block its thread, on a runtime with one worker more
-/// than handlers, and asserts that the dead peer of another connection is evicted in the meantime.
+/// Makes one handler after the other do its act and block its thread, on a runtime with one worker
+/// more than handlers. Asserts that the dead peer of another connection is evicted meanwhile.
 fn assert_neighbour_is_evicted(acts: &[Act]) {
     let runtime = workers(acts.len() + 1);
     let gate = Arc::new(Mutex::new(()));
@@ -155,13 +157,13 @@ fn assert_neighbour_is_evicted(acts: &[Act]) {
         timeout(PATIENCE, live.evicted()).await
     });
     drop(closed);
-    let eviction = evicted.expect("a verdict while other workers are free");
+    let eviction = evicted.expect("an eviction while other workers are free");
     assert_eq!(eviction.reason().as_str(), "heartbeat_timeout");
 }
 
 fn evict(stream: Stream, live: Liveness, _: &Peer) {
     assert!(live.evict(4_000, "bye"));
-    // Its drop would be another event.
+    // Dropping the stream would be another event.
     std::mem::forget(stream);
 }
 
@@ -184,27 +186,27 @@ fn shorten(stream: Stream, live: Liveness, _: &Peer) {
     std::mem::forget(stream);
 }
 
-/// As when the peer is a task of the same runtime: a stream of HTTP/2, or one in memory.
+/// As when the peer is a task of the same runtime: over HTTP/2, or in memory.
 fn receive_pong(stream: Stream, _: Liveness, peer: &Peer) {
     peer.send(&frame(0x80 | PONG, Some([0; 4]), &peer.last_ping()));
     std::mem::forget(stream);
 }
 
 #[test]
-fn a_handler_that_wakes_the_driver_and_blocks_delays_no_verdict() {
+fn a_handler_that_wakes_the_driver_and_blocks_delays_no_eviction() {
     for act in [evict, ping, open, shorten, receive_pong] as [Act; 5] {
         assert_neighbour_is_evicted(&[act]);
     }
 }
 
 #[test]
-fn handlers_that_block_one_after_the_other_delay_no_verdict() {
+fn handlers_that_block_one_after_the_other_delay_no_eviction() {
     assert_neighbour_is_evicted(&[evict, evict, evict]);
     assert_neighbour_is_evicted(&[evict, ping, open]);
 }
 
 #[test]
-fn the_task_that_opens_the_first_connection_and_blocks_delays_no_verdict() {
+fn a_task_that_opens_the_first_connection_and_blocks_delays_no_eviction() {
     let runtime = workers(2);
     let gate = Arc::new(Mutex::new(()));
     let closed = gate.lock().unwrap();
@@ -222,13 +224,13 @@ fn the_task_that_opens_the_first_connection_and_blocks_delays_no_verdict() {
         timeout(PATIENCE, live.evicted()).await
     });
     drop(closed);
-    evicted.expect("a verdict while another worker is free");
+    evicted.expect("an eviction while another worker is free");
 }
 
-/// The driver yields between two batches of connections, and its worker goes on with the handlers
-/// whose reads it has just made fail.
+/// The driver yields between batches of connections, and its worker then polls the handlers whose
+/// reads the driver has just failed.
 #[test]
-fn a_handler_that_blocks_the_worker_of_the_driver_delays_no_verdict() {
+fn a_handler_that_blocks_the_worker_of_the_driver_delays_no_eviction() {
     let runtime = workers(2);
     let gate = Arc::new(Mutex::new(()));
     let closed = gate.lock().unwrap();
@@ -263,6 +265,9 @@ fn a_handler_that_blocks_the_worker_of_the_driver_delays_no_verdict() {
         .await
     });
     drop(closed);
-    evicted.expect("all verdicts while a worker is free");
-    assert!(blocked.load(Ordering::Relaxed), "it did come to that");
+    evicted.expect("all evictions while a worker is free");
+    assert!(
+        blocked.load(Ordering::Relaxed),
+        "a handler blocked the driver's worker"
+    );
 }

@@ -1,4 +1,4 @@
-//! Over real sockets: live peers live, however odd, and dead ones are evicted in time.
+//! Over real sockets, unusual live peers stay connected and dead peers are evicted.
 
 use std::future::pending;
 use std::time::Duration;
@@ -20,19 +20,19 @@ use crate::support::{SLACK, Server, bytes_route, echo_route, ms, until, watched_
 over_each_wire! {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     a_stock_client_echoes_through_both_layers_and_an_unmodified_handler,
-    a_client_that_answers_only_the_latest_ping_lives,
-    a_client_that_answers_only_the_oldest_ping_lives,
-    any_byte_is_as_good_as_a_pong_by_default,
-    a_pong_that_answers_nothing_is_no_proof_of_life_where_matching_ones_are_asked_for,
-    a_client_that_sends_byte_by_byte_lives_and_gets_its_echo,
+    a_client_that_answers_only_the_latest_ping_is_not_evicted,
+    a_client_that_answers_only_the_oldest_ping_is_not_evicted,
+    any_byte_proves_life_by_default,
+    an_unsolicited_pong_does_not_prove_life_where_matching_pongs_are_required,
+    a_client_that_sends_byte_by_byte_is_not_evicted_and_gets_its_echo,
     a_half_open_peer_is_evicted_once_and_in_time,
-    the_servers_own_writes_do_not_hide_a_half_open_peer,
-    no_end_of_a_dead_upload_is_mistaken_for_life,
-    a_live_client_outlives_the_death_of_its_neighbours;
+    outbound_traffic_does_not_hide_a_half_open_peer,
+    an_upload_that_stops_in_the_middle_of_a_frame_is_evicted,
+    a_live_client_is_not_evicted_with_its_dead_neighbours;
 }
 
-/// Both layers, with an idle timeout that plays no part.
-fn both(route: MethodRouter, heartbeat: HeartbeatLayer) -> Router {
+/// Both layers, with an idle timeout that does not expire.
+fn behind_both(route: MethodRouter, heartbeat: HeartbeatLayer) -> Router {
     Router::new()
         .route("/ws", route)
         .layer(IdleTimeoutLayer::new(Duration::from_secs(300)))
@@ -47,11 +47,11 @@ async fn a_stock_client_echoes_through_both_layers_and_an_unmodified_handler(wir
         .on_evict(recorder.hook())
         .build()
         .unwrap();
-    let server = Server::start(both(echo_route(), heartbeat.clone())).await;
+    let server = Server::start(behind_both(echo_route(), heartbeat.clone())).await;
 
     let mut client = server.stock_client(wire, "/ws").await;
     let mut pings = 0;
-    // Goes on until pings fell between the messages.
+    // Repeats until pings were received between the messages.
     for round in 0_u32.. {
         let sent = if round % 2 == 0 {
             Message::text(format!("message {round}"))
@@ -87,31 +87,31 @@ async fn a_stock_client_echoes_through_both_layers_and_an_unmodified_handler(wir
     recorder.stays_at(1).await;
 }
 
-async fn a_client_that_answers_only_the_latest_ping_lives(wire: Wire) {
-    lives_answering(wire, Answer::LatestOf(3), ProofOfLife::MatchingPong).await;
+async fn a_client_that_answers_only_the_latest_ping_is_not_evicted(wire: Wire) {
+    assert_not_evicted_answering(wire, Answer::LatestOf(3), ProofOfLife::MatchingPong).await;
 }
 
-async fn a_client_that_answers_only_the_oldest_ping_lives(wire: Wire) {
-    lives_answering(wire, Answer::OldestOf(3), ProofOfLife::MatchingPong).await;
+async fn a_client_that_answers_only_the_oldest_ping_is_not_evicted(wire: Wire) {
+    assert_not_evicted_answering(wire, Answer::OldestOf(3), ProofOfLife::MatchingPong).await;
 }
 
-async fn any_byte_is_as_good_as_a_pong_by_default(wire: Wire) {
-    lives_answering(wire, Answer::LatestOf(3), ProofOfLife::AnyBytes).await;
+async fn any_byte_proves_life_by_default(wire: Wire) {
+    assert_not_evicted_answering(wire, Answer::LatestOf(3), ProofOfLife::AnyBytes).await;
 }
 
-/// A client that lets pings pile up and answers one of them, over several such rounds.
-async fn lives_answering(wire: Wire, answer: Answer, proof: ProofOfLife) {
+/// A client that collects several pings and answers one of them, for several rounds.
+async fn assert_not_evicted_answering(wire: Wire, answer: Answer, proof: ProofOfLife) {
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(50))
-        // The third ping is out when two timeouts have passed: one more remains for the answer.
+        // The third ping is sent after two timeouts, which leaves one timeout for the answer.
         .timeout(ms(800))
         .missed_pings(3)
         .proof_of_life(proof)
         .on_evict(recorder.hook())
         .build()
         .unwrap();
-    let server = Server::start(both(echo_route(), heartbeat)).await;
+    let server = Server::start(behind_both(echo_route(), heartbeat)).await;
     let mut client = server.client(wire, "/ws").await.answering(answer);
 
     client.live_until_ping(10).await;
@@ -120,9 +120,7 @@ async fn lives_answering(wire: Wire, answer: Answer, proof: ProofOfLife) {
     recorder.stays_at(0).await;
 }
 
-async fn a_pong_that_answers_nothing_is_no_proof_of_life_where_matching_ones_are_asked_for(
-    wire: Wire,
-) {
+async fn an_unsolicited_pong_does_not_prove_life_where_matching_pongs_are_required(wire: Wire) {
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(50))
@@ -132,9 +130,9 @@ async fn a_pong_that_answers_nothing_is_no_proof_of_life_where_matching_ones_are
         .on_evict(recorder.hook())
         .build()
         .unwrap();
-    let server = Server::start(both(echo_route(), heartbeat)).await;
+    let server = Server::start(behind_both(echo_route(), heartbeat)).await;
     let mut client = server.client(wire, "/ws").await.answering(Answer::Nothing);
-    let babble = tokio::spawn(async move {
+    let sending_pongs = tokio::spawn(async move {
         let mut tick = interval(ms(10));
         while client.send(&Frame::new(PONG, "not yours")).await.is_ok() {
             tick.tick().await;
@@ -143,11 +141,11 @@ async fn a_pong_that_answers_nothing_is_no_proof_of_life_where_matching_ones_are
 
     let event = recorder.nth(1).await;
     assert_eq!(event.reason, Reason::HeartbeatTimeout { missed: 2 });
-    within("the client's end", babble).await.unwrap();
+    within("the client's end", sending_pongs).await.unwrap();
     recorder.stays_at(1).await;
 }
 
-async fn a_client_that_sends_byte_by_byte_lives_and_gets_its_echo(wire: Wire) {
+async fn a_client_that_sends_byte_by_byte_is_not_evicted_and_gets_its_echo(wire: Wire) {
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(5))
@@ -156,11 +154,11 @@ async fn a_client_that_sends_byte_by_byte_lives_and_gets_its_echo(wire: Wire) {
         .on_evict(recorder.hook())
         .build()
         .unwrap();
-    let server = Server::start(both(echo_route(), heartbeat)).await;
+    let server = Server::start(behind_both(echo_route(), heartbeat)).await;
     let mut client = server.client(wire, "/ws").await.in_chunks_of(1);
 
     for round in 1..=20 {
-        // All three length encodings' borders, but for the longest.
+        // The limits of the two shorter length encodings (RFC 6455 section 5.2).
         for len in [0, 1, 125, 126, 300 + round] {
             let sent = Frame::new(BINARY, vec![round as u8; len]);
             client.send(&sent).await.unwrap();
@@ -173,23 +171,23 @@ async fn a_client_that_sends_byte_by_byte_lives_and_gets_its_echo(wire: Wire) {
 }
 
 async fn a_half_open_peer_is_evicted_once_and_in_time(wire: Wire) {
-    half_open_is_evicted(wire, echo_route()).await;
+    assert_half_open_is_evicted(wire, echo_route()).await;
 }
 
-async fn the_servers_own_writes_do_not_hide_a_half_open_peer(wire: Wire) {
+async fn outbound_traffic_does_not_hide_a_half_open_peer(wire: Wire) {
     let (route, _live) = watched_route(|mut socket: WebSocket| async move {
         let mut tick = interval(ms(10));
-        // Long enough that h2 does not take a hundred of them, unread, for an attack.
-        let news = Served::text("news ".repeat(60));
-        while socket.send(news.clone()).await.is_ok() {
+        // Long enough that h2 does not treat a hundred unread ones as an attack.
+        let text = Served::text("text ".repeat(60));
+        while socket.send(text.clone()).await.is_ok() {
             tick.tick().await;
         }
     });
-    half_open_is_evicted(wire, route).await;
+    assert_half_open_is_evicted(wire, route).await;
 }
 
-/// A peer that keeps its socket, but neither reads nor sends.
-async fn half_open_is_evicted(wire: Wire, route: MethodRouter) {
+/// A peer that keeps its socket open, but neither reads nor sends.
+async fn assert_half_open_is_evicted(wire: Wire, route: MethodRouter) {
     let (interval, timeout, missed) = (ms(200), ms(150), 3);
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
@@ -200,7 +198,7 @@ async fn half_open_is_evicted(wire: Wire, route: MethodRouter) {
         .on_evict(recorder.hook())
         .build()
         .unwrap();
-    let server = Server::start(both(route, heartbeat.clone())).await;
+    let server = Server::start(behind_both(route, heartbeat.clone())).await;
 
     let before = Instant::now();
     let client = server.client(wire, "/ws").await;
@@ -221,8 +219,8 @@ async fn half_open_is_evicted(wire: Wire, route: MethodRouter) {
     recorder.stays_at(1).await;
 }
 
-async fn no_end_of_a_dead_upload_is_mistaken_for_life(wire: Wire) {
-    // The peer dies in the middle of a frame: from then on there is no byte of it any more.
+async fn an_upload_that_stops_in_the_middle_of_a_frame_is_evicted(wire: Wire) {
+    // The peer stops in the middle of a frame and sends nothing from then on.
     let upload = Frame::new(TEXT, vec![b'x'; 1 << 20]).masked();
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
@@ -231,7 +229,7 @@ async fn no_end_of_a_dead_upload_is_mistaken_for_life(wire: Wire) {
         .on_evict(recorder.hook())
         .build()
         .unwrap();
-    let server = Server::start(both(echo_route(), heartbeat)).await;
+    let server = Server::start(behind_both(echo_route(), heartbeat)).await;
     let mut client = server.client(wire, "/ws").await;
     client
         .send_bytes(&upload[..upload.len() / 2])
@@ -243,7 +241,7 @@ async fn no_end_of_a_dead_upload_is_mistaken_for_life(wire: Wire) {
     recorder.stays_at(1).await;
 }
 
-async fn a_live_client_outlives_the_death_of_its_neighbours(wire: Wire) {
+async fn a_live_client_is_not_evicted_with_its_dead_neighbours(wire: Wire) {
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(50))
@@ -252,11 +250,11 @@ async fn a_live_client_outlives_the_death_of_its_neighbours(wire: Wire) {
         .build()
         .unwrap();
     let route = bytes_route(|mut io| async move {
-        // Reads and drops: the connection is nobody's but the layers'.
+        // Reads and discards: only the layers write.
         while io.read(&mut [0; 64]).await.is_ok_and(|count| count > 0) {}
         pending::<()>().await
     });
-    let server = Server::start(both(route, heartbeat.clone())).await;
+    let server = Server::start(behind_both(route, heartbeat.clone())).await;
     let mut live = server.client(wire, "/ws").await;
     let mut dead = Vec::new();
     for _ in 0..20 {

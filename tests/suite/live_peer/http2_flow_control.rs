@@ -1,4 +1,4 @@
-//! WebSockets whose peer grants no window, or little, or late (RFC 9113 section 5.2).
+//! HTTP/2 peers that grant no flow-control window, a small one, or late (RFC 9113 section 5.2).
 
 use axum::extract::ws::{Message as Served, WebSocket};
 use h2::client;
@@ -12,15 +12,15 @@ use crate::support::scene::{Scene, patient, quiet};
 use crate::support::wire::Wire;
 use crate::support::{echo, ms, never, never_reads, noise, until};
 
-/// The client's settings, with so much window for each stream.
+/// Client settings with an initial window of `size` bytes per stream.
 fn window(size: u32) -> client::Builder {
     let mut settings = wide();
     settings.initial_window_size(size);
     settings
 }
 
-/// One long message, and then an echo.
-async fn sends_thirty_megabytes(mut socket: WebSocket) {
+/// Sends one message of 30 MB, and then echoes.
+async fn send_thirty_megabytes(mut socket: WebSocket) {
     let message = Served::binary(noise(3, 30_000_000));
     if socket.send(message).await.is_ok() {
         echo(socket).await;
@@ -28,14 +28,14 @@ async fn sends_thirty_megabytes(mut socket: WebSocket) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ping_that_waits_behind_megabytes_kills_nobody_as_long_as_they_drain() {
+async fn a_ping_queued_behind_megabytes_evicts_no_peer_while_they_drain() {
     for proof in [ProofOfLife::AnyBytes, ProofOfLife::MatchingPong] {
         let heartbeat = quiet()
             .interval(ms(100))
             .timeout(ms(400))
             .proof_of_life(proof);
         let mut scene =
-            Scene::start(Wire::Http2, heartbeat, patient(), sends_thirty_megabytes).await;
+            Scene::start(Wire::Http2, heartbeat, patient(), send_thirty_megabytes).await;
         let link = Link::open(scene.app.clone()).await;
         let mut client = link.websocket().await;
         let live = scene.next_live().await;
@@ -54,16 +54,16 @@ async fn a_ping_that_waits_behind_megabytes_kills_nobody_as_long_as_they_drain()
     }
 }
 
-/// Pushes as fast as it can.
-async fn pushes(mut socket: WebSocket) {
+/// Sends as fast as it can.
+async fn push(mut socket: WebSocket) {
     while socket.send(Served::binary(vec![0; 4_000])).await.is_ok() {}
 }
 
-/// Pushes if it is told to, and echoes until then.
-async fn commanded(mut socket: WebSocket) {
+/// Echoes until it receives "push", then sends as fast as it can.
+async fn echo_or_push(mut socket: WebSocket) {
     while let Some(Ok(message)) = socket.recv().await {
         if message.to_text().is_ok_and(|text| text == "push") {
-            return pushes(socket).await;
+            return push(socket).await;
         }
         if socket.send(message).await.is_err() {
             return;
@@ -72,13 +72,13 @@ async fn commanded(mut socket: WebSocket) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_grants_no_window_is_a_write_stall_and_not_dead() {
+async fn a_peer_that_grants_no_window_is_a_write_stall_and_not_a_dead_peer() {
     for size in [0, 1, 60_000] {
         let heartbeat = quiet()
             .interval(ms(1_000))
             .timeout(ms(1_000))
             .write_timeout(ms(30_000));
-        let mut scene = Scene::start(Wire::Http2, heartbeat, patient(), pushes).await;
+        let mut scene = Scene::start(Wire::Http2, heartbeat, patient(), push).await;
         let link = Link::with(scene.app.clone(), &window(size)).await;
         let _client = link.websocket().await;
         let begun = Instant::now();
@@ -94,12 +94,12 @@ async fn a_peer_that_grants_no_window_is_a_write_stall_and_not_dead() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_trickle_of_window_keeps_a_writer_alive_until_it_dries_up() {
+async fn a_trickle_of_window_prevents_a_write_stall_until_it_stops() {
     let heartbeat = quiet()
         .interval(ms(1_000))
         .timeout(ms(5_000))
         .write_timeout(ms(3_000));
-    let mut scene = Scene::start(Wire::Http2, heartbeat, patient(), pushes).await;
+    let mut scene = Scene::start(Wire::Http2, heartbeat, patient(), push).await;
     let link = Link::with(scene.app.clone(), &window(8_000)).await;
     let mut client = link.websocket().await;
     let live = scene.next_live().await;
@@ -108,15 +108,23 @@ async fn a_trickle_of_window_keeps_a_writer_alive_until_it_dries_up() {
         client.fill(4_000).await.unwrap();
     }
     assert_eq!(scene.recorder.total(), 0, "{:?}", scene.recorder.all());
-    assert_eq!(live.stats().pongs_received(), 0, "it was too busy");
-    let dry = Instant::now();
+    assert_eq!(
+        live.stats().pongs_received(),
+        0,
+        "the pings waited behind the writes"
+    );
+    let window_closed = Instant::now();
     scene.ended(&live, Reason::WriteStalled).await;
-    assert!(dry.elapsed() >= ms(2_500), "{:?}", dry.elapsed());
+    assert!(
+        window_closed.elapsed() >= ms(2_500),
+        "{:?}",
+        window_closed.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ping_that_the_window_keeps_back_is_a_write_stall_and_not_a_dead_peer() {
-    // Of a ping's ten bytes.
+async fn a_ping_held_back_by_the_window_is_a_write_stall_and_not_a_dead_peer() {
+    // The window, less than a ping's ten bytes.
     for size in [0, 1, 7] {
         let heartbeat = quiet()
             .interval(ms(1_000))
@@ -132,20 +140,20 @@ async fn a_ping_that_the_window_keeps_back_is_a_write_stall_and_not_a_dead_peer(
         scene.ended(&live, Reason::WriteStalled).await;
         let took = begun.elapsed();
         assert!(took >= ms(30_000) && took <= ms(32_000), "{took:?}");
-        assert_eq!(live.stats().pings_sent(), 0, "none got through");
+        assert_eq!(live.stats().pings_sent(), 0, "no ping fits into the window");
         scene.told_once().await;
     }
 }
 
-/// One stream that is not read uses up the window of the whole connection. The pings of its
-/// neighbours do not get through any more, and that is nobody's death.
+/// One stream that is not read uses up the window of the whole connection (RFC 9113 section 6.9.1).
+/// Pings on the other streams are held back, which must not evict their peers.
 #[tokio::test(start_paused = true)]
-async fn a_neighbour_that_uses_up_the_connections_window_kills_nobody() {
+async fn a_neighbour_that_uses_up_the_connection_window_evicts_no_peer() {
     let heartbeat = quiet()
         .interval(ms(1_000))
         .timeout(ms(1_000))
         .write_timeout(ms(60_000));
-    let mut scene = Scene::start(Wire::Http2, heartbeat, patient(), commanded).await;
+    let mut scene = Scene::start(Wire::Http2, heartbeat, patient(), echo_or_push).await;
     let mut settings = client::Builder::new();
     settings.initial_window_size(1 << 20);
     let link = Link::with(scene.app.clone(), &settings).await;
@@ -161,11 +169,11 @@ async fn a_neighbour_that_uses_up_the_connections_window_kills_nobody() {
     })
     .await;
     let pings = quiet.pings;
-    // Many times the timeout, and nobody is told anything.
+    // Many times the timeout, without an eviction.
     never("a ping", ms(15_000), quiet.live_until_ping(pings + 1)).await;
     assert_eq!(scene.recorder.total(), 0, "{:?}", scene.recorder.all());
 
-    // The client finds the time to read.
+    // The client reads again.
     let reads = async {
         while greedy.fill(50_000).await.is_ok() {
             sleep(ms(10)).await;
@@ -173,20 +181,20 @@ async fn a_neighbour_that_uses_up_the_connections_window_kills_nobody() {
     };
     tokio::select! {
         () = quiet.live_until_ping(pings + 3) => {}
-        () = reads => panic!("the greedy one ended"),
+        () = reads => panic!("the greedy stream ended"),
     }
-    // Or gives the stream up, which gives back its part of the window.
+    // Dropping the stream returns its part of the window too.
     drop(greedy);
     assert_eq!(scene.recorder.nth(1).await.id, greedy_live.id());
     quiet.live_until_ping(pings + 6).await;
     scene.recorder.stays_at(1).await;
 }
 
-/// A handler's task has spent its cooperative budget on other work when it writes. hyper's streams do not
-/// take part in budgets, so their `Pending` is due to the peer.
+/// The handler's task has spent its cooperative budget on other work when it writes. hyper's
+/// streams do not take part in budgets, so their `Pending` is due to the peer.
 #[tokio::test(start_paused = true)]
-async fn a_stalled_write_is_found_though_the_handlers_budget_is_spent() {
-    // The timer that ends right before is the first of the 128 that a task may do in a row.
+async fn a_stalled_write_is_detected_though_the_handlers_budget_is_spent() {
+    // The sleep uses one of the 128 units of a task's budget.
     for jobs in [100, 127] {
         let heartbeat = quiet()
             .interval(ms(1_000))

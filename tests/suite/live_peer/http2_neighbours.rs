@@ -1,4 +1,4 @@
-//! Many WebSockets on one HTTP/2 connection: what ends one leaves the others as they are.
+//! WebSockets that share an HTTP/2 connection: the end of one does not affect the others.
 
 use std::io;
 use std::pin::pin;
@@ -17,8 +17,8 @@ use crate::support::{ms, noise, until, within};
 
 const SOCKETS: usize = 500;
 
-/// Does what it is told to, and echoes the rest.
-async fn commanded(mut socket: WebSocket) {
+/// Sends 1 MB on "send", sends without end on "push", and echoes other messages.
+async fn echo_or_send(mut socket: WebSocket) {
     while let Some(Ok(message)) = socket.recv().await {
         let message = match message {
             Served::Text(text) if text == "send" => Served::binary(noise(5, 1_000_000)),
@@ -37,33 +37,36 @@ async fn commanded(mut socket: WebSocket) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn five_hundred_sockets_are_all_pinged_and_each_is_told_of_once() {
+async fn five_hundred_sockets_are_all_pinged_and_each_is_reported_once() {
     let heartbeat = quiet().interval(ms(1_000)).timeout(ms(1_000));
-    let mut scene = Scene::start(Wire::Http2, heartbeat, patient(), commanded).await;
+    let mut scene = Scene::start(Wire::Http2, heartbeat, patient(), echo_or_send).await;
     let link = Link::open(scene.app.clone()).await;
-    let (mut living, mut lives) = (JoinSet::new(), Vec::new());
+    let (mut pinged, mut lives) = (JoinSet::new(), Vec::new());
     for _ in 0..SOCKETS {
         let mut client = link.websocket().await;
         lives.push(scene.next_live().await);
-        living.spawn(async move {
+        pinged.spawn(async move {
             client.live_until_ping(5).await;
             client
         });
     }
-    let clients = within("five pings each", living.join_all()).await;
+    let clients = within("five pings each", pinged.join_all()).await;
     until("four pongs each", || {
         lives.iter().all(|live| live.stats().pongs_received() >= 4)
     })
     .await;
     assert_eq!((scene.registry.len(), scene.recorder.total()), (SOCKETS, 0));
 
-    // As a killed process ends.
+    // As when the client's process is killed.
     drop(link);
     scene.recorder.nth(SOCKETS).await;
     scene.handlers_done(SOCKETS).await;
-    let gone = Reason::Transport(io::ErrorKind::BrokenPipe);
+    let broken_pipe = Reason::Transport(io::ErrorKind::BrokenPipe);
     for live in &lives {
-        assert_eq!(within("evicted()", live.evicted()).await.reason(), gone);
+        assert_eq!(
+            within("evicted()", live.evicted()).await.reason(),
+            broken_pipe
+        );
         assert_eq!(scene.recorder.count(live.id()), 1);
         assert_eq!(scene.local.count(live.id()), 1);
     }
@@ -72,16 +75,16 @@ async fn five_hundred_sockets_are_all_pinged_and_each_is_told_of_once() {
     scene.recorder.stays_at(SOCKETS).await;
 }
 
-/// Ends one socket, while one neighbour is in the middle of a frame of its own and another in the
-/// middle of one of the server's. Both frames arrive whole, and nobody else is told anything.
-async fn one_ends(
+/// Ends one socket while one neighbour is in the middle of an upload and another in the middle of a
+/// download. Asserts that both frames arrive whole and that no other eviction is reported.
+async fn assert_one_ends(
     heartbeat: HeartbeatLayerBuilder,
     reason: Reason,
     end: impl AsyncFnOnce(&mut RawClient<H2Stream>, &Liveness),
 ) {
     let heartbeat = heartbeat.close_timeout(ms(300));
     let idle = patient().close_timeout(ms(300));
-    let mut scene = Scene::start(Wire::Http2, heartbeat, idle, commanded).await;
+    let mut scene = Scene::start(Wire::Http2, heartbeat, idle, echo_or_send).await;
     let link = Link::open(scene.app.clone()).await;
     let mut uploading = link.websocket().await;
     let mut downloading = link.websocket().await;
@@ -111,7 +114,7 @@ async fn one_ends(
         };
         tokio::select! {
             () = ended => {}
-            () = &mut transfers => panic!("the frames were over before the victim was"),
+            () = &mut transfers => panic!("the transfers completed before the victim ended"),
         }
         transfers.await;
     }
@@ -130,7 +133,7 @@ async fn one_ends(
 
 #[tokio::test(start_paused = true)]
 async fn a_kicked_socket_leaves_its_neighbours_alone() {
-    one_ends(quiet(), Reason::Kicked { code: 4003 }, async |_, live| {
+    assert_one_ends(quiet(), Reason::Kicked { code: 4003 }, async |_, live| {
         live.evict(4003, "go");
     })
     .await;
@@ -140,12 +143,12 @@ async fn a_kicked_socket_leaves_its_neighbours_alone() {
 async fn a_dead_socket_leaves_its_neighbours_alone() {
     let heartbeat = quiet().interval(ms(500)).timeout(ms(2_000));
     let reason = Reason::HeartbeatTimeout { missed: 1 };
-    one_ends(heartbeat, reason, async |_, _| {}).await;
+    assert_one_ends(heartbeat, reason, async |_, _| {}).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_socket_leaves_its_neighbours_alone() {
-    one_ends(quiet(), Reason::IdleTimeout, async |_, live| {
+    assert_one_ends(quiet(), Reason::IdleTimeout, async |_, live| {
         live.set_idle_timeout(ms(1_000)).unwrap();
     })
     .await;
@@ -154,9 +157,9 @@ async fn an_idle_socket_leaves_its_neighbours_alone() {
 #[tokio::test(start_paused = true)]
 async fn a_stalled_socket_leaves_its_neighbours_alone() {
     let heartbeat = quiet().write_timeout(ms(1_000));
-    one_ends(heartbeat, Reason::WriteStalled, async |victim, live| {
+    assert_one_ends(heartbeat, Reason::WriteStalled, async |victim, live| {
         victim.send(&Frame::text("push")).await.unwrap();
-        // It does not read before it is told of, or nothing would stall.
+        // The victim must not read before its eviction, or the write would not stall.
         live.evicted().await;
     })
     .await;
@@ -164,7 +167,7 @@ async fn a_stalled_socket_leaves_its_neighbours_alone() {
 
 #[tokio::test(start_paused = true)]
 async fn a_socket_that_is_reset_leaves_its_neighbours_alone() {
-    one_ends(quiet(), Reason::PeerVanished, async |victim, _| {
+    assert_one_ends(quiet(), Reason::PeerVanished, async |victim, _| {
         victim.io().reset(h2::Reason::CANCEL);
     })
     .await;

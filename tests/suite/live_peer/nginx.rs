@@ -1,5 +1,7 @@
-//! Behind nginx, which cuts what is quiet for `proxy_read_timeout` (60 s by default, 5 s here), and
-//! stands between the server and a death.
+//! Behind nginx: its read timeout, and how ends of clients reach the server through it.
+//!
+//! nginx closes a connection after `proxy_read_timeout` without a byte from the server (60 s by
+//! default, 5 s here).
 //!
 //! ```text
 //! apt-get install nginx-light
@@ -22,15 +24,15 @@ use crate::support::scene::{Scene, patient, quiet};
 use crate::support::wire::Wire;
 use crate::support::{SLACK, Server, echo, echo_route, ms, until, within};
 
-/// What nginx is configured to wait for a byte from the server.
+/// nginx's `proxy_read_timeout`: how long it waits for a byte from the server.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Rounding of nginx's timers, and of ours.
-const ABOUT: Duration = Duration::from_millis(500);
+/// Rounding of nginx's timers and of the driver's.
+const TIMER_ROUNDING: Duration = Duration::from_millis(500);
 
 type Client = RawClient<UnixStream>;
 
-/// nginx in front of a server. It listens on a Unix socket, for which no port has to be found.
+/// nginx in front of a server. It listens on a Unix socket, which needs no free port.
 struct Nginx {
     child: Child,
     dir: PathBuf,
@@ -43,7 +45,7 @@ impl Nginx {
         fs::create_dir(&dir).unwrap();
         let prefix = dir.display().to_string();
         fs::write(dir.join("nginx.conf"), config(&prefix, upstream)).unwrap();
-        // Not on everybody's path.
+        // Not on every user's `PATH`.
         let program = ["/usr/sbin/nginx", "/usr/local/sbin/nginx"]
             .into_iter()
             .find(|path| fs::exists(path).unwrap_or(false))
@@ -86,14 +88,14 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // Fails only for what is gone already.
+        // Fails only if the process or the directory is gone already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
-/// One process without children, so that to kill it is to kill all of it.
+/// One process without children, so that killing it leaves no worker behind.
 fn config(dir: &str, upstream: SocketAddr) -> String {
     let seconds = READ_TIMEOUT.as_secs();
     format!(
@@ -122,40 +124,39 @@ fn config(dir: &str, upstream: SocketAddr) -> String {
     )
 }
 
-async fn echoes(client: &mut Client, text: &str) {
+async fn assert_echoes(client: &mut Client, text: &str) {
     client.send(&Frame::text(text)).await.unwrap();
     assert_eq!(client.expect_frame().await, Frame::text(text));
 }
 
-/// Waits until a client that says nothing finds its socket cut, and returns when that was, counted
-/// from its last message.
+/// The time from the client's last message until nginx closes its socket.
 async fn cut_after(client: &mut Client) -> Duration {
     let quiet_since = Instant::now();
     let close = client.closed().await;
-    assert_eq!(close, None, "nginx says no goodbye");
+    assert_eq!(close, None, "nginx sends no Close frame");
     quiet_since.elapsed()
 }
 
 #[track_caller]
 fn assert_about_the_read_timeout(cut: Duration) {
-    let expected = READ_TIMEOUT - ABOUT..READ_TIMEOUT + SLACK;
+    let expected = READ_TIMEOUT - TIMER_ROUNDING..READ_TIMEOUT + SLACK;
     assert!(expected.contains(&cut), "cut after {cut:?}");
 }
 
 #[tokio::test]
 #[ignore = "needs nginx"]
-async fn a_quiet_socket_lives_behind_the_layers() {
+async fn pings_keep_a_quiet_socket_open_through_nginx() {
     let heartbeat = quiet().interval(ms(2_000));
     let mut scene = Scene::start(Wire::Http1, heartbeat, patient(), echo).await;
     let nginx = Nginx::start(scene.addr()).await;
     let mut client = nginx.connect().await;
     let live = scene.next_live().await;
-    echoes(&mut client, "hello").await;
-    // Nobody says anything, for longer than nginx bears twice over.
+    assert_echoes(&mut client, "hello").await;
+    // Neither side sends a message for two and a half times nginx's read timeout.
     let silence = timeout(READ_TIMEOUT * 5 / 2, client.next()).await;
     assert!(silence.is_err(), "{silence:?}");
     assert!(client.pings >= 3, "{} pings", client.pings);
-    echoes(&mut client, "still here").await;
+    assert_echoes(&mut client, "still here").await;
     assert_eq!(scene.recorder.total(), 0);
     drop(client);
     scene.ended(&live, Reason::PeerVanished).await;
@@ -168,34 +169,34 @@ async fn a_quiet_socket_is_cut_without_the_layers() {
     let server = Server::start(Router::new().route("/ws", echo_route())).await;
     let nginx = Nginx::start(server.addr).await;
     let mut client = nginx.connect().await;
-    echoes(&mut client, "hello").await;
+    assert_echoes(&mut client, "hello").await;
     assert_about_the_read_timeout(cut_after(&mut client).await);
 }
 
-/// To the server that is a peer who went without a Close.
+/// The server sees the end of the stream without a Close frame.
 #[tokio::test]
 #[ignore = "needs nginx"]
-async fn an_interval_above_the_timeout_of_nginx_keeps_nothing_alive() {
+async fn an_interval_above_the_read_timeout_does_not_keep_a_socket_open() {
     let mut scene = Scene::start(Wire::Http1, quiet(), patient(), echo).await;
     let nginx = Nginx::start(scene.addr()).await;
     let mut client = nginx.connect().await;
     let live = scene.next_live().await;
-    echoes(&mut client, "hello").await;
+    assert_echoes(&mut client, "hello").await;
     assert_about_the_read_timeout(cut_after(&mut client).await);
     scene.ended(&live, Reason::PeerVanished).await;
     scene.told_once().await;
 }
 
-/// The kernel closes a killed client's socket, and nginx passes that on.
+/// The kernel closes a killed client's socket, and nginx then closes its own to the server.
 #[tokio::test]
 #[ignore = "needs nginx"]
-async fn a_client_that_is_killed_is_told_of_at_once() {
+async fn a_client_that_is_killed_is_reported_at_once() {
     let heartbeat = quiet().interval(ms(2_000));
     let mut scene = Scene::start(Wire::Http1, heartbeat, patient(), echo).await;
     let nginx = Nginx::start(scene.addr()).await;
     let mut client = nginx.connect().await;
     let live = scene.next_live().await;
-    echoes(&mut client, "hello").await;
+    assert_echoes(&mut client, "hello").await;
     let killed = Instant::now();
     drop(client);
     scene.ended(&live, Reason::PeerVanished).await;
@@ -203,8 +204,8 @@ async fn a_client_that_is_killed_is_told_of_at_once() {
     scene.told_once().await;
 }
 
-/// nginx takes the pings of a client that is stopped, and the kernel keeps them for it. Only the
-/// pongs are missing.
+/// nginx accepts the pings for a stopped client and the kernel buffers them, so only missing pongs
+/// show that it is stopped.
 #[tokio::test]
 #[ignore = "needs nginx"]
 async fn a_client_that_is_frozen_is_evicted_by_the_heartbeat() {
@@ -216,7 +217,7 @@ async fn a_client_that_is_frozen_is_evicted_by_the_heartbeat() {
     scene.next_live().await;
     let mut frozen = nginx.connect().await.answering(Answer::Nothing);
     let live = scene.next_live().await;
-    echoes(&mut frozen, "good night").await;
+    assert_echoes(&mut frozen, "good night").await;
     let since = Instant::now();
     tokio::select! {
         event = scene.recorder.nth(1) => {
@@ -228,18 +229,18 @@ async fn a_client_that_is_frozen_is_evicted_by_the_heartbeat() {
     let took = since.elapsed();
     let due = interval + answer * 2;
     assert!(took >= answer * 2 && took < due + SLACK, "{took:?}");
-    // What it finds when it wakes up.
+    // What the client receives when it runs again.
     let close = frozen.closed().await.expect("a Close frame");
     assert_eq!(close.close_code(), Some(3008));
     assert_eq!(frozen.pings, 2);
-    echoes(&mut neighbour, "good morning").await;
+    assert_echoes(&mut neighbour, "good morning").await;
     assert_eq!(scene.registry.len(), 1);
     scene.recorder.stays_at(1).await;
 }
 
 #[tokio::test]
 #[ignore = "needs nginx"]
-async fn when_nginx_is_killed_all_of_its_clients_are_told_of() {
+async fn when_nginx_is_killed_all_of_its_clients_are_reported() {
     const CLIENTS: usize = 10;
     let heartbeat = quiet().interval(ms(2_000));
     let mut scene = Scene::start(Wire::Http1, heartbeat, patient(), echo).await;
@@ -247,7 +248,7 @@ async fn when_nginx_is_killed_all_of_its_clients_are_told_of() {
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
         let mut client = nginx.connect().await;
-        echoes(&mut client, "hello").await;
+        assert_echoes(&mut client, "hello").await;
         clients.push((client, scene.next_live().await));
     }
     let killed = Instant::now();
@@ -255,7 +256,7 @@ async fn when_nginx_is_killed_all_of_its_clients_are_told_of() {
     scene.recorder.nth(CLIENTS).await;
     assert!(killed.elapsed() < SLACK, "{:?}", killed.elapsed());
     for (client, live) in &mut clients {
-        // A reset, if nginx had not read everything.
+        // A reset, if nginx had not read all bytes.
         let reason = within("evicted()", live.evicted()).await.reason();
         let is_end = matches!(reason, Reason::PeerVanished | Reason::Transport(_));
         assert!(is_end, "{reason:?}");

@@ -1,4 +1,4 @@
-//! Pings on demand: `Liveness::ping`, besides those that are due.
+//! Pings on demand with `Liveness::ping`, in addition to the heartbeat's.
 
 use std::time::Duration;
 
@@ -20,12 +20,12 @@ use crate::support::{self, echo, in_memory, within};
 
 type Call = JoinHandle<Result<Duration, Evicted>>;
 
-/// No ping for an hour but those on demand.
+/// A heartbeat that sends no ping of its own for an hour.
 fn quiet() -> HeartbeatLayerBuilder {
     heartbeat().interval(ms(3_600_000))
 }
 
-/// A call that has been made when this returns, and whose ping the driver has seen to.
+/// Spawns a call of `ping` and lets the driver act on it.
 async fn call(live: &Liveness) -> Call {
     let live = live.clone();
     let call = tokio::spawn(async move { live.ping().await });
@@ -33,7 +33,7 @@ async fn call(live: &Liveness) -> Call {
     call
 }
 
-/// Lets everybody do what can be done without time passing.
+/// Lets all tasks run until they wait for time to pass.
 async fn settle() {
     for _ in 0..20 {
         yield_now().await;
@@ -41,7 +41,7 @@ async fn settle() {
 }
 
 async fn result(call: Call) -> Result<Duration, Evicted> {
-    within("the answer", call).await.unwrap()
+    within("the call's result", call).await.unwrap()
 }
 
 fn answer(peer: &Peer, payload: [u8; 8]) {
@@ -49,7 +49,7 @@ fn answer(peer: &Peer, payload: [u8; 8]) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn goes_out_at_once_and_returns_the_round_trip() {
+async fn a_ping_is_sent_at_once_and_returns_the_round_trip() {
     for handler_reads in [false, true] {
         let (mut stream, live, peer) = wrap_with(quiet());
         let (start, started) = tokio::sync::oneshot::channel();
@@ -64,7 +64,7 @@ async fn goes_out_at_once_and_returns_the_round_trip() {
         sleep(ms(33)).await;
         let called = Instant::now();
         let call = call(&live).await;
-        assert_eq!(peer.pings().len(), 1, "no time has passed");
+        assert_eq!(peer.pings().len(), 1, "sent at once");
         assert_eq!(called.elapsed(), Duration::ZERO);
 
         sleep(ms(7)).await;
@@ -77,18 +77,18 @@ async fn goes_out_at_once_and_returns_the_round_trip() {
             (1, Health::Live)
         );
 
-        // Whoever reads already has no use for it.
+        // Fails if the handler reads already, since nothing waits for the start then.
         let _ = start.send(());
         peer.end(Ok(()));
         let read = within("the end", reader).await.unwrap();
-        assert!(read.is_empty(), "the pong is not the handler's");
+        assert!(read.is_empty(), "pongs are not delivered to the handler");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn calls_before_the_ping_share_it_and_later_ones_do_not() {
     let (mut stream, live, peer) = wrap_with(quiet());
-    // In the middle of a frame no ping can go out (RFC 6455 section 5.4).
+    // In the middle of a frame no ping can be sent (RFC 6455 section 5.4).
     let hello = frame(0x80 | TEXT, None, b"hello");
     stream.write_all(&hello[..3]).await.unwrap();
     let calls = [call(&live).await, call(&live).await, call(&live).await];
@@ -105,9 +105,13 @@ async fn calls_before_the_ping_share_it_and_later_ones_do_not() {
     sleep(ms(5)).await;
     answer(&peer, first);
     for call in calls {
-        assert_eq!(result(call).await, Ok(ms(5)), "not the time in the frame");
+        assert_eq!(
+            result(call).await,
+            Ok(ms(5)),
+            "without the wait for the frame"
+        );
     }
-    assert!(!late.is_finished(), "its ping went out later");
+    assert!(!late.is_finished(), "its ping was sent later");
     answer(&peer, peer.last_ping());
     assert_eq!(result(late).await, Ok(ms(5)));
 }
@@ -124,19 +128,23 @@ async fn a_pong_to_the_latest_ping_answers_all_calls() {
     assert_eq!(
         result(first).await,
         Ok(ms(4)),
-        "of the ping that was answered"
+        "the round trip of the answered ping"
     );
     assert_eq!(result(second).await, Ok(ms(4)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ping_that_is_answered_before_it_is_flushed_is_nobodys_else() {
+async fn a_ping_that_is_answered_before_it_is_flushed_answers_no_later_call() {
     let (_stream, live, peer) = wrap_with(quiet());
     peer.wire().flush_waits = true;
     let first = call(&live).await;
     sleep(ms(3)).await;
     answer(&peer, peer.last_ping());
-    assert_eq!(result(first).await, Ok(ms(3)), "since the call, at most");
+    assert_eq!(
+        result(first).await,
+        Ok(ms(3)),
+        "at most the time since the call"
+    );
     let second = call(&live).await;
     assert!(!second.is_finished());
     peer.drain();
@@ -147,7 +155,7 @@ async fn a_ping_that_is_answered_before_it_is_flushed_is_nobodys_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_answers_the_oldest_ping_only_is_asked_again_in_time() {
+async fn a_peer_that_answers_only_the_oldest_ping_is_pinged_again_in_time() {
     let (_stream, live, peer) = wrap_with(heartbeat());
     let first = call(&live).await;
     let second = call(&live).await;
@@ -158,7 +166,7 @@ async fn a_peer_that_answers_the_oldest_ping_only_is_asked_again_in_time() {
     assert_eq!(result(first).await, Ok(Duration::ZERO));
     sleep(ms(99)).await;
     assert!(!second.is_finished());
-    // The ping that was due anyway.
+    // The heartbeat's next ping.
     sleep(ms(6)).await;
     assert_eq!(peer.pings().len(), 3);
     answer(&peer, peer.last_ping());
@@ -166,14 +174,14 @@ async fn a_peer_that_answers_the_oldest_ping_only_is_asked_again_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn asking_all_the_time_does_not_keep_a_dead_peer() {
+async fn repeated_calls_do_not_keep_a_dead_peer() {
     let recorder = Recorder::new();
     let (_stream, live, _peer) = wrap_with(heartbeat().missed_pings(2).on_evict(recorder.hook()));
     let begun = Instant::now();
-    let asking = tokio::spawn(async move {
+    let caller = tokio::spawn(async move {
         loop {
             match timeout(ms(10), live.ping()).await {
-                Ok(Ok(rtt)) => panic!("nobody is there: {rtt:?}"),
+                Ok(Ok(rtt)) => panic!("an answer from a dead peer: {rtt:?}"),
                 Ok(Err(evicted)) => return evicted,
                 Err(_) => {}
             }
@@ -183,11 +191,11 @@ async fn asking_all_the_time_does_not_keep_a_dead_peer() {
     assert_eq!(event.reason, Reason::HeartbeatTimeout { missed: 2 });
     let after = event.at - begun;
     assert!((ms(100)..=ms(104)).contains(&after), "{after:?}");
-    assert_eq!(asking.await.unwrap().reason(), event.reason);
+    assert_eq!(caller.await.unwrap().reason(), event.reason);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ping_that_cannot_go_out_does_not_keep_a_dead_peer() {
+async fn a_ping_that_cannot_be_sent_does_not_keep_a_dead_peer() {
     for missed in [1, 2] {
         let recorder = Recorder::new();
         let builder = heartbeat()
@@ -195,14 +203,14 @@ async fn a_ping_that_cannot_go_out_does_not_keep_a_dead_peer() {
             .handler_stall_timeout(ms(500));
         let (mut stream, live, peer) = wrap_with(builder.on_evict(recorder.hook()));
         sleep(ms(105)).await;
-        assert_eq!(peer.pings().len(), 1, "the one that was due");
+        assert_eq!(peer.pings().len(), 1, "the heartbeat's ping");
         stream
             .write_all(&frame(0x80 | TEXT, None, b"hello")[..3])
             .await
             .unwrap();
         let call = call(&live).await;
         let event = recorder.nth(1).await;
-        // With a second ping to be missed, there must be one first: the handler keeps it back.
+        // The handler's unfinished frame holds back the second ping, so it cannot be missed.
         let (reason, bound) = match missed {
             1 => (Reason::HeartbeatTimeout { missed: 1 }, ms(152)),
             _ => (Reason::HandlerStalled, ms(620)),
@@ -218,19 +226,19 @@ async fn a_half_written_ping_is_finished_before_the_next() {
     let (_stream, live, peer) = wrap_with(heartbeat().missed_pings(3));
     peer.write_steps(&[3, WAIT]);
     let call = call(&live).await;
-    // Timeouts and further calls come while 3 bytes of it are out.
+    // Timeouts expire and another call is made while only 3 bytes of the ping are written.
     sleep(ms(400)).await;
     let _another = self::call(&live).await;
     peer.drain();
     settle().await;
     let pings = peer.pings();
-    assert_eq!(pings.len(), peer.frames().len(), "nothing but whole pings");
+    assert_eq!(pings.len(), peer.frames().len(), "only whole pings");
     answer(&peer, pings[0]);
     assert!(result(call).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_gives_up_is_forgotten() {
+async fn a_cancelled_call_has_no_effect_on_later_calls() {
     let (_stream, live, peer) = wrap_with(quiet().timeout(ms(500)));
     for _ in 0..3 {
         assert!(timeout(ms(1), live.ping()).await.is_err());
@@ -242,7 +250,7 @@ async fn whoever_gives_up_is_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fails_with_the_reason_of_the_end() {
+async fn a_call_fails_with_the_reason_of_the_end() {
     let closed = frame(0x80 | CLOSE, Some([4; 4]), &1000_u16.to_be_bytes());
     let recorder = Recorder::new();
     let (stream, live, _peer) = wrap_with(quiet().on_evict(recorder.hook()));
@@ -252,8 +260,8 @@ async fn fails_with_the_reason_of_the_end() {
         result(call).await.unwrap_err().reason(),
         Reason::HandlerDropped
     );
-    assert_eq!(recorder.total(), 1, "the hooks were told before");
-    let again = within("an answer at once", live.ping()).await;
+    assert_eq!(recorder.total(), 1, "the hook was called before");
+    let again = within("an immediate result", live.ping()).await;
     assert_eq!(again.unwrap_err().reason(), Reason::HandlerDropped);
 
     let (mut stream, live, peer) = wrap_with(quiet());
@@ -272,9 +280,9 @@ async fn fails_with_the_reason_of_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waits_for_the_end_where_nobody_can_be_pinged() {
+async fn a_call_waits_for_the_end_where_no_ping_can_be_sent() {
     let (mut stream, live, peer) = wrap_with(heartbeat());
-    // A reserved opcode: boundaries are lost (RFC 6455 section 5.2).
+    // A reserved opcode: frame boundaries are lost (RFC 6455 section 5.2).
     peer.send(&frame(0x80 | 0x3, None, b"hello"));
     stream.read_exact(&mut [0; 7]).await.unwrap();
     let call = call(&live).await;
@@ -288,24 +296,24 @@ async fn waits_for_the_end_where_nobody_can_be_pinged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn works_before_the_upgrade_and_without_a_heartbeat() {
-    let (tell, mut told) = mpsc::unbounded_channel();
+async fn a_call_works_before_the_upgrade_and_without_a_heartbeat() {
+    let (tx, mut rx) = mpsc::unbounded_channel();
     let route = any(move |ws: WebSocketUpgrade, live: Liveness| async move {
         let early = tokio::spawn({
             let live = live.clone();
             async move { live.ping().await }
         });
         settle().await;
-        tell.send((live, early)).unwrap();
+        tx.send((live, early)).unwrap();
         ws.on_upgrade(echo)
     });
     let app = Router::new()
         .route("/ws", route)
         .layer(IdleTimeoutLayer::new(ms(3_600_000)));
     let mut client = RawClient::handshake(in_memory(app, 64 * 1024), "/ws").await;
-    let (live, early) = told.recv().await.unwrap();
+    let (live, early) = rx.recv().await.unwrap();
     let answering = tokio::spawn(async move {
-        // Answers pings, and expects nothing else.
+        // Answers pings, and expects no other frame.
         let frame = timeout(ms(60_000), client.next()).await;
         assert!(frame.is_err(), "{frame:?}");
         client.pings
@@ -313,20 +321,16 @@ async fn works_before_the_upgrade_and_without_a_heartbeat() {
     assert!(result(early).await.unwrap() <= ms(1));
     let call = tokio::spawn(async move { live.ping().await });
     assert!(result(call).await.unwrap() <= ms(1));
-    assert_eq!(
-        answering.await.unwrap(),
-        2,
-        "and none that nobody asked for"
-    );
+    assert_eq!(answering.await.unwrap(), 2, "one ping per call");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upgrade_that_fails_answers_too() {
-    let (tell, mut told) = mpsc::unbounded_channel();
+async fn a_failed_upgrade_fails_the_call() {
+    let (tx, mut rx) = mpsc::unbounded_channel();
     let route = any(move |_: WebSocketUpgrade, live: Liveness| async move {
         let call = tokio::spawn(async move { live.ping().await });
         settle().await;
-        tell.send(call).unwrap();
+        tx.send(call).unwrap();
         "no"
     });
     let app = Router::new()
@@ -337,50 +341,51 @@ async fn an_upgrade_that_fails_answers_too() {
         .write_all(support::raw::opening("/ws").as_bytes())
         .await
         .unwrap();
-    let call = told.recv().await.unwrap();
+    let call = rx.recv().await.unwrap();
     assert_eq!(
         result(call).await.unwrap_err().reason(),
         Reason::UpgradeFailed
     );
 }
 
-fn says(peer: &Peer, bytes: &[u8]) {
+fn peer_sends(peer: &Peer, bytes: &[u8]) {
     peer.send(&frame(0x80 | BINARY, Some([1, 2, 3, 4]), bytes));
 }
 
-/// A handler that reads what there is, asks for more, and goes to work on something else.
-fn reads_and_goes(stream: &mut Stream) {
+/// Reads the available bytes, polls for more, and then does not poll again.
+fn read_then_stop(stream: &mut Stream) {
     let wakes = Wakes::new();
     assert!(!got(poll_read(stream, &wakes, 100)).is_empty());
     assert!(poll_read(stream, &wakes, 100).is_pending());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pong_behind_other_bytes_is_seen_though_the_handler_is_away() {
+async fn a_pong_behind_other_bytes_is_seen_though_the_handler_does_not_read() {
     let (mut stream, live, peer) = wrap_with(quiet().timeout(ms(60_000)));
     let call = call(&live).await;
-    says(&peer, b"x");
+    peer_sends(&peer, b"x");
     settle().await;
-    reads_and_goes(&mut stream);
+    read_then_stop(&mut stream);
     sleep(ms(10)).await;
     answer(&peer, peer.last_ping());
     settle().await;
-    assert!(call.is_finished(), "at once");
+    assert!(call.is_finished(), "answered at once");
     assert_eq!(result(call).await, Ok(ms(10)));
 }
 
-/// Nobody watches for a pong later than it can count: what the handler finds then is no round trip.
+/// The driver does not watch for a pong after its timeout. A pong that the handler reads later
+/// gives no round trip.
 #[tokio::test(start_paused = true)]
-async fn no_round_trip_is_the_handlers_delay() {
+async fn the_handlers_delay_is_not_measured_as_a_round_trip() {
     let (mut stream, live, peer) = wrap_with(heartbeat().interval(ms(1_000)).timeout(ms(100)));
     sleep(ms(1_005)).await;
-    says(&peer, b"x");
+    peer_sends(&peer, b"x");
     settle().await;
-    reads_and_goes(&mut stream);
+    read_then_stop(&mut stream);
     sleep(ms(101)).await;
-    says(&peer, b"y");
+    peer_sends(&peer, b"y");
     sleep(ms(5)).await;
-    reads_and_goes(&mut stream);
+    read_then_stop(&mut stream);
     answer(&peer, peer.last_ping());
     sleep(ms(500)).await;
     assert!(poll_read(&mut stream, &Wakes::new(), 100).is_pending());
@@ -394,7 +399,7 @@ async fn no_round_trip_is_the_handlers_delay() {
 /// Some peers answer only the oldest of several pings, and their other traffic would suppress any
 /// further one.
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_talks_and_answers_the_oldest_ping_only_is_asked_again_too() {
+async fn a_sending_peer_that_answers_only_the_oldest_ping_is_pinged_again() {
     let (mut stream, live, peer) = wrap_with(heartbeat().interval(ms(1_000)).timeout(ms(900)));
     let reading = tokio::spawn(async move {
         let mut sink = [0; 1_000];
@@ -406,21 +411,21 @@ async fn a_peer_that_talks_and_answers_the_oldest_ping_only_is_asked_again_too()
     assert_eq!(result(first).await, Ok(ms(5)));
     for _ in 0..11 {
         sleep(ms(100)).await;
-        says(&peer, b"x");
+        peer_sends(&peer, b"x");
     }
-    assert_eq!(peer.pings().len(), 3, "an interval after the last one");
+    assert_eq!(peer.pings().len(), 3, "one interval after the last ping");
     answer(&peer, peer.last_ping());
     assert!(result(second).await.is_ok());
     for _ in 0..50 {
         sleep(ms(100)).await;
-        says(&peer, b"x");
+        peer_sends(&peer, b"x");
     }
     assert_eq!(peer.pings().len(), 3, "traffic suppresses pings again");
     reading.abort();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_round_trip_counts_from_the_hand_over_however_many_pings_are_out() {
+async fn a_round_trip_counts_from_the_write_with_several_pings_outstanding() {
     let (mut stream, live, peer) = wrap_with(quiet().timeout(ms(60_000)));
     let hello = frame(0x80 | TEXT, None, b"hello");
     stream.write_all(&hello[..3]).await.unwrap();

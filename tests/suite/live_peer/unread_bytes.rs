@@ -1,4 +1,4 @@
-//! What lay unread for a while, and who looks meanwhile: found by the simulation, and mended.
+//! Bytes that the handler leaves unread, and how the driver reads and dates them.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -16,26 +16,26 @@ fn recorded(builder: HeartbeatLayerBuilder) -> (Stream, Liveness, Peer, Recorder
     (stream, live, peer, recorder)
 }
 
-fn said(payload: &[u8]) -> Vec<u8> {
+fn peer_frame(payload: &[u8]) -> Vec<u8> {
     frame(0x80 | BINARY, Some([1, 2, 3, 4]), payload)
 }
 
-/// A handler that waits to read, is woken, and does not come.
-fn reads_and_goes(stream: &mut Stream) {
+/// Polls a read once. The handler is woken later, but does not poll again.
+fn poll_read_once(stream: &mut Stream) {
     assert!(poll_read(stream, &Wakes::new(), 64).is_pending());
 }
 
-/// A transport gives its bytes out in pieces (TLS in records): what a single look finds is as old
-/// as its first piece may be.
+/// A transport may return its bytes in pieces (TLS: in records). All pieces that the driver finds
+/// in one visit count as old as the first of them.
 #[tokio::test(start_paused = true)]
-async fn what_a_look_finds_in_pieces_is_one_sign_of_life() {
+async fn bytes_that_one_drain_finds_in_pieces_are_one_proof_of_life() {
     for piece in [3, 10, ALL] {
         let (mut stream, _live, peer, recorder) = recorded(heartbeat());
         peer.read_steps(&[piece]);
-        reads_and_goes(&mut stream);
+        poll_read_once(&mut stream);
         sleep(ms(10)).await;
         let last = Instant::now();
-        peer.send(&[said(b"one"), said(b"two"), said(b"three")].concat());
+        peer.send(&[peer_frame(b"one"), peer_frame(b"two"), peer_frame(b"three")].concat());
         let event = recorder.nth(1).await;
         assert_eq!(event.reason, Reason::HeartbeatTimeout { missed: 1 });
         let after = event.at - last;
@@ -43,11 +43,11 @@ async fn what_a_look_finds_in_pieces_is_one_sign_of_life() {
     }
 }
 
-/// But a peer whose bytes never end is alive, however fast they are read.
+/// A peer whose bytes never end is alive, however fast they are read.
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_is_never_done_is_not_pinged() {
+async fn a_peer_whose_bytes_never_end_is_not_pinged() {
     let (mut stream, live, peer, recorder) = recorded(heartbeat());
-    peer.send(&said(&[7; 125]).repeat(1_000));
+    peer.send(&peer_frame(&[7; 125]).repeat(1_000));
     let mut piece = [0; 100];
     for _ in 0..1_000 {
         stream.read_exact(&mut piece).await.unwrap();
@@ -57,9 +57,9 @@ async fn a_peer_that_is_never_done_is_not_pinged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pong_in_pieces_is_fetched_whole_for_a_handler_that_has_gone() {
+async fn a_pong_in_pieces_is_read_for_a_handler_that_has_stopped_reading() {
     let (mut stream, live, peer, _recorder) = recorded(heartbeat());
-    reads_and_goes(&mut stream);
+    poll_read_once(&mut stream);
     sleep(ms(101)).await;
     let pong = Role::Server.pong(&peer.last_ping());
     sleep(ms(5)).await;
@@ -72,31 +72,31 @@ async fn a_pong_in_pieces_is_fetched_whole_for_a_handler_that_has_gone() {
     assert!((ms(15)..=ms(17)).contains(&rtt), "{rtt:?}");
 }
 
-/// Other bytes end the silence, and not the round trip: the pong is not to lie there until a handler
-/// that has dropped its read comes back.
+/// Other bytes end the silence, but not the wait for the pong: the driver must read the pong before
+/// a handler that has dropped its read polls again.
 #[tokio::test(start_paused = true)]
 async fn a_pong_behind_other_bytes_gives_its_own_round_trip() {
     let (mut stream, live, peer, _recorder) = recorded(heartbeat());
     sleep(ms(101)).await;
     let ping = peer.last_ping();
     let pinged = Instant::now();
-    peer.send(&said(b"hello"));
-    let mut hello = vec![0; said(b"hello").len()];
+    peer.send(&peer_frame(b"hello"));
+    let mut hello = vec![0; peer_frame(b"hello").len()];
     stream.read_exact(&mut hello).await.unwrap();
-    reads_and_goes(&mut stream);
+    poll_read_once(&mut stream);
     sleep(ms(10)).await;
     peer.send(&Role::Server.pong(&ping));
     let trip = pinged.elapsed();
     sleep(ms(30)).await;
     assert!(poll_read(&mut stream, &Wakes::new(), 64).is_pending());
     let rtt = live.rtt().unwrap().last();
-    assert!(rtt <= trip + ms(2), "{rtt:?}, and it took {trip:?}");
+    assert!(rtt <= trip + ms(2), "{rtt:?}, expected {trip:?}");
 }
 
-/// Whoever is asked again whether the peer drains has not been refused since then only: the bytes
-/// that go out at last do say that it lives.
+/// A write that the driver retries has been refused since its first poll. The bytes that the peer
+/// takes at last therefore prove that it is alive.
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_as_long_as_it_is_though_it_was_asked_about() {
+async fn a_write_refusal_counts_from_its_start_though_the_driver_retried() {
     let builder = heartbeat()
         .write_timeout(None)
         .handler_stall_timeout(ms(20));
@@ -108,7 +108,7 @@ async fn a_refusal_is_as_long_as_it_is_though_it_was_asked_about() {
         stream.write_all(b"\x81\x00").await.unwrap();
         stream
     });
-    // Asked again, and refused again, 1 ms ago.
+    // The driver's retry was refused 1 ms ago.
     sleep(ms(41)).await;
     let drained = Instant::now();
     peer.drain();
@@ -118,9 +118,9 @@ async fn a_refusal_is_as_long_as_it_is_though_it_was_asked_about() {
     drop(writing);
 }
 
-/// And the runtime was away, if that was before.
+/// The reprieve for a suspended runtime lasts when the timeout is changed.
 #[tokio::test(start_paused = true)]
-async fn a_change_of_the_times_does_not_undo_a_reprieve() {
+async fn a_new_timeout_does_not_cancel_a_reprieve() {
     let (_stream, live, peer, recorder) = recorded(heartbeat());
     sleep(ms(102)).await;
     advance(ms(300)).await;
@@ -129,9 +129,9 @@ async fn a_change_of_the_times_does_not_undo_a_reprieve() {
     assert_eq!((peer.pings().len(), recorder.total()), (2, 0));
 }
 
-/// While a ping waits for the end of the handler's frame, somebody has to see that the peer is gone.
+/// While a ping waits for the end of the handler's frame, the driver must still detect the end.
 #[tokio::test(start_paused = true)]
-async fn the_end_is_seen_behind_a_ping_that_cannot_go_out() {
+async fn the_end_is_detected_while_a_ping_cannot_be_sent() {
     let reset = ErrorKind::ConnectionReset;
     for (end, reason) in [
         (Ok(()), Reason::PeerVanished),
@@ -142,7 +142,7 @@ async fn the_end_is_seen_behind_a_ping_that_cannot_go_out() {
             .write_all(&frame(0x80 | TEXT, None, b"hello")[..3])
             .await
             .unwrap();
-        reads_and_goes(&mut stream);
+        poll_read_once(&mut stream);
         sleep(ms(1_000)).await;
         assert_eq!((peer.pings().len(), recorder.total()), (0, 0));
         let ended = Instant::now();
@@ -153,23 +153,22 @@ async fn the_end_is_seen_behind_a_ping_that_cannot_go_out() {
     }
 }
 
-/// Without a bound on writes, a write that was given up in the middle of its frame is still the
-/// handler's to finish.
+/// Without a write timeout, the handler must still finish a frame whose write it has cancelled.
 #[tokio::test(start_paused = true)]
-async fn a_write_that_was_given_up_stalls_the_handler_where_writes_have_no_bound() {
+async fn a_cancelled_write_is_a_handler_stall_without_a_write_timeout() {
     let builder = heartbeat()
         .write_timeout(None)
         .handler_stall_timeout(ms(300));
     let (mut stream, _live, peer, recorder) = recorded(builder);
     peer.write_steps(&[3, WAIT]);
     let hello = frame(0x80 | TEXT, None, b"hello");
-    let given_up = timeout(ms(10), stream.write_all(&hello)).await;
-    assert!(given_up.is_err());
+    let cancelled = timeout(ms(10), stream.write_all(&hello)).await;
+    assert!(cancelled.is_err());
     let begun = Instant::now();
     peer.drain();
     let event = recorder.nth(1).await;
     assert_eq!(event.reason, Reason::HandlerStalled);
-    // Asked again after the timeout, with a second try, and then the timeout.
+    // A retry after the stall timeout, a second one, and then the stall timeout again.
     assert!(
         event.at - begun <= ms(300 + 100 + 300 + 110),
         "{:?}",
@@ -177,9 +176,9 @@ async fn a_write_that_was_given_up_stalls_the_handler_where_writes_have_no_bound
     );
 }
 
-/// And a write that still waits there does not hide a dead peer who was pinged before.
+/// Without a write timeout, a pending write must not hide a dead peer that was pinged before.
 #[tokio::test(start_paused = true)]
-async fn a_write_that_waits_does_not_take_the_place_of_a_ping() {
+async fn a_pending_write_does_not_hide_a_dead_peer_that_was_pinged() {
     let builder = heartbeat()
         .timeout(ms(200))
         .write_timeout(None)
