@@ -1,5 +1,6 @@
-//! Exactly one eviction event on every path by which a connection can end, told to every listener
-//! alike, and still only one when everything is closed.
+//! Exactly one eviction event on every path by which a connection can end.
+//!
+//! Every listener receives the same event, and no further one when all is closed.
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use tokio::time::sleep;
@@ -18,7 +19,7 @@ over_each_wire! {
     the_peer_ends_the_stream_without_a_close_frame,
     the_peer_ends_the_stream_in_the_middle_of_a_frame,
     the_peer_ends_the_stream_and_the_handler_is_stuck,
-    the_peer_resets_it,
+    the_peer_resets_the_connection,
     the_server_closes_with_a_code,
     the_server_closes_and_drops_the_socket_at_once,
     the_servers_close_is_never_answered,
@@ -26,16 +27,16 @@ over_each_wire! {
     the_handler_panics,
     the_heartbeat_times_out,
     the_connection_is_idle,
-    the_first_message_does_not_come,
-    the_connection_has_lived_long_enough,
+    the_first_message_does_not_arrive,
+    the_connection_reaches_its_maximum_lifetime,
     the_peer_does_not_drain_what_the_server_writes,
     the_handler_does_not_read_what_the_peer_sends,
     the_application_kicks_the_peer,
     the_application_kicks_a_dead_peer_with_a_stuck_handler;
 }
 
-/// Closes with this code, then reads on to the end as one should.
-async fn closes(mut socket: WebSocket) {
+/// Sends a Close frame with code 4002, then reads to the end (RFC 6455 section 7.1.1).
+async fn close_then_read(mut socket: WebSocket) {
     let frame = CloseFrame {
         code: 4002,
         reason: "enough".into(),
@@ -44,7 +45,7 @@ async fn closes(mut socket: WebSocket) {
     while let Some(Ok(_)) = socket.recv().await {}
 }
 
-// The peer ends it.
+// The peer ends the connection.
 
 async fn the_peer_closes_with_a_code(wire: Wire) {
     let mut scene = Scene::start(wire, quiet(), patient(), echo).await;
@@ -77,7 +78,7 @@ async fn the_peer_closes_and_the_handler_is_stuck(wire: Wire) {
     client.send(&Frame::close(4001, "bye")).await.unwrap();
     let reason = Reason::PeerClosed { code: Some(4001) };
     scene.ended(&live, reason).await;
-    // Within the close timeout, whatever the handler does.
+    // Within the close timeout, though the handler does not read.
     client.closed().await;
     scene.told_once().await;
 }
@@ -117,7 +118,7 @@ async fn the_peer_ends_the_stream_and_the_handler_is_stuck(wire: Wire) {
     scene.told_once().await;
 }
 
-async fn the_peer_resets_it(wire: Wire) {
+async fn the_peer_resets_the_connection(wire: Wire) {
     let mut scene = Scene::start(wire, quiet(), patient(), echo).await;
     let (client, live) = scene.connect().await;
     client.reset();
@@ -126,10 +127,10 @@ async fn the_peer_resets_it(wire: Wire) {
     scene.told_once().await;
 }
 
-// The server ends it.
+// The server ends the connection.
 
 async fn the_server_closes_with_a_code(wire: Wire) {
-    let mut scene = Scene::start(wire, quiet(), patient(), closes).await;
+    let mut scene = Scene::start(wire, quiet(), patient(), close_then_read).await;
     let (mut client, live) = scene.connect().await;
     let close = client.expect_frame().await;
     assert_eq!(close, Frame::close(4002, "enough"));
@@ -161,7 +162,7 @@ async fn the_server_closes_and_drops_the_socket_at_once(wire: Wire) {
 async fn the_servers_close_is_never_answered(wire: Wire) {
     let heartbeat = quiet().close_timeout(ms(150));
     let idle = patient().close_timeout(ms(150));
-    let mut scene = Scene::start(wire, heartbeat, idle, closes).await;
+    let mut scene = Scene::start(wire, heartbeat, idle, close_then_read).await;
     let (mut client, live) = scene.connect().await;
     scene.ended(&live, Reason::CloseTimeout).await;
     let close = client.closed().await.expect("the Close frame");
@@ -196,7 +197,7 @@ async fn the_handler_panics(wire: Wire) {
     scene.told_once().await;
 }
 
-// The layers end it.
+// The layers end the connection.
 
 async fn the_heartbeat_times_out(wire: Wire) {
     let heartbeat = quiet().interval(ms(50)).timeout(ms(50)).missed_pings(2);
@@ -226,7 +227,7 @@ async fn the_connection_is_idle(wire: Wire) {
     scene.told_once().await;
 }
 
-async fn the_first_message_does_not_come(wire: Wire) {
+async fn the_first_message_does_not_arrive(wire: Wire) {
     let idle = patient().first_message(ms(300)).close_timeout(ms(300));
     let mut scene = Scene::start(wire, quiet().interval(ms(20)), idle, echo).await;
     let (mut client, live) = scene.connect().await;
@@ -238,13 +239,13 @@ async fn the_first_message_does_not_come(wire: Wire) {
     scene.told_once().await;
 }
 
-async fn the_connection_has_lived_long_enough(wire: Wire) {
+async fn the_connection_reaches_its_maximum_lifetime(wire: Wire) {
     let idle = patient().max_lifetime(ms(400)).close_timeout(ms(300));
     let mut scene = Scene::start(wire, quiet(), idle, echo).await;
     let (mut client, live) = scene.connect().await;
-    let chat = async {
+    let traffic = async {
         loop {
-            // Fails when the server has closed; what matters is the reason it gives.
+            // Fails when the server has closed. Only the reason is asserted.
             if client.send(&Frame::text("x")).await.is_err() {
                 break;
             }
@@ -254,7 +255,7 @@ async fn the_connection_has_lived_long_enough(wire: Wire) {
             }
         }
     };
-    within("the end", chat).await;
+    within("the end", traffic).await;
     scene.ended(&live, Reason::MaxLifetime).await;
     drop(client);
     scene.handlers_done(1).await;
@@ -273,7 +274,7 @@ async fn the_peer_does_not_drain_what_the_server_writes(wire: Wire) {
         .close_timeout(ms(300));
     let mut scene = Scene::start(wire, heartbeat, patient(), handler).await;
     let (mut client, live) = scene.connect().await;
-    // A peer that is plainly alive: it sends, but it does not read.
+    // A peer that is alive: it sends, but does not read.
     let alive = async {
         while client.send(&Frame::text("alive")).await.is_ok() {
             sleep(ms(20)).await;
@@ -295,14 +296,14 @@ async fn the_handler_does_not_read_what_the_peer_sends(wire: Wire) {
         .close_timeout(ms(300));
     let mut scene = Scene::start(wire, heartbeat, patient(), never_reads).await;
     let (mut client, live) = scene.connect().await;
-    client.send(&Frame::text("anybody there?")).await.unwrap();
+    client.send(&Frame::text("anything there")).await.unwrap();
     client.closed().await;
     scene.ended(&live, Reason::HandlerStalled).await;
     drop(client);
     scene.told_once().await;
 }
 
-// The application ends it.
+// The application ends the connection.
 
 async fn the_application_kicks_the_peer(wire: Wire) {
     let mut scene = Scene::start(wire, quiet(), patient(), echo).await;
@@ -327,7 +328,7 @@ async fn the_application_kicks_a_dead_peer_with_a_stuck_handler(wire: Wire) {
     let mut client = client.answering(Answer::Nothing);
     live.evict(4003, "kicked out");
     scene.ended(&live, Reason::Kicked { code: 4003 }).await;
-    // Nobody answers the Close, nobody lets go of the socket, and it is closed nevertheless.
+    // The connection closes though the peer does not answer and the handler keeps its socket.
     let close = client.closed().await.expect("a Close frame");
     assert_eq!(close, Frame::close(4003, "kicked out"));
     drop(client);

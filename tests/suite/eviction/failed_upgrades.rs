@@ -1,7 +1,7 @@
 //! Upgrades that fail, are never used, or are refused for lack of a timer.
 //!
-//! Hooks are called once for a connection that fails to open. In a runtime without a timer, and outside of
-//! a runtime, the handshake is refused.
+//! Hooks are called once for a connection that fails to open. In a runtime without a timer, and
+//! outside of a runtime, the handshake is refused.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -54,7 +54,7 @@ async fn the_upgrade_fails_while_the_101_is_written() {
 }
 
 #[tokio::test]
-async fn the_upgrade_fails_since_the_server_does_not_support_it() {
+async fn the_upgrade_fails_because_the_server_does_not_support_it() {
     for kicked in [false, true] {
         let mut failing = FailingUpgrade::new(kicked);
         let (mut client, server) = tokio::io::duplex(4096);
@@ -73,10 +73,10 @@ async fn the_upgrade_fails_since_the_server_does_not_support_it() {
     }
 }
 
-/// An application whose upgrade is going to fail.
+/// An application whose upgrade will fail.
 struct FailingUpgrade {
     app: Router,
-    /// Why its connection ends: it may be kicked before the upgrade fails.
+    /// The expected reason: the connection may be kicked before the upgrade fails.
     reason: Reason,
     recorder: Recorder,
     registry: tower_ws_liveness::Registry,
@@ -93,11 +93,11 @@ impl FailingUpgrade {
         let recorder = Recorder::new();
         let heartbeat = quiet().on_evict(recorder.hook()).build().unwrap();
         let registry = heartbeat.registry();
-        let (tell, lives) = mpsc::unbounded_channel();
+        let (tx, lives) = mpsc::unbounded_channel();
         let (fail, failures) = mpsc::unbounded_channel();
         let route = any(move |ws: WebSocketUpgrade, live: Liveness| async move {
             assert!(!kicked || live.evict(4003, "never mind"));
-            tell.send(live).unwrap();
+            tx.send(live).unwrap();
             ws.on_failed_upgrade(move |error| fail.send(error).unwrap())
                 .on_upgrade(|_| async { panic!("upgraded") })
         });
@@ -121,7 +121,7 @@ impl FailingUpgrade {
         assert_eq!((event.id, event.reason), (live.id(), self.reason));
         let eviction = within("evicted()", live.evicted()).await;
         assert_eq!(eviction.reason(), self.reason);
-        // The application's own callback is told as without the layers.
+        // The application's own callback is called as without the layers.
         within("on_failed_upgrade", self.failures.recv())
             .await
             .unwrap();
@@ -130,11 +130,11 @@ impl FailingUpgrade {
 }
 
 #[tokio::test]
-async fn nobody_takes_the_upgraded_connection() {
+async fn an_upgrade_that_the_handler_never_takes_is_reported_once() {
     let recorder = Recorder::new();
     let heartbeat = quiet().on_evict(recorder.hook()).build().unwrap();
     let registry = heartbeat.registry();
-    // A handler that says 101 and lets go of the upgrade.
+    // A handler that responds with 101 and drops the upgrade.
     let route = any(|request: axum::extract::Request| async move { switching_protocols(&request) });
     let app = Router::new().route("/ws", route).layer(heartbeat);
     let mut client = RawClient::handshake(in_memory(app, 4096), "/ws").await;
@@ -148,24 +148,24 @@ async fn nobody_takes_the_upgraded_connection() {
     recorder.stays_at(1).await;
 }
 
-// Connections that are evicted before they open. The upgrade fails for the handler alone: the driver
-// sends the Close frame as soon as the stream is there.
+// Connections that are evicted before they open. The upgrade fails for the handler only: the driver
+// sends the Close frame as soon as it has the stream.
 
 over_each_wire! {
     #[tokio::test]
-    a_peer_that_is_kicked_before_the_upgrade_is_done_gets_the_code,
-    a_peer_that_an_alarm_kicks_as_it_opens_gets_the_code;
+    a_peer_that_is_evicted_before_the_upgrade_completes_gets_the_code,
+    a_peer_that_the_high_water_hook_evicts_gets_the_code;
 }
 
-/// Reads the Close frame, and answers it.
-async fn is_closed_with(client: &mut Client, code: u16) {
+/// Reads the Close frame, asserts its code and answers it.
+async fn assert_closed_with(client: &mut Client, code: u16) {
     let close = client.expect_frame().await;
     assert_eq!(close.close_code(), Some(code), "{close:?}");
     client.send(&close).await.unwrap();
     assert_eq!(client.closed().await, None);
 }
 
-async fn a_peer_that_is_kicked_before_the_upgrade_is_done_gets_the_code(wire: Wire) {
+async fn a_peer_that_is_evicted_before_the_upgrade_completes_gets_the_code(wire: Wire) {
     let recorder = Recorder::new();
     let heartbeat = quiet().on_evict(recorder.hook()).build().unwrap();
     let registry = heartbeat.registry();
@@ -178,7 +178,7 @@ async fn a_peer_that_is_kicked_before_the_upgrade_is_done_gets_the_code(wire: Wi
     let app = Router::new().route("/ws", route).layer(heartbeat);
     let server = Server::start(app).await;
     let mut client = server.client(wire, "/ws").await;
-    is_closed_with(&mut client, 4003).await;
+    assert_closed_with(&mut client, 4003).await;
     let event = recorder.nth(1).await;
     assert_eq!(event.reason, Reason::Kicked { code: 4003 });
     within("on_failed_upgrade", failures.recv()).await.unwrap();
@@ -186,7 +186,7 @@ async fn a_peer_that_is_kicked_before_the_upgrade_is_done_gets_the_code(wire: Wi
     recorder.stays_at(1).await;
 }
 
-// ---- runtimes without a timer, and no runtime at all -------------------------------------------
+// Runtimes without a timer, and no runtime at all.
 
 const NO_TIMER: &str = "WebSocket liveness needs tokio's timer: call `enable_time` or \
                         `enable_all` on the `tokio::runtime::Builder`";
@@ -200,8 +200,8 @@ async fn unreachable() -> StatusCode {
     panic!("the handler was called")
 }
 
-/// Both layers over handlers, of which the WebSocket's is never called. Two connections are let in.
-fn unreached(recorder: &Recorder) -> (Router, Registry) {
+/// Both layers over a WebSocket handler that must not be called. The limit is two connections.
+fn app_without_calls(recorder: &Recorder) -> (Router, Registry) {
     let heartbeat = quiet().on_evict(recorder.hook()).build().unwrap();
     let registry = heartbeat.registry();
     registry.limit(2);
@@ -218,13 +218,13 @@ fn assert_nothing_is_left(recorder: &Recorder, registry: &Registry) {
     assert_eq!((registry.len(), registry.high_water()), (0, 0));
     let idle = pin!(registry.wait_idle());
     let polled = idle.poll(&mut Context::from_waker(Waker::noop()));
-    assert!(polled.is_ready(), "something is waited for");
+    assert!(polled.is_ready(), "the registry is not idle");
 }
 
 #[test]
 fn without_a_timer_handshakes_are_refused_with_the_reason() {
     let recorder = Recorder::new();
-    let (app, registry) = unreached(&recorder);
+    let (app, registry) = app_without_calls(&recorder);
     let logs = Logs::keep();
     let runtime = without_timer();
     runtime.block_on(async {
@@ -233,7 +233,7 @@ fn without_a_timer_handshakes_are_refused_with_the_reason() {
         tokio::spawn(async { axum::serve(listener, app).await });
         let (done, is_done) = tokio::sync::oneshot::channel();
         thread::spawn(move || {
-            let ask = |request: &str| {
+            let send = |request: &str| {
                 let mut client = TcpStream::connect(addr).unwrap();
                 client.write_all(request.as_bytes()).unwrap();
                 let mut response = String::new();
@@ -243,7 +243,7 @@ fn without_a_timer_handshakes_are_refused_with_the_reason() {
             let close = "Connection: close\r\n";
             let plain = format!("GET / HTTP/1.1\r\nHost: a\r\n{close}\r\n");
             let handshake = opening("/ws").replacen("Connection: ", "Connection: close, ", 1);
-            let answers = [&handshake, &handshake, &plain, &handshake].map(|request| ask(request));
+            let answers = [&handshake, &handshake, &plain, &handshake].map(|request| send(request));
             done.send(answers).unwrap();
         });
         let answers = is_done.await.unwrap();
@@ -254,7 +254,7 @@ fn without_a_timer_handshakes_are_refused_with_the_reason() {
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert!(errors[0].contains(NO_TIMER), "{errors:?}");
     assert_nothing_is_left(&recorder, &registry);
-    // Another runtime is another matter, and both places are free.
+    // In a runtime with a timer both places under the limit are free.
     drop(runtime);
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -273,10 +273,10 @@ fn without_a_timer_handshakes_are_refused_with_the_reason() {
 #[test]
 fn outside_of_a_runtime_handshakes_are_refused_with_the_reason() {
     let recorder = Recorder::new();
-    let (app, registry) = unreached(&recorder);
+    let (app, registry) = app_without_calls(&recorder);
     let logs = Logs::keep();
     for _ in 0..3 {
-        let response = now(app.clone().oneshot(handshake())).unwrap();
+        let response = ready_output(app.clone().oneshot(handshake())).unwrap();
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         let phrase = response.extensions().get::<ReasonPhrase>().unwrap();
         let phrase = std::str::from_utf8(phrase.as_bytes()).unwrap();
@@ -298,13 +298,13 @@ fn a_response_may_be_polled_outside_of_the_runtime() {
         let _entered = runtime.enter();
         service.call(handshake())
     };
-    let response = now(response).unwrap();
+    let response = ready_output(response).unwrap();
     assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
     let event = runtime.block_on(recorder.nth(1));
     assert_eq!(event.reason, Reason::UpgradeFailed);
 }
 
-/// A request for a WebSocket that no connection of hyper's stands behind.
+/// A WebSocket handshake request without a hyper connection.
 fn handshake() -> Request<Body> {
     let mut request = Request::get("/ws")
         .header("upgrade", "websocket")
@@ -317,16 +317,16 @@ fn handshake() -> Request<Body> {
     request
 }
 
-/// Polls what is ready at once.
-fn now<T>(future: impl Future<Output = T>) -> T {
+/// The output of a future that must be ready at the first poll.
+fn ready_output<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
-        Poll::Pending => panic!("it waits"),
+        Poll::Pending => panic!("the future is pending"),
     }
 }
 
 #[test]
-fn a_stream_that_cannot_be_wrapped_counts_for_nothing() {
+fn a_stream_that_cannot_be_wrapped_is_not_counted() {
     let recorder = Recorder::new();
     let heartbeat = quiet().on_evict(recorder.hook()).build().unwrap();
     let registry = heartbeat.registry();
@@ -335,22 +335,22 @@ fn a_stream_that_cannot_be_wrapped_counts_for_nothing() {
         let _entered = has_runtime.then(|| runtime.enter());
         let wrap = || heartbeat.wrap_server(duplex(64).0);
         let message = panic_of(|| drop(wrap()));
-        let wanted = if has_runtime {
+        let expected = if has_runtime {
             NO_TIMER
         } else {
             "a tokio runtime"
         };
-        assert!(message.contains(wanted), "{message}");
+        assert!(message.contains(expected), "{message}");
         assert_nothing_is_left(&recorder, &registry);
 
         let (ours, mut theirs) = duplex(4096);
         let (mut stream, _live) = heartbeat.wrap_server_handshake(ours);
-        now(theirs.write_all(opening("/").as_bytes())).unwrap();
+        ready_output(theirs.write_all(opening("/").as_bytes())).unwrap();
         let mut request = [0; 4096];
-        now(stream.read(&mut request)).unwrap();
+        ready_output(stream.read(&mut request)).unwrap();
         let answer = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
-        let message = panic_of(|| now(stream.write_all(answer)).unwrap());
-        assert!(message.contains(wanted), "{message}");
+        let message = panic_of(|| ready_output(stream.write_all(answer)).unwrap());
+        assert!(message.contains(expected), "{message}");
         drop(stream);
         assert_nothing_is_left(&recorder, &registry);
     }
@@ -362,8 +362,8 @@ fn panic_of(act: impl FnOnce()) -> String {
     *payload.downcast::<String>().expect("a formatted message")
 }
 
-/// The hook runs between the two halves of an opening: the connection is entered, and is not open.
-async fn a_peer_that_an_alarm_kicks_as_it_opens_gets_the_code(wire: Wire) {
+/// The hook runs while the connection is in the registry but not yet open.
+async fn a_peer_that_the_high_water_hook_evicts_gets_the_code(wire: Wire) {
     let registry = Registry::new();
     registry.on_high_water(1, |registry: &Registry, _: &HighWater| {
         let newest = registry.snapshot().last().unwrap().id();
@@ -374,23 +374,23 @@ async fn a_peer_that_an_alarm_kicks_as_it_opens_gets_the_code(wire: Wire) {
     let server = Server::start(app).await;
     let mut first = server.client(wire, "/ws").await;
     let mut second = server.client(wire, "/ws").await;
-    is_closed_with(&mut second, 1013).await;
+    assert_closed_with(&mut second, 1013).await;
     first.send(&Frame::text("still here")).await.unwrap();
     assert_eq!(first.expect_frame().await, Frame::text("still here"));
     assert_eq!(registry.len(), 1);
 }
 
-/// Two devices of one user connect at the same moment: the replaced one gets a Close frame that says why,
-/// or it would reconnect at once.
+/// Two devices of one user connect at the same moment. The replaced one must get a Close frame with
+/// the reason, or it would reconnect at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_peers_that_want_one_seat_at_once_one_gets_4000() {
+async fn of_two_peers_that_register_one_key_at_once_one_gets_4000() {
     type Map = Mutex<HashMap<usize, Seat<()>>>;
     let (map, round) = (Arc::new(Map::default()), Arc::new(AtomicUsize::new(0)));
     let route = any({
         let round = Arc::clone(&round);
         move |ws: WebSocketUpgrade, live: Liveness| async move {
             let replaced = live.register(&map, round.load(Ordering::SeqCst), ());
-            // The older one is evicted by now, wherever it is in its handshake.
+            // The older connection is evicted by now, in any phase of its handshake.
             replaced.map(|_| ws.on_upgrade(echo)).map_err(|_| "ended")
         }
     });

@@ -1,5 +1,4 @@
-//! What an eviction does to the hooks and to the handler: who is told, in which order, and how a
-//! blocked read or write learns of it.
+//! Eviction hooks and the handler's blocked reads and writes: order, reasons and contexts.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -37,17 +36,17 @@ over_each_wire! {
     #[tokio::test]
     a_blocked_write_wakes_with_the_reason,
     the_hooks_have_run_when_the_peer_sees_the_close_frame,
-    every_hook_of_every_layer_fires_once_and_a_panicking_one_harms_nobody,
-    a_hook_may_use_everything_it_can_reach,
-    a_hook_that_comes_after_the_end_is_called_at_once,
-    the_session_is_there_for_the_handler_the_holder_and_the_hook,
-    a_kicked_handler_learns_it_from_the_error,
-    the_router_without_evictions_tells_nobody;
+    every_hook_of_every_layer_is_called_once_and_a_panicking_one_affects_no_other,
+    a_hook_may_use_the_registry_and_the_handle,
+    a_hook_added_after_the_end_is_called_at_once,
+    the_session_is_available_to_the_handler_the_registry_and_the_hook,
+    a_kicked_handler_gets_the_reason_in_the_error,
+    without_an_eviction_no_hook_is_called;
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    of_many_ends_at_once_one_is_told;
+    of_many_simultaneous_ends_one_is_reported;
 }
 
-/// The IO error at the bottom of what a WebSocket library made of it.
+/// The IO error in the source chain of a WebSocket library's error.
 fn io_error<'a>(mut error: &'a (dyn Error + 'static)) -> &'a io::Error {
     loop {
         if let Some(io) = error.downcast_ref::<io::Error>() {
@@ -81,32 +80,32 @@ async fn a_blocked_read_wakes_with_the_reason_after_the_hook_has_run(wire: Wire)
             "max_lifetime",
         ),
     ];
-    for (heartbeat, idle, kind, word) in cases {
+    for (heartbeat, idle, kind, label) in cases {
         let log = Arc::new(Mutex::new(Vec::new()));
         let hook_log = log.clone();
         let heartbeat = heartbeat
             .close_timeout(ms(100))
             .on_evict(move |_: &Eviction| hook_log.lock().unwrap().push("hook"));
         let handler_log = log.clone();
-        let (tell, mut told) = mpsc::unbounded_channel();
+        let (tx, mut rx) = mpsc::unbounded_channel();
         let handler = move |mut socket: WebSocket| {
-            let (log, tell) = (handler_log.clone(), tell.clone());
+            let (log, tx) = (handler_log.clone(), tx.clone());
             async move {
                 let woken = socket.recv().await;
                 log.lock().unwrap().push("woken");
-                tell.send(woken).unwrap();
+                tx.send(woken).unwrap();
             }
         };
         let idle = idle.close_timeout(ms(100));
         let mut scene = Scene::start(wire, heartbeat, idle, handler).await;
         let (client, _live) = scene.connect().await;
-        // Keeps the socket, and neither reads nor answers.
-        let error = within("the handler's read", told.recv()).await.unwrap();
+        // The client keeps its socket, and neither reads nor answers.
+        let error = within("the handler's read", rx.recv()).await.unwrap();
         let error = error.expect("an error, not the end").unwrap_err();
         let evicted = Evicted::from_error(&error).expect("the reason in the error");
-        assert_eq!(evicted.reason().as_str(), word);
-        assert_eq!(io_error(&error).kind(), kind, "{word}");
-        assert_eq!(*log.lock().unwrap(), ["hook", "woken"], "{word}");
+        assert_eq!(evicted.reason().as_str(), label);
+        assert_eq!(io_error(&error).kind(), kind, "{label}");
+        assert_eq!(*log.lock().unwrap(), ["hook", "woken"], "{label}");
         scene.handlers_done(1).await;
         scene.told_once().await;
         drop(client);
@@ -114,9 +113,9 @@ async fn a_blocked_read_wakes_with_the_reason_after_the_hook_has_run(wire: Wire)
 }
 
 async fn a_blocked_write_wakes_with_the_reason(wire: Wire) {
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (tx, mut rx) = mpsc::unbounded_channel();
     let handler = move |mut socket: WebSocket| {
-        let tell = tell.clone();
+        let tx = tx.clone();
         async move {
             let error = loop {
                 let message = Message::binary(vec![0; 1 << 18]);
@@ -124,13 +123,13 @@ async fn a_blocked_write_wakes_with_the_reason(wire: Wire) {
                     break error;
                 }
             };
-            tell.send(error).unwrap();
+            tx.send(error).unwrap();
         }
     };
     let heartbeat = quiet().write_timeout(ms(300)).close_timeout(ms(100));
     let mut scene = Scene::start(wire, heartbeat, patient(), handler).await;
     let (client, live) = scene.connect().await;
-    let error = within("the handler's write", told.recv()).await.unwrap();
+    let error = within("the handler's write", rx.recv()).await.unwrap();
     let evicted = Evicted::from_error(&error).expect("the reason in the error");
     assert_eq!(evicted.reason(), Reason::WriteStalled);
     assert_eq!(io_error(&error).kind(), io::ErrorKind::TimedOut);
@@ -150,7 +149,7 @@ async fn the_hooks_have_run_when_the_peer_sees_the_close_frame(wire: Wire) {
     }
 }
 
-async fn every_hook_of_every_layer_fires_once_and_a_panicking_one_harms_nobody(wire: Wire) {
+async fn every_hook_of_every_layer_is_called_once_and_a_panicking_one_affects_no_other(wire: Wire) {
     let (second, third, fourth) = (Recorder::new(), Recorder::new(), Recorder::new());
     let heartbeat = quiet()
         .on_evict(|_: &Eviction| panic!("a hook that panics"))
@@ -196,20 +195,20 @@ async fn every_hook_of_every_layer_fires_once_and_a_panicking_one_harms_nobody(w
     own.stays_at(1).await;
 }
 
-async fn a_hook_may_use_everything_it_can_reach(wire: Wire) {
-    // No hook runs under a lock: each of these calls would wait for itself for ever.
+async fn a_hook_may_use_the_registry_and_the_handle(wire: Wire) {
+    // Each of these calls would deadlock if the hook ran under a lock.
     let registry = Registry::new();
     let reached = registry.clone();
     let recorder = Recorder::new();
     let record = recorder.hook();
-    let known = Arc::new(Mutex::new(None::<Liveness>));
-    let handle = known.clone();
+    let slot = Arc::new(Mutex::new(None::<Liveness>));
+    let handle = slot.clone();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(1000))
         .timeout(ms(50))
         .registry(registry.clone())
         .on_evict(move |ev: &Eviction| {
-            // It has left the registry already: who finds it there can still use it.
+            // The connection has left the registry: one that is found there is still usable.
             assert!(reached.get(ev.id()).is_none());
             let _ = reached.len();
             let live = handle.lock().unwrap().clone().expect("the handle");
@@ -225,7 +224,7 @@ async fn a_hook_may_use_everything_it_can_reach(wire: Wire) {
     let (route, mut lives) = watched_route(never_reads);
     let app = Router::new().route("/ws", route).layer(heartbeat);
     let server = Server::start(app).await;
-    // Ended by the driver, and by a task of the application.
+    // Evicted by the driver, and by a task of the application.
     for (n, reason) in [
         Reason::HeartbeatTimeout { missed: 1 },
         Reason::Kicked { code: 4000 },
@@ -235,11 +234,11 @@ async fn a_hook_may_use_everything_it_can_reach(wire: Wire) {
     {
         let client = server.client(wire, "/ws").await;
         let live = within("the handler", lives.recv()).await.unwrap();
-        *known.lock().unwrap() = Some(live.clone());
+        *slot.lock().unwrap() = Some(live.clone());
         if n == 1 {
             assert!(live.evict(4000, "go"));
         }
-        // The hook would not come to its last line, had an assertion failed before.
+        // The hook records in its last line, so none of its assertions has failed.
         let event = recorder.nth(n + 1).await;
         assert_eq!((event.id, event.reason), (live.id(), reason));
         until("the registry is empty", || registry.is_empty()).await;
@@ -248,7 +247,7 @@ async fn a_hook_may_use_everything_it_can_reach(wire: Wire) {
     }
 }
 
-async fn a_hook_that_comes_after_the_end_is_called_at_once(wire: Wire) {
+async fn a_hook_added_after_the_end_is_called_at_once(wire: Wire) {
     let mut scene = Scene::start(wire, quiet(), patient(), echo).await;
     let (client, live) = scene.connect().await;
     drop(client);
@@ -261,9 +260,10 @@ async fn a_hook_that_comes_after_the_end_is_called_at_once(wire: Wire) {
     late.stays_at(1).await;
 }
 
-/// When the hooks have returned all is said: a peer that never answers the Close keeps only its socket.
+/// `evicted` completes when the hooks have returned, even if the peer never answers the Close
+/// frame.
 #[tokio::test(start_paused = true)]
-async fn whoever_awaits_the_end_does_not_wait_for_the_closing_handshake() {
+async fn evicted_does_not_wait_for_the_closing_handshake() {
     let (ours, _theirs) = duplex(1024);
     let (_stream, live) = HeartbeatLayer::default().wrap_server(ours);
     let waiting = tokio::spawn({
@@ -280,7 +280,7 @@ async fn whoever_awaits_the_end_does_not_wait_for_the_closing_handshake() {
     assert_eq!(evicted.elapsed(), Duration::ZERO);
 }
 
-async fn the_session_is_there_for_the_handler_the_holder_and_the_hook(wire: Wire) {
+async fn the_session_is_available_to_the_handler_the_registry_and_the_hook(wire: Wire) {
     #[derive(Debug, PartialEq)]
     struct User(&'static str);
 
@@ -290,15 +290,18 @@ async fn the_session_is_there_for_the_handler_the_holder_and_the_hook(wire: Wire
     live.set_session(User("ann"));
     assert_eq!(live.session::<User>().as_deref(), Some(&User("ann")));
     assert_eq!(live.session::<String>(), None);
-    let held = scene.registry.get(live.id()).expect("it is open");
-    assert_eq!(held.session::<User>().as_deref(), Some(&User("ann")));
+    let from_registry = scene.registry.get(live.id()).expect("it is open");
+    assert_eq!(
+        from_registry.session::<User>().as_deref(),
+        Some(&User("ann"))
+    );
     drop(client);
     let event = scene.ended(&live, Reason::PeerVanished).await;
     let user = event.eviction.session::<User>();
     assert_eq!(user.as_deref(), Some(&User("ann")));
 }
 
-async fn of_many_ends_at_once_one_is_told(wire: Wire) {
+async fn of_many_simultaneous_ends_one_is_reported(wire: Wire) {
     let recorder = Recorder::new();
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(5))
@@ -338,7 +341,7 @@ async fn of_many_ends_at_once_one_is_told(wire: Wire) {
         });
         handles.push(live);
     }
-    // Which kick claims to have ended which connection.
+    // The connections that the kicks report to have evicted, with their codes.
     let mut claims = HashMap::new();
     while let Some(claim) = within("all ends", ends.join_next()).await {
         if let Some((id, code)) = claim.unwrap() {
@@ -349,10 +352,13 @@ async fn of_many_ends_at_once_one_is_told(wire: Wire) {
     until("the registry is empty", || registry.is_empty()).await;
     for live in handles {
         let eviction = within("evicted()", live.evicted()).await;
-        let told: Vec<_> = recorder.all();
-        let told: Vec<_> = told.iter().filter(|event| event.id == live.id()).collect();
-        assert_eq!(told.len(), 1, "{told:?}");
-        assert_eq!(told[0].reason, eviction.reason());
+        let events: Vec<_> = recorder.all();
+        let events: Vec<_> = events
+            .iter()
+            .filter(|event| event.id == live.id())
+            .collect();
+        assert_eq!(events.len(), 1, "{events:?}");
+        assert_eq!(events[0].reason, eviction.reason());
         let kicked = match eviction.reason() {
             Reason::Kicked { code } => Some(code),
             _ => None,
@@ -362,34 +368,34 @@ async fn of_many_ends_at_once_one_is_told(wire: Wire) {
     recorder.stays_at(CONNECTIONS).await;
 }
 
-async fn a_kicked_handler_learns_it_from_the_error(wire: Wire) {
-    let (tell, mut told) = mpsc::unbounded_channel();
+async fn a_kicked_handler_gets_the_reason_in_the_error(wire: Wire) {
+    let (tx, mut rx) = mpsc::unbounded_channel();
     let handler = move |mut socket: WebSocket| {
-        let tell = tell.clone();
+        let tx = tx.clone();
         async move {
-            // A stock handler, which goes on after the peer's Close.
+            // A stock handler, which keeps reading after the peer's Close frame.
             while let Some(message) = socket.recv().await {
                 if let Err(error) = message {
-                    tell.send(Evicted::from_error(&error)).unwrap();
+                    tx.send(Evicted::from_error(&error)).unwrap();
                     return;
                 }
             }
-            tell.send(None).unwrap();
+            tx.send(None).unwrap();
         }
     };
     let heartbeat = quiet().close_timeout(ms(100));
     let mut scene = Scene::start(wire, heartbeat, patient(), handler).await;
     let (client, live) = scene.connect().await;
     live.evict(4003, "go");
-    let told = within("the handler's end", told.recv()).await.unwrap();
+    let evicted = within("the handler's end", rx.recv()).await.unwrap();
     let reason = Reason::Kicked { code: 4003 };
-    assert_eq!(told.map(|evicted| evicted.reason()), Some(reason));
+    assert_eq!(evicted.map(|evicted| evicted.reason()), Some(reason));
     scene.ended(&live, reason).await;
     drop(client);
     scene.told_once().await;
 }
 
-async fn the_router_without_evictions_tells_nobody(wire: Wire) {
+async fn without_an_eviction_no_hook_is_called(wire: Wire) {
     let recorder = Recorder::new();
     let heartbeat = quiet().on_evict(recorder.hook()).build().unwrap();
     let registry = heartbeat.registry();
@@ -410,24 +416,24 @@ type Socket = LivenessStream<DuplexStream>;
 /// How a test ends a connection.
 type End = fn(Socket, Liveness);
 
-/// Runs `act` on a thread that has nothing to do with any runtime.
+/// Runs `act` on a thread outside of every runtime.
 fn on_a_plain_thread<R: Send + 'static>(act: impl FnOnce() -> R + Send + 'static) -> R {
     std::thread::spawn(act).join().unwrap()
 }
 
-/// A layer whose hooks spawn a task each, which reports the runtime that runs it.
-fn spawning() -> (HeartbeatLayer, mpsc::UnboundedReceiver<(&'static str, Id)>) {
-    let (tell, told) = mpsc::unbounded_channel();
+/// A layer whose hooks each spawn a task that reports the id of its runtime.
+fn layer_with_spawning_hooks() -> (HeartbeatLayer, mpsc::UnboundedReceiver<(&'static str, Id)>) {
+    let (tx, rx) = mpsc::unbounded_channel();
     let spawn = move |what: &'static str| {
-        let tell = tell.clone();
-        tokio::spawn(async move { tell.send((what, Handle::current().id())) });
+        let tx = tx.clone();
+        tokio::spawn(async move { tx.send((what, Handle::current().id())) });
     };
     let on_health = spawn.clone();
     let layer = quiet()
         .on_evict(move |_: &Eviction| spawn("end"))
         .on_health(move |_: &HealthChange| on_health("health"))
         .build();
-    (layer.unwrap(), told)
+    (layer.unwrap(), rx)
 }
 
 /// On any thread that ends a connection, a hook can spawn a task on the connection's runtime.
@@ -464,7 +470,7 @@ async fn hooks_run_in_the_context_of_the_connections_runtime() {
     ];
     let runtime = Handle::current().id();
     for (what, end) in ends {
-        let (layer, mut told) = spawning();
+        let (layer, mut rx) = layer_with_spawning_hooks();
         let (ours, mut theirs) = duplex(64);
         let (mut stream, live) = layer.wrap_server(ours);
         // A malformed frame, so that the health changes and the health hooks are called.
@@ -477,35 +483,35 @@ async fn hooks_run_in_the_context_of_the_connections_runtime() {
             stream
         });
         assert_eq!(
-            within(what, told.recv()).await,
+            within(what, rx.recv()).await,
             Some(("health", runtime)),
             "{what}"
         );
         end(stream, live.clone());
         assert_eq!(
-            within(what, told.recv()).await,
+            within(what, rx.recv()).await,
             Some(("end", runtime)),
             "{what}"
         );
-        // A hook that comes after the end as well.
-        let (tell, late) = tokio::sync::oneshot::channel();
+        // Also for a hook that is added after the end.
+        let (tx, late) = tokio::sync::oneshot::channel();
         on_a_plain_thread(move || {
             live.on_evict(move |_| {
-                tokio::spawn(async move { tell.send(Handle::current().id()) });
+                tokio::spawn(async move { tx.send(Handle::current().id()) });
             });
         });
         assert_eq!(within(what, late).await, Ok(runtime), "{what}");
     }
 }
 
-/// After the runtime is gone a hook is still called, and a task that it spawns is dropped.
+/// Without the runtime a hook is still called, and a task that it spawns is dropped.
 #[test]
-fn hooks_of_a_runtime_that_is_gone_are_called() {
-    let (tell, told) = std::sync::mpsc::channel();
+fn hooks_are_called_after_the_runtime_is_dropped() {
+    let (tx, rx) = std::sync::mpsc::channel();
     let layer = quiet()
         .on_evict(move |_: &Eviction| {
-            tokio::spawn(async { unreachable!("nothing runs it") });
-            tell.send(()).unwrap();
+            tokio::spawn(async { unreachable!("the runtime is gone") });
+            tx.send(()).unwrap();
         })
         .build()
         .unwrap();
@@ -519,12 +525,12 @@ fn hooks_of_a_runtime_that_is_gone_are_called() {
     drop(runtime);
     live.evict(4000, "bye");
     drop(stream);
-    assert_eq!(told.try_iter().count(), 1);
+    assert_eq!(rx.try_iter().count(), 1);
 }
 
 // One hook of several layers.
 
-/// Counts its calls, as a hook of both kinds.
+/// Counts its calls as an eviction hook and as a health hook.
 #[derive(Default)]
 struct Counter {
     ends: AtomicUsize,
@@ -543,7 +549,7 @@ impl OnHealth for Counter {
     }
 }
 
-/// An `Arc` is one hook, however often and in whatever form it is given.
+/// Clones of an `Arc`, concrete or `dyn`, are one hook.
 #[tokio::test(start_paused = true)]
 async fn a_hook_that_several_layers_share_is_called_once() {
     let counter = Arc::new(Counter::default());
@@ -579,7 +585,7 @@ async fn a_hook_that_several_layers_share_is_called_once() {
         client.closed().await;
         let ends = || counter.ends.load(Ordering::SeqCst);
         until("the end", || ends() == count).await;
-        // Silent for half of the timeout, and at each ping that is missed.
+        // One change after half the timeout, and one at each missed ping but the last.
         assert_eq!(counter.changes.load(Ordering::SeqCst), 3 * count);
         assert_eq!(other.ends.load(Ordering::SeqCst), count);
         assert_eq!(ends(), count);

@@ -1,9 +1,9 @@
-//! How a stream ends on the wire, whoever ends it: END_STREAM, RST_STREAM and GOAWAY (RFC 9113
-//! section 6), and what the application is told of it.
+//! Ends of HTTP/2 streams on the wire, and the reasons that the application gets.
 //!
-//! hyper has no way to reset an upgraded stream. What the layers let go of ends with END_STREAM, and
-//! if the peer has not ended its direction by then, RST_STREAM with NO_ERROR follows (RFC 9113 section
-//! 8.1). Both come behind what hyper has accepted, so a peer that grants no window gets neither.
+//! The frames are END_STREAM, RST_STREAM and GOAWAY (RFC 9113 section 6). hyper has no way to reset
+//! an upgraded stream. A stream that the layers drop ends with END_STREAM. If the peer has not
+//! ended its direction by then, RST_STREAM with NO_ERROR follows (RFC 9113 section 8.1). Both are
+//! queued behind the bytes that hyper has accepted, so a peer that grants no window gets neither.
 
 use std::io;
 
@@ -22,7 +22,10 @@ use crate::support::{echo, ms, never_reads, until, within};
 type Client = RawClient<H2Stream>;
 
 /// A scene with one link and one socket on it.
-async fn one<H, F>(heartbeat: HeartbeatLayerBuilder, handler: H) -> (Scene, Link, Client, Liveness)
+async fn open_one<H, F>(
+    heartbeat: HeartbeatLayerBuilder,
+    handler: H,
+) -> (Scene, Link, Client, Liveness)
 where
     H: Fn(WebSocket) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = ()> + Send + 'static,
@@ -34,27 +37,31 @@ where
     (scene, link, client, live)
 }
 
-async fn ends_with(link: &Link, stream: u32, ends: &[Last]) {
+async fn assert_ends_with(link: &Link, stream: u32, ends: &[Last]) {
     until("the server's last frames", || {
         link.seen.of(stream).len() >= ends.len()
     })
     .await;
     assert_eq!(link.seen.of(stream), ends);
-    assert_eq!(link.seen.all(), link.seen.of(stream), "of no other stream");
+    assert_eq!(
+        link.seen.all(),
+        link.seen.of(stream),
+        "no other stream has ended"
+    );
 }
 
-async fn echoes(client: &mut Client) {
+async fn assert_echoes(client: &mut Client) {
     client.send(&Frame::text("hello")).await.unwrap();
     assert_eq!(client.expect_frame().await, Frame::text("hello"));
 }
 
-// The server ends it.
+// The server ends the stream.
 
 #[tokio::test(start_paused = true)]
 async fn an_orderly_end_is_end_stream() {
-    let (scene, link, mut client, live) = one(quiet(), echo).await;
+    let (scene, link, mut client, live) = open_one(quiet(), echo).await;
     let id = client.io().id();
-    // With its own END_STREAM behind its Close, the peer leaves nothing to be reset.
+    // The peer sends END_STREAM after its Close frame, so no reset follows.
     let bye = Frame::close(1000, "bye").masked();
     client.io().write_all(&bye).await.unwrap();
     client.shutdown().await.unwrap();
@@ -63,38 +70,38 @@ async fn an_orderly_end_is_end_stream() {
     let reason = Reason::PeerClosed { code: Some(1000) };
     scene.ended(&live, reason).await;
     scene.handlers_done(1).await;
-    ends_with(&link, id, &[Last::EndStream(id)]).await;
+    assert_ends_with(&link, id, &[Last::EndStream(id)]).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_end_that_the_peer_has_no_part_in_is_end_stream_and_a_reset_without_error() {
+async fn an_end_without_the_peers_end_stream_is_end_stream_and_a_reset_without_error() {
     let dead = quiet().interval(ms(50)).timeout(ms(50));
-    let (scene, link, client, live) = one(dead, never_reads).await;
+    let (scene, link, client, live) = open_one(dead, never_reads).await;
     let mut client = client.answering(Answer::Nothing);
     let id = client.io().id();
     client.closed().await;
     let reason = Reason::HeartbeatTimeout { missed: 1 };
     scene.ended(&live, reason).await;
     let ends = [Last::EndStream(id), Last::Reset(id, Code::NO_ERROR)];
-    ends_with(&link, id, &ends).await;
+    assert_ends_with(&link, id, &ends).await;
 
     let dropped = async |socket| drop(socket);
-    let (scene, link, mut client, live) = one(quiet(), dropped).await;
+    let (scene, link, mut client, live) = open_one(quiet(), dropped).await;
     let id = client.io().id();
     client.closed().await;
     scene.ended(&live, Reason::HandlerDropped).await;
     let ends = [Last::EndStream(id), Last::Reset(id, Code::NO_ERROR)];
-    ends_with(&link, id, &ends).await;
+    assert_ends_with(&link, id, &ends).await;
 }
 
-/// A true limit: hyper keeps what it has accepted for as long as the connection lasts.
+/// A limit of hyper: it keeps the bytes that it has accepted while the connection lasts.
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_grants_no_window_is_told_of_the_end_when_it_does() {
+async fn a_peer_without_window_receives_the_end_when_it_grants_window() {
     let pushes = |mut socket: WebSocket| async move {
         while socket.send(Served::binary(vec![0; 1 << 20])).await.is_ok() {}
     };
     let stalls = quiet().write_timeout(ms(500)).close_timeout(ms(300));
-    let (scene, link, mut client, live) = one(stalls, pushes).await;
+    let (scene, link, mut client, live) = open_one(stalls, pushes).await;
     let id = client.io().id();
     scene.ended(&live, Reason::WriteStalled).await;
     scene.handlers_done(1).await;
@@ -103,21 +110,21 @@ async fn a_peer_that_grants_no_window_is_told_of_the_end_when_it_does() {
     while let Ok(count @ 1..) = client.io().read(&mut [0; 4_096]).await {
         rest += count;
     }
-    // The window of the stream, and three writes of a DATA frame each: not the whole message.
+    // The stream's window and three writes of one DATA frame each: not the whole message.
     assert!(rest <= 65_535 + 4 * 16_384, "{rest} bytes were kept");
     let ends = [Last::EndStream(id), Last::Reset(id, Code::NO_ERROR)];
-    ends_with(&link, id, &ends).await;
+    assert_ends_with(&link, id, &ends).await;
 }
 
-// The peer ends it.
+// The peer ends the stream.
 
 #[tokio::test(start_paused = true)]
-async fn the_code_of_a_reset_decides_what_it_is() {
+async fn the_code_of_a_reset_decides_the_reason() {
     let broken = Reason::Transport(io::ErrorKind::BrokenPipe);
-    // The kind that hyper gives to whatever else h2 says.
+    // The kind that hyper uses for all other h2 errors.
     let other = Reason::Transport(io::ErrorKind::Other);
     for (code, reason) in [
-        // A browser's tab that goes away, or a client that drops its stream.
+        // A browser tab that is closed, or a client that drops its stream.
         (Code::CANCEL, Reason::PeerVanished),
         (Code::NO_ERROR, Reason::PeerVanished),
         (Code::STREAM_CLOSED, broken),
@@ -125,30 +132,30 @@ async fn the_code_of_a_reset_decides_what_it_is() {
         (Code::PROTOCOL_ERROR, other),
         (Code::ENHANCE_YOUR_CALM, other),
     ] {
-        let (scene, link, mut client, live) = one(quiet(), echo).await;
-        echoes(&mut client).await;
+        let (scene, link, mut client, live) = open_one(quiet(), echo).await;
+        assert_echoes(&mut client).await;
         client.io().reset(code);
         scene.ended(&live, reason).await;
         scene.handlers_done(1).await;
         scene.told_once().await;
         let mut other = link.websocket().await;
-        echoes(&mut other).await;
+        assert_echoes(&mut other).await;
     }
 }
 
-// The connection ends, or is about to.
+// The connection ends or shuts down.
 
 #[tokio::test(start_paused = true)]
-async fn the_clients_goaway_leaves_its_sockets_alone() {
-    let (mut scene, link, mut client, live) = one(quiet().interval(ms(50)), echo).await;
+async fn the_clients_goaway_does_not_end_its_sockets() {
+    let (mut scene, link, mut client, live) = open_one(quiet().interval(ms(50)), echo).await;
     link.seen.say_goaway();
-    echoes(&mut client).await;
+    assert_echoes(&mut client).await;
     client.live_until_ping(3).await;
     assert_eq!(scene.registry.len(), 1);
-    // It speaks of streams of the server's, so the client may go on to open its own.
+    // GOAWAY limits the server's streams only, so the client may open more of its own.
     let mut second = link.websocket().await;
     let second_live = scene.next_live().await;
-    echoes(&mut second).await;
+    assert_echoes(&mut second).await;
     assert_eq!(scene.recorder.total(), 0);
     for (client, _) in [(client, live), (second, second_live)] {
         drop(client);
@@ -158,14 +165,14 @@ async fn the_clients_goaway_leaves_its_sockets_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_graceful_shutdown_leaves_the_sockets_alone_and_ends_with_the_last() {
-    let (scene, link, mut client, live) = one(quiet().interval(ms(50)), echo).await;
+async fn a_graceful_shutdown_ends_no_socket_and_completes_with_the_last() {
+    let (scene, link, mut client, live) = open_one(quiet().interval(ms(50)), echo).await;
     link.shut_down();
     until("GOAWAY", || {
         link.seen.all().contains(&Last::GoAway(Code::NO_ERROR))
     })
     .await;
-    echoes(&mut client).await;
+    assert_echoes(&mut client).await;
     client.live_until_ping(3).await;
     let refused = within("an answer", link.client.websocket(URI)).await;
     assert!(refused.is_err(), "no more streams");
@@ -193,7 +200,7 @@ async fn a_connection_error_ends_every_socket_once() {
     for _ in 0..20 {
         let mut client = link.websocket().await;
         scene.next_live().await;
-        echoes(&mut client).await;
+        assert_echoes(&mut client).await;
         clients.push(client);
     }
     link.seen.say_nonsense();

@@ -1,4 +1,4 @@
-//! The ends of a wrapped stream: when the eviction comes, in which order, and that nothing is left.
+//! Evictions of wrapped streams: their time, the order of their effects, and no leaks.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
@@ -19,15 +19,15 @@ use tracing::{Event, Metadata, Subscriber, span};
 use crate::script::*;
 use crate::support::recorder::Recorder;
 
-const DEAD: Reason = Reason::HeartbeatTimeout { missed: 1 };
+const ONE_MISSED_PING: Reason = Reason::HeartbeatTimeout { missed: 1 };
 
 fn hello() -> Vec<u8> {
     frame(0x80 | TEXT, None, b"hello")
 }
 
-/// The eviction that an operation of the handler failed with.
+/// The reason of the eviction with which an operation of the handler failed.
 #[track_caller]
-fn refused<T: std::fmt::Debug>(operation: Poll<io::Result<T>>, kind: ErrorKind) -> Reason {
+fn eviction_reason<T: std::fmt::Debug>(operation: Poll<io::Result<T>>, kind: ErrorKind) -> Reason {
     let Poll::Ready(Err(error)) = operation else {
         panic!("did not fail: {operation:?}");
     };
@@ -35,10 +35,10 @@ fn refused<T: std::fmt::Debug>(operation: Poll<io::Result<T>>, kind: ErrorKind) 
     Evicted::from_error(&error).expect("an eviction").reason()
 }
 
-// When.
+// Deadlines.
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_peer_is_evicted_in_time_to_the_tick() {
+async fn a_dead_peer_is_evicted_within_one_tick_of_its_deadline() {
     // interval, timeout, missed pings
     let settings = [
         (1, 1, 1),
@@ -60,7 +60,7 @@ async fn a_dead_peer_is_evicted_in_time_to_the_tick() {
             let (_stream, live, peer) = wrap_with(builder);
             let mut since = Instant::now();
             if answered {
-                // A sign of life, at an odd time.
+                // A byte from the peer at an irregular time.
                 sleep(ms(interval) / 3).await;
                 peer.send(&frame(0x80 | TEXT, Some([0; 4]), b""));
                 sleep(ms(interval + limit / 2)).await;
@@ -68,23 +68,23 @@ async fn a_dead_peer_is_evicted_in_time_to_the_tick() {
             }
             let eviction = timeout(ms(1_000_000), live.evicted()).await.unwrap();
             assert_eq!(eviction.reason(), Reason::HeartbeatTimeout { missed });
-            let promised = ms(interval + limit * u64::from(missed));
+            let due = ms(interval + limit * u64::from(missed));
             let shortest = interval.min(limit);
             let tick = ms(1 << (shortest / 32).clamp(1, 256).ilog2());
             let took = since.elapsed();
             let setting = (interval, limit, missed, answered);
-            // What the driver sees late, it may count from before.
-            let early = !answered && took < promised;
-            assert!(!early, "{setting:?}: {took:?}, not {promised:?}");
+            // Bytes that the driver finds late may count from before their arrival.
+            let early = !answered && took < due;
+            assert!(!early, "{setting:?}: {took:?}, expected {due:?}");
             assert!(
-                took <= promised + tick,
-                "{setting:?}: {took:?}, not {promised:?} + {tick:?}"
+                took <= due + tick,
+                "{setting:?}: {took:?}, expected {due:?} + {tick:?}"
             );
         }
     }
 }
 
-// How the handler learns of it.
+// Errors of the handler's operations.
 
 #[tokio::test(start_paused = true)]
 async fn blocked_reads_and_writes_wake_with_the_reason() {
@@ -98,36 +98,45 @@ async fn blocked_reads_and_writes_wake_with_the_reason() {
     assert_eq!((reads.count(), writes.count()), (1, 1), "at once");
     let kind = ErrorKind::ConnectionAborted;
     let reason = Reason::Kicked { code: 4000 };
-    assert_eq!(refused(poll_read(&mut reader, &reads, 64), kind), reason);
     assert_eq!(
-        refused(poll_write(&mut writer, &writes, b"x"), kind),
+        eviction_reason(poll_read(&mut reader, &reads, 64), kind),
         reason
     );
-    assert_eq!(refused(poll_flush(&mut writer, &writes), kind), reason);
+    assert_eq!(
+        eviction_reason(poll_write(&mut writer, &writes, b"x"), kind),
+        reason
+    );
+    assert_eq!(
+        eviction_reason(poll_flush(&mut writer, &writes), kind),
+        reason
+    );
     assert!(!live.evict(4001, "again"));
 
     let (mut stream, live, peer) = wrap_with(heartbeat().write_timeout(ms(60_000)));
     let (reads, writes) = (Wakes::new(), Wakes::new());
-    // The pings pass, the handler's frame is held up in the middle of the second.
+    // The ping is written, then the handler's frame stalls after three bytes.
     assert!(poll_read(&mut stream, &reads, 64).is_pending());
     sleep(ms(120)).await;
     peer.write_steps(&[3, WAIT]);
     assert!(poll_write(&mut stream, &writes, &hello()).is_ready());
     assert!(poll_write(&mut stream, &writes, &hello()[3..]).is_pending());
-    assert_eq!(live.evicted().await.reason(), DEAD);
+    assert_eq!(live.evicted().await.reason(), ONE_MISSED_PING);
     assert_eq!((reads.count(), writes.count()), (1, 1));
     let kind = ErrorKind::TimedOut;
-    assert_eq!(refused(poll_read(&mut stream, &reads, 64), kind), DEAD);
     assert_eq!(
-        refused(poll_write(&mut stream, &writes, &hello()[3..]), kind),
-        DEAD
+        eviction_reason(poll_read(&mut stream, &reads, 64), kind),
+        ONE_MISSED_PING
+    );
+    assert_eq!(
+        eviction_reason(poll_write(&mut stream, &writes, &hello()[3..]), kind),
+        ONE_MISSED_PING
     );
 }
 
 // The Close frame.
 
 #[tokio::test(start_paused = true)]
-async fn the_close_frame_comes_at_a_boundary_only() {
+async fn the_close_frame_is_sent_at_a_frame_boundary_only() {
     for role in [Role::Server, Role::Client] {
         for written in [0, 3, ALL] {
             let (io, peer) = script();
@@ -139,14 +148,17 @@ async fn the_close_frame_comes_at_a_boundary_only() {
                 let done = poll_write(&mut stream, &Wakes::new(), bytes);
                 assert!(matches!(done, Poll::Ready(Ok(_))));
             }
-            assert_eq!(live.evicted().await.reason(), DEAD);
+            assert_eq!(live.evicted().await.reason(), ONE_MISSED_PING);
             sleep(ms(5)).await;
-            assert!(peer.is_dropped(), "a dead peer is not waited for");
+            assert!(
+                peer.is_dropped(),
+                "the Close frame of a dead peer is not awaited"
+            );
             let wire = peer.wire();
             let (frames, rest) = parse(&wire.written);
             let last = frames.last().unwrap();
             if written == 3 {
-                assert_eq!(rest, bytes, "nothing inside the handler's frame");
+                assert_eq!(rest, bytes, "nothing is written inside the handler's frame");
                 assert!(last.may_be_ours());
             } else {
                 assert!(rest.is_empty());
@@ -162,7 +174,7 @@ async fn the_close_frame_comes_at_a_boundary_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stall_is_announced_by_a_close_frame_that_says_whose_it_is() {
+async fn the_close_frame_of_a_stall_names_the_stalled_side() {
     let patient = || heartbeat().interval(ms(10_000)).timeout(ms(10_000));
     let close_frame = |peer: &Peer| {
         let frame = peer.frames().pop().expect("a frame");
@@ -179,7 +191,7 @@ async fn a_stall_is_announced_by_a_close_frame_that_says_whose_it_is() {
     sleep(ms(5)).await;
     assert_eq!(close_frame(&peer), (1013, "handler stalled".to_owned()));
 
-    // A peer that sleeps, and wakes up within `close_timeout` of the verdict.
+    // A peer that reads again within `close_timeout` of the eviction.
     let (mut stream, live, peer) = wrap_with(patient().write_timeout(ms(300)));
     peer.write_steps(&[WAIT]);
     assert!(poll_write(&mut stream, &Wakes::new(), &hello()).is_pending());
@@ -190,17 +202,17 @@ async fn a_stall_is_announced_by_a_close_frame_that_says_whose_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn inside_the_handlers_frame_the_transport_is_closed_without_a_word() {
+async fn inside_the_handlers_frame_the_transport_is_closed_without_a_close_frame() {
     let (mut stream, live, peer) = wrapped();
     peer.write_steps(&[3, WAIT]);
     assert!(poll_write(&mut stream, &Wakes::new(), &hello()).is_ready());
     peer.drain();
     assert!(live.evict(4000, "now"));
     sleep(ms(5)).await;
-    assert!(peer.wire().shutdown, "the peer sees the end at once");
+    assert!(peer.wire().shutdown, "the write half is shut down at once");
     peer.end(Ok(()));
     sleep(ms(5)).await;
-    assert!(peer.is_dropped(), "there is nothing left to wait for");
+    assert!(peer.is_dropped(), "the peer has ended too");
     assert_eq!(peer.wire().written, &hello()[..3]);
 }
 
@@ -237,16 +249,16 @@ async fn nothing_follows_a_close_frame_of_the_handlers() {
 // The transport.
 
 #[tokio::test(start_paused = true)]
-async fn the_transport_goes_within_close_timeout_from_a_handler_that_is_stuck() {
+async fn the_transport_of_a_stuck_handler_is_dropped_within_the_close_timeout() {
     type Block = fn(&mut Stream, &Peer);
     let blocks: [(&str, Block); 5] = [
-        ("nobody answers", |_, _| {}),
+        ("no answer", |_, _| {}),
         ("the transport is full", |_, peer| peer.write_steps(&[WAIT])),
-        ("the Close frame is half out", |_, peer| {
+        ("the Close frame is half written", |_, peer| {
             peer.write_steps(&[3, WAIT])
         }),
         ("no flush", |_, peer| peer.wire().flush_waits = true),
-        ("the peer talks on", |_, peer| {
+        ("the peer keeps sending", |_, peer| {
             peer.read_steps(&[1]);
             peer.send(&frame(0x80 | BINARY, Some([0; 4]), &[0; 60_000]));
         }),
@@ -261,7 +273,7 @@ async fn the_transport_goes_within_close_timeout_from_a_handler_that_is_stuck() 
         let dropped = peer
             .wire()
             .dropped
-            .unwrap_or_else(|| panic!("{what}: still there"));
+            .unwrap_or_else(|| panic!("{what}: the transport is not dropped"));
         assert!(
             dropped - kicked <= ms(202),
             "{what}: {:?}",
@@ -272,7 +284,7 @@ async fn the_transport_goes_within_close_timeout_from_a_handler_that_is_stuck() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_other_end_frees_the_transport_of_a_stuck_handler_too() {
+async fn every_other_end_also_drops_the_transport_of_a_stuck_handler() {
     type End = fn(&Peer);
     let ends: [(&str, End); 4] = [
         ("Close", |peer| {
@@ -288,29 +300,29 @@ async fn every_other_end_frees_the_transport_of_a_stuck_handler_too() {
         let (_stream, live, peer) = wrapped();
         end(&peer);
         let ended = timeout(ms(200), live.evicted()).await;
-        assert!(ended.is_ok(), "{what}: nobody looked");
+        assert!(ended.is_ok(), "{what}: not detected");
         sleep(ms(210)).await;
-        assert!(peer.is_dropped(), "{what}: still there");
+        assert!(peer.is_dropped(), "{what}: the transport is not dropped");
     }
 }
 
 // Hooks.
 
 #[tokio::test(start_paused = true)]
-async fn hooks_come_first_and_may_call_everything() {
+async fn hooks_are_called_first_and_may_use_the_handle() {
     for kick in [false, true] {
         let (io, peer) = script();
         let wakes = Wakes::new();
-        let told = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::new(Mutex::new(Vec::new()));
         let handle: Arc<Mutex<Option<Liveness>>> = Arc::default();
         let hook = {
             let (peer, wakes) = (peer.clone(), Arc::clone(&wakes));
-            let (told, handle) = (Arc::clone(&told), Arc::clone(&handle));
+            let (log, handle) = (Arc::clone(&log), Arc::clone(&handle));
             move |ev: &Eviction| {
                 let live = handle.lock().unwrap().clone().unwrap();
                 assert!(
                     !peer.is_dropped() && wakes.count() == 0,
-                    "the hook comes first"
+                    "the hook is called first"
                 );
                 assert_eq!((live.id(), live.health()), (ev.id(), Health::Ended));
                 assert_eq!(live.stats(), ev.stats());
@@ -319,48 +331,48 @@ async fn hooks_come_first_and_may_call_everything() {
                 assert!(!live.evict(4001, "from a hook"));
                 live.set_session("session");
                 assert_eq!(live.session::<&str>().as_deref(), Some(&"session"));
-                let inner = Arc::clone(&told);
+                let inner = Arc::clone(&log);
                 live.on_evict(move |_| inner.lock().unwrap().push("late"));
                 let mut evicted = std::pin::pin!(live.evicted());
                 let waker = std::task::Waker::noop();
                 let polled = evicted
                     .as_mut()
                     .poll(&mut std::task::Context::from_waker(waker));
-                assert!(polled.is_pending(), "not all hooks have been told");
-                // A panic of a hook is caught: only this tells that it came so far.
-                told.lock().unwrap().push("layer");
+                assert!(polled.is_pending(), "not all hooks have been called");
+                // A hook's panic is caught, so only this line proves that no assertion has failed.
+                log.lock().unwrap().push("layer");
             }
         };
         let layer = heartbeat().on_evict(hook).build().unwrap();
         let (mut stream, live) = layer.wrap_server(io);
         *handle.lock().unwrap() = Some(live.clone());
-        let local = Arc::clone(&told);
+        let local = Arc::clone(&log);
         live.on_evict(move |_| local.lock().unwrap().push("local"));
         assert!(poll_read(&mut stream, &wakes, 8).is_pending());
         if kick {
             assert!(live.evict(4000, ""));
         }
         let eviction = timeout(ms(1_000), live.evicted()).await.unwrap();
-        assert_eq!(eviction.reason() == DEAD, !kick);
-        assert_eq!(*told.lock().unwrap(), ["local", "late", "layer"]);
+        assert_eq!(eviction.reason() == ONE_MISSED_PING, !kick);
+        assert_eq!(*log.lock().unwrap(), ["local", "late", "layer"]);
         assert_eq!(wakes.count(), 1);
-        // Somebody who comes late is told as well.
-        let late = Arc::clone(&told);
-        live.on_evict(move |_| late.lock().unwrap().push("very late"));
-        assert_eq!(told.lock().unwrap().len(), 4);
+        // A hook that is added after the end is called as well.
+        let late = Arc::clone(&log);
+        live.on_evict(move |_| late.lock().unwrap().push("after the end"));
+        assert_eq!(log.lock().unwrap().len(), 4);
         handle.lock().unwrap().take();
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn hooks_come_before_the_transport_goes_even_if_nobody_says_goodbye() {
+async fn hooks_are_called_before_the_transport_is_dropped_without_a_close_frame() {
     type End = fn(Stream, &Peer);
     let ends: [End; 2] = [
         |stream, _| drop(stream),
         |stream, peer| {
             peer.wire().panics = true;
             peer.wake();
-            // Stuck, and never coming back.
+            // A stuck handler.
             tokio::spawn(async move {
                 let _stream = stream;
                 sleep(ms(1_000)).await;
@@ -369,13 +381,13 @@ async fn hooks_come_before_the_transport_goes_even_if_nobody_says_goodbye() {
     ];
     for end in ends {
         let (mut stream, live, peer) = wrapped();
-        let there = Arc::new(Mutex::new(None));
-        let (seen, wire) = (Arc::clone(&there), peer.clone());
+        let transport_open = Arc::new(Mutex::new(None));
+        let (seen, wire) = (Arc::clone(&transport_open), peer.clone());
         live.on_evict(move |_| *seen.lock().unwrap() = Some(!wire.is_dropped()));
         assert!(poll_read(&mut stream, &Wakes::new(), 8).is_pending());
         end(stream, &peer);
         sleep(ms(150)).await;
-        assert_eq!(*there.lock().unwrap(), Some(true));
+        assert_eq!(*transport_open.lock().unwrap(), Some(true));
         assert!(peer.is_dropped());
     }
 }
@@ -396,7 +408,7 @@ async fn a_hook_may_evict_another_connection() {
     );
 }
 
-// Panics, and what is left.
+// Panics, and what remains after an end.
 
 #[tokio::test(start_paused = true)]
 async fn a_transport_that_panics_ends_only_its_own_connection() {
@@ -412,55 +424,55 @@ async fn a_transport_that_panics_ends_only_its_own_connection() {
         let eviction = timeout(ms(500), live.evicted()).await.unwrap();
         assert_eq!(eviction.reason(), Reason::Transport(ErrorKind::Other));
         assert!(peer.is_dropped() && wakes.count() > 0);
-        let reason = refused(poll_read(&mut stream, &wakes, 8), ErrorKind::Other);
+        let reason = eviction_reason(poll_read(&mut stream, &wakes, 8), ErrorKind::Other);
         assert_eq!(reason, Reason::Transport(ErrorKind::Other));
 
         let pong = Role::Server.pong(&other_peer.last_ping());
         other_peer.send(&pong);
         sleep(ms(105)).await;
         assert_eq!(other_live.health(), Health::PeerSilent { missed: 0 });
-        assert_eq!(other_live.stats().pings_sent(), 2, "the driver goes on");
+        assert_eq!(other_live.stats().pings_sent(), 2, "the driver still runs");
     }
 }
 
 /// A transport that uses its own connection's handle each time it is polled.
-struct Curious {
+struct HandleUser {
     io: Script,
     live: Arc<OnceLock<Liveness>>,
-    asks: fn(&Liveness),
+    act: fn(&Liveness),
 }
 
-impl Curious {
-    fn ask(&self) {
+impl HandleUser {
+    fn call(&self) {
         if let Some(live) = self.live.get() {
-            (self.asks)(live);
+            (self.act)(live);
         }
     }
 }
 
-impl AsyncRead for Curious {
+impl AsyncRead for HandleUser {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.ask();
+        self.call();
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Curious {
+impl AsyncWrite for HandleUser {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.ask();
+        self.call();
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.ask();
+        self.call();
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
@@ -469,14 +481,14 @@ impl AsyncWrite for Curious {
     }
 }
 
-/// The handler's stream over a [`Curious`] transport, which uses its handle from now on.
-fn curious(asks: fn(&Liveness)) -> (LivenessStream<Curious>, Liveness, Peer) {
+/// A stream over a [`HandleUser`] transport, which runs `act` at each poll from now on.
+fn wrap_handle_user(act: fn(&Liveness)) -> (LivenessStream<HandleUser>, Liveness, Peer) {
     let (io, peer) = script();
     let shared = Arc::new(OnceLock::new());
-    let io = Curious {
+    let io = HandleUser {
         io,
         live: Arc::clone(&shared),
-        asks,
+        act,
     };
     let (stream, live) = heartbeat().build().unwrap().wrap_server(io);
     assert!(shared.set(live.clone()).is_ok());
@@ -484,8 +496,8 @@ fn curious(asks: fn(&Liveness)) -> (LivenessStream<Curious>, Liveness, Peer) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_transport_that_uses_its_own_handle_panics_and_does_not_hang() {
-    let questions: [fn(&Liveness); 7] = [
+async fn a_transport_that_uses_its_own_handle_panics_and_does_not_deadlock() {
+    let actions: [fn(&Liveness); 7] = [
         |live| assert_eq!(live.health(), Health::Live),
         |live| assert!(live.rtt().is_none()),
         |live| assert_eq!(live.stats().pings_sent(), 0),
@@ -497,9 +509,9 @@ async fn a_transport_that_uses_its_own_handle_panics_and_does_not_hang() {
             assert!(ping.is_pending());
         },
     ];
-    for asks in questions {
+    for act in actions {
         // The handler's polls.
-        let (mut stream, live, peer) = curious(asks);
+        let (mut stream, live, peer) = wrap_handle_user(act);
         let polled = catch_unwind(AssertUnwindSafe(|| {
             poll_read(&mut stream, &Wakes::new(), 8).is_pending()
         }));
@@ -511,8 +523,8 @@ async fn a_transport_that_uses_its_own_handle_panics_and_does_not_hang() {
         let eviction = timeout(ms(1_000), live.evicted()).await.unwrap();
         assert_eq!(eviction.reason(), Reason::HandlerDropped);
         assert!(peer.is_dropped());
-        // The driver's.
-        let (stream, live, peer) = curious(asks);
+        // The driver's polls.
+        let (stream, live, peer) = wrap_handle_user(act);
         let eviction = timeout(ms(1_000), live.evicted()).await.unwrap();
         assert_eq!(eviction.reason(), Reason::Transport(ErrorKind::Other));
         assert!(peer.is_dropped());
@@ -521,8 +533,8 @@ async fn a_transport_that_uses_its_own_handle_panics_and_does_not_hang() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_transport_may_show_its_own_handle_and_use_its_slot() {
-    let (mut stream, live, peer) = curious(|live| {
+async fn a_transport_may_format_its_own_handle_and_use_its_session() {
+    let (mut stream, live, peer) = wrap_handle_user(|live| {
         let shown = format!("{live:?}");
         assert_eq!(shown, format!("Liveness {{ id: {:?}, .. }}", live.id()));
         live.set_session(7_u8);
@@ -534,10 +546,10 @@ async fn a_transport_may_show_its_own_handle_and_use_its_slot() {
     assert!(format!("{live:?}").contains("health"));
 }
 
-/// Panics at every line that is logged.
-struct Panics;
+/// A subscriber that panics at every event of this crate.
+struct PanickingSubscriber;
 
-impl Subscriber for Panics {
+impl Subscriber for PanickingSubscriber {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
         true
     }
@@ -562,10 +574,10 @@ impl Subscriber for Panics {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_subscriber_that_panics_keeps_nothing_from_being_done() {
+async fn a_subscriber_that_panics_prevents_no_step_of_an_eviction() {
     type End = fn(&Liveness, &Peer);
     let ends: [(End, Reason); 6] = [
-        (|_, _| {}, DEAD),
+        (|_, _| {}, ONE_MISSED_PING),
         (
             |live, _| assert!(live.evict(4000, "")),
             Reason::Kicked { code: 4000 },
@@ -584,14 +596,14 @@ async fn a_subscriber_that_panics_keeps_nothing_from_being_done() {
         ),
         (
             |live, peer| {
-                // Not masked as it should be: logged as malformed, or not.
+                // Unmasked, against RFC 6455 section 5.1. It may be logged as malformed.
                 peer.send(&hello());
                 assert!(live.evict(4000, ""));
             },
             Reason::Kicked { code: 4000 },
         ),
     ];
-    let _guard = tracing::subscriber::set_default(Panics);
+    let _guard = tracing::subscriber::set_default(PanickingSubscriber);
     let builder = heartbeat().timeout(ms(600_000));
     let (_other, other_live, other_peer) = wrap_with(builder);
     for (end, reason) in ends {
@@ -607,7 +619,7 @@ async fn a_subscriber_that_panics_keeps_nothing_from_being_done() {
         sleep(ms(1)).await;
         end(&live, &peer);
         let eviction = timeout(ms(1_000), live.evicted()).await;
-        assert_eq!(eviction.expect("told").reason(), reason);
+        assert_eq!(eviction.expect("an eviction").reason(), reason);
         assert_eq!(recorder.total(), 1, "{reason}");
         assert!(map.lock().unwrap().is_empty(), "{reason}");
         assert!(layer.registry().is_empty(), "{reason}");
@@ -615,7 +627,7 @@ async fn a_subscriber_that_panics_keeps_nothing_from_being_done() {
         assert!(peer.is_dropped() && wakes.count() > 0, "{reason}");
         drop(stream);
         timeout(ms(1), layer.registry().wait_idle()).await.unwrap();
-        // The driver goes on.
+        // The driver still runs.
         let pings = other_live.stats().pings_sent();
         other_peer.send(&Role::Server.pong(&other_peer.last_ping()));
         sleep(ms(105)).await;
@@ -624,15 +636,15 @@ async fn a_subscriber_that_panics_keeps_nothing_from_being_done() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_task_is_left_and_a_later_connection_finds_a_driver() {
+async fn no_task_is_left_and_a_later_connection_starts_the_driver() {
     let tasks = || Handle::current().metrics().num_alive_tasks();
-    // Handles keep the idle driver, so it is the same one that starts again.
+    // Handles keep the idle driver allocated, so the same one starts again.
     let mut handles = Vec::new();
     for round in 0..3 {
         assert_eq!(tasks(), 0, "round {round}");
         let (stream, live, _peer) = wrapped();
         let (second, _second_live, _second_peer) = wrapped();
-        assert_eq!(tasks(), 1, "one for all of them");
+        assert_eq!(tasks(), 1, "one driver task for both");
         drop(second);
         sleep(ms(1)).await;
         assert_eq!(tasks(), 1);
@@ -643,8 +655,8 @@ async fn no_task_is_left_and_a_later_connection_finds_a_driver() {
         } else {
             let ended = timeout(ms(1_000), live.evicted()).await;
             assert_eq!(
-                ended.expect("nobody drives").reason(),
-                DEAD,
+                ended.expect("no driver runs").reason(),
+                ONE_MISSED_PING,
                 "round {round}"
             );
             sleep(ms(1)).await;
@@ -655,14 +667,14 @@ async fn no_task_is_left_and_a_later_connection_finds_a_driver() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_late_wake_keeps_no_ended_connection_alive() {
+async fn a_late_wake_keeps_no_memory_of_an_ended_connection() {
     let session = Arc::new(());
     let (mut stream, live, peer) = wrapped();
     live.set_session(Arc::clone(&session));
     sleep(ms(105)).await;
-    // The transport is told to wake the driver, and a socket's reactor may do so at any time.
+    // The driver's waker is registered with the transport, which may use it at any later time.
     assert!(poll_read(&mut stream, &Wakes::new(), 8).is_pending());
-    let late = peer.wire().take_reader().expect("somebody reads");
+    let late = peer.wire().take_reader().expect("a registered waker");
     drop((stream, live));
     sleep(ms(1)).await;
     late.wake();
@@ -676,19 +688,19 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 #[test]
-fn a_runtime_that_goes_takes_its_connections_along() {
+fn a_dropped_runtime_ends_its_connections() {
     let layer: HeartbeatLayer = heartbeat().build().unwrap();
     let mut seen = Vec::new();
     for round in 0..3 {
         let runtime = runtime();
-        let (told, session) = (Arc::new(Mutex::new(0)), Arc::new(()));
+        let (evictions, session) = (Arc::new(Mutex::new(0)), Arc::new(()));
         let (lives, peers): (Vec<_>, Vec<_>) = runtime.block_on(async {
             let mut made = Vec::new();
             for _ in 0..3 {
                 let (io, peer) = script();
                 let (mut stream, live) = layer.wrap_server(io);
-                let told = Arc::clone(&told);
-                live.on_evict(move |_| *told.lock().unwrap() += 1);
+                let evictions = Arc::clone(&evictions);
+                live.on_evict(move |_| *evictions.lock().unwrap() += 1);
                 live.set_session(Arc::clone(&session));
                 tokio::spawn(async move { stream.read_u8().await });
                 made.push((live, peer));
@@ -703,7 +715,7 @@ fn a_runtime_that_goes_takes_its_connections_along() {
         });
         drop(runtime);
         assert!(peers.iter().all(Peer::is_dropped));
-        assert_eq!(*told.lock().unwrap(), 3);
+        assert_eq!(*evictions.lock().unwrap(), 3);
         assert_eq!(lives[0].health(), Health::Ended);
         assert_eq!(layer.registry().len(), 0);
         drop(lives);
@@ -713,7 +725,7 @@ fn a_runtime_that_goes_takes_its_connections_along() {
 }
 
 #[test]
-fn a_runtime_that_goes_during_a_closing_handshake_frees_the_transport() {
+fn a_runtime_dropped_during_a_closing_handshake_drops_the_transport() {
     let runtime = runtime();
     let (peer, session) = runtime.block_on(async {
         let (mut stream, live, peer) = wrapped();
@@ -723,11 +735,11 @@ fn a_runtime_that_goes_during_a_closing_handshake_frees_the_transport() {
         sleep(ms(10)).await;
         live.evict(4000, "");
         sleep(ms(10)).await;
-        assert!(!peer.is_dropped(), "the peer has yet to answer");
+        assert!(!peer.is_dropped(), "the peer has not answered yet");
         (peer, session)
     });
     drop(runtime);
-    assert!(peer.is_dropped(), "nobody can close it any more");
+    assert!(peer.is_dropped(), "dropped with the runtime");
     assert_eq!(Arc::strong_count(&session), 1);
 }
 

@@ -1,4 +1,4 @@
-//! Ends as a stream: each once, in order, and what is missed is told at its place.
+//! `Evictions` yields each eviction once, in order, and an overrun in place of missed ones.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -34,14 +34,14 @@ fn connect(layer: &HeartbeatLayer) -> (Stream, Liveness, Peer) {
     (stream, live, peer)
 }
 
-/// A connection that comes and goes.
-fn one_ends(layer: &HeartbeatLayer) -> ConnectionId {
+/// Opens a connection and drops its stream at once.
+fn evict_one(layer: &HeartbeatLayer) -> ConnectionId {
     let (_, live, _peer) = connect(layer);
     live.id()
 }
 
-/// What is in the stream by now.
-fn ready(evictions: &mut Evictions) -> Vec<Result<ConnectionId, u64>> {
+/// The items that the stream yields without waiting.
+fn drain_ready(evictions: &mut Evictions) -> Vec<Result<ConnectionId, u64>> {
     let next = || evictions.recv().now_or_never().flatten();
     let items = std::iter::from_fn(next);
     items
@@ -50,16 +50,16 @@ fn ready(evictions: &mut Evictions) -> Vec<Result<ConnectionId, u64>> {
 }
 
 #[tokio::test]
-async fn each_end_once_in_order_to_everybody() {
+async fn each_end_is_yielded_once_in_order_to_every_consumer() {
     let registry = Registry::new();
     let layer = layer(&registry);
-    one_ends(&layer);
+    evict_one(&layer);
     let (mut first, mut second) = (registry.evictions(), registry.evictions());
-    let ids: Vec<_> = (0..1024).map(|_| Ok(one_ends(&layer))).collect();
-    assert_eq!(ready(&mut first), ids);
+    let ids: Vec<_> = (0..1024).map(|_| Ok(evict_one(&layer))).collect();
+    assert_eq!(drain_ready(&mut first), ids);
     let mut late = registry.evictions();
-    assert_eq!(ready(&mut second), ids);
-    assert_eq!(ready(&mut late), []);
+    assert_eq!(drain_ready(&mut second), ids);
+    assert_eq!(drain_ready(&mut late), []);
 
     let (_stream, live, _peer) = connect(&layer);
     live.set_session(7_u32);
@@ -72,14 +72,14 @@ async fn each_end_once_in_order_to_everybody() {
 }
 
 #[tokio::test]
-async fn an_overrun_stands_where_the_missed_would_have_stood() {
+async fn an_overrun_takes_the_place_of_the_missed_evictions() {
     let registry = Registry::new();
     let layer = layer(&registry);
     let mut evictions = registry.evictions_with_capacity(3);
-    let ends = |count: usize| -> Vec<_> { (0..count).map(|_| Ok(one_ends(&layer))).collect() };
+    let ends = |count: usize| -> Vec<_> { (0..count).map(|_| Ok(evict_one(&layer))).collect() };
     let first = ends(3);
     ends(4);
-    // Two are read, and two find room behind the overrun.
+    // Two are read, which makes room for two more behind the overrun.
     let mut read: Vec<Result<ConnectionId, u64>> = Vec::new();
     for _ in 0..2 {
         let next = evictions.recv().now_or_never().flatten().unwrap();
@@ -88,15 +88,15 @@ async fn an_overrun_stands_where_the_missed_would_have_stood() {
     let second = ends(2);
     ends(5);
     ends(1);
-    read.extend(ready(&mut evictions));
+    read.extend(drain_ready(&mut evictions));
     let mut expected = first;
     expected.push(Err(4));
     expected.extend(second);
     expected.push(Err(6));
     assert_eq!(read, expected);
-    // It goes on as if nothing had been.
+    // From here on the stream yields as usual.
     let third = ends(3);
-    assert_eq!(ready(&mut evictions), third);
+    assert_eq!(drain_ready(&mut evictions), third);
 }
 
 #[tokio::test]
@@ -104,13 +104,13 @@ async fn a_capacity_of_zero_is_one() {
     let registry = Registry::new();
     let layer = layer(&registry);
     let mut evictions = registry.evictions_with_capacity(0);
-    let id = one_ends(&layer);
-    one_ends(&layer);
-    assert_eq!(ready(&mut evictions), [Ok(id), Err(1)]);
+    let id = evict_one(&layer);
+    evict_one(&layer);
+    assert_eq!(drain_ready(&mut evictions), [Ok(id), Err(1)]);
 }
 
 #[test]
-fn an_overrun_is_an_error_like_others() {
+fn an_overrun_implements_error_and_the_stream_is_send() {
     fn is_error<T: std::error::Error + Send + Sync + 'static>() {}
     fn is_stream<
         T: futures_util::Stream<Item = Result<Eviction, Overrun>> + Send + Sync + Unpin,
@@ -121,29 +121,29 @@ fn an_overrun_is_an_error_like_others() {
 }
 
 #[tokio::test]
-async fn a_consumer_that_waits_is_woken() {
+async fn a_waiting_consumer_is_woken() {
     let registry = Registry::new();
     let layer = layer(&registry);
     let mut evictions = registry.evictions();
     let (first, second) = (Wakes::new(), Wakes::new());
     for wakes in [&first, &second] {
         let waker = Waker::from(Arc::clone(wakes));
-        // Given up each time.
+        // The call is cancelled each time.
         let recv = pin!(evictions.recv());
         assert!(recv.poll(&mut Context::from_waker(&waker)).is_pending());
     }
-    let id = one_ends(&layer);
-    one_ends(&layer);
+    let id = evict_one(&layer);
+    evict_one(&layer);
     assert_eq!((first.count(), second.count()), (0, 1));
-    assert_eq!(ready(&mut evictions)[0], Ok(id));
+    assert_eq!(drain_ready(&mut evictions)[0], Ok(id));
     let consumer = tokio::spawn(async move { evictions.recv().await.unwrap().unwrap().id() });
     tokio::task::yield_now().await;
-    let id = one_ends(&layer);
+    let id = evict_one(&layer);
     assert_eq!(within("the consumer", consumer).await.unwrap(), id);
 }
 
 #[tokio::test]
-async fn the_stream_ends_with_the_last_that_could_report() {
+async fn the_stream_ends_with_the_last_handle_that_could_report() {
     let registry = Registry::new();
     let mut evictions = registry.evictions();
     let layer = layer(&registry);
@@ -165,25 +165,25 @@ async fn the_stream_ends_with_the_last_that_could_report() {
 }
 
 #[tokio::test]
-async fn what_was_reported_is_delivered_though_the_registry_is_gone() {
+async fn reported_evictions_are_delivered_after_the_registry_is_dropped() {
     let registry = Registry::new();
     let mut evictions = registry.evictions_with_capacity(1);
     let layer = layer(&registry);
-    let id = one_ends(&layer);
-    one_ends(&layer);
+    let id = evict_one(&layer);
+    evict_one(&layer);
     drop((registry, layer));
-    assert_eq!(ready(&mut evictions), [Ok(id), Err(1)]);
+    assert_eq!(drain_ready(&mut evictions), [Ok(id), Err(1)]);
     assert!(within("the end", evictions.recv()).await.is_none());
 }
 
-/// A value that holds the handle which holds the registry which holds the stream.
+/// A value in a reference cycle: it holds the handle, and with it the registry and the stream.
 struct Session {
     _live: Liveness,
     _alive: Arc<()>,
 }
 
 #[tokio::test]
-async fn a_stream_that_is_dropped_keeps_nothing() {
+async fn a_dropped_stream_releases_its_evictions() {
     let registry = Registry::new();
     let layer = layer(&registry);
     let evictions = registry.evictions();
@@ -211,15 +211,15 @@ async fn failed_upgrades_are_reported_and_refused_ones_are_not() {
         ws.on_upgrade(echo)
     });
     let no = any(async |_: WebSocketUpgrade| StatusCode::BAD_REQUEST);
-    // A handler that says 101 and lets go of the upgrade.
-    let gone =
+    // A handler that responds with 101 and drops the upgrade.
+    let dropped =
         any(
             |request: axum::extract::Request| async move { support::switching_protocols(&request) },
         );
     let app = Router::new()
         .route("/kicked", route)
         .route("/no", no)
-        .route("/gone", gone)
+        .route("/dropped", dropped)
         .layer(patient().registry(registry.clone()).build().unwrap())
         .layer(layer(&registry));
     let mut io = in_memory(app.clone(), 4096);
@@ -233,7 +233,7 @@ async fn failed_upgrades_are_reported_and_refused_ones_are_not() {
     client.closed().await;
     let eviction = within("the kick", evictions.recv()).await.unwrap().unwrap();
     assert_eq!(eviction.reason(), Reason::Kicked { code: 4000 });
-    let mut client = RawClient::handshake(in_memory(app, 4096), "/gone").await;
+    let mut client = RawClient::handshake(in_memory(app, 4096), "/dropped").await;
     client.closed().await;
     let eviction = within("the failure", evictions.recv())
         .await
@@ -242,19 +242,19 @@ async fn failed_upgrades_are_reported_and_refused_ones_are_not() {
     let reasons = [Reason::UpgradeFailed, Reason::HandlerDropped];
     assert!(reasons.contains(&eviction.reason()), "{eviction:?}");
     within("the end", registry.wait_idle()).await;
-    assert_eq!(ready(&mut evictions), []);
+    assert_eq!(drain_ready(&mut evictions), []);
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_is_in_the_stream_is_no_longer_in_the_registry() {
+async fn an_eviction_in_the_stream_is_no_longer_in_the_registry() {
     let registry = Registry::new();
     let layer = layer(&registry);
     let mut evictions = registry.evictions();
     let (_stream, live, _peer) = connect(&layer);
-    let (tell, told) = std::sync::mpsc::channel();
+    let (tx, rx) = std::sync::mpsc::channel();
     live.on_evict(move |ev| {
         let seen = evictions.recv().now_or_never().flatten().unwrap().unwrap();
-        tell.send((
+        tx.send((
             seen.id() == ev.id(),
             registry.get(ev.id()).is_none(),
             registry.len(),
@@ -262,14 +262,14 @@ async fn whoever_is_in_the_stream_is_no_longer_in_the_registry() {
         .unwrap();
     });
     live.evict(1000, "");
-    assert_eq!(told.try_recv().unwrap(), (true, true, 0));
+    assert_eq!(rx.try_recv().unwrap(), (true, true, 0));
 }
 
 #[tokio::test]
-async fn a_waker_that_panics_harms_nobody_else() {
-    struct Panics;
+async fn a_waker_that_panics_affects_no_other_consumer() {
+    struct PanickingWaker;
 
-    impl Wake for Panics {
+    impl Wake for PanickingWaker {
         fn wake(self: Arc<Self>) {
             panic!("as the test wants");
         }
@@ -279,18 +279,18 @@ async fn a_waker_that_panics_harms_nobody_else() {
     let registry = Registry::new();
     let layer = layer(&registry);
     let (mut first, mut second) = (registry.evictions(), registry.evictions());
-    let panics = Waker::from(Arc::new(Panics));
+    let panics = Waker::from(Arc::new(PanickingWaker));
     let waiting = pin!(first.recv()).poll(&mut Context::from_waker(&panics));
     assert!(waiting.is_pending());
     let (stream, live, _peer) = connect(&layer);
-    let (tell, told) = std::sync::mpsc::channel();
-    live.on_evict(move |ev| tell.send(ev.reason()).unwrap());
+    let (tx, rx) = std::sync::mpsc::channel();
+    live.on_evict(move |ev| tx.send(ev.reason()).unwrap());
     drop(stream);
-    assert_eq!(told.try_recv(), Ok(Reason::HandlerDropped));
+    assert_eq!(rx.try_recv(), Ok(Reason::HandlerDropped));
     within("the end", live.evicted()).await;
-    within("all of it", registry.wait_idle()).await;
+    within("an idle registry", registry.wait_idle()).await;
     for evictions in [&mut first, &mut second] {
-        assert_eq!(ready(evictions), [Ok(live.id())]);
+        assert_eq!(drain_ready(evictions), [Ok(live.id())]);
     }
     let warnings = logs.panics();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
@@ -300,9 +300,9 @@ async fn a_waker_that_panics_harms_nobody_else() {
     }
 }
 
-/// However many threads report, and whatever the consumer misses: it is told of all, or of how many.
+/// With several reporting threads, every eviction is yielded or counted in an overrun.
 #[test]
-fn nothing_is_lost_without_a_word() {
+fn no_eviction_is_lost_without_an_overrun() {
     const THREADS: usize = 4;
     const ENDS: usize = 500;
     let registry = Registry::new();
@@ -315,7 +315,7 @@ fn nothing_is_lost_without_a_word() {
                     .enable_all()
                     .build();
                 let _entered = runtime.as_ref().unwrap().enter();
-                (0..ENDS).map(|_| one_ends(&layer)).collect::<Vec<_>>()
+                (0..ENDS).map(|_| evict_one(&layer)).collect::<Vec<_>>()
             })
         })
         .collect();
@@ -344,9 +344,9 @@ fn nothing_is_lost_without_a_word() {
     assert_eq!(ids.len(), total);
 }
 
-/// An eviction that waits in a stream keeps its seats, so a handler that waits for their drop waits too.
+/// An eviction queued in a stream keeps its seats, so a handler that awaits their drop waits too.
 #[tokio::test]
-async fn a_consumer_that_lags_keeps_the_seats_of_an_end() {
+async fn a_lagging_consumer_keeps_the_seats_of_an_eviction() {
     let registry = Registry::new();
     let layer = layer(&registry);
     let map = Arc::new(Mutex::new(HashMap::new()));
@@ -357,7 +357,10 @@ async fn a_consumer_that_lags_keeps_the_seats_of_an_end() {
         live.register(&map, "alice", sender).unwrap();
         live.evict(4000, "bye");
         live.evicted().await;
-        assert!(channel.recv().now_or_never().is_none(), "let go too early");
+        assert!(
+            channel.recv().now_or_never().is_none(),
+            "the seat is still held"
+        );
         if drops {
             drop(evictions);
         } else {
