@@ -1,5 +1,6 @@
-//! The limit on control frames: who floods is evicted, and whoever keeps to the limit never is,
-//! however late his frames are seen.
+//! The control frame limit evicts peers that exceed it, and only those.
+//!
+//! Frames of a peer within the limit may be read late and all at once.
 
 use std::io::ErrorKind;
 
@@ -29,8 +30,8 @@ fn pings(count: usize) -> Vec<u8> {
     ping().repeat(count)
 }
 
-/// A handler that reads whatever comes, and returns the error with which that ended.
-fn reading(mut stream: Stream) -> JoinHandle<std::io::Error> {
+/// Spawns a handler that reads to the end and returns the error of its last read.
+fn spawn_reader(mut stream: Stream) -> JoinHandle<std::io::Error> {
     tokio::spawn(async move {
         let mut buf = [0; 4096];
         loop {
@@ -44,9 +45,9 @@ fn reading(mut stream: Stream) -> JoinHandle<std::io::Error> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn off_by_default() {
+async fn the_control_frame_limit_is_off_by_default() {
     let (stream, live, peer) = wrap_with(heartbeat());
-    let _handler = reading(stream);
+    let _handler = spawn_reader(stream);
     peer.send(&pings(100_000));
     sleep(ms(10)).await;
     assert_eq!(live.stats().bytes_received(), pings(100_000).len() as u64);
@@ -54,15 +55,15 @@ async fn off_by_default() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_more_than_a_second_holds_is_a_flood() {
+async fn one_frame_more_than_the_limit_is_a_flood() {
     for limit in [1, 5, 1_000] {
         for chunk in [1, 7, ALL] {
             let recorder = Recorder::new();
             let (stream, _live, peer) = wrap_with(limited(limit).on_evict(recorder.hook()));
             peer.read_steps(&[chunk]);
-            let handler = reading(stream);
+            let handler = spawn_reader(stream);
             sleep(ms(5_000)).await;
-            // What would have been too much for the last second has had five.
+            // Too much for one second, but five have passed.
             peer.send(&pings(5 * limit as usize));
             sleep(ms(500)).await;
             assert_eq!(recorder.total(), 0, "limit {limit}");
@@ -79,45 +80,52 @@ async fn one_more_than_a_second_holds_is_a_flood() {
                 (close.opcode(), &close.payload[..2]),
                 (CLOSE, &1008_u16.to_be_bytes()[..])
             );
-            assert!(peer.is_dropped(), "the peer does not answer our Close");
+            assert!(
+                peer.is_dropped(),
+                "dropped without an answer to the Close frame"
+            );
             recorder.stays_at(1).await;
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_steady_rate_is_judged_by_its_mean() {
-    for (every, flooded) in [(100, false), (101, false), (80, true), (99, true)] {
+async fn a_steady_rate_is_limited_by_its_mean() {
+    for (interval, flooded) in [(100, false), (101, false), (80, true), (99, true)] {
         let recorder = Recorder::new();
         let (stream, _live, peer) = wrap_with(limited(10).on_evict(recorder.hook()));
-        let _handler = reading(stream);
+        let _handler = spawn_reader(stream);
         for _ in 0..1_500 {
-            sleep(ms(every)).await;
+            sleep(ms(interval)).await;
             peer.send(&ping());
         }
-        assert_eq!(recorder.total(), usize::from(flooded), "every {every} ms");
+        assert_eq!(
+            recorder.total(),
+            usize::from(flooded),
+            "every {interval} ms"
+        );
     }
 }
 
-/// Pings of a peer that keeps to the limit pile up, and are seen all at once.
+/// Pings of a peer within the limit queue up and are read all at once.
 #[tokio::test(start_paused = true)]
-async fn what_piled_up_is_not_a_flood() {
-    // The handler is busy: the driver looks now and then, into the read-ahead buffer.
+async fn frames_that_queued_up_are_not_a_flood() {
+    // The handler is busy: the driver reads from time to time into the read-ahead buffer.
     let recorder = Recorder::new();
     let (stream, _live, peer) = wrap_with(limited(2).on_evict(recorder.hook()));
     for _ in 0..2_000 {
         sleep(ms(500)).await;
         peer.send(&ping());
     }
-    let handler = reading(stream);
+    let handler = spawn_reader(stream);
     sleep(ms(1_000)).await;
     assert!(!handler.is_finished(), "busy handler: {:?}", recorder.all());
 
-    // The runtime stood still, with the handler waiting to read; bytes come in small reads.
+    // The runtime was suspended while the handler waited to read. Bytes arrive in small reads.
     for chunk in [3, 100, ALL] {
         let recorder = Recorder::new();
         let (stream, _live, peer) = wrap_with(limited(2).on_evict(recorder.hook()));
-        let handler = reading(stream);
+        let handler = spawn_reader(stream);
         sleep(ms(1_000)).await;
         peer.read_steps(&[chunk]);
         advance(ms(600_000)).await;
@@ -131,14 +139,14 @@ async fn what_piled_up_is_not_a_flood() {
             "reads of {chunk}: {:?}",
             recorder.all()
         );
-        // And what comes now is counted again.
+        // Frames that arrive from now on count again.
         peer.send(&pings(1_300));
         assert_eq!(recorder.nth(1).await.reason, Reason::ControlFlood);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_is_seen_though_the_handler_reads_nothing() {
+async fn a_flood_is_detected_though_the_handler_reads_nothing() {
     let recorder = Recorder::new();
     let (_stream, _live, peer) = wrap_with(limited(2).on_evict(recorder.hook()));
     peer.send(&pings(300));
@@ -152,11 +160,11 @@ async fn a_flood_is_seen_though_the_handler_reads_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn our_own_pongs_are_no_flood_unless_they_are_repeated() {
+async fn pongs_to_our_pings_do_not_count_unless_repeated() {
     let recorder = Recorder::new();
     let builder = limited(2).interval(ms(10)).on_evict(recorder.hook());
     let (stream, live, peer) = wrap_with(builder);
-    let _handler = reading(stream);
+    let _handler = spawn_reader(stream);
     for _ in 0..200 {
         sleep(ms(11)).await;
         peer.send(&Role::Server.pong(&peer.last_ping()));
@@ -171,10 +179,10 @@ async fn our_own_pongs_are_no_flood_unless_they_are_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pongs_that_nobody_asked_for_count_and_data_does_not() {
+async fn unsolicited_pongs_count_and_data_frames_do_not() {
     let recorder = Recorder::new();
     let (stream, live, peer) = wrap_with(limited(2).on_evict(recorder.hook()));
-    let _handler = reading(stream);
+    let _handler = spawn_reader(stream);
     let data = frame(0x80 | BINARY, Some([1; 4]), b"12345678").repeat(10_000);
     let fragments = [
         frame(TEXT, Some([1; 4]), b"a"),
@@ -191,10 +199,10 @@ async fn pongs_that_nobody_asked_for_count_and_data_does_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_between_the_fragments_of_a_message_is_one_too() {
+async fn control_frames_between_fragments_count() {
     let recorder = Recorder::new();
     let (stream, _live, peer) = wrap_with(limited(2).on_evict(recorder.hook()));
-    let _handler = reading(stream);
+    let _handler = spawn_reader(stream);
     let between = [frame(CONTINUATION, Some([1; 4]), b"x"), ping()].concat();
     peer.send(&frame(TEXT, Some([1; 4]), b"a"));
     peer.send(&between.repeat(20));
@@ -202,11 +210,11 @@ async fn a_flood_between_the_fragments_of_a_message_is_one_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_the_close_frame_nothing_counts() {
+async fn control_frames_after_the_close_frame_do_not_count() {
     let closed = frame(0x80 | CLOSE, Some([4; 4]), &1000_u16.to_be_bytes());
     let recorder = Recorder::new();
     let (stream, _live, peer) = wrap_with(limited(2).on_evict(recorder.hook()));
-    let handler = reading(stream);
+    let handler = spawn_reader(stream);
     peer.send(&[closed, pings(1_000)].concat());
     let event = recorder.nth(1).await;
     assert_eq!(event.reason, Reason::PeerClosed { code: Some(1000) });

@@ -1,5 +1,6 @@
-//! Asking and changing in every state of a connection: nothing panics, the driver does not spin
-//! (paused time would stand still), and the end is told once.
+//! Calls on the handle in every state of a connection, after which its end is reported once.
+//!
+//! No call may panic, and the driver must not spin: paused time would stand still.
 
 use std::time::Duration;
 
@@ -25,18 +26,19 @@ fn builders() -> Vec<HeartbeatLayerBuilder> {
     builders
 }
 
-/// Three calls at once, of which some are given up.
-fn ask(live: &Liveness, patience: Duration) {
+/// Calls `ping` three times at once and cancels the calls after `patience`.
+fn spawn_pings(live: &Liveness, patience: Duration) {
     for _ in 0..3 {
         let live = live.clone();
         tokio::spawn(async move { timeout(patience, live.ping()).await });
     }
 }
 
-async fn shake(live: &Liveness) {
+/// Calls `ping` and the setters with changing values for a while.
+async fn call_everything(live: &Liveness) {
     for n in 0..100 {
-        ask(live, ms(n));
-        // Without an idle timeout there is nothing to set.
+        spawn_pings(live, ms(n));
+        // Fails without an idle timeout.
         let _ = match n % 7 {
             0 => live.set_interval(YEAR),
             1 => live.set_timeout(YEAR),
@@ -49,12 +51,12 @@ async fn shake(live: &Liveness) {
     }
     live.set_interval(ms(100)).unwrap();
     live.set_timeout(ms(50)).unwrap();
-    ask(live, YEAR);
+    spawn_pings(live, YEAR);
     sleep(ms(20_000)).await;
 }
 
-/// The states that a connection can be brought into, by number.
-async fn bring(state: u8, stream: &mut Stream, live: &Liveness, peer: &Peer) -> bool {
+/// Brings the connection into the state with this number. Returns `false` if there is none.
+async fn enter_state(state: u8, stream: &mut Stream, live: &Liveness, peer: &Peer) -> bool {
     let hello = frame(0x80 | TEXT, None, b"hello");
     let written = match state {
         0 => &b""[..],
@@ -78,24 +80,24 @@ async fn bring(state: u8, stream: &mut Stream, live: &Liveness, peer: &Peer) -> 
 }
 
 #[tokio::test(start_paused = true)]
-async fn whatever_is_asked_in_whatever_state_the_end_is_told_once() {
+async fn calls_on_the_handle_in_every_state_leave_one_eviction() {
     for builder in builders() {
         for state in 0.. {
             let recorder = Recorder::new();
             let (mut stream, live, peer) = wrap_with(builder.clone().on_evict(recorder.hook()));
-            if !bring(state, &mut stream, &live, &peer).await {
+            if !enter_state(state, &mut stream, &live, &peer).await {
                 break;
             }
-            shake(&live).await;
+            call_everything(&live).await;
             peer.send(&frame(0x80 | PING, Some([1; 4]), b"").repeat(50));
             peer.send(&[0; 20_000]);
-            shake(&live).await;
+            call_everything(&live).await;
             if state % 2 == 0 {
-                // Evicted or not: it is only to read.
+                // Only the read matters. It fails after an eviction.
                 let _ = timeout(ms(100), stream.read(&mut [0; 100])).await;
             }
             peer.drain();
-            shake(&live).await;
+            call_everything(&live).await;
             drop(stream);
             within("the end", live.evicted()).await;
             sleep(ms(1_000)).await;

@@ -1,5 +1,6 @@
-//! Input that breaks the rules or wears the patience: nobody is pinged or judged by bytes that
-//! cannot be understood, and nobody else suffers.
+//! Malformed and endless input: no pings and no evictions without frame boundaries.
+//!
+//! Other connections of the runtime are not affected.
 
 use std::io;
 use std::pin::Pin;
@@ -29,19 +30,19 @@ fn hello() -> Vec<u8> {
     frame(0x80 | TEXT, None, b"hello")
 }
 
-/// No frame of RFC 6455, to a server: the opcode is reserved.
+/// A frame with a reserved opcode (RFC 6455 section 5.2), sent to a server.
 fn malformed() -> Vec<u8> {
     frame(0x80 | 0x3, Some([1, 2, 3, 4]), b"of an extension")
 }
 
-/// A server's end, with a hook.
+/// A server-side stream with a recording hook.
 fn recorded(builder: HeartbeatLayerBuilder) -> (Stream, Liveness, Peer, Recorder) {
     let recorder = Recorder::new();
     let (stream, live, peer) = wrap_with(builder.on_evict(recorder.hook()));
     (stream, live, peer, recorder)
 }
 
-/// All that can be asked for.
+/// A heartbeat with every check switched on.
 fn strict(proof: ProofOfLife) -> HeartbeatLayerBuilder {
     heartbeat()
         .proof_of_life(proof)
@@ -49,8 +50,8 @@ fn strict(proof: ProofOfLife) -> HeartbeatLayerBuilder {
         .handler_stall_timeout(ms(300))
 }
 
-/// Bytes flow both ways, and the peer's end is noticed.
-async fn flows(mut stream: Stream, peer: &Peer, recorder: &Recorder) {
+/// Asserts that bytes flow both ways unchanged and that the peer's end is detected.
+async fn assert_bytes_flow(mut stream: Stream, peer: &Peer, recorder: &Recorder) {
     let before = peer.wire().written.len();
     for round in 0..5 {
         let bytes = [malformed(), vec![round; 300]].concat();
@@ -69,7 +70,7 @@ async fn flows(mut stream: Stream, peer: &Peer, recorder: &Recorder) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_malformed_input_there_are_no_pings_and_no_verdicts_and_the_bytes_flow() {
+async fn after_malformed_input_bytes_flow_without_pings_and_evictions() {
     for proof in PROOFS {
         let (mut stream, _live, peer, recorder) = recorded(strict(proof));
         peer.send(&malformed());
@@ -79,16 +80,16 @@ async fn after_malformed_input_there_are_no_pings_and_no_verdicts_and_the_bytes_
         sleep(ms(20_000)).await;
         assert_eq!(recorder.total(), 0, "{proof:?}: {:?}", recorder.all());
         assert_eq!(peer.wire().written, b"", "{proof:?}");
-        flows(stream, &peer, &recorder).await;
+        assert_bytes_flow(stream, &peer, &recorder).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn malformed_input_takes_back_what_is_expected_of_a_ping_that_is_out() {
+async fn malformed_input_cancels_the_wait_for_a_pong() {
     for proof in PROOFS {
         let (mut stream, _live, peer, recorder) = recorded(strict(proof).missed_pings(3));
         sleep(ms(110)).await;
-        // A pong that comes too late to be told from other bytes is the handler's.
+        // A pong behind malformed bytes cannot be recognised, so the handler gets it.
         let sent = [malformed(), Role::Server.pong(&peer.last_ping())].concat();
         peer.send(&sent);
         let mut read = vec![0; sent.len()];
@@ -97,12 +98,12 @@ async fn malformed_input_takes_back_what_is_expected_of_a_ping_that_is_out() {
         sleep(ms(20_000)).await;
         assert_eq!(peer.pings().len(), 1, "{proof:?}");
         assert_eq!(recorder.total(), 0, "{proof:?}: {:?}", recorder.all());
-        flows(stream, &peer, &recorder).await;
+        assert_bytes_flow(stream, &peer, &recorder).await;
     }
 }
 
-/// A ping waits for the end of the handler's frame when the malformed bytes come.
-async fn taken_back(builder: HeartbeatLayerBuilder) {
+/// Sends malformed bytes while a ping waits for the end of the handler's frame.
+async fn assert_held_ping_is_cancelled(builder: HeartbeatLayerBuilder) {
     let (mut stream, _live, peer, recorder) = recorded(builder);
     stream.write_all(&hello()[..3]).await.unwrap();
     sleep(ms(110)).await;
@@ -113,24 +114,24 @@ async fn taken_back(builder: HeartbeatLayerBuilder) {
     sleep(ms(20_000)).await;
     assert_eq!(peer.wire().written, hello());
     assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
-    flows(stream, &peer, &recorder).await;
+    assert_bytes_flow(stream, &peer, &recorder).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn malformed_input_takes_back_a_ping_that_waits_for_a_boundary() {
+async fn malformed_input_cancels_a_ping_that_waits_for_a_boundary() {
     for proof in PROOFS {
-        taken_back(heartbeat().proof_of_life(proof)).await;
+        assert_held_ping_is_cancelled(heartbeat().proof_of_life(proof)).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_is_stalled_by_a_ping_that_malformed_input_took_back() {
-    taken_back(heartbeat().handler_stall_timeout(ms(300))).await;
+async fn a_ping_that_malformed_input_cancelled_is_no_handler_stall() {
+    assert_held_ping_is_cancelled(heartbeat().handler_stall_timeout(ms(300))).await;
 }
 
-/// Pings no longer bring the driver to a transport that the handler does not read.
+/// Without pings to send, the driver must still poll a transport that the handler does not read.
 #[tokio::test(start_paused = true)]
-async fn after_malformed_input_the_transport_is_looked_at_for_a_handler_that_does_not_read() {
+async fn after_malformed_input_the_driver_reads_for_a_handler_that_does_not() {
     let reset = io::ErrorKind::ConnectionReset;
     for (what, end, expected) in [
         ("bytes", None, Reason::HandlerStalled),
@@ -141,7 +142,7 @@ async fn after_malformed_input_the_transport_is_looked_at_for_a_handler_that_doe
         peer.send(&malformed());
         let wakes = Wakes::new();
         got(poll_read(&mut stream, &wakes, 1_024));
-        // The handler does something else from now on.
+        // The handler does not read from now on.
         sleep(ms(450)).await;
         let begun = Instant::now();
         match end {
@@ -152,7 +153,7 @@ async fn after_malformed_input_the_transport_is_looked_at_for_a_handler_that_doe
         let events = recorder.all();
         assert_eq!(events.len(), 1, "{what}: {events:?}");
         assert_eq!(events[0].reason, expected, "{what}");
-        // An interval until the driver looks, and 300 ms of the handler's.
+        // An interval until the driver reads, and 300 ms of handler stall.
         assert!(
             events[0].at - begun <= ms(410),
             "{what}: {:?}",
@@ -162,23 +163,23 @@ async fn after_malformed_input_the_transport_is_looked_at_for_a_handler_that_doe
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_malformed_input_no_ping_asks_whether_a_write_is_stalled() {
+async fn after_malformed_input_no_ping_probes_a_cancelled_write() {
     let (mut stream, _live, peer, recorder) = recorded(heartbeat().write_timeout(ms(300)));
     peer.send(&malformed());
     let mut read = vec![0; malformed().len()];
     stream.read_exact(&mut read).await.unwrap();
     peer.write_steps(&[WAIT]);
-    // Refused, and given up; then the peer drains what it was sent before.
+    // The write is refused and cancelled, then the peer drains the earlier bytes.
     assert!(poll_write(&mut stream, &Wakes::new(), &hello()).is_pending());
     sleep(ms(20)).await;
     peer.drain();
     sleep(ms(20_000)).await;
     assert_eq!(peer.wire().written, b"");
-    flows(stream, &peer, &recorder).await;
+    assert_bytes_flow(stream, &peer, &recorder).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_malformed_input_a_write_may_still_be_stalled() {
+async fn after_malformed_input_a_write_stall_is_still_detected() {
     let (mut stream, _live, peer, recorder) = recorded(heartbeat().write_timeout(ms(300)));
     peer.send(&malformed());
     let mut read = vec![0; malformed().len()];
@@ -190,20 +191,20 @@ async fn after_malformed_input_a_write_may_still_be_stalled() {
     assert!(begun.elapsed() <= ms(302), "{:?}", begun.elapsed());
 }
 
-// Frames that are masked against the sender's role (RFC 6455 section 5.1). Their boundaries are known,
-// and the application's codec judges them.
+// Frames that are masked against the sender's role (RFC 6455 section 5.1). Their boundaries are
+// known, and rejecting them is left to the application's codec.
 
 const ROLES: [Role; 2] = [Role::Server, Role::Client];
 
-/// A masking key where the role wants none, and none where it wants one.
-fn wrong(right: Option<[u8; 4]>) -> Option<[u8; 4]> {
+/// A masking key where the role requires none, and none where it requires one.
+fn wrong_key(right: Option<[u8; 4]>) -> Option<[u8; 4]> {
     match right {
         Some(_) => None,
         None => Some([5, 6, 7, 8]),
     }
 }
 
-/// One end of a connection in this role, with a hook.
+/// A stream in this role with a recording hook.
 fn recorded_as(role: Role, builder: HeartbeatLayerBuilder) -> (Stream, Liveness, Peer, Recorder) {
     let recorder = Recorder::new();
     let layer = builder.on_evict(recorder.hook()).build().unwrap();
@@ -212,27 +213,27 @@ fn recorded_as(role: Role, builder: HeartbeatLayerBuilder) -> (Stream, Liveness,
     (stream, live, peer, recorder)
 }
 
-async fn reads(stream: &mut Stream, expected: &[u8]) {
+async fn assert_reads(stream: &mut Stream, expected: &[u8]) {
     let mut read = vec![0; expected.len()];
     stream.read_exact(&mut read).await.unwrap();
     assert_eq!(read, expected);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_masks_wrongly_is_pinged_and_seen_to_close() {
+async fn a_peer_that_masks_wrongly_is_pinged_and_its_close_is_detected() {
     for (role, proof) in ROLES
         .into_iter()
         .flat_map(|role| PROOFS.map(|proof| (role, proof)))
     {
         let (mut stream, live, peer, recorder) = recorded_as(role, strict(proof));
-        let key = wrong(role.inbound([1, 2, 3, 4]));
+        let key = wrong_key(role.inbound([1, 2, 3, 4]));
         let message = frame(0x80 | TEXT, key, b"hello");
         for round in 1..=20 {
             peer.send(&message);
-            reads(&mut stream, &message).await;
+            assert_reads(&mut stream, &message).await;
             sleep(ms(110)).await;
             assert_eq!(peer.pings().len(), round, "{role:?}, {proof:?}");
-            // Our own frames are masked as our role wants it.
+            // The driver's frames are masked as the role requires.
             let masked = peer
                 .frames()
                 .iter()
@@ -245,19 +246,19 @@ async fn a_peer_that_masks_wrongly_is_pinged_and_seen_to_close() {
         assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
         let close = frame(0x80 | CLOSE, key, &1001_u16.to_be_bytes());
         peer.send(&close);
-        reads(&mut stream, &close).await;
+        assert_reads(&mut stream, &close).await;
         let reason = Reason::PeerClosed { code: Some(1001) };
         assert_eq!(recorder.nth(1).await.reason, reason, "{role:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_peer_that_masked_wrongly_is_found() {
+async fn a_dead_peer_that_masked_wrongly_is_evicted() {
     for role in ROLES {
         let (mut stream, _live, peer, recorder) = recorded_as(role, heartbeat());
-        let message = frame(0x80 | TEXT, wrong(role.inbound([1, 2, 3, 4])), b"hello");
+        let message = frame(0x80 | TEXT, wrong_key(role.inbound([1, 2, 3, 4])), b"hello");
         peer.send(&message);
-        reads(&mut stream, &message).await;
+        assert_reads(&mut stream, &message).await;
         let last = Instant::now();
         let event = recorder.nth(1).await;
         assert_eq!(event.reason, Reason::HeartbeatTimeout { missed: 1 });
@@ -265,8 +266,8 @@ async fn a_dead_peer_that_masked_wrongly_is_found() {
     }
 }
 
-/// Reads all there is, in pieces of `size`, and never an end of the stream.
-fn all_of(stream: &mut Stream, size: usize) -> Vec<u8> {
+/// Reads the available bytes in pieces of `size`, and asserts that the stream has not ended.
+fn read_available(stream: &mut Stream, size: usize) -> Vec<u8> {
     let mut read = Vec::new();
     while let Poll::Ready(bytes) = poll_read(stream, &Wakes::new(), size) {
         let bytes = bytes.unwrap();
@@ -277,14 +278,14 @@ fn all_of(stream: &mut Stream, size: usize) -> Vec<u8> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pongs_masked_either_way_are_cut_out_at_any_split_and_nothing_else_is() {
+async fn only_our_pongs_are_removed_from_the_stream_at_any_masking_and_split() {
     let keys = [None, Some([9, 8, 7, 6])];
     for (role, pong_key, next_key) in ROLES
         .into_iter()
         .flat_map(|role| keys.map(|pong| keys.map(|next| (role, pong, next))))
         .flatten()
     {
-        // What follows is shorter than what is missing of a masked pong, or longer, or another pong.
+        // The next frame is shorter or longer than the missing rest of a masked pong, or a pong.
         let foreign = frame(0x80 | PONG, pong_key, b"not ours");
         for next in [
             frame(0x80 | TEXT, next_key, b""),
@@ -296,7 +297,7 @@ async fn pongs_masked_either_way_are_cut_out_at_any_split_and_nothing_else_is() 
                 (false, [&foreign[..], &next].concat()),
             ] {
                 let len = 14 + next.len();
-                // In two pieces, each cut; in single bytes; in threes.
+                // Two pieces at every cut, single bytes, and pieces of three bytes.
                 let cuts = (0..=len).map(|cut| vec![cut, len]);
                 for pieces in cuts.chain([(0..=len).collect(), (0..=len).step_by(3).collect()]) {
                     for size in [1, 3, 64] {
@@ -311,7 +312,7 @@ async fn pongs_masked_either_way_are_cut_out_at_any_split_and_nothing_else_is() 
                         for to in pieces.iter().chain([&len]).map(|to| sent.len().min(*to)) {
                             peer.send(&sent[from..to]);
                             from = to;
-                            read.extend(all_of(&mut stream, size));
+                            read.extend(read_available(&mut stream, size));
                         }
                         let case = format!("{role:?}, {sent:x?}, {pieces:?}, reads of {size}");
                         assert_eq!(read, kept, "{case}");
@@ -324,13 +325,13 @@ async fn pongs_masked_either_way_are_cut_out_at_any_split_and_nothing_else_is() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn pings_go_between_the_frames_of_a_handler_that_masks_wrongly() {
+async fn pings_are_sent_between_the_frames_of_a_handler_that_masks_wrongly() {
     for role in ROLES {
         for chunk in [1, 3, ALL] {
             let (mut stream, live, peer, recorder) =
                 recorded_as(role, heartbeat().timeout(ms(500)));
             peer.write_steps(&[chunk]);
-            let key = wrong(role.outbound([1, 2, 3, 4]));
+            let key = wrong_key(role.outbound([1, 2, 3, 4]));
             let message = frame(0x80 | TEXT, key, b"hello");
             for round in 1..=5 {
                 stream.write_all(&message[..4]).await.unwrap();
@@ -353,7 +354,7 @@ async fn pings_go_between_the_frames_of_a_handler_that_masks_wrongly() {
             assert!(others.clone().all(|other| other.raw == message));
             assert_eq!((own.count(), others.count()), (5, 5));
             assert_eq!(live.stats().messages_sent(), 5);
-            // Its Close is seen, too.
+            // The handler's Close frame is detected too.
             let close = frame(0x80 | CLOSE, key, &1000_u16.to_be_bytes());
             stream.write_all(&close).await.unwrap();
             peer.end(Ok(()));
@@ -364,9 +365,9 @@ async fn pings_go_between_the_frames_of_a_handler_that_masks_wrongly() {
     }
 }
 
-/// Returns the evictions within 60 s of a client that sends every 100 ms, to an axum handler that accepts
+/// The evictions within 60 s of a client that sends every 100 ms, to an axum handler that accepts
 /// unmasked frames and sends nothing.
-async fn chats(idle: IdleTimeoutLayerBuilder, masks: bool) -> Vec<Reason> {
+async fn evictions_of_sender(idle: IdleTimeoutLayerBuilder, masks: bool) -> Vec<Reason> {
     let recorder = Recorder::new();
     let route = any(move |ws: WebSocketUpgrade| async move {
         ws.accept_unmasked_frames(true)
@@ -396,22 +397,29 @@ async fn a_client_that_does_not_mask_is_not_idle() {
     let idle = || IdleTimeoutLayer::builder().timeout(ms(5_000));
     for masks in [true, false] {
         for watch in [Traffic::Inbound, Traffic::Either] {
-            assert_eq!(chats(idle().watch(watch), masks).await, [], "{watch:?}");
+            assert_eq!(
+                evictions_of_sender(idle().watch(watch), masks).await,
+                [],
+                "{watch:?}"
+            );
         }
         let patient = IdleTimeoutLayer::builder().first_message(ms(2_000));
-        assert_eq!(chats(patient, masks).await, []);
-        // The messages are known to be complete, and that nothing goes the other way.
+        assert_eq!(evictions_of_sender(patient, masks).await, []);
+        // Each message is known to be complete, and no byte flows in the other direction.
         let bounded = idle().watch(Traffic::Inbound).message_timeout(ms(1_000));
-        assert_eq!(chats(bounded, masks).await, []);
+        assert_eq!(evictions_of_sender(bounded, masks).await, []);
         let outbound = idle().watch(Traffic::Outbound);
-        assert_eq!(chats(outbound, masks).await, [Reason::IdleTimeout]);
+        assert_eq!(
+            evictions_of_sender(outbound, masks).await,
+            [Reason::IdleTimeout]
+        );
     }
 }
 
-// Lost boundaries: what passes may be anything, so every byte counts for the idle layer.
+// Lost frame boundaries: every byte counts as traffic for the idle layer.
 
 /// Malformed frames of each kind that loses the frame boundaries.
-fn lost() -> [Vec<u8>; 5] {
+fn boundary_losing_frames() -> [Vec<u8>; 5] {
     [
         vec![0x83, 0],
         vec![0x8B, 0x80],
@@ -421,17 +429,17 @@ fn lost() -> [Vec<u8>; 5] {
     ]
 }
 
-/// The end of the connection that sends malformed input.
+/// The side of the connection that sends malformed input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Says {
+enum Sender {
     Peer,
     Handler,
 }
 
-/// One end sends `broken` and then a byte each second, for 60 s or until the connection ends. Returns the
-/// eviction, its time after the first byte, and the longest time for which the connection was idle.
-async fn unframed(
-    says: Says,
+/// Sends `broken` and then a byte each second, for 60 s or until an eviction. Returns the time from
+/// the first byte to the eviction and its reason, and the longest idle time.
+async fn send_unframed(
+    sender: Sender,
     broken: &[u8],
     idle: IdleTimeoutLayerBuilder,
 ) -> (Option<(Duration, Reason)>, Duration) {
@@ -442,7 +450,7 @@ async fn unframed(
         async move {
             let (mut reader, mut writer) = tokio::io::split(io);
             tokio::spawn(async move { while let Ok(1..) = reader.read(&mut [0; 64]).await {} });
-            if says == Says::Peer {
+            if sender == Sender::Peer {
                 return std::future::pending().await;
             }
             let mut next = bytes;
@@ -460,8 +468,8 @@ async fn unframed(
     let mut longest = Duration::ZERO;
     let mut next = broken.to_vec();
     while begun.elapsed() < ms(60_000) && recorder.total() == 0 {
-        if says == Says::Peer {
-            // Fails when it is over.
+        if sender == Sender::Peer {
+            // Fails after the eviction.
             let _ = client.send_bytes(&next).await;
             next = b"?".to_vec();
         }
@@ -477,17 +485,17 @@ async fn unframed(
 
 #[tokio::test(start_paused = true)]
 async fn without_frame_boundaries_every_byte_keeps_a_connection_from_being_idle() {
-    for (says, watched) in [
-        (Says::Peer, Traffic::Inbound),
-        (Says::Handler, Traffic::Outbound),
+    for (sender, watched) in [
+        (Sender::Peer, Traffic::Inbound),
+        (Sender::Handler, Traffic::Outbound),
     ] {
-        for broken in lost() {
+        for broken in boundary_losing_frames() {
             for watch in [Traffic::Inbound, Traffic::Outbound, Traffic::Either] {
                 let idle = IdleTimeoutLayer::builder().timeout(ms(3_000)).watch(watch);
-                // No byte may be of a message that goes on.
+                // Without boundaries no byte may count as part of an unfinished message.
                 let idle = idle.message_timeout(ms(5_000));
-                let (end, longest) = unframed(says, &broken, idle).await;
-                let case = format!("{says:?}, {broken:x?}, {watch:?}");
+                let (end, longest) = send_unframed(sender, &broken, idle).await;
+                let case = format!("{sender:?}, {broken:x?}, {watch:?}");
                 if watch == watched || watch == Traffic::Either {
                     assert_eq!(end, None, "{case}");
                     assert!(longest <= ms(1_000), "{case}: {longest:?}");
@@ -505,13 +513,13 @@ async fn without_frame_boundaries_every_byte_keeps_a_connection_from_being_idle(
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_frame_boundaries_any_byte_is_the_peers_first_message() {
-    for broken in lost() {
+async fn without_frame_boundaries_any_byte_counts_as_the_first_message() {
+    for broken in boundary_losing_frames() {
         let idle = || IdleTimeoutLayer::builder().first_message(ms(4_000));
-        let (end, _) = unframed(Says::Peer, &broken, idle()).await;
+        let (end, _) = send_unframed(Sender::Peer, &broken, idle()).await;
         assert_eq!(end, None, "{broken:x?}");
-        // What the handler says is no message of the peer's, and hides none.
-        let (end, _) = unframed(Says::Handler, &broken, idle()).await;
+        // The handler's bytes are no message of the peer.
+        let (end, _) = send_unframed(Sender::Handler, &broken, idle()).await;
         let (after, reason) = end.expect("an end");
         assert_eq!(reason, Reason::FirstMessageTimeout);
         assert!((ms(4_000)..=ms(4_128)).contains(&after), "{after:?}");
@@ -520,16 +528,16 @@ async fn without_frame_boundaries_any_byte_is_the_peers_first_message() {
 
 // A peer that never stops.
 
-/// A transport whose peer repeats the pong to our first ping for ever, as fast as it is read.
+/// A transport whose peer repeats the pong to the first ping for ever, as fast as it is read.
 #[derive(Clone, Default)]
-struct Parrot {
+struct PongFlood {
     written: Arc<Mutex<Vec<u8>>>,
     reader: Arc<Mutex<Option<Waker>>>,
-    /// Reads since the rest of the runtime had its turn.
+    /// Reads since the other tasks of the runtime last ran.
     reads: Arc<AtomicUsize>,
 }
 
-impl AsyncRead for Parrot {
+impl AsyncRead for PongFlood {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -540,15 +548,15 @@ impl AsyncRead for Parrot {
             *self.reader.lock().unwrap() = Some(cx.waker().clone());
             return Poll::Pending;
         };
-        // Otherwise the test would never end.
+        // Without this bound a failing test would never end.
         let reads = self.reads.fetch_add(1, Ordering::Relaxed);
-        assert!(reads < 100_000, "nobody else of the runtime has had a turn");
+        assert!(reads < 100_000, "no other task of the runtime has run");
         buf.put_slice(&Role::Server.pong(&ping.payload));
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Parrot {
+impl AsyncWrite for PongFlood {
     fn poll_write(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
@@ -570,12 +578,12 @@ impl AsyncWrite for Parrot {
     }
 }
 
-/// A parrot, and for as long its neighbours: one that answers and one that is dead.
-async fn beside_a_parrot(handler_reads: bool) {
+/// Asserts that, next to a pong flood, a live neighbour stays open and a dead one is evicted.
+async fn assert_neighbours_unaffected(handler_reads: bool) {
     let recorder = Recorder::new();
     let layer = heartbeat().on_evict(recorder.hook()).build().unwrap();
-    let parrot = Parrot::default();
-    let (mut noisy, live) = layer.wrap_server(parrot.clone());
+    let flood = PongFlood::default();
+    let (mut noisy, live) = layer.wrap_server(flood.clone());
     let reading = tokio::spawn(async move {
         if handler_reads {
             let _ = noisy.read(&mut [0; 64]).await;
@@ -592,7 +600,7 @@ async fn beside_a_parrot(handler_reads: bool) {
     let mut answered = 0;
     while begun.elapsed() < ms(1_000) {
         advance(ms(5)).await;
-        parrot.reads.store(0, Ordering::Relaxed);
+        flood.reads.store(0, Ordering::Relaxed);
         for ping in &answering.pings()[answered..] {
             answering.send(&Role::Server.pong(ping));
             answered += 1;
@@ -601,14 +609,14 @@ async fn beside_a_parrot(handler_reads: bool) {
     let events = recorder.all();
     assert_eq!(events.len(), 1, "{events:?}");
     assert_eq!(events[0].id, dead_live.id());
-    // Time goes in strides of 5 ms here, and each of the verdict's two steps may miss two of them.
+    // Time advances in steps of 5 ms, and the ping and its timeout may each be two steps late.
     assert!(
         events[0].at - begun <= ms(150 + 20),
         "{:?}",
         events[0].at - begun
     );
     assert!(answered >= 8, "{answered}");
-    assert!(live.stats().bytes_received() > 0, "it did come to that");
+    assert!(live.stats().bytes_received() > 0, "the flood was read");
     // The neighbour's bytes flow.
     let bytes = frame(0x80 | TEXT, Some([3; 4]), b"still here");
     answering.send(&bytes);
@@ -620,11 +628,11 @@ async fn beside_a_parrot(handler_reads: bool) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_repeats_an_old_pong_for_ever_starves_nobody_while_the_handler_reads() {
-    beside_a_parrot(true).await;
+async fn a_peer_that_repeats_a_pong_for_ever_starves_no_task_while_the_handler_reads() {
+    assert_neighbours_unaffected(true).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_repeats_an_old_pong_for_ever_starves_nobody_while_the_handler_is_busy() {
-    beside_a_parrot(false).await;
+async fn a_peer_that_repeats_a_pong_for_ever_starves_no_task_while_the_handler_is_busy() {
+    assert_neighbours_unaffected(false).await;
 }

@@ -1,5 +1,4 @@
-//! Peers that mean harm, or might as well: floods, forgeries, words after the last word. Nobody is
-//! kept busy, nobody is deceived, every bound holds.
+//! Malicious peers: floods, forged pongs, and frames after the Close frame.
 
 use std::time::Duration;
 
@@ -12,36 +11,36 @@ use crate::script::*;
 use crate::support::recorder::Recorder;
 use crate::support::within;
 
-/// What deadlines under `heartbeat()` are rounded up to, and a millisecond to act.
+/// Lateness allowed under `heartbeat()`: the driver's tick, and 1 ms to act.
 const TICK: Duration = Duration::from_millis(2);
 
-/// `heartbeat()`: interval and timeout.
-const BOUND: Duration = Duration::from_millis(150);
+/// The bound on detecting a dead peer under `heartbeat()`: interval plus timeout.
+const DETECTION_BOUND: Duration = Duration::from_millis(150);
 
-const DEAD: Reason = Reason::HeartbeatTimeout { missed: 1 };
+const ONE_MISSED_PING: Reason = Reason::HeartbeatTimeout { missed: 1 };
 
-/// What is read ahead for a handler that does not read.
-const READ_AHEAD: usize = 16 * 1024;
+/// What the driver reads ahead at most for a handler that does not read.
+const MAX_READ_AHEAD_BYTES: usize = 16 * 1024;
 
-const KEY: Option<[u8; 4]> = Some([1, 2, 3, 4]);
+const MASKING_KEY: Option<[u8; 4]> = Some([1, 2, 3, 4]);
 
-/// A server's end, with a hook.
+/// A server-side stream with a recording hook.
 fn recorded(builder: HeartbeatLayerBuilder) -> (Stream, Liveness, Peer, Recorder) {
     let recorder = Recorder::new();
     let (stream, live, peer) = wrap_with(builder.on_evict(recorder.hook()));
     (stream, live, peer, recorder)
 }
 
-/// The one eviction so far: how long after `from`, and why.
+/// The time from `from` to the only eviction so far, and its reason.
 #[track_caller]
-fn only(recorder: &Recorder, from: Instant) -> (Duration, Reason) {
+fn only_eviction(recorder: &Recorder, from: Instant) -> (Duration, Reason) {
     let events = recorder.all();
     assert_eq!(events.len(), 1, "{events:?}");
     (events[0].at - from, events[0].reason)
 }
 
-/// A handler that reads whatever comes, and counts it.
-fn reads(mut stream: Stream) -> JoinHandle<usize> {
+/// Spawns a handler that reads to the end and returns the number of bytes.
+fn spawn_reader(mut stream: Stream) -> JoinHandle<usize> {
     tokio::spawn(async move {
         let (mut count, mut buffer) = (0, [0; 4_096]);
         while let Ok(read @ 1..) = stream.read(&mut buffer).await {
@@ -53,20 +52,20 @@ fn reads(mut stream: Stream) -> JoinHandle<usize> {
 
 // Floods.
 
-/// Control frames of the peer's own, a hundred of them.
+/// A hundred control frames.
 fn flood(opcode: u8) -> Vec<u8> {
-    frame(0x80 | opcode, KEY, &[7; 125]).repeat(100)
+    frame(0x80 | opcode, MASKING_KEY, &[7; 125]).repeat(100)
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_control_frames_is_no_pong_where_pongs_are_asked_for() {
+async fn a_flood_of_control_frames_is_no_proof_of_life_where_pongs_are_required() {
     for opcode in [PING, PONG] {
-        for (proof, dies) in [
+        for (proof, is_evicted) in [
             (ProofOfLife::MatchingPong, true),
             (ProofOfLife::AnyBytes, false),
         ] {
             let (stream, live, peer, recorder) = recorded(heartbeat().proof_of_life(proof));
-            let handler = reads(stream);
+            let handler = spawn_reader(stream);
             let begun = Instant::now();
             let mut sent = 0;
             while begun.elapsed() < ms(300) && recorder.total() == 0 {
@@ -74,10 +73,10 @@ async fn a_flood_of_control_frames_is_no_pong_where_pongs_are_asked_for() {
                 sent += flood(opcode).len();
                 sleep(ms(1)).await;
             }
-            if dies {
-                let (after, reason) = only(&recorder, begun);
-                assert_eq!(reason, DEAD);
-                assert!(after <= BOUND + TICK, "{after:?}");
+            if is_evicted {
+                let (after, reason) = only_eviction(&recorder, begun);
+                assert_eq!(reason, ONE_MISSED_PING);
+                assert!(after <= DETECTION_BOUND + TICK, "{after:?}");
                 continue;
             }
             assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
@@ -86,14 +85,14 @@ async fn a_flood_of_control_frames_is_no_pong_where_pongs_are_asked_for() {
             assert_eq!(
                 within("the handler's end", handler).await.unwrap(),
                 sent,
-                "all of it is the handler's"
+                "the handler receives all bytes"
             );
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_is_not_read_ahead_without_bounds() {
+async fn a_flood_is_read_ahead_within_the_limit_only() {
     for opcode in [PING, PONG] {
         let stalls = heartbeat().handler_stall_timeout(ms(500));
         let (_unread, _live, peer, recorder) = recorded(stalls);
@@ -105,24 +104,28 @@ async fn a_flood_is_not_read_ahead_without_bounds() {
             sleep(ms(1)).await;
         }
         let left = peer.wire().incoming.len();
-        assert!(sent - left <= READ_AHEAD, "{} read ahead", sent - left);
+        assert!(
+            sent - left <= MAX_READ_AHEAD_BYTES,
+            "{} read ahead",
+            sent - left
+        );
         assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
         sleep(ms(1_000)).await;
-        // Counted from the first look, when the first ping was due.
-        let (after, reason) = only(&recorder, begun);
-        assert_eq!(reason, Reason::HandlerStalled, "whoever else is to blame");
+        // Counted from the driver's first read, when the first ping was due.
+        let (after, reason) = only_eviction(&recorder, begun);
+        assert_eq!(reason, Reason::HandlerStalled, "only the handler stalls");
         assert!(after <= ms(100) + ms(500) + TICK, "{after:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_does_not_delay_a_neighbours_verdict() {
+async fn a_flood_does_not_delay_a_neighbours_eviction() {
     let layer = heartbeat().build().unwrap();
     let mut floods = Vec::new();
     for opcode in [PING, PONG] {
         let (io, peer) = script();
         let (stream, live) = layer.wrap_server(io);
-        floods.push((reads(stream), live, peer, opcode));
+        floods.push((spawn_reader(stream), live, peer, opcode));
     }
     let (_stream, dead, _peer) = wrapped();
     let begun = Instant::now();
@@ -133,22 +136,22 @@ async fn a_flood_does_not_delay_a_neighbours_verdict() {
         sleep(ms(1)).await;
     }
     let eviction = dead.evicted().await;
-    assert_eq!(eviction.reason(), DEAD);
+    assert_eq!(eviction.reason(), ONE_MISSED_PING);
     let after = eviction.lifetime();
-    assert!(after <= BOUND + TICK, "{after:?}");
+    assert!(after <= DETECTION_BOUND + TICK, "{after:?}");
 }
 
-// Forgeries.
+// Forged pongs.
 
 #[tokio::test(start_paused = true)]
-async fn no_forged_pong_is_a_proof_of_life() {
+async fn a_forged_pong_is_no_proof_of_life() {
     type Forge = fn(&Peer, [u8; 8]) -> Vec<u8>;
     let forgeries: [(&str, Forge); 6] = [
-        ("of a ping long answered", |_, first| {
+        ("to a ping answered before", |_, first| {
             Role::Server.pong(&first)
         }),
-        ("of the next ping", |peer, _| {
-            // The payload is a tag and a number, so who knows one ping knows them all.
+        ("to the next ping", |peer, _| {
+            // The payload is a tag xor a number, so one ping reveals the payloads of all.
             let number = peer.pings().len() as u64;
             let tag = u64::from_be_bytes(peer.last_ping()) ^ number;
             Role::Server.pong(&(tag ^ (number + 1)).to_be_bytes())
@@ -162,16 +165,20 @@ async fn no_forged_pong_is_a_proof_of_life() {
             Role::Server.pong(&peer.last_ping()[..7])
         }),
         ("with a reserved bit", |peer, _| {
-            frame(0xC0 | PONG, KEY, &peer.last_ping())
+            frame(0xC0 | PONG, MASKING_KEY, &peer.last_ping())
         }),
         ("in a data frame", |peer, _| {
-            frame(0x80 | BINARY, KEY, &Role::Server.pong(&peer.last_ping()))
+            frame(
+                0x80 | BINARY,
+                MASKING_KEY,
+                &Role::Server.pong(&peer.last_ping()),
+            )
         }),
     ];
     for (what, forge) in forgeries {
         let builder = heartbeat().proof_of_life(ProofOfLife::MatchingPong);
         let (stream, live, peer, recorder) = recorded(builder);
-        let handler = reads(stream);
+        let handler = spawn_reader(stream);
         sleep(ms(110)).await;
         let first = peer.last_ping();
         peer.send(&Role::Server.pong(&first));
@@ -185,17 +192,17 @@ async fn no_forged_pong_is_a_proof_of_life() {
             forged += bytes.len();
             sleep(ms(5)).await;
         }
-        let (after, reason) = only(&recorder, proven);
-        assert_eq!(reason, DEAD, "{what}");
-        assert!(after <= BOUND + TICK, "{what}: {after:?}");
+        let (after, reason) = only_eviction(&recorder, proven);
+        assert_eq!(reason, ONE_MISSED_PING, "{what}");
+        assert!(after <= DETECTION_BOUND + TICK, "{what}: {after:?}");
         assert_eq!(
             (live.stats().pongs_received(), live.rtt()),
             (1, rtt),
             "{what}"
         );
-        // The layer keeps its own pongs to itself, repeated ones as well, and nothing else.
+        // The layer withholds only pongs to its own pings, repeated ones as well.
         let read = within("the handler's end", handler).await.unwrap();
-        let expected = if what == "of a ping long answered" {
+        let expected = if what == "to a ping answered before" {
             0
         } else {
             forged
@@ -207,31 +214,31 @@ async fn no_forged_pong_is_a_proof_of_life() {
     }
 }
 
-// Words after the last word.
+// Frames after the Close frame.
 
-/// What a peer may go on with behind its Close frame.
-fn afterwords() -> [(&'static str, Vec<u8>); 5] {
+/// Bytes that a peer may send after its Close frame.
+fn frames_after_close() -> [(&'static str, Vec<u8>); 5] {
     [
-        ("texts", frame(0x80 | TEXT, KEY, b"one more thing")),
-        ("pings", frame(0x80 | PING, KEY, b"8 bytes!")),
-        ("pongs", frame(0x80 | PONG, KEY, b"8 bytes!")),
+        ("texts", frame(0x80 | TEXT, MASKING_KEY, b"one more thing")),
+        ("pings", frame(0x80 | PING, MASKING_KEY, b"8 bytes!")),
+        ("pongs", frame(0x80 | PONG, MASKING_KEY, b"8 bytes!")),
         (
             "Close frames",
-            frame(0x80 | CLOSE, KEY, &4_000_u16.to_be_bytes()),
+            frame(0x80 | CLOSE, MASKING_KEY, &4_000_u16.to_be_bytes()),
         ),
         ("nonsense", vec![0xFF; 20]),
     ]
 }
 
 #[tokio::test(start_paused = true)]
-async fn whatever_follows_a_close_frame_the_connection_ends_once_and_in_time() {
-    for (what, after) in afterwords() {
+async fn frames_after_a_close_frame_do_not_delay_the_end() {
+    for (what, after) in frames_after_close() {
         for handler_reads in [true, false] {
             let (mut stream, _live, peer, recorder) = recorded(heartbeat());
-            let close = frame(0x80 | CLOSE, KEY, &1_000_u16.to_be_bytes());
+            let close = frame(0x80 | CLOSE, MASKING_KEY, &1_000_u16.to_be_bytes());
             let begun = Instant::now();
             peer.send(&[close, after.clone()].concat());
-            // This handler neither answers the Close frame nor lets go.
+            // The handler neither answers the Close frame nor drops its stream in time.
             let handler = tokio::spawn(async move {
                 let mut read = 0;
                 while handler_reads && stream.read_u8().await.is_ok() {
@@ -246,47 +253,50 @@ async fn whatever_follows_a_close_frame_the_connection_ends_once_and_in_time() {
                 peer.send(&after);
             }
             let case = format!("{what}, handler reads: {handler_reads}");
-            let (took, reason) = only(&recorder, begun);
+            let (took, reason) = only_eviction(&recorder, begun);
             assert_eq!(reason, Reason::PeerClosed { code: Some(1_000) }, "{case}");
             let dropped = peer.wire().dropped.expect("closed") - begun;
-            // Nobody looks before a ping is due, if the handler does not.
+            // If the handler does not read, the driver first reads when a ping is due.
             let seen = if handler_reads { ms(0) } else { ms(100) };
             assert!(took <= seen + TICK, "{case}: {took:?}");
             assert!(dropped <= seen + ms(200) + TICK, "{case}: {dropped:?}");
-            assert_eq!(peer.wire().written, b"", "{case}: nothing is said after it");
+            assert_eq!(peer.wire().written, b"", "{case}: no frame is sent");
             if handler_reads {
                 let at_least = 8 + after.len() * 30;
                 let read = within("the handler's end", handler).await.unwrap();
-                assert!(read >= at_least, "{case}: {read} bytes are the handler's");
+                assert!(
+                    read >= at_least,
+                    "{case}: the handler receives only {read} bytes"
+                );
             }
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_talks_on_behind_its_answer_to_a_close_frame_is_not_listened_to() {
-    for (what, after) in afterwords() {
+async fn frames_behind_the_answer_to_a_close_frame_do_not_delay_the_end() {
+    for (what, after) in frames_after_close() {
         let (mut stream, live, peer, recorder) = recorded(heartbeat());
-        // Half a message is under way, and its rest will come in spite of all.
-        peer.send(&frame(TEXT, KEY, b"first"));
+        // The peer is in the middle of a message, whose rest follows later.
+        peer.send(&frame(TEXT, MASKING_KEY, b"first"));
         let mut first = [0; 11];
         stream.read_exact(&mut first).await.unwrap();
         assert!(live.evict(4_000, "out"));
         let kicked = Instant::now();
         sleep(ms(20)).await;
-        assert!(!peer.is_dropped(), "{what}: the answer is waited for");
-        let answer = frame(0x80 | CLOSE, KEY, &4_000_u16.to_be_bytes());
+        assert!(!peer.is_dropped(), "{what}: the answer is awaited");
+        let answer = frame(0x80 | CLOSE, MASKING_KEY, &4_000_u16.to_be_bytes());
         peer.send(&[after.clone(), answer, after.repeat(100)].concat());
         sleep(ms(300)).await;
         let dropped = peer.wire().dropped.expect("closed") - kicked;
-        // Behind nonsense, nobody can tell an answer from more of it.
+        // Behind nonsense the answer cannot be recognised.
         let bound = if what == "nonsense" { ms(200) } else { ms(20) };
         assert!(dropped <= bound + TICK, "{what}: {dropped:?}");
         let frames = peer.frames();
         assert_eq!(frames.len(), 1, "{what}: {frames:?}");
         assert_eq!(frames[0].first, 0x80 | CLOSE);
         stream.write_all(b"x").await.unwrap_err();
-        let (_, reason) = only(&recorder, kicked);
+        let (_, reason) = only_eviction(&recorder, kicked);
         assert_eq!(reason, Reason::Kicked { code: 4_000 });
     }
 }

@@ -1,4 +1,4 @@
-//! A runtime that goes while connections come, and what is left of one that was evicted.
+//! Connections opened while or after their runtime shuts down, and reads after an eviction.
 
 use std::future::Future;
 use std::pin::pin;
@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::{sleep, timeout};
 use tower_ws_liveness::{Evicted, Eviction, HeartbeatLayer, Liveness, Reason};
 
-/// Longer than anything here takes; a deadlock takes for ever.
+/// Longer than any operation here takes: only a deadlock exceeds it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn ms(millis: u64) -> Duration {
@@ -27,8 +27,9 @@ fn runtime() -> Runtime {
         .unwrap()
 }
 
-/// Opens a connection where no driver can look after it any more.
-fn wrap() -> Liveness {
+/// Opens a connection in a runtime that is shut down, where no driver can run, and asserts that it
+/// ends at once.
+fn wrap_without_driver() -> Liveness {
     let ends = Arc::new(Mutex::new(Vec::new()));
     let end = Arc::clone(&ends);
     let layer = HeartbeatLayer::builder()
@@ -51,49 +52,49 @@ fn wrap() -> Liveness {
     live
 }
 
-/// Does `act` on a thread of its own, which has to come back.
-fn comes_back<R: Send + 'static>(act: impl FnOnce() -> R + Send + 'static) -> R {
-    let (done, comes) = mpsc::channel();
+/// Runs `act` on a thread of its own, and fails if it does not return in time.
+fn returns_in_time<R: Send + 'static>(act: impl FnOnce() -> R + Send + 'static) -> R {
+    let (done, result) = mpsc::channel();
     thread::spawn(move || done.send(act()));
-    comes.recv_timeout(PATIENCE).expect("it does not come back")
+    result.recv_timeout(PATIENCE).expect("no return in time")
 }
 
 #[test]
-fn a_connection_may_be_opened_while_its_runtime_goes() {
-    let live = comes_back(|| {
+fn a_connection_may_be_opened_while_its_runtime_shuts_down() {
+    let live = returns_in_time(|| {
         let runtime = runtime();
         let (started, starts) = mpsc::channel();
-        let (go_on, goes_on) = mpsc::channel::<()>();
+        let (resume, resumed) = mpsc::channel::<()>();
         let (wrapped, wraps) = mpsc::channel();
         runtime.spawn(async move {
             started.send(()).unwrap();
-            // A handler that is busy when the runtime is told to go.
-            goes_on.recv().unwrap();
-            // By now its tasks are being cancelled, though nobody can see that from in here.
+            // A handler that is busy when the runtime is dropped.
+            resumed.recv().unwrap();
+            // By now the runtime cancels its tasks, which this task cannot observe.
             thread::sleep(ms(100));
-            wrapped.send(wrap()).unwrap();
+            wrapped.send(wrap_without_driver()).unwrap();
         });
         starts.recv().unwrap();
-        let going = thread::spawn(move || drop(runtime));
-        go_on.send(()).unwrap();
-        going.join().unwrap();
+        let dropping = thread::spawn(move || drop(runtime));
+        resume.send(()).unwrap();
+        dropping.join().unwrap();
         wraps.recv().unwrap()
     });
     assert_eq!(live.health().to_string(), "ended");
 }
 
 #[test]
-fn a_connection_may_be_opened_in_a_runtime_that_has_gone() {
-    let live = comes_back(|| {
+fn a_connection_may_be_opened_in_a_runtime_that_has_shut_down() {
+    let live = returns_in_time(|| {
         let runtime = runtime();
         let handle = runtime.handle().clone();
         drop(runtime);
         let _entered = handle.enter();
-        wrap()
+        wrap_without_driver()
     });
     assert_eq!(live.health().to_string(), "ended");
-    // The next runtime, which may have the same id, has a driver that works.
-    comes_back(|| {
+    // The next runtime, which may have the same id, gets a working driver.
+    returns_in_time(|| {
         runtime().block_on(async {
             let (ours, _theirs) = duplex(64);
             let (_stream, live) = HeartbeatLayer::new(ms(20), ms(20)).wrap_server(ours);
@@ -104,7 +105,7 @@ fn a_connection_may_be_opened_in_a_runtime_that_has_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_goes_on_with_a_long_frame_is_not_stalled() {
+async fn a_handler_that_continues_a_long_frame_is_not_stalled() {
     let layer = HeartbeatLayer::builder()
         .interval(ms(1_000))
         .timeout(ms(1_000))
@@ -127,12 +128,12 @@ async fn a_handler_that_goes_on_with_a_long_frame_is_not_stalled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_read_after_a_kick_whatever_was_held_back() {
+async fn no_held_back_bytes_are_read_after_a_kick() {
     let layer = HeartbeatLayer::new(ms(1_000), ms(5_000));
     let (ours, mut theirs) = duplex(1 << 16);
     let (mut stream, live) = layer.wrap_server(ours);
     theirs.read_exact(&mut [0; 10]).await.unwrap();
-    // The beginning of a pong of the length of ours, which is none of ours in the end.
+    // The first byte of a pong that turns out not to answer our ping.
     theirs.write_all(&[0x8a]).await.unwrap();
     let mut one = [0; 1];
     assert!(timeout(ms(50), stream.read(&mut one)).await.is_err());
