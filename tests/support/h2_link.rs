@@ -115,16 +115,16 @@ impl Seen {
     }
 
     /// Has the client say GOAWAY with NO_ERROR in front of what it says next.
-    pub(crate) fn say_goaway(&self) {
-        self.say(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    pub(crate) fn send_goaway(&self) {
+        self.inject(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     /// The same, with a WINDOW_UPDATE by nothing: a connection error (RFC 9113 section 6.9).
-    pub(crate) fn say_nonsense(&self) {
-        self.say(&[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    pub(crate) fn send_invalid_window_update(&self) {
+        self.inject(&[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     }
 
-    fn say(&self, frame: &[u8]) {
+    fn inject(&self, frame: &[u8]) {
         self.inject.lock().unwrap().extend_from_slice(frame);
     }
 }

@@ -254,7 +254,7 @@ where
 }
 
 /// A route that also hands the test each connection's `Liveness`, whatever its handler does.
-pub(crate) fn told_of(
+pub(crate) fn report_liveness(
     route: MethodRouter<(), Infallible>,
 ) -> (
     MethodRouter<(), Infallible>,

@@ -279,12 +279,12 @@ impl Client {
 
     /// Has the client send a line, and waits for the echo.
     pub(crate) fn echo(&mut self, line: &str) {
-        self.tell(line);
+        self.send_line(line);
         self.expect(&format!("echo {line}"), PATIENCE);
     }
 
     /// Has the client send a line.
-    pub(crate) fn tell(&mut self, line: &str) {
+    pub(crate) fn send_line(&mut self, line: &str) {
         writeln!(self.process.stdin, "{line}").unwrap();
     }
 

@@ -129,7 +129,7 @@ impl Scene {
     }
 
     /// Asserts, when all that could say something is gone, that nobody is told anything more.
-    pub(crate) async fn told_once(&self) {
+    pub(crate) async fn assert_evicted_once(&self) {
         self.recorder.stays_at(1).await;
         self.local.stays_at_for(1, ms(1)).await;
         assert!(self.registry.is_empty());

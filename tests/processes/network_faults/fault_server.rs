@@ -48,7 +48,7 @@ async fn serve(args: &[String]) {
     };
     let millis = |flag: &str| Some(Duration::from_millis(value(flag)?.parse().unwrap()));
     let mut heartbeat = HeartbeatLayer::builder().on_evict(|ev: &Eviction| {
-        tell(&json!({
+        print_entry(&json!({
             "id": ev.id().as_u64(),
             "reason": ev.reason().as_str(),
             "lifetime_ms": ev.lifetime().as_millis() as u64,
@@ -83,13 +83,13 @@ async fn upgrade(ws: WebSocketUpgrade, live: Option<Liveness>) -> Response {
     let mut id = 0;
     if let Some(live) = live {
         id = live.id().as_u64();
-        tell(&json!({ "id": id, "event": "open" }));
+        print_entry(&json!({ "id": id, "event": "open" }));
         tokio::spawn(watch(live, id));
     }
     ws.on_upgrade(async move |socket| {
         if let Err(error) = handle(socket, id).await {
             let reason = Evicted::from_error(&error).map(|evicted| evicted.reason().as_str());
-            tell(&json!({ "id": id, "event": "failed", "reason": reason }));
+            print_entry(&json!({ "id": id, "event": "failed", "reason": reason }));
         }
     })
 }
@@ -102,7 +102,7 @@ async fn handle(mut socket: WebSocket, id: u64) -> Result<(), Error> {
                 ["push"] => loop {
                     tokio::time::sleep(PUSH).await;
                     socket.send(Message::text("tick")).await?;
-                    tell(&json!({ "id": id, "event": "push" }));
+                    print_entry(&json!({ "id": id, "event": "push" }));
                 },
                 ["send", length, count] => {
                     for _ in 0..count.parse::<u32>().unwrap() {
@@ -133,16 +133,16 @@ async fn watch(live: Liveness, id: u64) {
         let stats = live.stats();
         while pings < stats.pings_sent() {
             pings += 1;
-            tell(&json!({ "id": id, "event": "ping" }));
+            print_entry(&json!({ "id": id, "event": "ping" }));
         }
         while pongs < stats.pongs_received() {
             pongs += 1;
             let rtt = live.rtt().map(|rtt| rtt.last().as_micros() as u64);
-            tell(&json!({ "id": id, "event": "pong", "rtt_us": rtt }));
+            print_entry(&json!({ "id": id, "event": "pong", "rtt_us": rtt }));
         }
     }
 }
 
-fn tell(entry: &Value) {
+fn print_entry(entry: &Value) {
     roles::say(&entry.to_string());
 }

@@ -175,7 +175,7 @@ fn killed_in_silence() {
 fn dead_but_writable() {
     let mut scene = Scene::start(fault_server::ROLE, LENIENT);
     for client in [&mut scene.victim, &mut scene.control] {
-        client.tell("push");
+        client.send_line("push");
         for _ in 0..3 {
             client.expect("echo tick", ALLOWANCE);
         }
@@ -343,7 +343,7 @@ fn gone_in_the_middle_of_a_message(times: Times, reasons: &[&str]) {
     // Slow enough for there to be a middle.
     scene.cable.shape(Way::ToClient, "40mbit", "50ms");
     for client in [&mut scene.victim, &mut scene.control] {
-        client.tell("send 2000000 20");
+        client.send_line("send 2000000 20");
     }
     for client in [&mut scene.victim, &mut scene.control] {
         client.expect("binary 2000000 whole", Duration::from_secs(60));

@@ -45,7 +45,7 @@ pub(crate) fn long_queue() {
 /// The control: megabytes in the kernel are before the ping.
 pub(crate) fn untuned() {
     let mut link = SlowLink::with(Way::ToClient, "2s", &[fault_server::UNTUNED]);
-    link.client.tell("send 100000 20");
+    link.client.send_line("send 100000 20");
     let eviction = link.server.eviction_of(link.id);
     assert_eq!(eviction.reason, "heartbeat_timeout", "{eviction:?}");
     // The peer lives: it goes on to take what was sent to it.
@@ -101,7 +101,7 @@ impl SlowLink {
     /// Has two megabytes sent, which are all there when `answer` has come so many times.
     fn transfer(&mut self, command: &str, answer: &str, times: u32) {
         let begun = Instant::now();
-        self.client.tell(command);
+        self.client.send_line(command);
         for _ in 0..times {
             let (_, line) = self.client.next_line(MOST);
             self.server.listen_for(Duration::ZERO);

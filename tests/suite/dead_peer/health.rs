@@ -19,7 +19,7 @@ use tower_ws_liveness::{
 use super::changes::Changes;
 use crate::script::*;
 use crate::support::raw::{Frame, RawClient};
-use crate::support::{echo_route, in_memory, told_of, watched_route, within};
+use crate::support::{echo_route, in_memory, report_liveness, watched_route, within};
 
 const SILENT: Health = Health::PeerSilent { missed: 0 };
 
@@ -358,7 +358,7 @@ async fn idle_is_half_the_idle_timeout_without_a_message() {
             .build()
             .unwrap();
         let heartbeat = with_heartbeat.then(|| heartbeat().build().unwrap());
-        let (mut client, live) = client(told_of(echo_route()), idle, heartbeat).await;
+        let (mut client, live) = client(report_liveness(echo_route()), idle, heartbeat).await;
         // The client sends only pongs, which are not messages.
         let quiet = timeout(ms(1_990), client.next()).await;
         assert!(quiet.is_err());

@@ -26,8 +26,8 @@ use crate::support::h2_client::H2Client;
 use crate::support::raw::{BINARY, Frame, RawClient};
 use crate::support::recorder::Recorder;
 use crate::support::{
-    self, Server, bytes_route, echo_route, ms, noise, serve_io, told_of, until, watched_route,
-    within,
+    self, Server, bytes_route, echo_route, ms, noise, report_liveness, serve_io, until,
+    watched_route, within,
 };
 
 fn secs(seconds: u64) -> Duration {
@@ -348,7 +348,7 @@ async fn accepted_bytes_for_a_stalled_peer(layer: HeartbeatLayer) -> usize {
             }
         }
     });
-    let (route, mut lives) = told_of(route);
+    let (route, mut lives) = report_liveness(route);
     let server = Server::start(Router::new().route("/ws", route).layer(layer)).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(16 * 1024).unwrap();

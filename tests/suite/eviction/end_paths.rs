@@ -57,7 +57,7 @@ async fn the_peer_closes_with_a_code(wire: Wire) {
     scene.ended(&live, reason).await;
     drop(client);
     scene.handlers_done(1).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 async fn the_peer_closes_without_a_code(wire: Wire) {
@@ -68,7 +68,7 @@ async fn the_peer_closes_without_a_code(wire: Wire) {
     scene.ended(&live, Reason::PeerClosed { code: None }).await;
     drop(client);
     scene.handlers_done(1).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 async fn the_peer_closes_and_the_handler_is_stuck(wire: Wire) {
@@ -80,7 +80,7 @@ async fn the_peer_closes_and_the_handler_is_stuck(wire: Wire) {
     scene.ended(&live, reason).await;
     // Within the close timeout, though the handler does not read.
     client.closed().await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 async fn the_peer_ends_the_stream_without_a_close_frame(wire: Wire) {
@@ -95,7 +95,7 @@ async fn the_peer_ends_the_stream_without_a_close_frame(wire: Wire) {
     client.closed().await;
     drop(client);
     scene.handlers_done(1).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 async fn the_peer_ends_the_stream_in_the_middle_of_a_frame(wire: Wire) {
@@ -106,7 +106,7 @@ async fn the_peer_ends_the_stream_in_the_middle_of_a_frame(wire: Wire) {
     drop(client);
     scene.ended(&live, Reason::PeerVanished).await;
     scene.handlers_done(1).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 async fn the_peer_ends_the_stream_and_the_handler_is_stuck(wire: Wire) {
@@ -115,7 +115,7 @@ async fn the_peer_ends_the_stream_and_the_handler_is_stuck(wire: Wire) {
     let (client, live) = scene.connect().await;
     drop(client);
     scene.ended(&live, Reason::PeerVanished).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 async fn the_peer_resets_the_connection(wire: Wire) {
@@ -124,7 +124,7 @@ async fn the_peer_resets_the_connection(wire: Wire) {
     client.reset();
     scene.ended(&live, wire.reset()).await;
     scene.handlers_done(1).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 // The server ends the connection.
@@ -140,7 +140,7 @@ async fn the_server_closes_with_a_code(wire: Wire) {
     scene.ended(&live, reason).await;
     drop(client);
     scene.handlers_done(1).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 async fn the_server_closes_and_drops_the_socket_at_once(wire: Wire) {
@@ -156,7 +156,7 @@ async fn the_server_closes_and_drops_the_socket_at_once(wire: Wire) {
         .await;
     drop(client);
     scene.handlers_done(1).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 async fn the_servers_close_is_never_answered(wire: Wire) {
@@ -169,7 +169,7 @@ async fn the_servers_close_is_never_answered(wire: Wire) {
     assert_eq!(close, Frame::close(4002, "enough"));
     drop(client);
     scene.handlers_done(1).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 async fn the_handler_drops_the_socket(wire: Wire) {
@@ -179,7 +179,7 @@ async fn the_handler_drops_the_socket(wire: Wire) {
     scene.ended(&live, Reason::HandlerDropped).await;
     drop(client);
     scene.handlers_done(1).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 async fn the_handler_panics(wire: Wire) {
@@ -194,7 +194,7 @@ async fn the_handler_panics(wire: Wire) {
     scene.ended(&live, Reason::HandlerDropped).await;
     drop(client);
     scene.handlers_done(1).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 // The layers end the connection.
@@ -210,7 +210,7 @@ async fn the_heartbeat_times_out(wire: Wire) {
     assert_eq!(close, Some(Frame::close(3008, "heartbeat timeout")));
     drop(client);
     scene.handlers_done(1).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 async fn the_connection_is_idle(wire: Wire) {
@@ -224,7 +224,7 @@ async fn the_connection_is_idle(wire: Wire) {
     scene.ended(&live, Reason::IdleTimeout).await;
     drop(client);
     scene.handlers_done(1).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 async fn the_first_message_does_not_arrive(wire: Wire) {
@@ -236,7 +236,7 @@ async fn the_first_message_does_not_arrive(wire: Wire) {
     scene.ended(&live, Reason::FirstMessageTimeout).await;
     drop(client);
     scene.handlers_done(1).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 async fn the_connection_reaches_its_maximum_lifetime(wire: Wire) {
@@ -259,7 +259,7 @@ async fn the_connection_reaches_its_maximum_lifetime(wire: Wire) {
     scene.ended(&live, Reason::MaxLifetime).await;
     drop(client);
     scene.handlers_done(1).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 async fn the_peer_does_not_drain_what_the_server_writes(wire: Wire) {
@@ -286,7 +286,7 @@ async fn the_peer_does_not_drain_what_the_server_writes(wire: Wire) {
     }
     drop(client);
     scene.handlers_done(1).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 async fn the_handler_does_not_read_what_the_peer_sends(wire: Wire) {
@@ -300,7 +300,7 @@ async fn the_handler_does_not_read_what_the_peer_sends(wire: Wire) {
     client.closed().await;
     scene.ended(&live, Reason::HandlerStalled).await;
     drop(client);
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 // The application ends the connection.
@@ -317,7 +317,7 @@ async fn the_application_kicks_the_peer(wire: Wire) {
     live.evict(4004, "and again");
     drop(client);
     scene.handlers_done(1).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 async fn the_application_kicks_a_dead_peer_with_a_stuck_handler(wire: Wire) {
@@ -332,5 +332,5 @@ async fn the_application_kicks_a_dead_peer_with_a_stuck_handler(wire: Wire) {
     let close = client.closed().await.expect("a Close frame");
     assert_eq!(close, Frame::close(4003, "kicked out"));
     drop(client);
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }

@@ -107,7 +107,7 @@ async fn a_blocked_read_wakes_with_the_reason_after_the_hook_has_run(wire: Wire)
         assert_eq!(io_error(&error).kind(), kind, "{label}");
         assert_eq!(*log.lock().unwrap(), ["hook", "woken"], "{label}");
         scene.handlers_done(1).await;
-        scene.told_once().await;
+        scene.assert_evicted_once().await;
         drop(client);
     }
 }
@@ -392,7 +392,7 @@ async fn a_kicked_handler_gets_the_reason_in_the_error(wire: Wire) {
     assert_eq!(evicted.map(|evicted| evicted.reason()), Some(reason));
     scene.ended(&live, reason).await;
     drop(client);
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 async fn without_an_eviction_no_hook_is_called(wire: Wire) {

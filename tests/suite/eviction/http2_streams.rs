@@ -137,7 +137,7 @@ async fn the_code_of_a_reset_decides_the_reason() {
         client.io().reset(code);
         scene.ended(&live, reason).await;
         scene.handlers_done(1).await;
-        scene.told_once().await;
+        scene.assert_evicted_once().await;
         let mut other = link.websocket().await;
         assert_echoes(&mut other).await;
     }
@@ -148,7 +148,7 @@ async fn the_code_of_a_reset_decides_the_reason() {
 #[tokio::test(start_paused = true)]
 async fn the_clients_goaway_does_not_end_its_sockets() {
     let (mut scene, link, mut client, live) = open_one(quiet().interval(ms(50)), echo).await;
-    link.seen.say_goaway();
+    link.seen.send_goaway();
     assert_echoes(&mut client).await;
     client.live_until_ping(3).await;
     assert_eq!(scene.registry.len(), 1);
@@ -203,7 +203,7 @@ async fn a_connection_error_ends_every_socket_once() {
         assert_echoes(&mut client).await;
         clients.push(client);
     }
-    link.seen.say_nonsense();
+    link.seen.send_invalid_window_update();
     let _ = clients[0].send(&Frame::text("x")).await;
     scene.recorder.nth(20).await;
     for event in scene.recorder.all() {

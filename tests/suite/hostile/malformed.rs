@@ -22,7 +22,7 @@ use tower_ws_liveness::{
 use crate::script::*;
 use crate::support::raw::{self, RawClient};
 use crate::support::recorder::Recorder;
-use crate::support::{bytes_route, in_memory, told_of};
+use crate::support::{bytes_route, in_memory, report_liveness};
 
 const PROOFS: [ProofOfLife; 2] = [ProofOfLife::AnyBytes, ProofOfLife::MatchingPong];
 
@@ -445,7 +445,7 @@ async fn send_unframed(
 ) -> (Option<(Duration, Reason)>, Duration) {
     let recorder = Recorder::new();
     let bytes = broken.to_vec();
-    let (route, mut lives) = told_of(bytes_route(move |io| {
+    let (route, mut lives) = report_liveness(bytes_route(move |io| {
         let bytes = bytes.clone();
         async move {
             let (mut reader, mut writer) = tokio::io::split(io);

@@ -89,7 +89,7 @@ async fn a_peer_that_grants_no_window_is_a_write_stall_and_not_a_dead_peer() {
         let took = begun.elapsed();
         assert!(took >= ms(30_000) && took <= ms(31_000), "{took:?}");
         scene.handlers_done(1).await;
-        scene.told_once().await;
+        scene.assert_evicted_once().await;
     }
 }
 
@@ -141,7 +141,7 @@ async fn a_ping_held_back_by_the_window_is_a_write_stall_and_not_a_dead_peer() {
         let took = begun.elapsed();
         assert!(took >= ms(30_000) && took <= ms(32_000), "{took:?}");
         assert_eq!(live.stats().pings_sent(), 0, "no ping fits into the window");
-        scene.told_once().await;
+        scene.assert_evicted_once().await;
     }
 }
 

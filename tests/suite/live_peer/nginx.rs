@@ -160,7 +160,7 @@ async fn pings_keep_a_quiet_socket_open_through_nginx() {
     assert_eq!(scene.recorder.total(), 0);
     drop(client);
     scene.ended(&live, Reason::PeerVanished).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 #[tokio::test]
@@ -184,7 +184,7 @@ async fn an_interval_above_the_read_timeout_does_not_keep_a_socket_open() {
     assert_echoes(&mut client, "hello").await;
     assert_about_the_read_timeout(cut_after(&mut client).await);
     scene.ended(&live, Reason::PeerVanished).await;
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 /// The kernel closes a killed client's socket, and nginx then closes its own to the server.
@@ -201,7 +201,7 @@ async fn a_client_that_is_killed_is_reported_at_once() {
     drop(client);
     scene.ended(&live, Reason::PeerVanished).await;
     assert!(killed.elapsed() < SLACK, "{:?}", killed.elapsed());
-    scene.told_once().await;
+    scene.assert_evicted_once().await;
 }
 
 /// nginx accepts the pings for a stopped client and the kernel buffers them, so only missing pongs

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, mpsc};
 use tower_ws_liveness::{HeartbeatLayer, HeartbeatLayerBuilder};
 
 use crate::support::raw::{BINARY, Frame, PING, PONG, RawClient, opening};
-use crate::support::{Server, bytes_route, echo_route, ms, told_of, until, within};
+use crate::support::{Server, bytes_route, echo_route, ms, report_liveness, until, within};
 
 /// A heartbeat that sends no ping during a test.
 fn heartbeat() -> HeartbeatLayerBuilder {
@@ -109,7 +109,7 @@ async fn a_control_frame_may_lie_across_the_end_of_the_early_bytes() {
                 .interval(ms(20))
                 .timeout(ms(20_000))
                 .jitter(0.0);
-            let (route, mut handles) = told_of(route);
+            let (route, mut handles) = report_liveness(route);
             let app = Router::new().route("/ws", route);
             let server = Server::start(app.layer(layer.build().unwrap())).await;
             let early = [&message[..], &control[..cut]].concat();

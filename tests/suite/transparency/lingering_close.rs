@@ -21,7 +21,7 @@ use tokio::time::sleep;
 use tower_ws_liveness::{Drain, HeartbeatLayer, IdleTimeoutLayer, Liveness, Traffic};
 
 use crate::support::raw::{BINARY, CLOSE, Frame, PING, PONG, RawClient};
-use crate::support::{Server, bytes_route, ms, told_of, within};
+use crate::support::{Server, bytes_route, ms, report_liveness, within};
 
 /// A client with a small receive buffer, like a slow link or a busy program.
 async fn slow(addr: SocketAddr) -> TcpStream {
@@ -264,7 +264,7 @@ async fn no_byte_is_lost(cause: Cause, mid_frame: bool) {
     let accepted = Arc::clone(&handler.accepted);
     // The idle timeout starts at the last read, so bytes must be read first.
     let reads = cause == Cause::Idle;
-    let (route, mut handles) = told_of(bytes_route(move |io| {
+    let (route, mut handles) = report_liveness(bytes_route(move |io| {
         let handler = Arc::clone(&handler);
         async move { handler.run(io, reads).await }
     }));
