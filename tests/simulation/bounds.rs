@@ -1,69 +1,74 @@
-//! Was everything in time? Walks through the log, and knows at each moment what has to happen by
-//! when.
+//! Rules (b), (c) and (e): what must happen, happens by its deadline.
+//!
+//! Walks through the log. After each entry, `due` returns the next thing that must happen and its
+//! deadline; the next entry must not be later.
 
 use tower_ws_liveness::Reason;
 
-use super::facts::{Facts, Verdict};
-use super::log::{By, Entry, Event, Told, ours};
+use super::facts::{Check, Facts};
+use super::log::{Entry, Event, Poller, Report, ended_by_layer};
 use super::plan::{Config, Spends};
 use super::script::CLOSE;
 use super::times::Times;
 
-/// What is read ahead for a handler that does not read.
-pub(crate) const READ_AHEAD: usize = 16 * 1024;
+/// Bytes that the layer reads ahead for a handler that does not read.
+pub(crate) const READ_AHEAD_BYTES: usize = 16 * 1024;
 
-/// How long somebody has who gave a write up to think better of it.
-const SECOND_TRY: u64 = 100;
+/// Time in ms that a handler has to repeat a write that it cancelled, before the layer acts.
+const RETRY_MS: u64 = 100;
 
-struct Walk<'a> {
+struct BoundsWalk<'a> {
     facts: &'a Facts<'a>,
     slack: u64,
     now: u64,
 
     arrived: usize,
     took: usize,
-    /// When something was last taken from the transport, if that left some there.
-    left_some: Option<u64>,
+    /// Time of the last read from the transport, if it left bytes unread.
+    left_unread: Option<u64>,
     read: usize,
     wrote: usize,
-    /// Last time that a byte arrived, or that a handler came late for it.
-    heard: u64,
+    /// Time at which the last byte arrived, or was read by a handler that was woken for it and came
+    /// late.
+    last_byte: u64,
     reader_waits: bool,
     reader_blocked: bool,
     waited_at_arrival: bool,
-    /// Since when the handler has not read what waits.
+    /// Since when bytes wait for the handler.
     unread: Option<u64>,
-    /// Since when no ping can be put in, and when that was last so.
-    inside: Option<u64>,
+    /// Since when the handler's frame is unfinished, so that no ping can be sent.
+    in_frame: Option<u64>,
     full: Option<u64>,
-    /// Since when nothing but one certain write may go on.
+    /// Since when a refused write keeps bytes, so that nothing else can be written.
     claimed: Option<u64>,
     flushing: Option<u64>,
-    excused: u64,
-    too_much: Option<u64>,
+    /// When an obstacle to the heartbeat last ended, so that its time restarted.
+    restarted: u64,
+    /// Since when the read-ahead is full, so that later bytes are not seen.
+    read_ahead_full: Option<u64>,
     writer_waits: Option<u64>,
-    /// A write was given up once.
-    given_up: bool,
-    /// Frame boundaries are lost.
+    /// Whether the handler cancelled a write before.
+    write_cancelled: bool,
+    /// Whether a malformed frame has arrived, so that no frame boundary is known.
     malformed: bool,
-    /// A message of the handler's is half sent, and when one last was.
-    half: bool,
-    half_until: u64,
-    jumped: u64,
-    ended: Option<u64>,
-    /// Where the peer's Close ends, in all that it sent.
-    closes_at: Option<usize>,
-    handler_gone: Option<u64>,
-    kicked: Option<u64>,
+    /// Whether a message of the handler is half sent, and when that last changed.
+    in_message: bool,
+    last_in_message: u64,
+    standstill_end: u64,
+    peer_ended: Option<u64>,
+    /// End of the peer's Close frame, as an offset into the peer's bytes.
+    close_end: Option<usize>,
+    handler_dropped: Option<u64>,
+    evict_called: Option<u64>,
 
-    evicted: Option<(u64, Told)>,
-    /// When the handler's Close frame was out.
+    evicted: Option<(u64, Report)>,
+    /// Time at which the handler wrote its Close frame.
     closing: Option<u64>,
     dropped: bool,
 }
 
-/// How late something may be: one tick, or 1 ms for each step, and the millisecond in which it
-/// happens.
+/// How late an event may be: one tick of the timer (a 32nd of the shortest duration, or 1 ms per
+/// step of the heartbeat), plus the millisecond in which it happens.
 pub(crate) fn slack(config: &Config) -> u64 {
     let heartbeat = [config.interval, config.timeout];
     let heartbeat = heartbeat.into_iter().filter(|_| config.heartbeat);
@@ -78,70 +83,70 @@ pub(crate) fn slack(config: &Config) -> u64 {
     (shortest / 32).max(config.missed + 1) + 1
 }
 
-/// (b) and (e).
-pub(crate) fn check(facts: &Facts<'_>) -> Verdict {
-    let mut walk = Walk {
+/// Rules (b), (c) and (e).
+pub(crate) fn check(facts: &Facts<'_>) -> Check {
+    let mut walk = BoundsWalk {
         facts,
         slack: slack(&facts.slow),
         now: 0,
         arrived: 0,
         took: 0,
-        left_some: None,
+        left_unread: None,
         read: 0,
         wrote: 0,
-        heard: 0,
+        last_byte: 0,
         reader_waits: false,
         reader_blocked: false,
         waited_at_arrival: false,
         unread: None,
-        inside: None,
+        in_frame: None,
         full: None,
         claimed: None,
         flushing: None,
-        excused: 0,
-        too_much: None,
+        restarted: 0,
+        read_ahead_full: None,
         writer_waits: None,
-        given_up: false,
+        write_cancelled: false,
         malformed: false,
-        half: false,
-        half_until: 0,
-        jumped: 0,
-        ended: None,
-        closes_at: facts
-            .fates
+        in_message: false,
+        last_in_message: 0,
+        standstill_end: 0,
+        peer_ended: None,
+        close_end: facts
+            .peer_frames
             .iter()
-            .find(|fate| fate.opcode == CLOSE)
-            .map(|fate| fate.to),
-        handler_gone: None,
-        kicked: None,
+            .find(|frame| frame.opcode == CLOSE)
+            .map(|frame| frame.to),
+        handler_dropped: None,
+        evict_called: None,
         evicted: None,
         closing: None,
         dropped: false,
     };
     for entry in &facts.world.log {
         if let Some((by, what)) = walk.due() {
-            // What was due while the process stood still is due when it goes on.
-            if entry.at > by.max(walk.jumped + 1) {
+            // What was due in a standstill is due in the millisecond after it.
+            if entry.at > by.max(walk.standstill_end + 1) {
                 return Err(format!("{what} was due by {by} ms, and {entry} came first"));
             }
         }
         walk.step(entry)?;
     }
     if !walk.dropped {
-        return Err("(e) the transport was never dropped".into());
+        return Err("(e) the transport was not dropped".into());
     }
-    lags(facts)
+    check_wakeups(facts)
 }
 
-impl Walk<'_> {
-    /// The first thing that has to happen, and by when.
+impl BoundsWalk<'_> {
+    /// The first thing that must happen, and its deadline.
     fn due(&self) -> Option<(u64, &'static str)> {
         let config = &self.facts.slow;
         let slack = self.slack;
-        if let Some((at, told)) = self.evicted {
-            let closed = at.max(self.jumped) + config.close_timeout + slack;
-            let woken = if ours(told) {
-                at.max(self.jumped) + 1
+        if let Some((at, report)) = self.evicted {
+            let closed = at.max(self.standstill_end) + config.close_timeout + slack;
+            let woken = if ended_by_layer(report) {
+                at.max(self.standstill_end) + 1
             } else {
                 closed
             };
@@ -151,142 +156,150 @@ impl Walk<'_> {
             return wake.into_iter().chain(drop).min();
         }
         if let Some(closing) = self.closing {
-            let by = closing.max(self.jumped) + config.close_timeout + slack;
+            let by = closing.max(self.standstill_end) + config.close_timeout + slack;
             return Some((by, "(e) the end of a closing handshake"));
         }
-        let from = self.heard.max(self.jumped);
+        let from = self.last_byte.max(self.standstill_end);
         let silence = config.interval + config.timeout * config.missed;
-        // A standstill in the silence brings a fresh ping.
-        let again = if self.jumped > 0 {
+        // After a standstill in the silence, the peer gets a new ping.
+        let again = if self.standstill_end > 0 {
             config.timeout + silence
         } else {
             0
         };
-        // A ping waits for the end of a message for so long.
-        let again = match self.half || self.half_until >= from {
+        // A ping waits for the end of a message, for at most one `timeout`.
+        let again = match self.in_message || self.last_in_message >= from {
             true => again + config.timeout,
             false => again,
         };
         let mut due = Vec::new();
-        let excused = self
-            .inside
+        let hindered = self
+            .in_frame
             .or(self.full)
             .or(self.claimed)
             .or(self.flushing)
-            .or(self.too_much);
-        if excused.is_none() && !self.malformed && config.heartbeat {
-            let by = from.max(self.excused) + silence + again + slack;
+            .or(self.read_ahead_full);
+        if hindered.is_none() && !self.malformed && config.heartbeat {
+            let by = from.max(self.restarted) + silence + again + slack;
             due.push((by, "(b) the eviction of a dead peer"));
         }
         if let (Some(write_timeout), Some(claimed)) = (config.write_timeout, self.claimed) {
-            let by = claimed.max(self.jumped) + write_timeout + SECOND_TRY + slack;
-            due.push((by, "(b) the eviction for a claimed write"));
+            let by = claimed.max(self.standstill_end) + write_timeout + RETRY_MS + slack;
+            due.push((by, "(b) the eviction for a write that must be repeated"));
         } else if let (Some(write_timeout), Some(full)) = (config.write_timeout, self.full) {
             let wanted = match self.writer_waits {
                 Some(since) => Some(full.max(since)),
-                // The layer's own next ping, which what was held up before may put off.
-                None if self.inside.is_none() && !self.malformed => {
-                    let wanted = full.max(from.max(self.excused) + silence + again);
-                    // Who sees nothing asks again every timeout, and that may have been just now.
+                // The layer's next ping, which an obstacle before may have delayed.
+                None if self.in_frame.is_none() && !self.malformed => {
+                    let wanted = full.max(from.max(self.restarted) + silence + again);
+                    // With a full read-ahead the layer sends a ping every `timeout` without looking
+                    // for bytes, so the last one may be recent.
                     Some(
-                        self.too_much
+                        self.read_ahead_full
                             .map_or(wanted, |_| wanted.max(full + config.timeout)),
                     )
                 }
                 None => None,
             };
             if let Some(wanted) = wanted {
-                // A second try without budget says nothing before its time is over.
+                // A retry without cooperative budget proves nothing until its time is over.
                 let again = match self.facts.world.plan.handler.spends {
-                    Spends::Often => SECOND_TRY,
+                    Spends::Often => RETRY_MS,
                     Spends::Never | Spends::Once => 0,
                 };
-                let by = wanted.max(self.jumped) + write_timeout + again + slack;
+                let by = wanted.max(self.standstill_end) + write_timeout + again + slack;
                 due.push((by, "(b) the eviction for a write stall"));
             }
         }
         if let Some(stall_timeout) = config.stall_timeout {
-            // Nobody looks while a ping waits behind a frame or for room: the others decide.
+            // The stall of the handler is not checked while a ping waits for the end of a frame or
+            // for room in the transport: other deadlines apply.
             let stuck = self.full.or(self.claimed).or(self.flushing);
-            if let (Some(unread), None) = (self.unread, self.inside.or(stuck)) {
-                let by = unread.max(self.jumped).max(self.excused)
+            if let (Some(unread), None) = (self.unread, self.in_frame.or(stuck)) {
+                let by = unread.max(self.standstill_end).max(self.restarted)
                     + config.interval
                     + stall_timeout
                     + slack;
                 due.push((by, "(b) the eviction of a handler that does not read"));
             }
-            let inside = self.inside.filter(|_| !self.malformed);
-            if let (Some(inside), None) = (inside, stuck) {
-                // What was held up before may have gone out, and been waited for, since then.
-                let wanted = inside.max(from.max(self.excused) + silence + again);
-                // What was given up has to be asked for again before anybody knows.
-                let asked = match self.given_up {
-                    true => config.write_timeout.unwrap_or(stall_timeout) + SECOND_TRY,
+            let in_frame = self.in_frame.filter(|_| !self.malformed);
+            if let (Some(in_frame), None) = (in_frame, stuck) {
+                // A ping that was delayed before may have been sent, and have waited for its pong,
+                // since then.
+                let wanted = in_frame.max(from.max(self.restarted) + silence + again);
+                // Whether the transport accepts a cancelled write is not known until the layer
+                // writes again.
+                let asked = match self.write_cancelled {
+                    true => config.write_timeout.unwrap_or(stall_timeout) + RETRY_MS,
                     false => 0,
                 };
                 let by = wanted + asked + stall_timeout + slack;
-                due.push((by, "(b) the eviction of a stuck writer"));
+                due.push((by, "(b) the eviction of a handler with an unfinished frame"));
             }
         }
-        let unseen = self.ended.filter(|_| config.heartbeat);
-        if let (Some(ended), None) = (unseen, self.too_much) {
-            let by = ended.max(self.jumped).max(self.excused) + config.interval + slack;
+        let unseen = self.peer_ended.filter(|_| config.heartbeat);
+        if let (Some(ended), None) = (unseen, self.read_ahead_full) {
+            let by = ended.max(self.standstill_end).max(self.restarted) + config.interval + slack;
             due.push((by, "(b) the discovery of the peer's end"));
         }
         let gone = self
-            .handler_gone
-            .map(|at| (at + 1, "(c) the event of a dropped handler"));
-        let kick = self.kicked.map(|at| (at, "(c) the event of a kick"));
+            .handler_dropped
+            .map(|at| (at + 1, "(c) the eviction event of a dropped handler"));
+        let kick = self
+            .evict_called
+            .map(|at| (at, "(c) the eviction event of a call of `evict`"));
         due.into_iter().chain(gone).chain(kick).min()
     }
 
-    fn step(&mut self, entry: &Entry) -> Verdict {
+    fn step(&mut self, entry: &Entry) -> Check {
         self.now = entry.at;
         if let Event::Took(count, _) = entry.event {
-            // What one look left there, and a later one finds, may have come in between.
-            if let Some(left) = self.left_some.filter(|left| *left < entry.at) {
-                self.heard = self.heard.max(left);
+            // Bytes that one read left, and a later read returns, may have arrived in between.
+            if let Some(left) = self.left_unread.filter(|left| *left < entry.at) {
+                self.last_byte = self.last_byte.max(left);
             }
             self.took += count;
-            self.left_some = (self.took < self.arrived).then_some(entry.at);
+            self.left_unread = (self.took < self.arrived).then_some(entry.at);
         }
         match entry.event {
             Event::Arrived(count) => {
                 self.arrived += count;
-                self.heard = entry.at;
+                self.last_byte = entry.at;
                 self.waited_at_arrival = self.reader_waits;
                 self.malformed |= self.facts.malformed.is_some_and(|from| from < self.arrived);
-                if self.ended.is_none() && self.closes_at.is_some_and(|to| to <= self.arrived) {
-                    self.ended = Some(entry.at);
+                if self.peer_ended.is_none() && self.close_end.is_some_and(|to| to <= self.arrived)
+                {
+                    self.peer_ended = Some(entry.at);
                 }
                 if self.evicted.is_some_and(|(at, _)| at < entry.at) {
-                    // Whatever comes now is nobody's business.
+                    // Nothing is due for bytes that arrive after the eviction.
                     return Ok(());
                 }
             }
             Event::EndArrived | Event::ResetArrived(_) => {
-                self.ended = self.ended.or(Some(entry.at));
+                self.peer_ended = self.peer_ended.or(Some(entry.at));
             }
-            // What a handler comes late for counts from then on, be it a pong that it does not get.
-            Event::Took(_, By::Handler) if self.waited_at_arrival => self.heard = entry.at,
+            // Bytes that a woken handler reads late count from that read, including a pong that is
+            // removed.
+            Event::Took(_, Poller::Handler) if self.waited_at_arrival => self.last_byte = entry.at,
             Event::Read(count) => {
                 self.read += count;
                 self.unread = None;
                 if self.waited_at_arrival {
-                    self.heard = entry.at;
+                    self.last_byte = entry.at;
                 }
                 (self.reader_waits, self.reader_blocked) = (false, false);
-                self.not_after_eviction(entry)?;
+                self.check_not_evicted(entry)?;
             }
-            Event::ReadWaits => (self.reader_waits, self.reader_blocked) = (true, true),
-            Event::ReadGivenUp => self.reader_blocked = false,
+            Event::ReadPending => (self.reader_waits, self.reader_blocked) = (true, true),
+            Event::ReadCancelled => self.reader_blocked = false,
             Event::ReadEnds => self.reader_blocked = false,
             Event::ReadFails(why) => {
                 self.reader_blocked = false;
-                self.same_reason(entry, why)?;
+                self.check_reason(entry, why)?;
             }
-            Event::WriteWaits => self.writer_waits = Some(entry.at),
-            Event::WriteGivenUp => (self.writer_waits, self.given_up) = (None, true),
+            Event::WritePending => self.writer_waits = Some(entry.at),
+            Event::WriteCancelled => (self.writer_waits, self.write_cancelled) = (None, true),
             Event::Wrote(count) => {
                 self.wrote += count;
                 self.writer_waits = None;
@@ -301,153 +314,161 @@ impl Walk<'_> {
                 if boundary && self.facts.world.wrote[*from] & 0xF == CLOSE {
                     self.closing = Some(entry.at);
                 }
-                if std::mem::replace(&mut self.half, self.facts.is_half_sent(self.wrote)) {
-                    self.half_until = entry.at;
+                if std::mem::replace(&mut self.in_message, self.facts.is_half_sent(self.wrote)) {
+                    self.last_in_message = entry.at;
                 }
-                self.excuse(self.inside, entry.at);
-                self.inside = if boundary { None } else { Some(entry.at) };
+                self.restart(self.in_frame, entry.at);
+                self.in_frame = if boundary { None } else { Some(entry.at) };
             }
             Event::WriteFails(why) => {
                 self.writer_waits = None;
-                self.same_reason(entry, why)?;
+                self.check_reason(entry, why)?;
             }
             Event::Claimed(_) => self.claimed = Some(entry.at),
             Event::Accepted(..) => {
-                self.excuse(self.claimed, entry.at);
+                self.restart(self.claimed, entry.at);
                 self.claimed = None;
             }
             Event::Full => self.full = Some(entry.at),
             Event::Room => {
-                self.excuse(self.full, entry.at);
+                self.restart(self.full, entry.at);
                 self.full = None;
             }
-            Event::FlushWaits => self.flushing = Some(entry.at),
+            Event::FlushPending => self.flushing = Some(entry.at),
             Event::Flushed => {
-                self.excuse(self.flushing, entry.at);
+                self.restart(self.flushing, entry.at);
                 self.flushing = None;
             }
-            Event::AsksShutdown => self.closing = self.closing.or(Some(entry.at)),
-            Event::Jumped(span) => self.jumped = entry.at + span,
+            Event::ShutdownCalled => self.closing = self.closing.or(Some(entry.at)),
+            Event::Standstill(span) => self.standstill_end = entry.at + span,
             Event::HandlerDrops => {
-                self.handler_gone = Some(entry.at);
+                self.handler_dropped = Some(entry.at);
                 (self.reader_blocked, self.writer_waits) = (false, None);
             }
-            Event::Kicks(_) => self.kicked = Some(entry.at),
-            Event::Evicted(told) => self.evicted = Some((entry.at, told)),
+            Event::EvictCalled(_) => self.evict_called = Some(entry.at),
+            Event::Evicted(report) => self.evicted = Some((entry.at, report)),
             Event::Dropped => self.dropped = true,
             _ => {}
         }
-        let unread = self.facts.kept(self.arrived).saturating_sub(self.read);
+        let unread = self
+            .facts
+            .handler_bytes(self.arrived)
+            .saturating_sub(self.read);
         if unread > 0 {
             self.unread = self.unread.or(Some(entry.at));
         }
-        // What is held back, or only waits to be cut, takes its room too.
-        match unread + 256 > READ_AHEAD {
-            true => self.too_much = self.too_much.or(Some(entry.at)),
+        // Bytes that are held back, and pongs that are removed later, take up read-ahead too.
+        match unread + 256 > READ_AHEAD_BYTES {
+            true => self.read_ahead_full = self.read_ahead_full.or(Some(entry.at)),
             false => {
-                self.excuse(self.too_much, entry.at);
-                self.too_much = None;
+                self.restart(self.read_ahead_full, entry.at);
+                self.read_ahead_full = None;
             }
         }
         Ok(())
     }
 
-    /// What prevented something for a while gives the rest of the time anew.
-    fn excuse(&mut self, since: Option<u64>, now: u64) {
+    /// Restarts the heartbeat's time when an obstacle (since `since`) ends.
+    fn restart(&mut self, since: Option<u64>, now: u64) {
         if since.is_some_and(|since| since < now) {
-            self.excused = now;
+            self.restarted = now;
         }
     }
 
-    fn same_reason(&self, entry: &Entry, why: Option<Reason>) -> Verdict {
-        let told = self.evicted.map(|(_, told)| told.reason);
+    fn check_reason(&self, entry: &Entry, why: Option<Reason>) -> Check {
+        let report = self.evicted.map(|(_, report)| report.reason);
         match why {
-            Some(why) if told != Some(why) => Err(format!("(e) {entry}, but the event: {told:?}")),
+            Some(why) if report != Some(why) => {
+                Err(format!("(e) {entry}, but the hook's reason is {report:?}"))
+            }
             _ => Ok(()),
         }
     }
 
-    fn not_after_eviction(&self, entry: &Entry) -> Verdict {
+    fn check_not_evicted(&self, entry: &Entry) -> Check {
         match self.evicted {
-            Some((_, told)) if ours(told) => {
-                Err(format!("(e) after its eviction the handler got {entry}"))
-            }
+            Some((_, report)) if ended_by_layer(report) => Err(format!(
+                "(e) after the eviction by the layer the handler got {entry}"
+            )),
             _ => Ok(()),
         }
     }
 }
 
-/// (e) A handler that waits gets what it waits for when it is there.
-fn lags(facts: &Facts<'_>) -> Verdict {
+/// (e) A handler that is blocked in a read or a write is woken within 2 ms of the byte or the room.
+fn check_wakeups(facts: &Facts<'_>) -> Check {
     let arrivals = Times::arrivals(facts.world);
-    let (mut waits, mut asleep, mut read, mut jumped) = (None, None, 0, 0);
+    let (mut read_pending, mut pending_at_end, mut read, mut standstill_end) = (None, None, 0, 0);
     let mut full = false;
     let mut room_since = 0;
-    let mut writes = None;
-    let late = |what: &str, since: u64, now: u64, jumped: u64| {
-        let fair = since.max(jumped) + 2;
-        match now > fair {
+    let mut write_pending = None;
+    let late = |what: &str, since: u64, now: u64, standstill_end: u64| {
+        let deadline = since.max(standstill_end) + 2;
+        match now > deadline {
             true => Err(format!(
-                "(e) {what} since {since} ms, and was woken at {now} ms"
+                "(e) {what} since {since} ms, and the handler was woken at {now} ms"
             )),
             false => Ok(()),
         }
     };
     for entry in &facts.world.log {
         match entry.event {
-            Event::Jumped(span) => jumped = entry.at + span,
-            Event::ReadWaits => waits = Some(entry.at),
-            Event::ReadGivenUp | Event::HandlerDrops | Event::ReadFails(_) => waits = None,
+            Event::Standstill(span) => standstill_end = entry.at + span,
+            Event::ReadPending => read_pending = Some(entry.at),
+            Event::ReadCancelled | Event::HandlerDrops | Event::ReadFails(_) => read_pending = None,
             Event::Read(count) => {
-                if let (Some(waited), Some(came)) = (waits, facts.came(&arrivals, read)) {
+                if let (Some(waited), Some(arrived_at)) =
+                    (read_pending, facts.arrival_of(&arrivals, read))
+                {
                     late(
-                        "a reader's bytes were there",
-                        came.max(waited),
+                        "bytes were readable",
+                        arrived_at.max(waited),
                         entry.at,
-                        jumped,
+                        standstill_end,
                     )?;
                 }
                 read += count;
-                waits = None;
+                read_pending = None;
             }
-            Event::Over => asleep = waits.map(|waited: u64| (waited, entry.at)),
+            Event::Over => pending_at_end = read_pending.map(|waited: u64| (waited, entry.at)),
             Event::Full => full = true,
-            // What goes out first is a ping, flushed.
+            // The ping goes out first, and is flushed.
             Event::Flushed => room_since = entry.at,
             Event::Room => (full, room_since) = (false, entry.at),
-            Event::WriteWaits => writes = Some(entry.at),
-            Event::WriteGivenUp | Event::WriteFails(_) => writes = None,
+            Event::WritePending => write_pending = Some(entry.at),
+            Event::WriteCancelled | Event::WriteFails(_) => write_pending = None,
             Event::Wrote(_) => {
-                if let (Some(waited), false) = (writes, full) {
+                if let (Some(waited), false) = (write_pending, full) {
                     late(
-                        "a writer had room",
+                        "the transport had room",
                         room_since.max(waited),
                         entry.at,
-                        jumped,
+                        standstill_end,
                     )?;
                 }
-                writes = None;
+                write_pending = None;
             }
             _ => {}
         }
     }
-    let Some((waited, over)) = asleep else {
+    let Some((waited, over)) = pending_at_end else {
         return Ok(());
     };
-    let next = facts.fates.iter().find(|fate| {
-        fate.read_from
-            .is_some_and(|from| from + fate.to - fate.from > read)
+    let next = facts.peer_frames.iter().find(|frame| {
+        frame
+            .read_from
+            .is_some_and(|from| from + frame.to - frame.from > read)
     });
     let Some(next) = next else {
         return Ok(());
     };
     let part = next.read_from.map_or(0, |from| read.saturating_sub(from));
     match arrivals.reached(next.needs(part)) {
-        Some((_, came)) => late(
-            "a reader's bytes were there",
-            came.max(waited),
+        Some((_, arrived_at)) => late(
+            "bytes were readable",
+            arrived_at.max(waited),
             over,
-            jumped,
+            standstill_end,
         ),
         None => Ok(()),
     }

@@ -1,10 +1,10 @@
-//! Draws a schedule.
+//! Draws the plan of a schedule from its seed.
 
 use std::io::ErrorKind;
 
 use tower_ws_liveness::Traffic;
 
-use super::asks::{self, Ask};
+use super::handle_calls::{self, HandleCall};
 use super::plan::{
     ALL, Act, Answers, Config, Fault, Handler, Idle, Link, Malformed, Masks, Net, Peer, Plan,
     Spends, Step,
@@ -16,64 +16,67 @@ impl Plan {
     pub(crate) fn draw(seed: u64) -> Self {
         let rng = &mut Rng::new(seed);
         let config = Config::draw(rng);
-        let until = config.patience() * rng.range(2, 6) + config.timeout * rng.pick(&[1, 12]) + 100;
+        let duration =
+            config.silence_bound() * rng.range(2, 6) + config.timeout * rng.pick(&[1, 12]) + 100;
         let calm = rng.percent(30);
-        let mut net = Net::draw(rng, &config, until, calm);
-        let jumps: Vec<_> = (0..rng.pick(&[0, 0, 0, 1, 1, 2]))
+        let mut net = Net::draw(rng, &config, duration, calm);
+        let standstills: Vec<_> = (0..rng.pick(&[0, 0, 0, 1, 1, 2]))
             .map(|_| {
-                let most = 2 * config.patience() + rng.pick(&[1, 300]);
-                (rng.below(until), 1 + rng.below(most))
+                let most = 2 * config.silence_bound() + rng.pick(&[1, 300]);
+                (rng.below(duration), 1 + rng.below(most))
             })
             .collect();
         if rng.percent(50) {
-            // The whole machine is suspended, and the network with it.
-            let stalls = jumps.iter();
+            // The whole machine is suspended, so that the network stalls, too.
+            let stalls = standstills.iter();
             net.faults
                 .extend(stalls.map(|(at, span)| (*at, Fault::StallBoth(*span + 1))));
         }
         let mut plan = Self {
             seed,
-            peer: Peer::draw(rng, &config, until, calm),
+            peer: Peer::draw(rng, &config, duration, calm),
             handler: Handler::draw(rng, &config),
-            asks: asks::draw(&mut Rng::new(!seed), &config, until),
+            handle_calls: handle_calls::draw(&mut Rng::new(!seed), &config, duration),
             config,
             net,
-            jumps,
-            until,
+            standstills,
+            duration,
         };
         if Rng::new(seed.rotate_left(32)).percent(4) {
-            plan.narrow(&mut Rng::new(seed ^ 0x5A5A));
+            plan.use_slow_outbound_link(&mut Rng::new(seed ^ 0x5A5A));
         }
         let rng = &mut Rng::new(seed ^ 0x1D1E_1D1E);
         if rng.percent(25) {
-            plan.watch_idleness(rng);
+            plan.add_idle_layer(rng);
         }
-        plan.peer.hangs_up = Rng::new(seed ^ 0xF1F1_F1F1).percent(70);
-        plan.estrange(&mut Rng::new(seed ^ 0x0DD5_0DD5));
+        plan.peer.answers_fin = Rng::new(seed ^ 0xF1F1_F1F1).percent(70);
+        plan.add_rare_kinds(&mut Rng::new(seed ^ 0x0DD5_0DD5));
         if plan.config.idle.is_some() {
-            // The opening handshake is over first.
+            // Faults begin after the opening handshake.
             for (at, _) in &mut plan.net.faults {
                 *at = (*at).max(1);
             }
         }
-        plan.spare();
+        plan.limit_lengths();
         plan
     }
 
-    /// An idle timeout beside the heartbeat or in its place, and what becomes of it: messages that
-    /// dribble, and more than is read ahead.
-    fn watch_idleness(&mut self, rng: &mut Rng) {
+    /// Adds an idle layer beside or in place of the heartbeat, with messages that arrive slowly or
+    /// exceed the read-ahead.
+    fn add_idle_layer(&mut self, rng: &mut Rng) {
         let config = &mut self.config;
-        let idle = Idle::draw(rng, config.patience());
+        let idle = Idle::draw(rng, config.silence_bound());
         config.idle = Some(idle);
         if rng.percent(20) {
             config.heartbeat = false;
             (config.write_timeout, config.stall_timeout) = (None, None);
             config.control_limit = None;
-            let pings = |(_, ask): &(u64, Ask)| matches!(ask, Ask::Ping { .. } | Ask::Often { .. });
-            self.asks.retain(pings);
+            let pings = |(_, call): &(u64, HandleCall)| {
+                matches!(call, HandleCall::Ping { .. } | HandleCall::Often { .. })
+            };
+            self.handle_calls.retain(pings);
         }
-        let mut say = |at, len, parts, pace| {
+        let mut send = |at, len, parts, pace| {
             let control = false;
             let message = Act::Message {
                 len,
@@ -85,16 +88,16 @@ impl Plan {
         };
         if idle.message_timeout.is_some() && rng.percent(60) {
             let len = rng.range(126, 2_000) as usize;
-            say(rng.below(self.until / 2), len, rng.pick(&[1, 3]), 1);
+            send(rng.below(self.duration / 2), len, rng.pick(&[1, 3]), 1);
         }
         if rng.percent(20) {
-            say(rng.below(50), rng.range(10_000, 20_000) as usize, 2, ALL);
+            send(rng.below(50), rng.range(10_000, 20_000) as usize, 2, ALL);
         }
         self.peer.acts.sort_by_key(|(at, _)| *at);
     }
 
-    /// A share of the transports, peers and handlers are of the less usual kinds.
-    fn estrange(&mut self, rng: &mut Rng) {
+    /// Gives some schedules less usual transports, peers and handlers.
+    fn add_rare_kinds(&mut self, rng: &mut Rng) {
         if rng.percent(12) {
             (self.net.claims, self.net.vectored, self.net.buffered) = (true, false, None);
         }
@@ -111,16 +114,16 @@ impl Plan {
         if rng.percent(8) {
             for _ in 0..rng.pick(&[1, 1, 3]) {
                 let malformed = Malformed::draw(rng);
-                let act = (rng.below(self.until), Act::Malformed(malformed));
+                let act = (rng.below(self.duration), Act::Malformed(malformed));
                 self.peer.acts.push(act);
             }
             self.peer.acts.sort_by_key(|(at, _)| *at);
         }
     }
 
-    /// A link on which a ping waits behind what was written before it, for longer than its timeout.
-    /// Nothing but what the peer drains meanwhile says that it is alive.
-    fn narrow(&mut self, rng: &mut Rng) {
+    /// Makes the outbound link so slow that a ping waits in it for longer than its timeout. The
+    /// only sign of life is that the peer drains bytes.
+    fn use_slow_outbound_link(&mut self, rng: &mut Rng) {
         let rate = rng.pick(&[10, 20, 40]);
         self.net.outbound = Link {
             latency: rng.pick(&[0, 3]),
@@ -138,11 +141,12 @@ impl Plan {
             len: rng.range(100, 2_000) as usize,
         };
         self.handler.tasks = vec![vec![Step::ReadOn { size: 4_096 }], vec![steady]];
-        self.until += 8 * self.config.timeout;
+        self.duration += 8 * self.config.timeout;
     }
 
-    /// A long way in small steps takes its time and shows nothing new.
-    fn spare(&mut self) {
+    /// Limits lengths where reads or writes are small: many small steps cost time and test nothing
+    /// new.
+    fn limit_lengths(&mut self) {
         let net = &self.net;
         let steps = self.handler.tasks.iter_mut().flatten();
         let smallest = steps.filter_map(|step| match step {
@@ -211,24 +215,31 @@ impl Config {
         rng.pick(&[8, 25, 50, 100, 200]) + rng.below(7)
     }
 
-    /// From the last sign of life to the eviction.
-    pub(crate) fn patience(&self) -> u64 {
+    /// Time from the last sign of life to the eviction.
+    pub(crate) fn silence_bound(&self) -> u64 {
         self.interval + self.timeout * self.missed
     }
 }
 
 impl Idle {
-    /// Times around the `patience` of a heartbeat: a silence is found by either, or by both at once.
-    fn draw(rng: &mut Rng, patience: u64) -> Self {
+    /// Times close to the `silence_bound` of the heartbeat, so that either layer may find a silence
+    /// first.
+    fn draw(rng: &mut Rng, silence_bound: u64) -> Self {
         let time = |rng: &mut Rng| {
-            rng.pick(&[patience / 4, patience / 2, patience, patience * 2]) + 4 + rng.below(7)
+            rng.pick(&[
+                silence_bound / 4,
+                silence_bound / 2,
+                silence_bound,
+                silence_bound * 2,
+            ]) + 4
+                + rng.below(7)
         };
         Self {
             timeout: time(rng) * rng.pick(&[1, 2, 4]),
             watch: rng.pick(&[Traffic::Either, Traffic::Inbound, Traffic::Outbound]),
             first_message: rng.percent(25).then(|| time(rng)),
             message_timeout: (rng.percent(60))
-                .then(|| rng.pick(&[10, 30, 60, patience]) + rng.below(7)),
+                .then(|| rng.pick(&[10, 30, 60, silence_bound]) + rng.below(7)),
             max_lifetime: rng.percent(25).then(|| time(rng) * 2),
             outside: rng.percent(50),
         }
@@ -236,10 +247,10 @@ impl Idle {
 }
 
 impl Net {
-    fn draw(rng: &mut Rng, config: &Config, until: u64, calm: bool) -> Self {
+    fn draw(rng: &mut Rng, config: &Config, duration: u64, calm: bool) -> Self {
         let count = if calm { 0 } else { rng.pick(&[0, 1, 1, 1, 2]) };
         let mut faults: Vec<_> = (0..count)
-            .map(|_| (rng.below(until), Fault::draw(rng, config)))
+            .map(|_| (rng.below(duration), Fault::draw(rng, config)))
             .collect();
         faults.sort_by_key(|(at, _)| *at);
         Self {
@@ -271,15 +282,15 @@ impl Link {
 
 impl Fault {
     fn draw(rng: &mut Rng, config: &Config) -> Self {
-        let span = 1 + rng.below(config.patience() * 3 / 2);
+        let span = 1 + rng.below(config.silence_bound() * 3 / 2);
         let kinds = [ErrorKind::ConnectionReset, ErrorKind::TimedOut];
         match rng.below(14) {
             0 => Self::StallIn(span),
             1 => Self::StallOut(span),
             2 | 3 => Self::StallBoth(span),
-            4 | 5 => Self::BlackIn,
-            6 | 7 => Self::BlackOut,
-            8..=10 => Self::BlackBoth,
+            4 | 5 => Self::BlackholeIn,
+            6 | 7 => Self::BlackholeOut,
+            8..=10 => Self::BlackholeBoth,
             11 => Self::Kill,
             12 => Self::HalfClose,
             _ => Self::Reset(rng.pick(&kinds)),
@@ -307,11 +318,11 @@ fn len(rng: &mut Rng) -> usize {
 }
 
 impl Peer {
-    fn draw(rng: &mut Rng, config: &Config, until: u64, calm: bool) -> Self {
+    fn draw(rng: &mut Rng, config: &Config, duration: u64, calm: bool) -> Self {
         use Answers::{All, Backwards, BehindData, Dribbled, Forged, Never, Newest, Oldest, Twice};
         let count = rng.pick(&[0, 0, 1, 3, 10, 25]);
         let mut acts: Vec<_> = (0..count)
-            .map(|_| (rng.below(until), Act::draw(rng, config, calm)))
+            .map(|_| (rng.below(duration), Act::draw(rng, config, calm)))
             .collect();
         acts.sort_by_key(|(at, _)| *at);
         let odd = !calm && rng.percent(15);
@@ -325,8 +336,8 @@ impl Peer {
                 kind
             },
             reaction: rng.pick(&[0, 0, 1, config.timeout / 4]),
-            closes_back: rng.percent(75),
-            hangs_up: false,
+            answers_close: rng.percent(75),
+            answers_fin: false,
             masks: Masks::All,
             acts,
         }
@@ -354,7 +365,7 @@ impl Act {
                 code: rng.pick(&[None, Some(1000), Some(4321)]),
                 fin: rng.percent(50),
             },
-            88..96 => Self::Freeze(Some(1 + rng.below(config.patience() * 2))),
+            88..96 => Self::Freeze(Some(1 + rng.below(config.silence_bound() * 2))),
             _ => Self::Freeze(None),
         }
     }
@@ -418,7 +429,7 @@ impl Handler {
         };
         Self {
             tasks,
-            lingers: rng.pick(&[0, 0, 0, 30, 1_000]),
+            linger_ms: rng.pick(&[0, 0, 0, 30, 1_000]),
             spends: Spends::Never,
         }
     }
@@ -432,7 +443,7 @@ impl Step {
     fn draw_read(rng: &mut Rng, config: &Config) -> Self {
         match rng.below(10) {
             0..3 => Self::Read {
-                span: 1 + rng.below(config.patience()),
+                span: 1 + rng.below(config.silence_bound()),
                 size: size(rng),
             },
             3..5 => Self::ReadOnce { size: size(rng) },
@@ -451,7 +462,7 @@ impl Step {
             },
             45..55 => Self::TryWrite {
                 len: len(rng),
-                patience: 1 + rng.below(20),
+                cancel_after: 1 + rng.below(20),
             },
             55..62 => Self::Begin {
                 len: len(rng) + 1,
@@ -468,6 +479,11 @@ impl Step {
 }
 
 fn busy(rng: &mut Rng, config: &Config) -> u64 {
-    let most = rng.pick(&[5, config.interval, config.patience(), 10 * config.timeout]);
+    let most = rng.pick(&[
+        5,
+        config.interval,
+        config.silence_bound(),
+        10 * config.timeout,
+    ]);
     1 + rng.below(most)
 }

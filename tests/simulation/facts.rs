@@ -1,90 +1,91 @@
-//! What the oracle knows of a run before it judges: which bytes were whose, and when.
+//! Facts about a run that all rules share, and rule (d): bytes pass unchanged.
 
 use std::collections::HashMap;
 
-use super::log::{Event, Told, ours};
-use super::peer::{MALFORMED, whole};
+use super::log::{Event, Report, ended_by_layer};
+use super::peer::{MALFORMED, frame_len};
 use super::plan::Config;
 use super::script::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, parse};
 use super::times::Times;
 use super::world::World;
 
-pub(crate) type Verdict<T = ()> = Result<T, String>;
+pub(crate) type Check<T = ()> = Result<T, String>;
 
-/// The length of the payload of one of the layer's pings.
-const OWN_PAYLOAD: usize = 8;
+/// Payload length of the layer's pings.
+const PING_PAYLOAD_BYTES: usize = 8;
 
-/// So many bytes tell that a frame is malformed.
-pub(crate) const TELLING: usize = 3;
+/// From this many bytes of its header on, a frame can be known to be malformed.
+pub(crate) const MALFORMED_HEADER_BYTES: usize = 3;
 
 pub(crate) struct Facts<'a> {
     pub(crate) world: &'a World,
-    /// The settings, with the smallest times that ever held and with the largest. What changes in
-    /// between is judged by one or the other.
+    /// The settings of the run. `fast` has the smallest interval and timeout that were ever set,
+    /// `slow` the largest: an early eviction is checked against `fast`, a late one against `slow`.
     pub(crate) fast: Config,
     pub(crate) slow: Config,
-    /// When the process stood still: from, and to.
-    jumps: Vec<(u64, u64)>,
-    /// Where in the log the hook was called, when, and what it was told.
-    pub(crate) evicted: Option<(usize, u64, Told)>,
-    /// The layer's own pings, in order.
-    pub(crate) pings: Vec<OwnPing>,
-    /// How the handler's output is cut into frames: where each ends in what it wrote.
+    /// Begin and end of each standstill of the process.
+    standstills: Vec<(u64, u64)>,
+    /// Index of the log entry, time and arguments of the eviction hook's call.
+    pub(crate) evicted: Option<(usize, u64, Report)>,
+    /// The layer's pings, in order.
+    pub(crate) pings: Vec<LayerPing>,
+    /// Ends of the handler's frames, as offsets into the bytes that it wrote.
     pub(crate) boundaries: Vec<usize>,
-    /// The peer's frames, and what became of each.
-    pub(crate) fates: Vec<Fate>,
-    /// The places of those that are for the handler.
-    kept: Vec<usize>,
-    /// All that the peer sent, and all of the handler's that the transport accepted, frame by frame.
-    pub(crate) said: Vec<Span>,
-    pub(crate) sent: Vec<Span>,
-    /// Where, in all that the peer sent, the first malformed frame begins. Behind that there are no
-    /// frames, and all bytes are for the handler.
+    /// The peer's frames, and what the wrapper did with each.
+    pub(crate) peer_frames: Vec<PeerFrame>,
+    /// Indices in `peer_frames` of the frames that the handler read.
+    for_handler: Vec<usize>,
+    /// All bytes that the peer sent, and all handler bytes that the transport accepted, by frame.
+    pub(crate) inbound_frames: Vec<Span>,
+    pub(crate) outbound_frames: Vec<Span>,
+    /// Offset of the peer's first malformed frame. No frame boundary is known from there on, and
+    /// all bytes are for the handler.
     pub(crate) malformed: Option<usize>,
 }
 
-pub(crate) struct OwnPing {
+pub(crate) struct LayerPing {
     pub(crate) payload: Vec<u8>,
-    /// Whether it stands between two fragments of a message.
-    pub(crate) inside: bool,
-    /// The entry with which its first byte was accepted, and when its last one was.
-    pub(crate) begun: usize,
+    /// Whether it was sent between two fragments of a message.
+    pub(crate) in_message: bool,
+    /// Index of the entry that accepted its first byte, and the time at which its last byte was
+    /// accepted.
+    pub(crate) first_accepted: usize,
     pub(crate) at: u64,
-    /// The entry of the log with which it was with the transport, flushed, and when that was.
-    pub(crate) handed: Option<(usize, u64)>,
-    /// The entry with which the process knew that it was.
-    pub(crate) told: Option<usize>,
-    /// When the last byte of the first pong to it could be read, and how many the peer had sent by
-    /// then.
-    pub(crate) answered: Option<u64>,
-    pub(crate) answer: Option<usize>,
+    /// Index and time of the entry by which it was flushed.
+    pub(crate) flushed: Option<(usize, u64)>,
+    /// Index of the entry in which that flush returned to its caller.
+    pub(crate) flush_returned: Option<usize>,
+    /// Time at which the last byte of its first pong became readable, and the offset of that pong's
+    /// end in the peer's bytes.
+    pub(crate) pong_arrived: Option<u64>,
+    pub(crate) pong_end: Option<usize>,
 }
 
-/// Offsets are into all that the peer sent, and all that the handler read.
+/// A frame of the peer. `from` and `to` are offsets into all bytes that the peer sent.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Fate {
+pub(crate) struct PeerFrame {
     pub(crate) from: usize,
     pub(crate) to: usize,
-    /// [`MALFORMED`] from the first malformed frame on.
+    /// [`MALFORMED`] for the first malformed frame and all that follow.
     pub(crate) opcode: u8,
-    /// Whether it may be a pong of the layer's, by its length.
-    pub(crate) held: bool,
-    /// Whether it is the first pong to a ping of the layer's.
-    pub(crate) answers: bool,
-    /// Where it starts for the handler. `None`: it is cut out.
+    /// Whether it may be a pong to a ping of the layer, by its length.
+    pub(crate) maybe_pong_to_layer: bool,
+    /// Whether it is the first pong to a ping of the layer.
+    pub(crate) answers_ping: bool,
+    /// Its offset in the bytes that the handler read. `None`: the wrapper removed it.
     pub(crate) read_from: Option<usize>,
 }
 
-/// A frame, or as much of it as there was.
+/// One frame of a direction, or the part of it that exists.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span {
     pub(crate) from: usize,
     pub(crate) to: usize,
-    /// [`MALFORMED`] from the first malformed frame on.
+    /// [`MALFORMED`] for the first malformed frame and all that follow.
     pub(crate) opcode: u8,
     pub(crate) fin: bool,
-    /// Whether all of it is there.
-    pub(crate) whole: bool,
+    /// Whether the frame is complete.
+    pub(crate) complete: bool,
 }
 
 impl Span {
@@ -93,13 +94,13 @@ impl Span {
     }
 }
 
-impl Fate {
-    /// How many of the peer's bytes have to be here for the byte at `part` of this frame to be read.
-    /// What may become a pong of the layer's is held back until that is known; by its length, if
-    /// that is not a ping's.
+impl PeerFrame {
+    /// How many of the peer's bytes must have arrived before the handler can read the byte at
+    /// offset `part` of this frame. The wrapper holds a pong back until its payload shows whether
+    /// it answers a ping of the layer; a pong of another length, until its length is known.
     pub(crate) fn needs(&self, part: usize) -> usize {
         let known = match self.opcode {
-            PONG if self.held => self.to,
+            PONG if self.maybe_pong_to_layer => self.to,
             PONG => self.from + 2,
             _ => self.from,
         };
@@ -108,19 +109,22 @@ impl Fate {
 }
 
 impl<'a> Facts<'a> {
-    pub(crate) fn gather(world: &'a World) -> Verdict<Self> {
+    pub(crate) fn gather(world: &'a World) -> Check<Self> {
         let mut evictions = world.log.iter().enumerate().filter_map(|(index, entry)| {
-            let Event::Evicted(told) = entry.event else {
+            let Event::Evicted(report) = entry.event else {
                 return None;
             };
-            Some((index, entry.at, told))
+            Some((index, entry.at, report))
         });
         let evicted = evictions.next();
         if let Some(again) = evictions.next() {
-            return Err(format!("(c) a second event at {} ms", again.1));
+            return Err(format!(
+                "(c) the eviction hook was called again at {} ms",
+                again.1
+            ));
         }
         if evicted.is_none() {
-            return Err("(c) no event, though the handler was dropped".into());
+            return Err("(c) the handler was dropped and the eviction hook was not called".into());
         }
         let (mut fast, mut slow) = (world.plan.config.clone(), world.plan.config.clone());
         for entry in &world.log {
@@ -136,32 +140,32 @@ impl<'a> Facts<'a> {
                 _ => {}
             }
         }
-        let jumps = world.log.iter().filter_map(|entry| match entry.event {
-            Event::Jumped(span) => Some((entry.at, entry.at + span)),
+        let standstills = world.log.iter().filter_map(|entry| match entry.event {
+            Event::Standstill(span) => Some((entry.at, entry.at + span)),
             _ => None,
         });
-        let jumps = jumps.collect();
+        let standstills = standstills.collect();
         let mut facts = Self {
             world,
             fast,
             slow,
-            jumps,
+            standstills,
             evicted,
             pings: Vec::new(),
             boundaries: Vec::new(),
-            fates: Vec::new(),
-            kept: Vec::new(),
-            said: Vec::new(),
-            sent: Vec::new(),
+            peer_frames: Vec::new(),
+            for_handler: Vec::new(),
+            inbound_frames: Vec::new(),
+            outbound_frames: Vec::new(),
             malformed: None,
         };
-        facts.outbound()?;
-        facts.inbound()?;
+        facts.check_outbound()?;
+        facts.check_inbound()?;
         Ok(facts)
     }
 
-    /// (d) The peer is sent the handler's bytes, and whole control frames in between.
-    fn outbound(&mut self) -> Verdict {
+    /// (d) The peer receives the handler's bytes, with whole control frames between frames.
+    fn check_outbound(&mut self) -> Check {
         let (mut sent, mut wrote) = (&self.world.accepted[..], &self.world.wrote[..]);
         let times = Times::of(self.world, |event| match event {
             Event::Accepted(count, _) => Some(count),
@@ -170,26 +174,26 @@ impl<'a> Facts<'a> {
         let mut closed = false;
         while !sent.is_empty() {
             if closed {
-                return Err("(d) something was sent after a Close".into());
+                return Err("(d) bytes were sent after a Close frame".into());
             }
             let offset = self.world.accepted.len() - sent.len();
-            let frame = whole(wrote).min(wrote.len());
+            let frame = frame_len(wrote).min(wrote.len());
             let common = frame.min(sent.len());
             if common > 0 && sent[..common] == wrote[..common] {
-                let finished = whole(wrote) <= common;
+                let finished = frame_len(wrote) <= common;
                 if !finished && sent.len() > common {
                     let at = times.reached(offset + common + 1);
                     return Err(format!(
-                        "(d) injected into a frame of the handler's, {at:?}"
+                        "(d) bytes were inserted into a frame of the handler at {at:?}"
                     ));
                 }
                 closed = finished && wrote[0] & 0xF == CLOSE;
-                self.sent.push(Span {
+                self.outbound_frames.push(Span {
                     from: offset,
                     to: offset + common,
                     opcode: wrote[0] & 0xF,
                     fin: wrote[0] & 0x80 != 0,
-                    whole: finished,
+                    complete: finished,
                 });
                 sent = &sent[common..];
                 wrote = &wrote[common..];
@@ -198,41 +202,46 @@ impl<'a> Facts<'a> {
                 }
                 continue;
             }
-            let len = whole(sent);
+            let len = frame_len(sent);
             let Some(bytes) = sent.get(..len) else {
-                // Cut off by the end, which the bounds judge.
+                // Cut off by the end of the connection, which the bounds check.
                 break;
             };
             let (index, at) = times.reached(offset + len).unwrap_or_default();
             let begun = times.reached(offset + 1).unwrap_or_default().0;
             let early = self
                 .evicted
-                .is_none_or(|(evicted, _, told)| begun < evicted || !ours(told))
+                .is_none_or(|(evicted, _, report)| begun < evicted || !ended_by_layer(report))
                 || self.was_claimed();
             let (frames, _) = parse(bytes);
             match frames.first() {
                 Some(ping) if ping.first == 0x80 | PING && !ping.masked && len < 128 => {
                     if !early {
-                        return Err(format!("(d) a ping after the event, at {at} ms"));
+                        return Err(format!(
+                            "(d) a ping was sent after the eviction, at {at} ms"
+                        ));
                     }
                     let payload = ping.payload.clone();
-                    let handed = self.handed(index);
-                    let data = self.sent.iter().rev().find(|frame| frame.is_data());
-                    self.pings.push(OwnPing {
+                    let data = self
+                        .outbound_frames
+                        .iter()
+                        .rev()
+                        .find(|frame| frame.is_data());
+                    self.pings.push(LayerPing {
                         payload,
-                        inside: data.is_some_and(|frame| !frame.fin),
-                        begun,
+                        in_message: data.is_some_and(|frame| !frame.fin),
+                        first_accepted: begun,
                         at,
-                        handed,
-                        told: self.told(index),
-                        answered: None,
-                        answer: None,
+                        flushed: self.flushed(index),
+                        flush_returned: self.flush_returned(index),
+                        pong_arrived: None,
+                        pong_end: None,
                     });
                 }
                 Some(close) if close.first == 0x80 | CLOSE && !close.masked => {
                     if self.evicted.is_none_or(|(evicted, ..)| begun < evicted) {
                         return Err(format!(
-                            "(d) a Close of the layer's before the event, {at} ms"
+                            "(d) the layer sent a Close frame before the eviction, at {at} ms"
                         ));
                     }
                     closed = true;
@@ -244,13 +253,13 @@ impl<'a> Facts<'a> {
         match wrote {
             [] => Ok(()),
             lost => Err(format!(
-                "(d) {} bytes that the handler wrote never went out",
+                "(d) the transport never got {} bytes that the handler wrote",
                 lost.len()
             )),
         }
     }
 
-    /// When the connection was evicted, the transport had a refused write that must be repeated first.
+    /// Whether at the eviction a refused write had kept bytes, which must be written again first.
     fn was_claimed(&self) -> bool {
         let evicted = self.evicted.map_or(0, |(index, ..)| index);
         let mut before = self.world.log[..evicted].iter().rev();
@@ -259,8 +268,8 @@ impl<'a> Facts<'a> {
         last.is_some_and(|entry| matches!(entry.event, Event::Claimed(_)))
     }
 
-    /// When what was accepted with the entry at `index` was flushed.
-    fn handed(&self, index: usize) -> Option<(usize, u64)> {
+    /// Index and time of the flush of the bytes that the entry at `index` accepted.
+    fn flushed(&self, index: usize) -> Option<(usize, u64)> {
         let log = &self.world.log;
         if self.world.plan.net.buffered.unwrap_or(0) == 0 {
             return Some((index, log[index].at));
@@ -270,15 +279,15 @@ impl<'a> Facts<'a> {
         flushed.next().map(|(index, entry)| (index, entry.at))
     }
 
-    fn told(&self, index: usize) -> Option<usize> {
+    fn flush_returned(&self, index: usize) -> Option<usize> {
         let mut after = self.world.log.iter().enumerate().skip(index);
         after
-            .find(|(_, entry)| entry.event == Event::FlushTold)
+            .find(|(_, entry)| entry.event == Event::FlushReturned)
             .map(|(index, _)| index)
     }
 
-    /// (d) The handler reads the peer's bytes, without the pongs to the layer's pings.
-    fn inbound(&mut self) -> Verdict {
+    /// (d) The handler reads the peer's bytes, less the pongs to the layer's pings.
+    fn check_inbound(&mut self) -> Check {
         let arrivals = Times::arrivals(self.world);
         let took = Times::of(self.world, |event| match event {
             Event::Took(count, _) => Some(count),
@@ -288,120 +297,130 @@ impl<'a> Facts<'a> {
         let places = self.pings.iter().enumerate();
         let by_payload: HashMap<_, _> = places.map(|(n, ping)| (ping.payload.clone(), n)).collect();
         let (mut offset, mut to, mut closed) = (0, 0, false);
-        for (n, said) in self.world.said.iter().enumerate() {
-            let mut later = self.world.said[n + 1..].iter();
+        for (n, peer_frame) in self.world.peer_sent.iter().enumerate() {
+            let mut later = self.world.peer_sent[n + 1..].iter();
             let later = later.find(|later| !by_payload.contains_key(&later.payload));
             let from = to;
-            to += said.raw.len();
+            to += peer_frame.raw.len();
             let arrived = arrivals.reached(to);
-            if said.opcode == MALFORMED {
+            if peer_frame.opcode == MALFORMED {
                 self.malformed = self.malformed.or(Some(from));
             }
             let opcode = match self.malformed {
                 Some(_) => MALFORMED,
-                None => said.opcode,
+                None => peer_frame.opcode,
             };
             let pong = opcode == PONG;
-            let place = by_payload.get(&said.payload).filter(|_| pong);
-            let ours = place.map(|place| &mut self.pings[*place]);
-            // The first answer to a ping is a pong to it; what an answer to an answered ping is, or
-            // one after the end, nobody says.
-            let answers = ours.as_ref().is_some_and(|ping| ping.answered.is_none());
-            let (must_cut, may_cut) = match ours {
+            let place = by_payload.get(&peer_frame.payload).filter(|_| pong);
+            let layer_ping = place.map(|place| &mut self.pings[*place]);
+            // The first pong to a ping answers it. A second pong to the same ping, or one that is
+            // read after the eviction, may be removed or passed on: no promise says which.
+            let answers = layer_ping
+                .as_ref()
+                .is_some_and(|ping| ping.pong_arrived.is_none());
+            let (must_cut, may_cut) = match layer_ping {
                 Some(ping) => {
-                    let first = ping.answered.is_none();
-                    // A reset takes along what lies in the transport.
+                    let first = ping.pong_arrived.is_none();
+                    // A reset discards the bytes that are still in the transport.
                     let late = match (self.evicted, took.reached(to)) {
                         (Some((evicted, ..)), Some((index, _))) => index > evicted,
                         _ => true,
                     };
                     if let (true, Some((_, at))) = (first, arrived) {
-                        (ping.answered, ping.answer) = (Some(at), Some(to));
+                        (ping.pong_arrived, ping.pong_end) = (Some(at), Some(to));
                     }
                     (first && !late && !closed, true)
                 }
                 None => (false, false),
             };
             closed |= opcode == CLOSE;
-            let common = said.raw.len().min(read.len());
-            let same = said.raw[..common] == read[..common];
-            // The handler's last bytes may be the beginning of any pong. Of one that had to be cut
-            // they are not, and of one that may have been, only if nothing later begins so too.
-            let elsewhere = common < said.raw.len()
+            let common = peer_frame.raw.len().min(read.len());
+            let same = peer_frame.raw[..common] == read[..common];
+            // The run may end while the handler reads a pong. If the pong must be removed, those
+            // bytes are not its beginning. If it may be removed, they are not if a later frame
+            // begins with the same bytes.
+            let elsewhere = common < peer_frame.raw.len()
                 && (must_cut || later.is_some_and(|later| later.raw.starts_with(read)));
-            let kept = same && !(may_cut && (common == 0 || elsewhere));
-            if kept && common == said.raw.len() && must_cut {
+            let is_read = same && !(may_cut && (common == 0 || elsewhere));
+            if is_read && common == peer_frame.raw.len() && must_cut {
                 return Err(format!(
-                    "(d) the handler read the pong to a ping, {arrived:?}"
+                    "(d) the handler read a pong to the layer's ping, arrived {arrived:?}"
                 ));
             }
-            if !kept && !may_cut {
+            if !is_read && !may_cut {
                 return Err(format!(
-                    "(d) the handler read something else than the frame {opcode:#x} at {from}, \
-                     {arrived:?}, its own byte {offset}"
+                    "(d) the handler did not read the peer's frame {opcode:#x} at {from}, \
+                     arrived {arrived:?}, at byte {offset} of its input"
                 ));
             }
-            let read_from = kept.then_some(offset);
-            self.said.push(Span {
+            let read_from = is_read.then_some(offset);
+            self.inbound_frames.push(Span {
                 from,
                 to,
                 opcode,
-                fin: said.raw[0] & 0x80 != 0,
-                whole: true,
+                fin: peer_frame.raw[0] & 0x80 != 0,
+                complete: true,
             });
-            self.fates.push(Fate {
+            self.peer_frames.push(PeerFrame {
                 from,
                 to,
                 opcode,
-                answers,
-                held: pong && said.payload.len() == OWN_PAYLOAD,
+                answers_ping: answers,
+                maybe_pong_to_layer: pong && peer_frame.payload.len() == PING_PAYLOAD_BYTES,
                 read_from,
             });
-            if kept {
-                self.kept.push(self.fates.len() - 1);
+            if is_read {
+                self.for_handler.push(self.peer_frames.len() - 1);
                 read = &read[common..];
-                offset += said.raw.len();
+                offset += peer_frame.raw.len();
             }
         }
         match read {
             [] => Ok(()),
             more => Err(format!(
-                "(d) the handler read {} bytes that nobody sent",
+                "(d) the handler read {} bytes that the peer did not send",
                 more.len()
             )),
         }
     }
 
-    /// How many of the first `count` bytes of the peer are for the handler.
-    pub(crate) fn kept(&self, count: usize) -> usize {
-        self.kept_at_most(self.unheld(count))
+    /// How many of the peer's first `count` bytes the handler can read when they have arrived.
+    pub(crate) fn handler_bytes(&self, count: usize) -> usize {
+        self.handler_bytes_at_most(self.released(count))
     }
 
-    /// `count`, less what may be held back until it is known whose it is.
-    fn unheld(&self, count: usize) -> usize {
-        let place = self.fates.partition_point(|fate| fate.to <= count);
-        match self.fates.get(place) {
-            Some(fate) if fate.from < count && fate.needs(0) > count => fate.from,
+    /// `count`, less the bytes of a pong that is held back until it is known whose ping it answers.
+    fn released(&self, count: usize) -> usize {
+        let place = self.peer_frames.partition_point(|frame| frame.to <= count);
+        match self.peer_frames.get(place) {
+            Some(frame) if frame.from < count && frame.needs(0) > count => frame.from,
             _ => count,
         }
     }
 
-    /// How many that would be if nothing was ever held back.
-    pub(crate) fn kept_at_most(&self, count: usize) -> usize {
-        let place = self.fates.partition_point(|fate| fate.to <= count);
-        if let Some(fate) = self.fates.get(place).filter(|fate| fate.from < count) {
-            if let Some(read_from) = fate.read_from {
-                return read_from + count - fate.from;
+    /// As [`handler_bytes`](Self::handler_bytes), if the wrapper held nothing back.
+    pub(crate) fn handler_bytes_at_most(&self, count: usize) -> usize {
+        let place = self.peer_frames.partition_point(|frame| frame.to <= count);
+        if let Some(frame) = self
+            .peer_frames
+            .get(place)
+            .filter(|frame| frame.from < count)
+        {
+            if let Some(read_from) = frame.read_from {
+                return read_from + count - frame.from;
             }
         }
-        let before = self.kept.partition_point(|kept| *kept < place);
+        let before = self.for_handler.partition_point(|index| *index < place);
         let last = before
             .checked_sub(1)
-            .map(|last| self.fates[self.kept[last]]);
-        last.map_or(0, |fate| fate.read_from.unwrap_or(0) + fate.to - fate.from)
+            .map(|last| self.peer_frames[self.for_handler[last]]);
+        last.map_or(0, |frame| {
+            frame.read_from.unwrap_or(0) + frame.to - frame.from
+        })
     }
 
-    /// How many of the first `count` bytes of the peer waited for the handler when they were there.
+    /// How many of the peer's first `count` bytes the handler had not read when the last one
+    /// arrived.
     pub(crate) fn unread(&self, count: usize) -> usize {
         let arrived = Times::arrivals(self.world).reached(count);
         let until = arrived.map_or(self.world.log.len(), |(index, _)| index);
@@ -412,30 +431,33 @@ impl<'a> Facts<'a> {
                 _ => 0,
             })
             .sum();
-        self.kept_at_most(count).saturating_sub(read)
+        self.handler_bytes_at_most(count).saturating_sub(read)
     }
 
-    /// When the byte that the handler read at `offset` could be read, in full if it is a pong's.
-    pub(crate) fn came(&self, arrivals: &Times, offset: usize) -> Option<u64> {
-        let place = self.kept.partition_point(|place| {
-            self.fates[*place]
+    /// When the byte at `offset` of the handler's input became readable. A pong is readable once it
+    /// is complete.
+    pub(crate) fn arrival_of(&self, arrivals: &Times, offset: usize) -> Option<u64> {
+        let place = self.for_handler.partition_point(|place| {
+            self.peer_frames[*place]
                 .read_from
                 .is_some_and(|from| from <= offset)
         });
-        let fate = self.fates[*self.kept.get(place.checked_sub(1)?)?];
-        let read_from = fate.read_from?;
+        let frame = self.peer_frames[*self.for_handler.get(place.checked_sub(1)?)?];
+        let read_from = frame.read_from?;
         arrivals
-            .reached(fate.needs(offset - read_from))
+            .reached(frame.needs(offset - read_from))
             .map(|(_, at)| at)
     }
 
-    /// Whether the first `count` bytes that the handler wrote end within a message.
+    /// Whether the first `count` bytes that the handler wrote end inside a message.
     pub(crate) fn is_half_sent(&self, count: usize) -> bool {
         let place = self.boundaries.partition_point(|end| *end <= count);
         let begun = self.boundaries[..place]
             .last()
             .is_none_or(|end| *end < count);
-        let whole = self.sent[..place.min(self.sent.len())].iter().rev();
+        let whole = self.outbound_frames[..place.min(self.outbound_frames.len())]
+            .iter()
+            .rev();
         begun && count > 0
             || whole
                 .clone()
@@ -443,14 +465,15 @@ impl<'a> Facts<'a> {
                 .is_some_and(|frame| !frame.fin)
     }
 
-    /// Whether the peer's first `count` bytes show that it is malformed.
+    /// Whether the peer's first `count` bytes show that a frame is malformed.
     pub(crate) fn shows_malformed(&self, count: usize) -> bool {
-        self.malformed.is_some_and(|from| count >= from + TELLING)
+        self.malformed
+            .is_some_and(|from| count >= from + MALFORMED_HEADER_BYTES)
     }
 
-    /// When a process looked that could have looked at `at`: not while it stood still.
-    pub(crate) fn awake(&self, at: u64) -> u64 {
-        self.jumps
+    /// The earliest time from `at` on at which the process is not in a standstill.
+    pub(crate) fn observed_at(&self, at: u64) -> u64 {
+        self.standstills
             .iter()
             .fold(at, |at, (from, to)| match *from <= at {
                 true => at.max(*to),
@@ -458,15 +481,15 @@ impl<'a> Facts<'a> {
             })
     }
 
-    /// When the standstill began that ended at `at`, if one did.
-    pub(crate) fn standstill_to(&self, at: u64) -> Option<u64> {
-        let jumps = self.jumps.iter().filter(|(_, to)| *to == at);
-        jumps.map(|(from, _)| *from).min()
+    /// Begin of the standstill that ended at `at`, if one did.
+    pub(crate) fn standstill_ending_at(&self, at: u64) -> Option<u64> {
+        let standstills = self.standstills.iter().filter(|(_, to)| *to == at);
+        standstills.map(|(from, _)| *from).min()
     }
 
-    /// How long the process stood still between two times.
-    pub(crate) fn jumped(&self, from: u64, to: u64) -> u64 {
-        (self.jumps.iter())
+    /// Total duration of the standstills between two times.
+    pub(crate) fn standstill_between(&self, from: u64, to: u64) -> u64 {
+        (self.standstills.iter())
             .map(|(begun, ended)| (*ended).min(to).saturating_sub(from.max(*begun)))
             .sum()
     }

@@ -1,21 +1,21 @@
-//! Do the layer's pings keep out of messages that are half sent?
+//! Rule (h): a ping waits for the end of a half-sent message, for at most one `timeout`.
 //!
-//! RFC 6455 section 5.4 lets control frames in between fragments, but some peers corrupt a compressed
-//! message there. So a ping waits for the message's end, for as long as a pong is waited for at most.
+//! RFC 6455 section 5.4 allows control frames between fragments, but some peers corrupt a
+//! compressed message that a ping interrupts.
 
-use super::facts::{Facts, OwnPing, Verdict};
+use super::facts::{Check, Facts, LayerPing};
 use super::log::Event;
 
-/// (h) A ping between two fragments was due for at least a `timeout`.
-pub(crate) fn check(facts: &Facts<'_>) -> Verdict {
+/// (h) A ping between two fragments was due for at least one `timeout`.
+pub(crate) fn check(facts: &Facts<'_>) -> Check {
     let timeout = facts.fast.timeout;
     for (n, ping) in facts
         .pings
         .iter()
         .enumerate()
-        .filter(|(_, ping)| ping.inside)
+        .filter(|(_, ping)| ping.in_message)
     {
-        let at = facts.world.log[ping.begun].at;
+        let at = facts.world.log[ping.first_accepted].at;
         let due = due(facts, &facts.pings[..n], ping);
         if at < due + timeout {
             return Err(format!(
@@ -26,28 +26,28 @@ pub(crate) fn check(facts: &Facts<'_>) -> Verdict {
     Ok(())
 }
 
-/// The earliest time since when a ping can have been due: what comes while it waits changes nothing.
-fn due(facts: &Facts<'_>, earlier: &[OwnPing], ping: &OwnPing) -> u64 {
+/// The earliest time at which the ping can have been due.
+fn due(facts: &Facts<'_>, earlier: &[LayerPing], ping: &LayerPing) -> u64 {
     let (config, log) = (&facts.fast, &facts.world.log);
-    let heard: Vec<u64> = match config.matching {
+    let signs: Vec<u64> = match config.matching {
         true => facts
             .pings
             .iter()
-            .filter_map(|ping| ping.answered)
+            .filter_map(|ping| ping.pong_arrived)
             .collect(),
         false => {
-            let arrived = log[..ping.begun].iter();
+            let arrived = log[..ping.first_accepted].iter();
             arrived
                 .filter(|entry| matches!(entry.event, Event::Arrived(_)))
                 .map(|entry| entry.at)
                 .collect()
         }
     };
-    let mut heard = heard;
-    heard.sort_unstable();
+    let mut signs = signs;
+    signs.sort_unstable();
     let last = earlier.last();
     let from = last.map_or(0, |last| last.at);
-    let mut since = heard
+    let mut since = signs
         .iter()
         .copied()
         .filter(|at| *at <= from)
@@ -57,18 +57,18 @@ fn due(facts: &Facts<'_>, earlier: &[OwnPing], ping: &OwnPing) -> u64 {
         true => (config.interval as f64 * (1.0 - config.jitter)) as u64,
         false => config.interval,
     };
-    for at in heard {
+    for at in signs {
         if at > since && at < since + interval {
             since = at;
         }
     }
     let again = last.map(|last| last.at + config.timeout);
-    // What the application asked for since, and what was refused: whether there is room again is asked
-    // with a ping.
-    let since_last = last.map_or(0, |last| last.begun);
-    let mut besides = log[since_last..ping.begun].iter();
-    let besides = besides.find(|entry| matches!(entry.event, Event::Asks(_) | Event::Refused(_)));
-    let besides = besides.map(|entry| entry.at);
-    let due = [Some(since + interval), again, besides];
+    // `Liveness::ping` was called, or a write was refused: the layer probes a full transport with a
+    // ping.
+    let since_last = last.map_or(0, |last| last.first_accepted);
+    let mut extra = log[since_last..ping.first_accepted].iter();
+    let extra = extra.find(|entry| matches!(entry.event, Event::PingCalled(_) | Event::Refused(_)));
+    let extra = extra.map(|entry| entry.at);
+    let due = [Some(since + interval), again, extra];
     due.into_iter().flatten().min().unwrap_or(0)
 }

@@ -1,4 +1,4 @@
-//! The scripted handler, and the eye on what it gets.
+//! The scripted handler, and the stream that logs its reads and writes.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -12,36 +12,36 @@ use tokio::task::coop::{consume_budget, has_budget_remaining};
 use tokio::time::{Instant, sleep, timeout};
 use tower_ws_liveness::{Evicted, Liveness};
 
-use super::log::{By, Event};
+use super::log::{Event, Poller};
 use super::opening::Stream;
 use super::plan::{Spends, Step};
 use super::rng::Rng;
 use super::script::{BINARY, CLOSE, CONTINUATION, TEXT, frame};
 use super::world::{Shared, lock};
 
-/// Logs whatever the handler asks the stream for, and what it gets.
-pub(crate) struct Observed {
+/// The handler's stream. Logs each operation and its result.
+pub(crate) struct ObservedStream {
     pub(crate) stream: Box<dyn Stream>,
     pub(crate) world: Shared,
-    pub(crate) reads: bool,
-    pub(crate) writes: bool,
-    pub(crate) flushes: bool,
-    pub(crate) shut: bool,
+    pub(crate) read_pending: bool,
+    pub(crate) write_pending: bool,
+    pub(crate) flush_pending: bool,
+    pub(crate) shutdown_called: bool,
     pub(crate) spends: Spends,
-    pub(crate) spent: Option<Instant>,
+    pub(crate) exhausted_at: Option<Instant>,
 }
 
-impl Observed {
-    /// Uses up the task's budget before an operation, which `waits` already or begins.
-    fn spend(&mut self, cx: &mut Context<'_>, waits: bool) {
+impl ObservedStream {
+    /// Exhausts the task's budget before a poll. `waits`: the operation was pending before.
+    fn exhaust_budget(&mut self, cx: &mut Context<'_>, waits: bool) {
         let now = Instant::now();
         let spends = match self.spends {
             Spends::Never => false,
             Spends::Once => !waits,
-            Spends::Often => self.spent != Some(now),
+            Spends::Often => self.exhausted_at != Some(now),
         };
         if spends {
-            self.spent = Some(now);
+            self.exhausted_at = Some(now);
             while has_budget_remaining() {
                 let _ = pin!(consume_budget()).poll(cx);
             }
@@ -52,19 +52,19 @@ impl Observed {
         &mut self,
         poll: impl FnOnce(Pin<&mut Box<dyn Stream>>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        lock(&self.world).by = By::Handler;
+        lock(&self.world).poller = Poller::Handler;
         let polled = poll(Pin::new(&mut self.stream));
-        lock(&self.world).by = By::Driver;
+        lock(&self.world).poller = Poller::Driver;
         polled
     }
 
     fn wrote(&mut self, bytes: &[IoSlice<'_>], wrote: &Poll<io::Result<usize>>) {
         let mut world = lock(&self.world);
-        let waited = std::mem::replace(&mut self.writes, wrote.is_pending());
+        let waited = std::mem::replace(&mut self.write_pending, wrote.is_pending());
         match wrote {
             Poll::Pending if waited => {}
-            Poll::Pending => world.note(Event::WriteWaits),
-            Poll::Ready(Err(error)) => world.note(Event::WriteFails(why(error))),
+            Poll::Pending => world.note(Event::WritePending),
+            Poll::Ready(Err(error)) => world.note(Event::WriteFails(eviction_reason(error))),
             Poll::Ready(Ok(count)) => {
                 let all = bytes.iter().flat_map(|slice| slice.iter());
                 world.wrote.extend(all.take(*count));
@@ -74,26 +74,26 @@ impl Observed {
     }
 }
 
-fn why(error: &io::Error) -> Option<tower_ws_liveness::Reason> {
+fn eviction_reason(error: &io::Error) -> Option<tower_ws_liveness::Reason> {
     Evicted::from_error(error).map(|evicted| evicted.reason())
 }
 
-impl AsyncRead for Observed {
+impl AsyncRead for ObservedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let waits = self.reads;
-        self.spend(cx, waits);
+        let waits = self.read_pending;
+        self.exhaust_budget(cx, waits);
         let read = self.poll(|stream| stream.poll_read(cx, buf));
-        let waited = std::mem::replace(&mut self.reads, read.is_pending());
+        let waited = std::mem::replace(&mut self.read_pending, read.is_pending());
         let mut world = lock(&self.world);
         match &read {
             Poll::Pending if waited => {}
-            Poll::Pending => world.note(Event::ReadWaits),
-            Poll::Ready(Err(error)) => world.note(Event::ReadFails(why(error))),
+            Poll::Pending => world.note(Event::ReadPending),
+            Poll::Ready(Err(error)) => world.note(Event::ReadFails(eviction_reason(error))),
             Poll::Ready(Ok(())) => match &buf.filled()[before..] {
                 [] => world.note(Event::ReadEnds),
                 bytes => {
@@ -107,14 +107,14 @@ impl AsyncRead for Observed {
     }
 }
 
-impl AsyncWrite for Observed {
+impl AsyncWrite for ObservedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let waits = self.writes;
-        self.spend(cx, waits);
+        let waits = self.write_pending;
+        self.exhaust_budget(cx, waits);
         let wrote = self.poll(|stream| stream.poll_write(cx, bytes));
         self.wrote(&[IoSlice::new(bytes)], &wrote);
         wrote
@@ -125,8 +125,8 @@ impl AsyncWrite for Observed {
         cx: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let waits = self.writes;
-        self.spend(cx, waits);
+        let waits = self.write_pending;
+        self.exhaust_budget(cx, waits);
         let wrote = self.poll(|stream| stream.poll_write_vectored(cx, bytes));
         self.wrote(bytes, &wrote);
         wrote
@@ -137,37 +137,37 @@ impl AsyncWrite for Observed {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let waits = self.flushes;
-        self.spend(cx, waits);
+        let waits = self.flush_pending;
+        self.exhaust_budget(cx, waits);
         let flushed = self.poll(|stream| stream.poll_flush(cx));
-        self.flushes = flushed.is_pending();
+        self.flush_pending = flushed.is_pending();
         flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !std::mem::replace(&mut self.shut, true) {
-            lock(&self.world).note(Event::AsksShutdown);
+        if !std::mem::replace(&mut self.shutdown_called, true) {
+            lock(&self.world).note(Event::ShutdownCalled);
         }
         self.poll(|stream| stream.poll_shutdown(cx))
     }
 }
 
-impl Drop for Observed {
+impl Drop for ObservedStream {
     fn drop(&mut self) {
         lock(&self.world).note(Event::HandlerDrops);
     }
 }
 
 /// How a task of the handler ended.
-enum Left {
-    /// It is done with its part of the socket.
+enum TaskEnd {
+    /// The task is done with its direction of the socket.
     Half,
-    /// It took the whole handler along.
+    /// The whole handler is dropped.
     All,
 }
 
-/// Runs the script to its end, with the socket dropped at it.
-pub(crate) async fn run(socket: Observed, live: Liveness) {
+/// Runs the script, and then drops the socket.
+pub(crate) async fn run(socket: ObservedStream, live: Liveness) {
     let world = socket.world.clone();
     let plan = lock(&world).plan.handler.clone();
     let claims = lock(&world).plan.net.claims;
@@ -176,9 +176,9 @@ pub(crate) async fn run(socket: Observed, live: Liveness) {
         world: world.clone(),
         live: live.clone(),
         steps: plan.tasks[n].clone(),
-        lingers: plan.lingers,
-        owed: Vec::new(),
-        paid: 0,
+        linger_ms: plan.linger_ms,
+        queued: Vec::new(),
+        accepted: 0,
         claims,
         offered: 0,
         rng: Rng::new(lock(&world).plan.seed ^ n as u64),
@@ -190,7 +190,7 @@ pub(crate) async fn run(socket: Observed, live: Liveness) {
     } else {
         let (reader, writer) = split(socket);
         let (reads, writes) = (task(0), task(1));
-        // Each gets one direction, and what the other one would do is not in its script.
+        // Each task gets one direction. Its script has no steps for the other one.
         tasks.spawn(async move {
             reads
                 .play(&mut tokio::io::join(reader, tokio::io::sink()))
@@ -203,7 +203,7 @@ pub(crate) async fn run(socket: Observed, live: Liveness) {
         });
     }
     while let Some(left) = tasks.join_next().await {
-        if let Ok(Left::All) | Err(_) = left {
+        if let Ok(TaskEnd::All) | Err(_) = left {
             return;
         }
     }
@@ -213,30 +213,29 @@ struct Task {
     world: Shared,
     live: Liveness,
     steps: Vec<Step>,
-    lingers: u64,
-    /// The rest of a frame that was begun. It goes before everything else.
-    owed: Vec<u8>,
-    /// How much of it was accepted.
-    paid: usize,
-    /// Whether what was offered and not accepted has to be offered again, and how much that is.
+    linger_ms: u64,
+    /// Frame bytes to write, before anything else, and how many of them were accepted.
+    queued: Vec<u8>,
+    accepted: usize,
+    /// Whether a refused write must be repeated, and how many bytes it had.
     claims: bool,
     offered: usize,
     rng: Rng,
 }
 
 impl Task {
-    async fn play<S: AsyncRead + AsyncWrite + Unpin>(mut self, socket: &mut S) -> Left {
+    async fn play<S: AsyncRead + AsyncWrite + Unpin>(mut self, socket: &mut S) -> TaskEnd {
         for step in self.steps.clone() {
             match self.step(socket, step).await {
                 Ok(None) => {}
                 Ok(Some(left)) => return left,
                 Err(_) => {
-                    sleep(ms(self.lingers)).await;
-                    return Left::Half;
+                    sleep(ms(self.linger_ms)).await;
+                    return TaskEnd::Half;
                 }
             }
         }
-        Left::Half
+        TaskEnd::Half
     }
 
     fn note(&self, event: Event) {
@@ -247,27 +246,27 @@ impl Task {
         &mut self,
         socket: &mut S,
         step: Step,
-    ) -> io::Result<Option<Left>> {
+    ) -> io::Result<Option<TaskEnd>> {
         match step {
             Step::Read { span, size } => {
                 let reading = async {
                     while self.read(socket, size).await? > 0 {}
-                    Ok::<_, io::Error>(Some(Left::Half))
+                    Ok::<_, io::Error>(Some(TaskEnd::Half))
                 };
                 let Ok(ended) = timeout(ms(span), reading).await else {
-                    self.note(Event::ReadGivenUp);
+                    self.note(Event::ReadCancelled);
                     return Ok(None);
                 };
                 return ended;
             }
             Step::ReadOnce { size } => {
                 if self.read(socket, size).await? == 0 {
-                    return Ok(Some(Left::Half));
+                    return Ok(Some(TaskEnd::Half));
                 }
             }
             Step::ReadOn { size } => {
                 while self.read(socket, size).await? > 0 {}
-                return Ok(Some(Left::Half));
+                return Ok(Some(TaskEnd::Half));
             }
             Step::Busy(span) => {
                 self.note(Event::Busy(span));
@@ -280,64 +279,65 @@ impl Task {
                 gap,
             } => {
                 for part in 0..parts {
-                    self.owe(len, part, parts);
-                    while self.owing() > 0 {
-                        let count = piece.min(self.owing());
-                        self.pay(socket, count).await?;
-                        if gap > 0 && self.owing() > 0 {
+                    self.queue_frame(len, part, parts);
+                    while self.remaining() > 0 {
+                        let count = piece.min(self.remaining());
+                        self.write_queued(socket, count).await?;
+                        if gap > 0 && self.remaining() > 0 {
                             sleep(ms(gap)).await;
                         }
                     }
                 }
                 socket.flush().await?;
             }
-            Step::TryWrite { len, patience } => {
-                self.owe(len, 0, 1);
-                let all = self.owing();
-                let Ok(wrote) = timeout(ms(patience), self.pay(socket, all)).await else {
-                    self.note(Event::WriteGivenUp);
+            Step::TryWrite { len, cancel_after } => {
+                self.queue_frame(len, 0, 1);
+                let all = self.remaining();
+                let Ok(wrote) = timeout(ms(cancel_after), self.write_queued(socket, all)).await
+                else {
+                    self.note(Event::WriteCancelled);
                     return Ok(None);
                 };
                 wrote?;
             }
             Step::Begin { len, cut } => {
-                self.owe(len, 0, 1);
-                let count = cut.min(self.owing() - 1);
-                self.pay(socket, count).await?;
+                self.queue_frame(len, 0, 1);
+                let count = cut.min(self.remaining() - 1);
+                self.write_queued(socket, count).await?;
             }
             Step::Steady { every, len } => loop {
-                self.owe(len, 0, 1);
-                let all = self.owing();
-                self.pay(socket, all).await?;
+                self.queue_frame(len, 0, 1);
+                let all = self.remaining();
+                self.write_queued(socket, all).await?;
                 socket.flush().await?;
                 sleep(ms(every)).await;
             },
             Step::Close(code) => {
                 let body = code.map(u16::to_be_bytes);
                 let body = body.as_ref().map_or(&[][..], |body| body);
-                self.owed.extend(frame(0x80 | CLOSE, None, body));
-                let all = self.owing();
-                self.pay(socket, all).await?;
+                self.queued.extend(frame(0x80 | CLOSE, None, body));
+                let all = self.remaining();
+                self.write_queued(socket, all).await?;
                 socket.flush().await?;
-                // After a Close nothing is sent; the peer's answer is waited for.
+                // After the Close frame the handler only waits for the peer's.
                 while self.read(socket, 4_096).await? > 0 {}
-                return Ok(Some(Left::Half));
+                return Ok(Some(TaskEnd::Half));
             }
             Step::Shutdown => {
-                let all = self.owing();
-                self.pay(socket, all).await?;
+                let all = self.remaining();
+                self.write_queued(socket, all).await?;
                 socket.shutdown().await?;
-                return Ok(Some(Left::Half));
+                return Ok(Some(TaskEnd::Half));
             }
             Step::Kick(code) => {
-                self.note(Event::Kicks(code));
+                self.note(Event::EvictCalled(code));
                 self.live.evict(code, "kicked");
             }
             Step::Stop => {
                 self.note(Event::Stops);
                 poll_fn(|_| Poll::<()>::Pending).await;
             }
-            Step::Drop => return Ok(Some(Left::All)),
+            Step::Drop => return Ok(Some(TaskEnd::All)),
         }
         Ok(None)
     }
@@ -346,11 +346,11 @@ impl Task {
         socket.read(&mut vec![0; size]).await
     }
 
-    fn owing(&self) -> usize {
-        self.owed.len() - self.paid
+    fn remaining(&self) -> usize {
+        self.queued.len() - self.accepted
     }
 
-    fn owe(&mut self, len: usize, part: usize, parts: usize) {
+    fn queue_frame(&mut self, len: usize, part: usize, parts: usize) {
         let opcode = match part {
             0 if len % 2 == 0 => TEXT,
             0 => BINARY,
@@ -358,30 +358,34 @@ impl Task {
         };
         let fin = if part + 1 == parts { 0x80 } else { 0 };
         let payload = self.rng.bytes(len);
-        self.owed.extend(frame(fin | opcode, None, &payload));
+        self.queued.extend(frame(fin | opcode, None, &payload));
     }
 
-    /// Writes so much of what is owed. What was accepted is remembered, even if this is given up.
-    async fn pay<S: AsyncWrite + Unpin>(&mut self, socket: &mut S, count: usize) -> io::Result<()> {
+    /// Writes `count` of the queued bytes. Keeps the number of accepted bytes when it is cancelled.
+    async fn write_queued<S: AsyncWrite + Unpin>(
+        &mut self,
+        socket: &mut S,
+        count: usize,
+    ) -> io::Result<()> {
         let mut left = count.max(self.offered);
         while left > 0 {
             self.offered = if self.claims { left } else { 0 };
-            let owed = &self.owed[self.paid..self.paid + left];
-            let (front, back) = owed.split_at(left / 2);
+            let queued = &self.queued[self.accepted..self.accepted + left];
+            let (front, back) = queued.split_at(left / 2);
             let slices = [IoSlice::new(front), IoSlice::new(back)];
             let wrote = match socket.is_write_vectored() {
                 true => socket.write_vectored(&slices).await?,
-                false => socket.write(owed).await?,
+                false => socket.write(queued).await?,
             };
             if wrote == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
-            self.paid += wrote;
+            self.accepted += wrote;
             left -= wrote;
             self.offered = 0;
-            if self.paid == self.owed.len() {
-                self.owed.clear();
-                self.paid = 0;
+            if self.accepted == self.queued.len() {
+                self.queued.clear();
+                self.accepted = 0;
             }
         }
         Ok(())

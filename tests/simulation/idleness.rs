@@ -1,107 +1,108 @@
-//! Was a connection that the idle layer ended idle, and was one that was idle ended in time?
+//! Rule (i): the idle layer evicts idle connections, by their deadline, and no others.
 //!
-//! What counts is what could be seen: the peer's bytes as they are taken from the transport, and the
-//! handler's as the transport accepts them.
+//! Inbound bytes count when they are read from the transport, outbound bytes when it accepts them.
 
 use tower_ws_liveness::{Reason, Traffic};
 
-use super::bounds::{READ_AHEAD, slack};
-use super::facts::{Facts, Span, TELLING, Verdict};
+use super::bounds::{READ_AHEAD_BYTES, slack};
+use super::facts::{Check, Facts, MALFORMED_HEADER_BYTES, Span};
 use super::log::Event;
 use super::peer::MALFORMED;
 use super::plan::Idle;
-use super::verdicts::closed_by_handler;
+use super::reasons::closed_by_handler;
 
 /// One direction of a connection.
-struct Way<'a> {
+struct Direction<'a> {
     frames: &'a [Span],
-    /// Whether it is one of those in which data counts.
+    /// Whether data in this direction counts (`watch`).
     watched: bool,
-    /// How many bytes of it were seen so far.
+    /// Bytes counted so far.
     seen: usize,
-    /// The message that was begun and is not complete, with when that was.
+    /// When the message began that is incomplete.
     open: Option<u64>,
-    /// Complete messages.
+    /// Number of complete messages.
     complete: usize,
 }
 
-impl Way<'_> {
-    /// `count` more bytes are seen, at `at`. Whether there is data among them: for sure, or perhaps.
-    fn see(&mut self, count: usize, at: u64) -> (bool, bool) {
+impl Direction<'_> {
+    /// Counts `count` more bytes at `at`. Returns whether data is among them: certainly, and
+    /// possibly.
+    fn observe(&mut self, count: usize, at: u64) -> (bool, bool) {
         let (from, to) = (self.seen, self.seen + count);
         self.seen = to;
         let first = self.frames.partition_point(|frame| frame.to <= from);
-        let (mut sure, mut perhaps) = (false, false);
+        let (mut certain, mut possible) = (false, false);
         for (n, frame) in self.frames.iter().enumerate().skip(first) {
             if frame.from >= to {
                 break;
             }
             if frame.opcode == MALFORMED {
-                // Where the first one begins there may still be a frame.
+                // The first malformed frame is known to be malformed only a few bytes after its
+                // begin.
                 let begins = n == 0 || self.frames[n - 1].opcode != MALFORMED;
-                let known = frame.from + if begins { TELLING } else { 0 };
-                (sure, perhaps) = (sure || to > known, true);
+                let known = frame.from + if begins { MALFORMED_HEADER_BYTES } else { 0 };
+                (certain, possible) = (certain || to > known, true);
                 self.open = None;
             } else if frame.is_data() {
-                (sure, perhaps) = (true, true);
+                (certain, possible) = (true, true);
                 self.open = self.open.or(Some(at));
-                if frame.fin && frame.whole && frame.to <= to {
+                if frame.fin && frame.complete && frame.to <= to {
                     (self.open, self.complete) = (None, self.complete + 1);
                 }
             }
         }
-        (sure, perhaps)
+        (certain, possible)
     }
 }
 
-struct Walk<'a> {
+struct IdleWalk<'a> {
     facts: &'a Facts<'a>,
     idle: Idle,
-    inbound: Way<'a>,
-    outbound: Way<'a>,
+    inbound: Direction<'a>,
+    outbound: Direction<'a>,
     arrived: usize,
     read: usize,
-    /// When data was last seen for sure, and perhaps.
-    sure: u64,
-    perhaps: u64,
-    /// Since when the read-ahead is full, and when it last was.
-    blind: Option<u64>,
-    blinded: u64,
-    jumped: u64,
+    /// When data was last counted: certainly, and possibly.
+    certain: u64,
+    possible: u64,
+    /// Since when the read-ahead is full, and when it last ceased to be.
+    read_ahead_full: Option<u64>,
+    last_full: u64,
+    standstill_end: u64,
 }
 
-pub(crate) fn check(facts: &Facts<'_>) -> Verdict {
+pub(crate) fn check(facts: &Facts<'_>) -> Check {
     let Some(idle) = facts.fast.idle else {
         return Ok(());
     };
-    let way = |frames, other| Way {
+    let direction = |frames, other| Direction {
         frames,
         watched: idle.watch != other,
         seen: 0,
         open: None,
         complete: 0,
     };
-    let mut walk = Walk {
+    let mut walk = IdleWalk {
         facts,
         idle,
-        inbound: way(&facts.said, Traffic::Outbound),
-        outbound: way(&facts.sent, Traffic::Inbound),
+        inbound: direction(&facts.inbound_frames, Traffic::Outbound),
+        outbound: direction(&facts.outbound_frames, Traffic::Inbound),
         arrived: 0,
         read: 0,
-        sure: 0,
-        perhaps: 0,
-        blind: None,
-        blinded: 0,
-        jumped: 0,
+        certain: 0,
+        possible: 0,
+        read_ahead_full: None,
+        last_full: 0,
+        standstill_end: 0,
     };
-    // In a closing handshake other bounds hold.
+    // In a closing handshake the deadlines of `bounds` apply.
     let closing = closed_by_handler(facts, None).unwrap_or(u64::MAX);
     for entry in &facts.world.log {
-        if let Event::Evicted(told) = entry.event {
-            return walk.judge(told.reason, entry.at);
+        if let Event::Evicted(report) = entry.event {
+            return walk.judge(report.reason, entry.at);
         }
         let (by, what) = walk.due();
-        let late = entry.at > by.max(walk.jumped) + slack(&facts.slow);
+        let late = entry.at > by.max(walk.standstill_end) + slack(&facts.slow);
         if late && entry.at <= closing {
             return Err(format!(
                 "(i) {what} was due by {by} ms, and {entry} came first"
@@ -112,111 +113,131 @@ pub(crate) fn check(facts: &Facts<'_>) -> Verdict {
     Ok(())
 }
 
-impl Walk<'_> {
+impl IdleWalk<'_> {
     fn step(&mut self, at: u64, event: Event) {
         match event {
             Event::Arrived(count) => self.arrived += count,
             Event::Read(count) => self.read += count,
             Event::Took(count, _) => {
-                let data = self.inbound.see(count, at);
+                let data = self.inbound.observe(count, at);
                 self.note(self.inbound.watched, data, at);
             }
             Event::Accepted(count, _) => {
-                let data = self.outbound.see(count, at);
+                let data = self.outbound.observe(count, at);
                 self.note(self.outbound.watched, data, at);
             }
-            Event::Jumped(span) => self.jumped = at + span,
+            Event::Standstill(span) => self.standstill_end = at + span,
             _ => {}
         }
-        let unread = self.facts.kept(self.arrived).saturating_sub(self.read);
-        match unread + 256 > READ_AHEAD {
-            true => self.blind = self.blind.or(Some(at)),
-            false if self.blind.take().is_some() => self.blinded = at,
+        let unread = self
+            .facts
+            .handler_bytes(self.arrived)
+            .saturating_sub(self.read);
+        match unread + 256 > READ_AHEAD_BYTES {
+            true => self.read_ahead_full = self.read_ahead_full.or(Some(at)),
+            false if self.read_ahead_full.take().is_some() => self.last_full = at,
             false => {}
         }
     }
 
-    fn note(&mut self, watched: bool, (sure, perhaps): (bool, bool), at: u64) {
-        if watched && sure {
-            self.sure = at;
+    fn note(&mut self, watched: bool, (certain, possible): (bool, bool), at: u64) {
+        if watched && certain {
+            self.certain = at;
         }
-        if watched && perhaps {
-            self.perhaps = at;
+        if watched && possible {
+            self.possible = at;
         }
     }
 
-    /// The first verdict that has to be given, and by when.
+    /// The next verdict of the idle layer, and its deadline.
     fn due(&self) -> (u64, &'static str) {
         let idle = &self.idle;
-        let mut due = vec![(self.perhaps + idle.timeout, "the eviction of an idle one")];
+        let mut due = vec![(
+            self.possible + idle.timeout,
+            "the eviction of an idle connection",
+        )];
         if let Some(lifetime) = idle.max_lifetime {
-            due.push((lifetime, "the end of a life"));
+            due.push((lifetime, "the eviction at `max_lifetime`"));
         }
         let begun = self.facts.malformed.is_some_and(|from| from < self.arrived);
-        if let (Some(within), 0, None) = (idle.first_message, self.inbound.complete, self.blind) {
+        if let (Some(within), 0, None) = (
+            idle.first_message,
+            self.inbound.complete,
+            self.read_ahead_full,
+        ) {
             if !begun {
-                // What the handler held up has the time anew.
-                due.push((within + self.blinded, "the eviction of a silent one"));
+                // A full read-ahead hides the message's end, so its time restarts when the handler
+                // reads.
+                due.push((
+                    within + self.last_full,
+                    "the eviction without a first message",
+                ));
             }
         }
         if let Some(within) = idle.message_timeout {
-            let inbound = match self.blind {
+            let inbound = match self.read_ahead_full {
                 None => self.inbound.open.filter(|_| self.inbound.watched),
                 Some(_) => None,
             };
-            let inbound = inbound.map(|since| since.max(self.blinded));
+            let inbound = inbound.map(|since| since.max(self.last_full));
             let outbound = self.outbound.open.filter(|_| self.outbound.watched);
             let open = inbound.into_iter().chain(outbound);
-            due.extend(open.map(|since| (since + within, "the end of an endless message")));
+            due.extend(
+                open.map(|since| (since + within, "the eviction for an unfinished message")),
+            );
         }
         due.into_iter().min().expect("one at least")
     }
 
-    /// The connection was ended at `at`. Was it time?
-    fn judge(&self, reason: Reason, at: u64) -> Verdict {
+    /// Whether the idle layer could give this reason at `at`.
+    fn judge(&self, reason: Reason, at: u64) -> Check {
         let idle = &self.idle;
         let wrong = |why: String| Err(format!("(i) {reason:?} at {at} ms, but {why}"));
         let unseen = self.arrived - self.inbound.seen;
-        // As much waits for the handler as is read ahead, so an end may be behind it.
-        let kept = self.facts.kept(self.inbound.seen);
-        // Of what is held back, the handler may have read what is no pong of the layer's.
+        // With a full read-ahead the end of the message may be unread in the transport.
+        let kept = self.facts.handler_bytes(self.inbound.seen);
+        // The handler may have read a held-back pong that turned out not to be the layer's.
         let ahead = kept.saturating_sub(self.read);
-        let full = ahead >= READ_AHEAD;
-        let looks = matches!(
+        let full = ahead >= READ_AHEAD_BYTES;
+        let reads_first = matches!(
             reason,
             Reason::IdleTimeout | Reason::FirstMessageTimeout | Reason::MessageTimeout
         );
-        if looks && unseen > 0 && self.blind.is_none() {
-            return wrong(format!("{unseen} bytes waited in the transport"));
+        if reads_first && unseen > 0 && self.read_ahead_full.is_none() {
+            return wrong(format!("{unseen} bytes were unread in the transport"));
         }
         match reason {
-            Reason::IdleTimeout if at < self.sure + idle.timeout => {
-                wrong(format!("there was data at {} ms", self.sure))
+            Reason::IdleTimeout if at < self.certain + idle.timeout => {
+                wrong(format!("data was seen at {} ms", self.certain))
             }
             Reason::FirstMessageTimeout => match idle.first_message {
-                None => wrong("that is off".into()),
-                Some(within) if at < within => wrong(format!("there are {within} ms for it")),
+                None => wrong("its timeout is off".into()),
+                Some(within) if at < within => wrong(format!("the timeout is {within} ms")),
                 Some(_) if full => wrong("its end may be behind the read-ahead".into()),
-                Some(_) if self.inbound.complete > 0 => wrong("it had come".into()),
+                Some(_) if self.inbound.complete > 0 => {
+                    wrong("the first message was complete".into())
+                }
                 Some(_) if self.facts.shows_malformed(self.inbound.seen) => {
-                    wrong("it may have come: framing is lost".into())
+                    wrong("a frame was malformed, so the first message may be complete".into())
                 }
                 Some(_) => Ok(()),
             },
             Reason::MessageTimeout => {
                 let Some(within) = idle.message_timeout else {
-                    return wrong("that is off".into());
+                    return wrong("its timeout is off".into());
                 };
                 let inbound = (self.inbound.open).filter(|_| self.inbound.watched && !full);
                 let outbound = self.outbound.open.filter(|_| self.outbound.watched);
                 match inbound.into_iter().chain(outbound).min() {
                     Some(since) if at >= since + within => Ok(()),
-                    since => wrong(format!("the open one began at {since:?}")),
+                    since => wrong(format!("the unfinished message began at {since:?}")),
                 }
             }
             Reason::MaxLifetime => match idle.max_lifetime {
-                None => wrong("that is off".into()),
-                Some(lifetime) if at < lifetime => wrong(format!("it may be {lifetime} ms")),
+                None => wrong("its timeout is off".into()),
+                Some(lifetime) if at < lifetime => {
+                    wrong(format!("`max_lifetime` is {lifetime} ms"))
+                }
                 Some(_) => Ok(()),
             },
             _ => Ok(()),

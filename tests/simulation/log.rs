@@ -1,4 +1,4 @@
-//! What happened in a schedule, in order. The oracle judges nothing else, and people read it.
+//! Log of one schedule: the only input of the oracle, also printed with a failure.
 
 use std::fmt;
 use std::io;
@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use tower_ws_liveness::{Reason, Rtt, Stats};
 
-/// Something that happened at a time.
+/// An event and its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// In ms since the connection was opened.
+    /// Milliseconds since the connection was opened.
     pub(crate) at: u64,
     pub(crate) event: Event,
 }
 
-/// Who polled the transport.
+/// The side of the wrapper whose poll reached the transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum By {
+pub(crate) enum Poller {
     Handler,
     Driver,
 }
@@ -24,90 +24,94 @@ pub(crate) enum By {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     // The network.
-    /// So many of the peer's bytes can be read from the transport from now on.
+    /// This many of the peer's bytes became readable at the transport.
     Arrived(usize),
-    /// The peer's FIN can be read, once all bytes are.
+    /// The peer's FIN becomes readable once all bytes before it are read.
     EndArrived,
     ResetArrived(io::ErrorKind),
-    /// Nothing passes for a while in one direction, or for ever.
+    /// One direction carries nothing for this many ms (`None`: from now on).
     InboundStalls(Option<u64>),
     OutboundStalls(Option<u64>),
-    /// The peer's program took so many of our bytes.
+    /// The peer's program read this many of the server's bytes.
     Delivered(usize),
 
-    // The transport, as it is polled.
-    Took(usize, By),
-    TookEnd(By),
-    Accepted(usize, By),
-    Refused(By),
-    /// Was refused, and has taken so many bytes for the next write all the same.
+    // The transport, as the wrapper polls it.
+    /// The wrapper read this many bytes from the transport.
+    Took(usize, Poller),
+    TookEnd(Poller),
+    /// The transport took this many bytes in a write.
+    Accepted(usize, Poller),
+    Refused(Poller),
+    /// A refused write kept this many bytes: the next write must begin with them.
     Claimed(usize),
-    /// Accepts nothing from now on.
+    /// The transport accepts nothing until [`Event::Room`].
     Full,
-    /// Accepts something again.
+    /// The transport accepts bytes again.
     Room,
-    FlushWaits,
+    FlushPending,
     Flushed,
-    /// Whoever flushed was told that all is out.
-    FlushTold,
+    /// A flush returned `Ready` to its caller.
+    FlushReturned,
     Shutdown,
     Dropped,
-    /// The transport is gone, and bytes of the peer's have found it so: what was accepted and not yet
-    /// delivered, so much, is thrown away.
-    ThrownAway(usize),
+    /// The transport was dropped with bytes of the peer unread, or such bytes arrived later. The
+    /// kernel sends RST and discards this many accepted and undelivered bytes.
+    Discarded(usize),
 
     // The peer.
     PeerSends(&'static str, usize),
-    PeerHears(u8, usize),
+    PeerReceives(u8, usize),
     PeerStops,
-    PeerGoesOn,
+    PeerResumes,
 
     // The handler.
-    ReadWaits,
-    ReadGivenUp,
+    ReadPending,
+    ReadCancelled,
     Read(usize),
     ReadEnds,
     ReadFails(Option<Reason>),
-    WriteWaits,
-    WriteGivenUp,
+    WritePending,
+    WriteCancelled,
     Wrote(usize),
     WriteFails(Option<Reason>),
-    /// It wants no more to be sent. The transport hears of it after what is half-written.
-    AsksShutdown,
+    /// The handler calls `shutdown` for the first time. The transport is shut down later, after a
+    /// half-written frame.
+    ShutdownCalled,
     Busy(u64),
     Stops,
-    Kicks(u16),
+    EvictCalled(u16),
     HandlerDrops,
 
-    // The application, with its handle. Each call has a number.
-    Asks(usize),
-    Answered(usize, Duration),
-    AnsweredByEnd(usize, Reason),
-    AskGivenUp(usize),
+    // Calls of the application on its handle. Each `ping` call has a number.
+    PingCalled(usize),
+    PingReturned(usize, Duration),
+    PingFailed(usize, Reason),
+    PingCancelled(usize),
     SetsInterval(u64),
     SetsTimeout(u64),
 
-    // The rest.
-    /// The process stood still for so long, up to now.
-    Jumped(u64),
-    Evicted(Told),
-    /// The schedule is over, and whatever is left of the handler is dropped.
+    // Others.
+    /// The process stands still for this many ms, from now on.
+    Standstill(u64),
+    Evicted(Report),
+    /// The schedule is over. The rest of the handler is dropped.
     Over,
     End,
 }
 
-/// What the hook was told.
+/// What the eviction hook receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Told {
+pub(crate) struct Report {
     pub(crate) reason: Reason,
     pub(crate) rtt: Option<Rtt>,
     pub(crate) stats: Stats,
 }
 
-/// Whether it was the layer that ended the connection, and not one of the two ends.
-pub(crate) fn ours(told: Told) -> bool {
+/// Whether a layer decided to end the connection, rather than the peer, the handler or the
+/// transport.
+pub(crate) fn ended_by_layer(report: Report) -> bool {
     matches!(
-        told.reason,
+        report.reason,
         Reason::HeartbeatTimeout { .. }
             | Reason::WriteStalled
             | Reason::HandlerStalled
@@ -125,7 +129,7 @@ impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:>6} ms  ", self.at)?;
         match self.event {
-            Event::Evicted(told) => write!(f, "EVICTED: {} ({:?})", told.reason, told.stats),
+            Event::Evicted(report) => write!(f, "EVICTED: {} ({:?})", report.reason, report.stats),
             event => write!(f, "{event:?}"),
         }
     }

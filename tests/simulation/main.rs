@@ -1,49 +1,72 @@
-//! Thousands of connections under random faults, on paused time, and an oracle that judges each by
-//! what the README promises.
+//! Simulation of one connection under random faults, checked against the crate's promises.
 //!
-//! `cargo test --test simulation` plays 2,000 schedules in seconds; `cargo test --release --test
-//! simulation a_hundred -- --ignored` plays 100,000 in half a minute, and without `--release` in
-//! minutes.
+//! Each schedule plays one connection on paused time: a scripted peer ([`peer`]), a scripted
+//! handler ([`handler`]) and a network with faults ([`network`]), all drawn from one seed
+//! ([`draw`]). Everything that happens is recorded in a log ([`log`]). After the run the oracle
+//! reads the log, and nothing else, and returns the first rule that does not hold.
 //!
-//! The numbers are the same in every run, unless `SIMULATION_BASE` says otherwise.
+//! The rules, by the letter with which a failure message begins:
 //!
-//! A schedule follows from one number. A failure prints it, and `SIMULATION_SEED=0x… cargo test
-//! --test simulation replay -- --nocapture` plays it again. `SIMULATION_BASE` picks the number from
-//! which the numbers of a run are drawn, `SIMULATION_COUNT` how many there are in the long one.
+//! | rule | promise | module |
+//! |---|---|---|
+//! | (a) | The reason of the eviction is true. A live peer is not evicted as dead. | [`reasons`] |
+//! | (b) | A dead peer and a stalled handler or write are evicted by their deadline. | [`bounds`] |
+//! | (c) | The eviction hook is called exactly once on every end path, without delay. | [`facts`],
+//! [`bounds`] |
+//! | (d) | Handler and peer receive each other's bytes unchanged. Pongs to the layer's pings are
+//! removed, whole control frames are added between frames. | [`facts`] |
+//! | (e) | A blocked handler is woken in time. After the eviction the transport is dropped within
+//! `close_timeout` and the registry is empty. | [`bounds`], [`run`] |
+//! | (f) | Nothing panics. The round-trip times are true. | [`run`], [`figures`] |
+//! | (g) | `Liveness::ping` returns in time, with a true round-trip time. | [`ping_calls`] |
+//! | (h) | A ping waits for the end of a fragmented message, for at most one `timeout`. |
+//! [`fragments`] |
+//! | (i) | The idle layer evicts idle connections, by their deadline, and no others. | [`idleness`]
+//! |
+//! | (j) | Bytes that the transport accepted before the eviction reach the peer. | [`delivery`] |
+//! | (stats) | The counters are equal to what happened. | [`figures`] |
 //!
-//! In a binary of its own, since it is built and run alone, in other ways than the rest, and keeps a
+//! `cargo test --test simulation` plays 2,000 schedules in seconds. `cargo test --release --test
+//! simulation a_hundred -- --ignored` plays 100,000 in half a minute (without `--release`:
+//! minutes). The seeds are the same in every run unless `SIMULATION_BASE` is set.
+//!
+//! A failure prints its seed. `SIMULATION_SEED=0x… cargo test --test simulation replay --
+//! --nocapture` plays it again. `SIMULATION_BASE` sets the number from which the seeds of a run are
+//! derived, `SIMULATION_COUNT` the number of schedules of the long run.
+//!
+//! A binary of its own: it is also built and run alone in release mode, and it keeps every
 //! processor busy.
 
-mod asks;
 mod bounds;
-mod calls;
+mod delivery;
 mod draw;
 mod facts;
 mod figures;
 mod fragments;
+mod handle_calls;
 mod handler;
 mod idleness;
-mod leavings;
 mod log;
 mod network;
 mod opening;
 mod peer;
+mod ping_calls;
 mod plan;
+mod reasons;
 mod rng;
 mod run;
 #[path = "../support/script.rs"]
 mod script;
 mod times;
 mod transport;
-mod verdicts;
 mod world;
 
 use std::env;
 
 use rng::Rng;
-use run::{Outcome, all, play};
+use run::{Outcome, assert_all_hold, play};
 
-/// The numbers of a run of the tests, unless the environment says otherwise.
+/// Default of `SIMULATION_BASE`, from which the seeds of a run are derived.
 const BASE: u64 = 0x0057_1BEA_7000;
 
 fn number(name: &str) -> Option<u64> {
@@ -62,13 +85,13 @@ fn base() -> u64 {
 
 #[test]
 fn two_thousand_schedules() {
-    all(base(), 2_000);
+    assert_all_hold(base(), 2_000);
 }
 
 #[test]
 #[ignore = "takes minutes: 100,000 schedules"]
 fn a_hundred_thousand_schedules() {
-    all(base(), number("SIMULATION_COUNT").unwrap_or(100_000));
+    assert_all_hold(base(), number("SIMULATION_COUNT").unwrap_or(100_000));
 }
 
 #[test]
@@ -111,13 +134,13 @@ fn the_schedules_reach_every_reason() {
     }
 }
 
-/// Plays one schedule again, and tells it in full.
+/// Plays one schedule and prints its log.
 #[test]
 fn replay() {
     let seed = number("SIMULATION_SEED").unwrap_or(BASE);
     let outcome = play(seed);
     println!("{}", outcome.trace);
-    if let Some(complaint) = outcome.complaint {
-        panic!("{complaint}");
+    if let Some(violation) = outcome.violation {
+        panic!("{violation}");
     }
 }

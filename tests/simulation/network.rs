@@ -1,4 +1,4 @@
-//! The network: what becomes of bytes on their way, and its faults.
+//! The network between process and peer, and its faults.
 
 use std::io;
 use std::mem::take;
@@ -9,14 +9,14 @@ use super::world::{Outbound, Timer, World};
 
 impl World {
     pub(super) fn fault(&mut self, fault: Fault) {
-        use Fault::{BlackBoth, BlackIn, BlackOut, StallBoth, StallIn, StallOut};
+        use Fault::{BlackholeBoth, BlackholeIn, BlackholeOut, StallBoth, StallIn, StallOut};
         let now = self.clock;
-        if let StallIn(_) | StallBoth(_) | BlackIn | BlackBoth = fault {
+        if let StallIn(_) | StallBoth(_) | BlackholeIn | BlackholeBoth = fault {
             let span = fault.span();
             self.inbound.flight.stall(now, span);
             self.log(Event::InboundStalls(span));
         }
-        if let StallOut(_) | StallBoth(_) | BlackOut | BlackBoth = fault {
+        if let StallOut(_) | StallBoth(_) | BlackholeOut | BlackholeBoth = fault {
             let span = fault.span();
             self.outbound.flight.stall(now, span);
             self.log(Event::OutboundStalls(span));
@@ -24,16 +24,16 @@ impl World {
         match fault {
             Fault::Kill => {
                 self.outbound.killed = true;
-                self.hang_up();
+                self.send_fin();
             }
-            Fault::HalfClose => self.hang_up(),
+            Fault::HalfClose => self.send_fin(),
             Fault::Reset(kind) => self.reset(kind),
             _ => {}
         }
     }
 
-    /// The peer sends its FIN, and nothing more.
-    pub(super) fn hang_up(&mut self) {
+    /// The peer sends its FIN.
+    pub(super) fn send_fin(&mut self) {
         if self.inbound.fin.is_none() {
             let flight = &self.inbound.flight;
             let at = flight.last.max(self.clock + self.plan.net.inbound.latency);
@@ -43,7 +43,7 @@ impl World {
         }
     }
 
-    pub(super) fn hung_up(&self) -> bool {
+    pub(super) fn has_sent_fin(&self) -> bool {
         self.inbound.fin.is_some() || self.inbound.end.is_some()
     }
 
@@ -60,8 +60,8 @@ impl World {
         self.wake_writer();
     }
 
-    /// The peer's bytes, `pace` at a time, each ms.
-    pub(super) fn post(&mut self, bytes: &[u8], pace: usize) {
+    /// Sends bytes of the peer, `pace` of them each ms.
+    pub(super) fn send_inbound(&mut self, bytes: &[u8], pace: usize) {
         let link = &self.plan.net.inbound;
         for (n, chunk) in bytes.chunks(pace).enumerate() {
             let at = self.clock + n as u64;
@@ -84,24 +84,24 @@ impl World {
         self.log(Event::Arrived(bytes.len()));
         self.inbound.ready.extend(bytes);
         if self.outbound.dropped {
-            return self.throw_away();
+            return self.discard_unsent();
         }
         self.wake_reader();
     }
 
-    /// The transport is dropped: closed without a FIN of its own if bytes wait in it.
-    pub(super) fn dropped(&mut self) {
+    /// The transport is dropped. With unread bytes it is reset, without its own FIN.
+    pub(super) fn on_drop(&mut self) {
         self.log(Event::Dropped);
         self.outbound.dropped = true;
         match self.inbound.ready.is_empty() {
-            true => self.finished(),
-            false => self.throw_away(),
+            true => self.end_outbound(),
+            false => self.discard_unsent(),
         }
     }
 
-    /// The kernel says RST in place of what it still had to send.
-    fn throw_away(&mut self) {
-        self.log(Event::ThrownAway(self.outbound.used));
+    /// The kernel sends RST in place of the bytes that it has not sent.
+    fn discard_unsent(&mut self) {
+        self.log(Event::Discarded(self.outbound.used));
         self.outbound.flight.segments.clear();
         self.outbound.staged.clear();
         self.inbound.flight.segments.clear();
@@ -109,8 +109,8 @@ impl World {
         self.inbound.end = Some(Err(io::ErrorKind::ConnectionReset));
     }
 
-    /// The peer reads our end of the stream behind all else, once that has come.
-    pub(super) fn finished(&mut self) {
+    /// The peer reads the server's end of stream once all bytes before it are delivered.
+    pub(super) fn end_outbound(&mut self) {
         let Outbound {
             shutdown,
             dropped,
@@ -119,24 +119,24 @@ impl World {
         } = &self.outbound;
         if (*shutdown || *dropped) && flight.segments.is_empty() {
             let at = self.clock + self.plan.net.outbound.latency + self.plan.peer.reaction;
-            if self.plan.peer.hangs_up {
-                self.set(at, Timer::HangUp);
+            if self.plan.peer.answers_fin {
+                self.set(at, Timer::SendFin);
             }
         }
     }
 
-    /// Room for the process to write into.
+    /// Number of bytes that the transport can accept.
     pub(super) fn room(&self) -> usize {
-        // A claim goes out whole, be there room for all of it or not.
+        // A repeated write is accepted whole, also beyond the capacity.
         (self.plan.net.outbound.capacity).saturating_sub(self.outbound.used)
     }
 
     pub(super) fn accept(&mut self, bytes: &[u8]) {
         self.outbound.used += bytes.len();
-        self.outbound.untold = true;
+        self.outbound.flush_unreported = true;
         self.accepted.extend_from_slice(bytes);
         self.outbound.staged.extend_from_slice(bytes);
-        self.log(Event::Accepted(bytes.len(), self.by));
+        self.log(Event::Accepted(bytes.len(), self.poller));
         if self.room() == 0 {
             self.outbound.full = true;
             self.log(Event::Full);
@@ -153,7 +153,7 @@ impl World {
         self.notify.notify_one();
     }
 
-    /// Whether all that was accepted is on its way.
+    /// Starts or continues a flush. Returns whether all accepted bytes are in transit.
     pub(super) fn flush(&mut self) -> bool {
         if self.outbound.staged.is_empty() || self.plan.net.buffered == Some(0) {
             self.send_staged();
@@ -163,12 +163,12 @@ impl World {
             let at = self.clock + self.plan.net.buffered.unwrap_or(0);
             self.outbound.flushed_at = Some(at);
             self.set(at, Timer::Flushed);
-            self.log(Event::FlushWaits);
+            self.log(Event::FlushPending);
         }
         false
     }
 
-    /// All that was accepted is sent. Not twice, if it was sent before its time to make room.
+    /// Ends a pending flush, unless the bytes were sent earlier to make room.
     pub(super) fn flushed(&mut self) {
         if self.outbound.flushed_at.take().is_some() {
             self.send_staged();
@@ -192,10 +192,10 @@ impl World {
             return self.set(self.clock + self.plan.net.inbound.latency, Timer::Reset);
         }
         if let Some(mut peer) = self.peer.take() {
-            peer.hear(self, &bytes);
+            peer.receive(self, &bytes);
             self.peer = Some(peer);
         }
-        self.finished();
+        self.end_outbound();
     }
 }
 

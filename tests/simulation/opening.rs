@@ -1,4 +1,4 @@
-//! How a connection is opened: below HTTP at once, and by an upgrade for layers that work on those.
+//! Opens the connection: a wrapped stream, or an HTTP upgrade if there is an idle layer.
 
 use axum::Router;
 use axum::extract::Request;
@@ -19,20 +19,20 @@ use super::run::ms;
 use super::transport::Transport;
 use super::world::{Shared, lock};
 
-/// What the peer asks for. That its key is the same each time is nothing to the layers.
+/// The peer's request. The layers do not check its key.
 pub(crate) const REQUEST: &str = "GET /ws HTTP/1.1\r\nhost: sim\r\nconnection: upgrade\r\nupgrade: \
                                   websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: \
                                   dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-/// What a handler reads and writes.
+/// The stream of the handler.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// The handler's end, its handle, and the registry that knows of it.
+/// The handler's stream, its handle, and the registry that holds the connection.
 pub(crate) type Opened = (Box<dyn Stream>, Liveness, Registry);
 
-/// Opens the connection, in no time.
+/// Opens the connection. No time passes.
 pub(crate) async fn open(config: &Config, world: &Shared) -> Opened {
     let registry = Registry::default();
     match (config.heartbeat, config.idle) {
@@ -100,12 +100,12 @@ fn idle(
 
 fn hook(world: &Shared) -> impl Fn(&Eviction) + Send + Sync + 'static {
     let world = world.clone();
-    move |ev| lock(&world).ended(ev)
+    move |ev| lock(&world).on_evict(ev)
 }
 
-/// Plays the opening handshake over the transport, with a server of hyper's in front of the layers.
+/// Performs the opening handshake over the transport, with a hyper server in front of the layers.
 async fn upgrade(app: impl Fn(Router) -> Router, world: &Shared, registry: Registry) -> Opened {
-    lock(world).shake_hands(REQUEST);
+    lock(world).begin_handshake(REQUEST);
     let (opened, mut requests) = mpsc::unbounded_channel();
     let route = any(move |mut request: Request| async move {
         let live = request.extensions().get::<Liveness>().cloned();

@@ -1,4 +1,4 @@
-//! The scripted peer: what it sends by itself, and how it answers pings.
+//! The scripted peer: its own frames, and its pongs.
 
 use std::mem::take;
 
@@ -7,12 +7,12 @@ use super::plan::{self, ALL, Act, Answers, Malformed, Masks, Plan};
 use super::script::{BINARY, CLOSE, CONTINUATION, PING, PONG, Parsed, TEXT, frame, parse};
 use super::world::{Timer, World};
 
-/// The opcode of what is no frame.
+/// Pseudo-opcode of bytes that are no valid frame.
 pub(crate) const MALFORMED: u8 = u8::MAX;
 
-/// A frame that the peer sent, or what it sent in place of one.
+/// A frame that the peer sent, possibly malformed.
 #[derive(Clone, Debug)]
-pub(crate) struct Said {
+pub(crate) struct SentFrame {
     pub(crate) opcode: u8,
     pub(crate) payload: Vec<u8>,
     pub(crate) raw: Vec<u8>,
@@ -20,29 +20,29 @@ pub(crate) struct Said {
 
 pub(crate) struct Peer {
     plan: plan::Peer,
-    heard: Vec<u8>,
-    /// So many bytes are needed before `heard` holds a whole frame.
-    wants: usize,
+    received: Vec<u8>,
+    /// Number of bytes that `received` needs for its first whole frame.
+    needed: usize,
     pings: Vec<Vec<u8>>,
-    answers_soon: bool,
-    /// Whether the program is stopped, and what it would have done meanwhile.
+    answer_scheduled: bool,
+    /// While the program is stopped: the timers that fired meanwhile.
     frozen: Option<Vec<Timer>>,
     closed: bool,
-    /// The newest ping of all, for those who answer it again.
-    spare: Option<Vec<u8>>,
+    /// The newest ping, for peers that answer it again.
+    last_ping: Option<Vec<u8>>,
 }
 
 impl Peer {
     pub(crate) fn new(plan: &Plan) -> Self {
         Self {
             plan: plan.peer.clone(),
-            heard: Vec::new(),
-            wants: 2,
+            received: Vec::new(),
+            needed: 2,
             pings: Vec::new(),
-            answers_soon: false,
+            answer_scheduled: false,
             frozen: None,
             closed: false,
-            spare: None,
+            last_ping: None,
         }
     }
 
@@ -52,7 +52,7 @@ impl Peer {
 
     pub(crate) fn fire(&mut self, world: &mut World, timer: Timer) {
         if let Timer::Thaw = timer {
-            world.log(Event::PeerGoesOn);
+            world.log(Event::PeerResumes);
             for timer in self.frozen.take().into_iter().flatten() {
                 self.fire(world, timer);
             }
@@ -65,19 +65,19 @@ impl Peer {
             Timer::Act(n) => self.act(world, self.plan.acts[n].1),
             Timer::Steady { every, len, left } => {
                 let payload = world.rng.bytes(len);
-                self.say(world, 0x80 | TEXT, &payload, ALL);
+                self.send_frame(world, 0x80 | TEXT, &payload, ALL);
                 if left > 1 {
                     let left = left - 1;
                     world.set(world.clock + every, Timer::Steady { every, len, left });
                 }
             }
             Timer::Answer => self.answer(world),
-            Timer::CloseBack => {
-                self.say(world, 0x80 | CLOSE, &1000_u16.to_be_bytes(), ALL);
+            Timer::AnswerClose => {
+                self.send_frame(world, 0x80 | CLOSE, &1000_u16.to_be_bytes(), ALL);
                 self.closed = true;
-                world.hang_up();
+                world.send_fin();
             }
-            Timer::HangUp => world.hang_up(),
+            Timer::SendFin => world.send_fin(),
             Timer::Thaw | Timer::Fault(_) | Timer::Flushed | Timer::Reset => {}
         }
     }
@@ -94,14 +94,14 @@ impl Peer {
                     let opcode = if part == 0 { BINARY } else { CONTINUATION };
                     let fin = if part + 1 == parts { 0x80 } else { 0 };
                     let payload = world.rng.bytes(len);
-                    // A whole message, and so one with RSV1, as of permessage-deflate.
+                    // An unfragmented message, some with RSV1 as under permessage-deflate.
                     let rsv = if parts == 1 && len % 3 == 0 { 0x40 } else { 0 };
-                    self.say(world, fin | rsv | opcode, &payload, pace);
+                    self.send_frame(world, fin | rsv | opcode, &payload, pace);
                     if control && part + 1 < parts {
                         let opcode = world.rng.pick(&[PING, PONG]);
                         let len = world.rng.pick(&[0, 8, 8, 125]);
                         let payload = world.rng.bytes(len);
-                        self.say(world, 0x80 | opcode, &payload, pace);
+                        self.send_frame(world, 0x80 | opcode, &payload, pace);
                     }
                 }
             }
@@ -109,21 +109,21 @@ impl Peer {
                 let left = times;
                 world.set(world.clock, Timer::Steady { every, len, left });
             }
-            Act::Ping => self.say(world, 0x80 | PING, b"are you?", ALL),
+            Act::Ping => self.send_frame(world, 0x80 | PING, b"are you?", ALL),
             Act::Pong => {
                 let forged = world.rng.bytes(8);
-                self.say(world, 0x80 | PONG, &forged, ALL);
+                self.send_frame(world, 0x80 | PONG, &forged, ALL);
             }
             Act::Flood(count) => {
                 for n in 0..count {
                     let opcode = if n % 3 == 0 { PING } else { PONG };
                     let payload = world.rng.bytes(n % 10);
-                    self.say(world, 0x80 | opcode, &payload, ALL);
+                    self.send_frame(world, 0x80 | opcode, &payload, ALL);
                 }
             }
             Act::Close { code, fin } => {
                 let body = code.map(u16::to_be_bytes);
-                self.say(
+                self.send_frame(
                     world,
                     0x80 | CLOSE,
                     body.as_ref().map_or(&[], |body| body),
@@ -131,10 +131,10 @@ impl Peer {
                 );
                 self.closed = true;
                 if fin {
-                    world.hang_up();
+                    world.send_fin();
                 }
             }
-            Act::Malformed(malformed) => self.babble(world, malformed),
+            Act::Malformed(malformed) => self.send_malformed(world, malformed),
             Act::Freeze(span) => {
                 world.log(Event::PeerStops);
                 self.frozen = Some(Vec::new());
@@ -145,41 +145,41 @@ impl Peer {
         }
     }
 
-    pub(crate) fn hear(&mut self, world: &mut World, bytes: &[u8]) {
-        self.heard.extend_from_slice(bytes);
-        while self.heard.len() >= self.wants {
-            self.wants = whole(&self.heard);
-            if self.heard.len() < self.wants {
+    pub(crate) fn receive(&mut self, world: &mut World, bytes: &[u8]) {
+        self.received.extend_from_slice(bytes);
+        while self.received.len() >= self.needed {
+            self.needed = frame_len(&self.received);
+            if self.received.len() < self.needed {
                 break;
             }
-            let rest = self.heard.split_off(self.wants);
-            let bytes = std::mem::replace(&mut self.heard, rest);
-            self.wants = 2;
-            for heard in parse(&bytes).0 {
-                self.heard(world, heard);
+            let rest = self.received.split_off(self.needed);
+            let bytes = std::mem::replace(&mut self.received, rest);
+            self.needed = 2;
+            for frame in parse(&bytes).0 {
+                self.on_frame(world, frame);
             }
         }
     }
 
-    fn heard(&mut self, world: &mut World, heard: Parsed) {
-        world.log(Event::PeerHears(heard.opcode(), heard.payload.len()));
-        match heard.opcode() {
+    fn on_frame(&mut self, world: &mut World, frame: Parsed) {
+        world.log(Event::PeerReceives(frame.opcode(), frame.payload.len()));
+        match frame.opcode() {
             PING => {
-                self.pings.push(heard.payload);
-                if !self.answers_soon {
-                    self.answers_soon = true;
+                self.pings.push(frame.payload);
+                if !self.answer_scheduled {
+                    self.answer_scheduled = true;
                     world.set(world.clock + self.plan.reaction, Timer::Answer);
                 }
             }
-            CLOSE if self.plan.closes_back && !self.closed => {
-                world.set(world.clock + self.plan.reaction, Timer::CloseBack);
+            CLOSE if self.plan.answers_close && !self.closed => {
+                world.set(world.clock + self.plan.reaction, Timer::AnswerClose);
             }
             _ => {}
         }
     }
 
     fn answer(&mut self, world: &mut World) {
-        self.answers_soon = false;
+        self.answer_scheduled = false;
         let mut pings = take(&mut self.pings);
         let newest = pings.last().cloned();
         match self.plan.answers {
@@ -187,27 +187,27 @@ impl Peer {
             Answers::Newest => pings.drain(..pings.len().saturating_sub(1)).for_each(drop),
             Answers::Oldest => pings.truncate(1),
             Answers::Backwards => pings.reverse(),
-            Answers::Twice => pings.extend(self.spare.take()),
+            Answers::Twice => pings.extend(self.last_ping.take()),
             Answers::BehindData => {
                 let payload = world.rng.bytes(30);
-                self.say(world, 0x80 | TEXT, &payload, ALL);
+                self.send_frame(world, 0x80 | TEXT, &payload, ALL);
             }
             Answers::Forged => pings.iter_mut().flatten().for_each(|byte| *byte ^= 1),
             Answers::All | Answers::Dribbled => {}
         }
-        self.spare = newest;
+        self.last_ping = newest;
         let pace = if self.plan.answers == Answers::Dribbled {
             1
         } else {
             ALL
         };
         for payload in pings {
-            self.say(world, 0x80 | PONG, &payload, pace);
+            self.send_frame(world, 0x80 | PONG, &payload, pace);
         }
     }
 
-    fn say(&mut self, world: &mut World, first: u8, payload: &[u8], pace: usize) {
-        if self.closed || world.hung_up() {
+    fn send_frame(&mut self, world: &mut World, first: u8, payload: &[u8], pace: usize) {
+        if self.closed || world.has_sent_fin() {
             return;
         }
         let opcode = first & 0xF;
@@ -224,7 +224,7 @@ impl Peer {
         self.send(
             world,
             name,
-            Said {
+            SentFrame {
                 opcode,
                 payload,
                 raw,
@@ -233,9 +233,9 @@ impl Peer {
         );
     }
 
-    /// Something behind which no frame boundary can be known.
-    fn babble(&mut self, world: &mut World, malformed: Malformed) {
-        if self.closed || world.hung_up() {
+    /// Sends a malformed frame, after which no frame boundary can be known.
+    fn send_malformed(&mut self, world: &mut World, malformed: Malformed) {
+        if self.closed || world.has_sent_fin() {
             return;
         }
         let (first, len) = match malformed {
@@ -253,8 +253,8 @@ impl Peer {
         let opcode = MALFORMED;
         self.send(
             world,
-            "nonsense",
-            Said {
+            "a malformed frame",
+            SentFrame {
                 opcode,
                 payload,
                 raw,
@@ -273,15 +273,15 @@ impl Peer {
         masks.then_some(key)
     }
 
-    fn send(&mut self, world: &mut World, name: &'static str, said: Said, pace: usize) {
-        world.log(Event::PeerSends(name, said.raw.len()));
-        world.post(&said.raw, pace);
-        world.said.push(said);
+    fn send(&mut self, world: &mut World, name: &'static str, sent: SentFrame, pace: usize) {
+        world.log(Event::PeerSends(name, sent.raw.len()));
+        world.send_inbound(&sent.raw, pace);
+        world.peer_sent.push(sent);
     }
 }
 
-/// The length of the frame that `bytes` begin with, or of as much as tells it.
-pub(crate) fn whole(bytes: &[u8]) -> usize {
+/// Length of the first frame of `bytes`, or of the part that is needed to compute it.
+pub(crate) fn frame_len(bytes: &[u8]) -> usize {
     let number = |count: usize| {
         let digits = bytes.get(2..2 + count)?;
         Some(digits.iter().fold(0, |n, byte| n << 8 | usize::from(*byte)))

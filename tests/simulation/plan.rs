@@ -1,10 +1,10 @@
-//! A schedule: the settings, the network, and what both ends are going to do.
+//! The plan of a schedule: settings, network, and the scripts of both ends.
 
 use std::io::ErrorKind;
 
 use tower_ws_liveness::Traffic;
 
-use super::asks::Ask;
+use super::handle_calls::HandleCall;
 
 pub(crate) const ALL: usize = usize::MAX;
 
@@ -16,10 +16,10 @@ pub(crate) struct Plan {
     pub(crate) net: Net,
     pub(crate) peer: Peer,
     pub(crate) handler: Handler,
-    pub(crate) asks: Vec<(u64, Ask)>,
-    /// When the process stands still, and for how long.
-    pub(crate) jumps: Vec<(u64, u64)>,
-    pub(crate) until: u64,
+    pub(crate) handle_calls: Vec<(u64, HandleCall)>,
+    /// Begin and duration of each standstill of the process.
+    pub(crate) standstills: Vec<(u64, u64)>,
+    pub(crate) duration: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -34,12 +34,12 @@ pub(crate) struct Config {
     pub(crate) jitter: f64,
     /// Control frames per second.
     pub(crate) control_limit: Option<u64>,
-    /// Without it, what is above does not hold, but for `close_timeout`. Then there is `idle`.
+    /// If false, only `close_timeout` above applies, and `idle` is set.
     pub(crate) heartbeat: bool,
     pub(crate) idle: Option<Idle>,
 }
 
-/// The settings of an `IdleTimeoutLayer`.
+/// Settings of an `IdleTimeoutLayer`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Idle {
     pub(crate) timeout: u64,
@@ -47,7 +47,7 @@ pub(crate) struct Idle {
     pub(crate) first_message: Option<u64>,
     pub(crate) message_timeout: Option<u64>,
     pub(crate) max_lifetime: Option<u64>,
-    /// It is the outer one of two layers.
+    /// Whether the idle layer is outside the heartbeat layer.
     pub(crate) outside: bool,
 }
 
@@ -56,13 +56,14 @@ pub(crate) struct Net {
     pub(crate) inbound: Link,
     pub(crate) outbound: Link,
     pub(crate) vectored: bool,
-    /// Sends nothing before it is flushed, which takes so long.
+    /// Bytes are sent only when they are flushed, and a flush takes this many ms.
     pub(crate) buffered: Option<u64>,
     pub(crate) shutdown_waits: bool,
-    /// A write that is answered `Pending` has taken the bytes, as OpenSSL's has: the next write has to
+    /// A write that returns `Pending` has taken its bytes, as with OpenSSL: the next write must
     /// begin with them.
     pub(crate) claims: bool,
-    /// Takes part in tokio's cooperative scheduling: without budget it is `Pending` in any state.
+    /// Takes part in tokio's cooperative scheduling: without budget it returns `Pending` in any
+    /// state.
     pub(crate) cooperative: bool,
     pub(crate) faults: Vec<(u64, Fault)>,
 }
@@ -72,7 +73,7 @@ pub(crate) struct Link {
     pub(crate) latency: u64,
     /// Bytes per ms.
     pub(crate) rate: usize,
-    /// How much of that, in ms, goes at once.
+    /// How many ms of that rate are sent at once.
     pub(crate) burst: usize,
     pub(crate) capacity: usize,
     /// Bytes per poll.
@@ -84,10 +85,10 @@ pub(crate) enum Fault {
     StallIn(u64),
     StallOut(u64),
     StallBoth(u64),
-    BlackIn,
-    BlackOut,
-    BlackBoth,
-    /// The peer's process is killed: its kernel says FIN, and RST to what comes after.
+    BlackholeIn,
+    BlackholeOut,
+    BlackholeBoth,
+    /// The peer's process is killed: its kernel sends FIN, and RST in answer to later bytes.
     Kill,
     HalfClose,
     Reset(ErrorKind),
@@ -97,14 +98,14 @@ pub(crate) enum Fault {
 pub(crate) struct Peer {
     pub(crate) answers: Answers,
     pub(crate) reaction: u64,
-    pub(crate) closes_back: bool,
-    /// Ends its direction when ours has ended.
-    pub(crate) hangs_up: bool,
+    pub(crate) answers_close: bool,
+    /// Sends FIN when it reads the server's end of stream.
+    pub(crate) answers_fin: bool,
     pub(crate) masks: Masks,
     pub(crate) acts: Vec<(u64, Act)>,
 }
 
-/// What becomes of the pings that the peer has heard since it last answered.
+/// How the peer answers the pings that it received since its last answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answers {
     All,
@@ -126,7 +127,7 @@ pub(crate) enum Masks {
     None,
 }
 
-/// What makes a frame one behind which no boundary can be trusted.
+/// Kinds of malformed frames, after which no frame boundary can be known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Malformed {
     ReservedOpcode(u8),
@@ -141,7 +142,7 @@ pub(crate) enum Act {
         len: usize,
         parts: usize,
         control: bool,
-        /// A chunk of so many bytes each ms.
+        /// Number of bytes sent each ms.
         pace: usize,
     },
     Steady {
@@ -162,21 +163,21 @@ pub(crate) enum Act {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Handler {
-    /// The tasks it consists of: one, or one for each half.
+    /// One task, or one for each direction.
     pub(crate) tasks: Vec<Vec<Step>>,
-    /// Keeps the socket for so long after an error.
-    pub(crate) lingers: u64,
+    /// How long the handler keeps the socket after an error.
+    pub(crate) linger_ms: u64,
     pub(crate) spends: Spends,
 }
 
-/// When a task of the handler has used up its cooperative budget before it touches its socket.
+/// When a task of the handler has no cooperative budget left at an operation on its socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Spends {
     Never,
-    /// Before an operation is polled for the first time.
+    /// At the first poll of each operation.
     Once,
-    /// Whenever it is polled, but not if that is again within a millisecond: then it has nothing left
-    /// to do beside.
+    /// At each poll, except a second one in the same millisecond: by then the task has nothing else
+    /// to do.
     Often,
 }
 
@@ -201,9 +202,9 @@ pub(crate) enum Step {
     },
     TryWrite {
         len: usize,
-        patience: u64,
+        cancel_after: u64,
     },
-    /// Begins a frame, and does something else.
+    /// Begins a frame and leaves it unfinished.
     Begin {
         len: usize,
         cut: usize,

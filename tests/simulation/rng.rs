@@ -1,6 +1,6 @@
-//! Where everything random of a schedule comes from: one number.
+//! Random numbers of a schedule, derived from its seed.
 
-/// SplitMix64: small, fast, and the same on every machine.
+/// SplitMix64: small, fast, and equal on every machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Rng(u64);
 
@@ -17,12 +17,12 @@ impl Rng {
         mixed ^ (mixed >> 31)
     }
 
-    /// Less than `bound`, which must not be zero.
+    /// A number less than `bound`, which must not be zero.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
-    /// Both ends included.
+    /// A number from `low` to `high`, both included.
     pub(crate) fn range(&mut self, low: u64, high: u64) -> u64 {
         low + self.below(high - low + 1)
     }

@@ -1,4 +1,4 @@
-//! Plays schedules, each in a runtime of its own, and tells of those that the oracle condemns.
+//! Plays schedules, each in a runtime of its own, and reports the rules that do not hold.
 
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
@@ -12,31 +12,33 @@ use tokio::runtime::Builder;
 use tokio::time::{advance, sleep, sleep_until};
 
 use super::facts::Facts;
-use super::handler::{self, Observed};
+use super::handler::{self, ObservedStream};
 use super::log::Event;
 use super::plan::Plan;
 use super::rng::Rng;
 use super::transport::pump;
 use super::world::{Shared, World, lock};
-use super::{asks, bounds, calls, figures, fragments, idleness, leavings, opening, verdicts};
+use super::{
+    bounds, delivery, figures, fragments, handle_calls, idleness, opening, ping_calls, reasons,
+};
 
-/// A schedule takes a millisecond or so. One that takes longer than this hangs.
-const HANGS: Duration = Duration::from_secs(60);
+/// Time after which a schedule hangs. It normally takes about a millisecond.
+const SCHEDULE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// So many complaints are listed.
-const MOST_TOLD: usize = 100;
+/// Number of failed schedules that are listed.
+const MAX_LISTED_FAILURES: usize = 100;
 
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) trace: String,
     pub(crate) reason: &'static str,
-    pub(crate) complaint: Option<String>,
+    pub(crate) violation: Option<String>,
 }
 
 thread_local! {
-    /// What panicked on this thread, in whatever task. Runtimes catch panics and say nothing.
+    /// Messages of the panics of this thread. Runtimes catch panics of tasks without a report.
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
-    static COLLECTS: RefCell<bool> = const { RefCell::new(false) };
+    static COLLECTING: RefCell<bool> = const { RefCell::new(false) };
 }
 
 fn collect_panics() {
@@ -44,7 +46,7 @@ fn collect_panics() {
     ONCE.call_once(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            if COLLECTS.with_borrow(|collects| *collects) {
+            if COLLECTING.with_borrow(|collects| *collects) {
                 PANICS.with_borrow_mut(|panics| panics.push(info.to_string()));
             } else {
                 before(info);
@@ -53,67 +55,67 @@ fn collect_panics() {
     });
 }
 
-/// Plays one schedule, and writes it down.
+/// Plays one schedule, with its whole log.
 pub(crate) fn play(seed: u64) -> Outcome {
-    judge(seed, true)
+    play_and_check(seed, true)
 }
 
-fn judge(seed: u64, in_full: bool) -> Outcome {
+fn play_and_check(seed: u64, in_full: bool) -> Outcome {
     collect_panics();
     let plan = Plan::draw(seed);
-    COLLECTS.set(true);
+    COLLECTING.set(true);
     let played = catch_unwind(AssertUnwindSafe(|| simulate(&plan)));
-    COLLECTS.set(false);
+    COLLECTING.set(false);
     let panics = PANICS.take();
-    let Ok((world, left)) = played else {
+    let Ok((world, registered)) = played else {
         let (trace, reason) = (format!("{plan:#?}"), "none");
         return Outcome {
             trace,
             reason,
-            complaint: Some(format!("(f) {panics:?}")),
+            violation: Some(format!("(f) {panics:?}")),
         };
     };
     let world = lock(&world);
-    let judged = catch_unwind(AssertUnwindSafe(|| {
+    let checked = catch_unwind(AssertUnwindSafe(|| {
         let facts = Facts::gather(&world)?;
-        verdicts::check(&facts)?;
+        reasons::check(&facts)?;
         bounds::check(&facts)?;
         idleness::check(&facts)?;
         fragments::check(&facts)?;
-        leavings::check(&facts)?;
+        delivery::check(&facts)?;
         figures::round_trips(&facts)?;
         figures::counters(&facts)?;
-        calls::check(&facts)
+        ping_calls::check(&facts)
     }));
-    let complaint = match judged {
+    let violation = match checked {
         _ if !panics.is_empty() => Some(format!("(f) {panics:?}")),
-        _ if left > 0 => Some("(e) the registry still holds it".into()),
+        _ if registered > 0 => Some("(e) the registry still holds the connection".into()),
         Ok(verdict) => verdict.err(),
         Err(_) => Some("the oracle panicked".into()),
     };
     let reason = world.log.iter().find_map(|entry| match entry.event {
-        Event::Evicted(told) => Some(told.reason.as_str()),
+        Event::Evicted(report) => Some(report.reason.as_str()),
         _ => None,
     });
-    let trace = match in_full || complaint.is_some() {
-        true => tell(&world),
+    let trace = match in_full || violation.is_some() {
+        true => render(&world),
         false => String::new(),
     };
     Outcome {
         trace,
         reason: reason.unwrap_or("none"),
-        complaint,
+        violation,
     }
 }
 
-fn tell(world: &World) -> String {
+fn render(world: &World) -> String {
     let lines = world.log.iter().map(|entry| format!("{entry}\n"));
     format!("{:#?}\n{}", world.plan, lines.collect::<String>())
 }
 
-/// The world after it, and how many connections the registry holds.
+/// Returns the world at the end, and the number of connections that the registry still holds.
 fn simulate(plan: &Plan) -> (Shared, usize) {
-    // The layer's own dice.
+    // The layer draws its jitter and ping payloads from `fastrand`.
     fastrand::seed(plan.seed);
     let runtime = Builder::new_current_thread()
         .enable_time()
@@ -122,24 +124,28 @@ fn simulate(plan: &Plan) -> (Shared, usize) {
     runtime.expect("a runtime").block_on(async {
         let world: Shared = Arc::new(Mutex::new(World::new(plan.clone())));
         let (stream, live, registry) = opening::open(&plan.config, &world).await;
-        let socket = Observed {
+        let socket = ObservedStream {
             stream,
             world: world.clone(),
-            reads: false,
-            writes: false,
-            flushes: false,
-            shut: false,
+            read_pending: false,
+            write_pending: false,
+            flush_pending: false,
+            shutdown_called: false,
             spends: plan.handler.spends,
-            spent: None,
+            exhausted_at: None,
         };
         let pumping = tokio::spawn(pump(world.clone()));
-        tokio::spawn(asks::run(world.clone(), live.clone(), plan.asks.clone()));
+        tokio::spawn(handle_calls::run(
+            world.clone(),
+            live.clone(),
+            plan.handle_calls.clone(),
+        ));
         let handling = tokio::spawn(handler::run(socket, live));
-        let jumping = tokio::spawn(jump(world.clone(), plan.jumps.clone()));
-        let until = lock(&world).instant(plan.until);
+        let standing_still = tokio::spawn(stand_still(world.clone(), plan.standstills.clone()));
+        let until = lock(&world).instant(plan.duration);
         sleep_until(until).await;
         lock(&world).note(Event::Over);
-        jumping.abort();
+        standing_still.abort();
         handling.abort();
         sleep(ms(plan.config.close_timeout + 50)).await;
         lock(&world).note(Event::End);
@@ -148,13 +154,13 @@ fn simulate(plan: &Plan) -> (Shared, usize) {
     })
 }
 
-/// The process is suspended now and then.
-async fn jump(world: Shared, mut jumps: Vec<(u64, u64)>) {
-    jumps.sort_unstable();
-    for (at, span) in jumps {
+/// Suspends the process at the planned times.
+async fn stand_still(world: Shared, mut standstills: Vec<(u64, u64)>) {
+    standstills.sort_unstable();
+    for (at, span) in standstills {
         let at = lock(&world).instant(at);
         sleep_until(at).await;
-        lock(&world).note(Event::Jumped(span));
+        lock(&world).note(Event::Standstill(span));
         advance(ms(span)).await;
     }
 }
@@ -163,26 +169,27 @@ pub(crate) fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// Plays so many schedules on all cores. The first that is condemned is told, and fails the test.
-pub(crate) fn all(base: u64, count: u64) {
-    let mut condemned = Vec::new();
+/// Plays `count` schedules on all cores. Prints the first one that breaks a rule, and fails the
+/// test.
+pub(crate) fn assert_all_hold(base: u64, count: u64) {
+    let mut failed = Vec::new();
     for_each(base, count, |n, seed, outcome| {
-        if let Some(complaint) = outcome.complaint {
-            condemned.push((n, seed, complaint));
+        if let Some(violation) = outcome.violation {
+            failed.push((n, seed, violation));
         }
     });
-    condemned.sort();
-    let Some((n, seed, complaint)) = condemned.first() else {
+    failed.sort();
+    let Some((n, seed, violation)) = failed.first() else {
         return;
     };
-    for (n, seed, complaint) in condemned.iter().take(MOST_TOLD) {
-        println!("schedule {n}, {seed:#x}: {complaint}");
+    for (n, seed, violation) in failed.iter().take(MAX_LISTED_FAILURES) {
+        println!("schedule {n}, {seed:#x}: {violation}");
     }
     println!("{}", play(*seed).trace);
     panic!(
-        "schedule {n} of {count} ({} failed): {complaint}\nreplay: SIMULATION_SEED={seed:#x} cargo \
+        "schedule {n} of {count} ({} failed): {violation}\nreplay: SIMULATION_SEED={seed:#x} cargo \
          test --test simulation replay -- --nocapture",
-        condemned.len(),
+        failed.len(),
     );
 }
 
@@ -197,10 +204,11 @@ fn for_each(base: u64, count: u64, mut each: impl FnMut(u64, u64, Outcome)) {
         .map_or(2, usize::from)
         .min(16);
     let next = Arc::new(AtomicU64::new(0));
-    let now: Arc<Vec<_>> = Arc::new((0..threads).map(|_| AtomicU64::new(0)).collect());
-    let (tell, told) = channel();
+    let current_seeds: Arc<Vec<_>> = Arc::new((0..threads).map(|_| AtomicU64::new(0)).collect());
+    let (outcomes_tx, outcomes_rx) = channel();
     for thread in 0..threads {
-        let (next, now, tell) = (next.clone(), now.clone(), tell.clone());
+        let (next, current_seeds, outcomes_tx) =
+            (next.clone(), current_seeds.clone(), outcomes_tx.clone());
         thread::spawn(move || {
             loop {
                 let n = next.fetch_add(1, Ordering::Relaxed);
@@ -208,19 +216,24 @@ fn for_each(base: u64, count: u64, mut each: impl FnMut(u64, u64, Outcome)) {
                     return;
                 }
                 let seed = Rng::new(base.wrapping_add(n)).next();
-                now[thread].store(seed, Ordering::Relaxed);
-                if tell.send((n, seed, judge(seed, false))).is_err() {
+                current_seeds[thread].store(seed, Ordering::Relaxed);
+                if outcomes_tx
+                    .send((n, seed, play_and_check(seed, false)))
+                    .is_err()
+                {
                     return;
                 }
             }
         });
     }
-    drop(tell);
+    drop(outcomes_tx);
     loop {
-        match told.recv_timeout(HANGS) {
+        match outcomes_rx.recv_timeout(SCHEDULE_TIMEOUT) {
             Ok((n, seed, outcome)) => each(n, seed, outcome),
             Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => panic!("one of these seeds hangs: {now:x?}"),
+            Err(RecvTimeoutError::Timeout) => {
+                panic!("one of these seeds hangs: {current_seeds:x?}")
+            }
         }
     }
 }

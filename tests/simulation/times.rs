@@ -1,9 +1,9 @@
-//! When bytes came and went.
+//! Finds the time at which the n-th byte of a stream was moved.
 
 use super::log::Event;
 use super::world::World;
 
-/// When, by its place among its like, a byte came or went.
+/// Entries that move bytes: running total, index in the log, time.
 pub(crate) struct Times(Vec<(usize, usize, u64)>);
 
 impl Times {
@@ -23,7 +23,7 @@ impl Times {
         })
     }
 
-    /// Index and time of the entry with which there were at least `count`.
+    /// Index and time of the first entry with a total of at least `count`.
     pub(crate) fn reached(&self, count: usize) -> Option<(usize, u64)> {
         let place = self.0.partition_point(|(total, ..)| *total < count);
         self.0.get(place).map(|(_, index, at)| (*index, *at))

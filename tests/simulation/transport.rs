@@ -1,4 +1,4 @@
-//! The process's end of the network: what the wrapper reads and writes.
+//! The transport that the wrapper reads and writes.
 
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
@@ -12,10 +12,10 @@ use super::log::Event;
 use super::plan::Link;
 use super::world::{Shared, World, lock};
 
-/// It remembers one waker per direction, the last one, as real sockets do.
+/// Keeps one waker per direction, the last one, as real sockets do.
 pub(crate) struct Transport(pub(crate) Shared);
 
-/// Wakes those for whom something came, for as long as the schedule runs.
+/// Wakes readers and writers when the world's events are due, until the schedule ends.
 pub(crate) async fn pump(world: Shared) {
     let notify = lock(&world).notify.clone();
     loop {
@@ -29,7 +29,7 @@ pub(crate) async fn pump(world: Shared) {
             waker.wake();
         }
         match next {
-            // Either way the world is asked again.
+            // In both cases the loop asks the world again.
             Some(next) => {
                 tokio::select! {
                     biased;
@@ -42,15 +42,15 @@ pub(crate) async fn pump(world: Shared) {
     }
 }
 
-/// A cooperative transport moves nothing for a task without budget, whatever its own state, and has
-/// it polled again at once.
+/// Whether the task has no budget left. A cooperative transport then returns `Pending` in any
+/// state, and wakes the task at once.
 fn lacks_budget(world: &World, cx: &mut Context<'_>) -> bool {
     let lacks = world.plan.net.cooperative && !has_budget_remaining();
     lacks && pin!(consume_budget()).poll(cx).is_pending()
 }
 
-/// What it moves costs a unit.
-fn pay(world: &World, cx: &mut Context<'_>) {
+/// Each read or write takes one unit of budget.
+fn spend_budget(world: &World, cx: &mut Context<'_>) {
     if world.plan.net.cooperative {
         let _ = pin!(consume_budget()).poll(cx);
     }
@@ -78,14 +78,14 @@ impl AsyncRead for Transport {
         if lacks_budget(world, cx) {
             return Poll::Pending;
         }
-        let by = world.by;
+        let poller = world.poller;
         let inbound = &mut world.inbound;
         if inbound.ready.is_empty() {
             let Some(end) = inbound.end else {
                 inbound.reader = Some(cx.waker().clone());
                 return Poll::Pending;
             };
-            world.log(Event::TookEnd(by));
+            world.log(Event::TookEnd(poller));
             return Poll::Ready(end.map_err(io::Error::from));
         }
         let step = world.plan.net.inbound.step;
@@ -95,9 +95,9 @@ impl AsyncRead for Transport {
         buf.put_slice(&front[..split]);
         buf.put_slice(&back[..count - split]);
         inbound.ready.drain(..count);
-        world.log(Event::Took(count, by));
-        pay(world, cx);
-        // There is room for what waited.
+        world.log(Event::Took(count, poller));
+        spend_budget(world, cx);
+        // Now there is room for bytes that waited in the network.
         world.catch_up();
         world.notify.notify_one();
         Poll::Ready(Ok(()))
@@ -140,7 +140,7 @@ impl AsyncWrite for Transport {
             let (len, kept) = (first.len(), claim.len());
             assert!(
                 first.starts_with(claim),
-                "bad write retry: {len} bytes for the {kept} that were claimed"
+                "bad write retry: {len} bytes, but the refused write kept {kept}"
             );
         }
         let mut room = world.room();
@@ -156,20 +156,20 @@ impl AsyncWrite for Transport {
             return Poll::Pending;
         }
         if room == 0 {
-            // Full of what nobody flushed: then it is time.
+            // The transport is full of unflushed bytes: it sends them now.
             world.send_staged();
             world.flushed();
-            world.log(Event::Refused(world.by));
+            world.log(Event::Refused(world.poller));
             world.outbound.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        pay(world, cx);
+        spend_budget(world, cx);
         if let Some(claim) = world.outbound.claim.take() {
             world.accept(&claim);
             return Poll::Ready(Ok(claim.len()));
         }
         room = room.min(world.plan.net.outbound.step);
-        // Whoever has no vectored writes takes the first slice, as tokio's default does.
+        // Without vectored writes only the first slice is written, as in tokio's default.
         let taken = if world.plan.net.vectored {
             slices.len()
         } else {
@@ -201,8 +201,8 @@ impl AsyncWrite for Transport {
             return Poll::Ready(Err(kind.into()));
         }
         if world.flush() {
-            if std::mem::take(&mut world.outbound.untold) {
-                world.log(Event::FlushTold);
+            if std::mem::take(&mut world.outbound.flush_unreported) {
+                world.log(Event::FlushReturned);
             }
             return Poll::Ready(Ok(()));
         }
@@ -217,7 +217,7 @@ impl AsyncWrite for Transport {
             world.outbound.shutdown = true;
             world.send_staged();
             world.log(Event::Shutdown);
-            world.finished();
+            world.end_outbound();
         }
         match world.plan.net.shutdown_waits {
             true => Poll::Pending,
@@ -230,8 +230,8 @@ impl Drop for Transport {
     fn drop(&mut self) {
         let mut world = lock(&self.0);
         world.catch_up();
-        world.dropped();
-        // What a socket's reactor would drop.
+        world.on_drop();
+        // A socket's reactor would drop them.
         let wakers = (world.inbound.reader.take(), world.outbound.writer.take());
         drop(world);
         drop(wakers);

@@ -1,7 +1,7 @@
-//! Everything outside of the process: the network, and the peer behind it.
+//! The world outside the process: the network, and the peer behind it.
 //!
-//! It has a clock of its own, and catches up with the process whenever it is touched. So it goes on
-//! while the process stands still, as the real one does.
+//! The world has its own clock and catches up with the process at each access. So it continues
+//! during a standstill of the process, as the real network does.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -13,13 +13,13 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tower_ws_liveness::Eviction;
 
-use super::log::{By, Entry, Event, Told};
-use super::peer::{Peer, Said};
+use super::log::{Entry, Event, Poller, Report};
+use super::peer::{Peer, SentFrame};
 use super::plan::{ALL, Link, Plan};
 use super::rng::Rng;
 
-/// More polls than any schedule needs: somebody is spinning.
-const MOST_POLLS: usize = 300_000;
+/// More polls than any schedule needs: above this a task is in a busy loop.
+const MAX_POLLS: usize = 300_000;
 
 pub(crate) type Shared = Arc<Mutex<World>>;
 
@@ -30,11 +30,11 @@ pub(crate) fn lock(world: &Mutex<World>) -> MutexGuard<'_, World> {
 pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) log: Vec<Entry>,
-    /// All that the transport accepted, and all that the handler wrote and read.
+    /// Bytes that the transport accepted, that the handler wrote, and that it read.
     pub(crate) accepted: Vec<u8>,
     pub(crate) wrote: Vec<u8>,
     pub(crate) read: Vec<u8>,
-    pub(crate) said: Vec<Said>,
+    pub(crate) peer_sent: Vec<SentFrame>,
 
     start: Instant,
     pub(super) clock: u64,
@@ -42,11 +42,11 @@ pub(crate) struct World {
     pub(super) peer: Option<Peer>,
     timers: BTreeMap<(u64, usize), Timer>,
     timers_set: usize,
-    pub(super) by: By,
+    pub(super) poller: Poller,
     polls: usize,
 
-    /// What is left of the request of an opening handshake. It is out of the schedule's time, and so
-    /// is the response, which goes nowhere.
+    /// Rest of the request of the opening handshake. The handshake takes no time, and the response
+    /// is dropped.
     pub(super) handshake: Option<VecDeque<u8>>,
     pub(super) inbound: Inbound,
     pub(super) outbound: Outbound,
@@ -56,8 +56,8 @@ pub(crate) struct World {
 
 #[derive(Default)]
 pub(super) struct Inbound {
-    pub(super) flight: Flight,
-    /// What can be read.
+    pub(super) flight: InFlight,
+    /// Bytes that can be read.
     pub(super) ready: VecDeque<u8>,
     pub(super) fin: Option<u64>,
     pub(super) end: Option<Result<(), io::ErrorKind>>,
@@ -66,15 +66,15 @@ pub(super) struct Inbound {
 
 #[derive(Default)]
 pub(super) struct Outbound {
-    pub(super) flight: Flight,
-    /// Accepted and not flushed.
+    pub(super) flight: InFlight,
+    /// Bytes accepted and not flushed.
     pub(super) staged: Vec<u8>,
     pub(super) flushed_at: Option<u64>,
-    /// Something was accepted since somebody was told that all is flushed.
-    pub(super) untold: bool,
-    /// What the next write has to begin with.
+    /// Whether bytes were accepted since a flush last returned.
+    pub(super) flush_unreported: bool,
+    /// Bytes with which the next write must begin.
     pub(super) claim: Option<Vec<u8>>,
-    /// Accepted, and not taken by the peer's program.
+    /// Number of bytes accepted and not read by the peer's program.
     pub(super) used: usize,
     pub(super) full: bool,
     pub(super) writer: Option<Waker>,
@@ -83,9 +83,9 @@ pub(super) struct Outbound {
     pub(super) killed: bool,
 }
 
-/// Bytes under way, in order.
+/// Bytes in transit, in order.
 #[derive(Default)]
-pub(super) struct Flight {
+pub(super) struct InFlight {
     pub(super) segments: VecDeque<(u64, Vec<u8>)>,
     pub(super) last: u64,
     pub(super) stalled_until: u64,
@@ -100,11 +100,11 @@ pub(super) enum Timer {
     Thaw,
     Flushed,
     Reset,
-    CloseBack,
-    HangUp,
+    AnswerClose,
+    SendFin,
 }
 
-impl Flight {
+impl InFlight {
     pub(super) fn push(&mut self, now: u64, link: &Link, bytes: &[u8]) {
         let Link {
             latency,
@@ -149,12 +149,12 @@ impl World {
             accepted: Vec::new(),
             wrote: Vec::new(),
             read: Vec::new(),
-            said: Vec::new(),
+            peer_sent: Vec::new(),
             start: Instant::now(),
             clock: 0,
             timers: BTreeMap::new(),
             timers_set: 0,
-            by: By::Driver,
+            poller: Poller::Driver,
             polls: 0,
             handshake: None,
             inbound: Inbound::default(),
@@ -181,30 +181,33 @@ impl World {
         self.log.push(Entry { at, event });
     }
 
-    /// Logs what happens in the process, now.
+    /// Logs an event of the process at the current time.
     pub(crate) fn note(&mut self, event: Event) {
         self.catch_up();
         self.log(event);
     }
 
-    /// The hook is called.
-    pub(crate) fn ended(&mut self, eviction: &Eviction) {
-        self.note(Event::Evicted(Told {
+    /// The eviction hook.
+    pub(crate) fn on_evict(&mut self, eviction: &Eviction) {
+        self.note(Event::Evicted(Report {
             reason: eviction.reason(),
             rtt: eviction.rtt(),
             stats: eviction.stats(),
         }));
     }
 
-    /// The peer asks for an upgrade before anything else happens.
-    pub(crate) fn shake_hands(&mut self, request: &str) {
+    /// Sends the peer's upgrade request before anything else happens.
+    pub(crate) fn begin_handshake(&mut self, request: &str) {
         self.handshake = Some(request.bytes().collect());
     }
 
-    /// Somebody polls the transport.
+    /// Called at each poll of the transport.
     pub(super) fn polled(&mut self) {
         self.polls += 1;
-        assert!(self.polls < MOST_POLLS, "somebody polls for ever");
+        assert!(
+            self.polls < MAX_POLLS,
+            "the transport is polled in a busy loop"
+        );
         self.catch_up();
     }
 
@@ -214,7 +217,7 @@ impl World {
         self.notify.notify_one();
     }
 
-    /// When the world goes on by itself.
+    /// Time of the next event outside the process.
     pub(crate) fn next(&self) -> Option<u64> {
         let timer = self.timers.keys().next().map(|(at, _)| *at);
         [timer, self.next_in(), self.next_out()]
@@ -266,7 +269,7 @@ impl World {
         self.clock = now;
     }
 
-    /// Those to wake. A transport never wakes anybody from within a poll, and not under its lock.
+    /// Wakers to wake. A transport does not wake them from within a poll, nor under its lock.
     pub(crate) fn take_woken(&mut self) -> Vec<Waker> {
         take(&mut self.woken)
     }
