@@ -1,4 +1,4 @@
-//! WebSocket over HTTP/2 (RFC 8441) for tests: a client connection, extended `CONNECT`, and its stream as an IO.
+//! WebSocket over HTTP/2 (RFC 8441): a client connection, and its streams as an IO.
 //!
 //! ```ignore
 //! let client = H2Client::connect(addr).await?;
@@ -20,9 +20,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-/// A client's HTTP/2 connection, driven by a task of its own.
+/// A client's HTTP/2 connection, driven by its own task.
 ///
-/// Dropping it drops the connection without a word, as a killed process does: every stream on it ends in an error.
+/// Dropping it closes the connection without GOAWAY, as a killed process does: every stream on it
+/// ends with an error.
 #[derive(Debug)]
 pub(crate) struct H2Client {
     requests: client::SendRequest<Bytes>,
@@ -40,7 +41,7 @@ impl H2Client {
         Self::handshake(io, &client::Builder::new()).await
     }
 
-    /// Speaks HTTP/2 over `io`; `settings` are the place for windows and frame sizes.
+    /// Speaks HTTP/2 over `io`, with windows and frame sizes from `settings`.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
@@ -49,10 +50,10 @@ impl H2Client {
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (requests, mut connection) = settings.handshake(io).await.map_err(into_io)?;
-        // The server's settings are the first thing it sends, so they are here when it answers a ping.
+        // The server sends its SETTINGS first, so they have arrived when it answers a ping.
         let mut ping = connection
             .ping_pong()
-            .expect("taken here for the first time");
+            .expect("first use of the ping-pong handle");
         let connection = tokio::spawn(connection);
         let client = H2Client {
             requests,
@@ -70,7 +71,8 @@ impl H2Client {
 
     /// Opens a WebSocket at `uri`, which must be absolute.
     ///
-    /// Whether the server accepted is told by the response's status; the stream then carries frames, else the body.
+    /// The response's status says whether the server accepted. If it did, the stream carries
+    /// frames; if not, the response body.
     ///
     /// # Errors
     /// If `uri` is malformed, or the stream or the connection failed before the response head.
@@ -86,7 +88,7 @@ impl H2Client {
         self.send(request).await
     }
 
-    /// Sends the head of any request and leaves the stream open in both directions.
+    /// Sends the head of a request and leaves the stream open in both directions.
     ///
     /// # Errors
     /// If the stream or the connection failed before the response head.
@@ -112,13 +114,13 @@ impl Drop for H2Client {
 
 /// One stream of an [`H2Client`] as a byte stream.
 ///
-/// The peer's window opens as bytes are *read*, not as they arrive, so a reader that stops makes the peer stop.
-/// Shutting down sends END_STREAM; dropping sends RST_STREAM.
+/// The peer's window opens when bytes are *read*, not when they arrive: a reader that stops makes
+/// the peer stop. Shutting down sends END_STREAM, dropping sends RST_STREAM.
 #[derive(Debug)]
 pub(crate) struct H2Stream {
     send: SendStream<Bytes>,
     recv: RecvStream,
-    /// Received, not yet read.
+    /// Bytes received and not yet read.
     chunk: Bytes,
     write_closed: bool,
 }
@@ -128,7 +130,7 @@ impl H2Stream {
         self.recv.stream_id().as_u32()
     }
 
-    /// Resets the stream: the peer sees an error in both directions. The connection goes on.
+    /// Resets the stream: the peer gets an error in both directions. The connection stays open.
     pub(crate) fn reset(&mut self, reason: Reason) {
         self.write_closed = true;
         self.send.send_reset(reason);
@@ -145,11 +147,12 @@ impl AsyncRead for H2Stream {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        // A loop, since DATA frames may be empty and an empty read would mean the end.
+        // A loop: DATA frames may be empty, and an empty read would mean the end.
         while this.chunk.is_empty() {
             this.chunk = match ready!(this.recv.poll_data(cx)) {
                 Some(Ok(chunk)) => chunk,
-                // RFC 9113 section 8.1: the response is complete, the rest of the request is not wanted.
+                // RFC 9113 section 8.1: the response is complete, and the server does not want the
+                // rest of the request.
                 Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => {
                     return Poll::Ready(Ok(()));
                 }
@@ -160,7 +163,7 @@ impl AsyncRead for H2Stream {
         let n = this.chunk.len().min(buf.remaining());
         buf.put_slice(&this.chunk[..n]);
         this.chunk.advance(n);
-        // Fails only if the stream is already closed, where no window is needed.
+        // Fails only if the stream is closed, where no window is needed.
         let _ = this.recv.flow_control().release_capacity(n);
         Poll::Ready(Ok(()))
     }
@@ -180,7 +183,8 @@ impl AsyncWrite for H2Stream {
             return Poll::Ready(Ok(0));
         }
         this.send.reserve_capacity(buf.len());
-        // `poll_capacity` tells of changes only: what was assigned before must be looked at first.
+        // `poll_capacity` reports only changes, so capacity that was assigned before is checked
+        // first.
         while this.send.capacity() == 0 {
             match ready!(this.send.poll_capacity(cx)) {
                 Some(Ok(_)) => {}
@@ -194,7 +198,7 @@ impl AsyncWrite for H2Stream {
         Poll::Ready(Ok(n))
     }
 
-    /// Nothing to do: the connection's task sends as fast as the socket takes it.
+    /// Does nothing: the connection's task sends as fast as the socket accepts.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -209,7 +213,7 @@ impl AsyncWrite for H2Stream {
     }
 }
 
-/// Keeps the kind of an IO error, and tells a reset from other failures.
+/// Keeps the kind of an IO error, and maps a stream reset to `ConnectionReset`.
 fn into_io(error: h2::Error) -> io::Error {
     if error.is_io() {
         return error.into_io().expect("checked to be an IO error");

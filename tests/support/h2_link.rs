@@ -1,4 +1,4 @@
-//! One HTTP/2 connection in memory, served by hyper itself, and what the server puts on it.
+//! An in-memory HTTP/2 connection to hyper that records the frames by which streams end.
 #![allow(dead_code)] // every test binary uses its own part of this
 
 use std::io;
@@ -21,8 +21,8 @@ use super::within;
 
 pub(crate) const URI: &str = "http://localhost/ws";
 
-/// Windows that no test here uses up unless it wants to. A small one is also what makes h2 take a
-/// hundred unread pings for an attack.
+/// A connection window of 16 MiB, which no test exhausts by accident. With a small window h2 also
+/// treats a hundred unread pings as an attack.
 pub(crate) fn wide() -> client::Builder {
     let mut settings = client::Builder::new();
     settings.initial_connection_window_size(1 << 24);
@@ -41,7 +41,7 @@ impl Link {
         Self::with(app, &wide()).await
     }
 
-    /// `settings` are the client's.
+    /// As [`open`](Self::open), with these settings of the client.
     pub(crate) async fn with(app: Router, settings: &client::Builder) -> Self {
         let (ours, theirs) = duplex(64 * 1024);
         let shutdown = Arc::new(Notify::new());
@@ -57,12 +57,12 @@ impl Link {
         }
     }
 
-    /// Has the server begin a graceful shutdown.
+    /// Starts hyper's graceful shutdown.
     pub(crate) fn shut_down(&self) {
         self.shutdown.notify_one();
     }
 
-    /// Opens a WebSocket on a stream of its own.
+    /// Opens a WebSocket on a new stream.
     pub(crate) async fn websocket(&self) -> RawClient<H2Stream> {
         let opened = within("the response", self.client.websocket(URI)).await;
         let (response, stream) = opened.unwrap();
@@ -85,7 +85,7 @@ async fn serve(app: Router, io: DuplexStream, shutdown: Arc<Notify>) -> hyper::R
     connection.await
 }
 
-/// A frame of the server's that ends something (RFC 9113 section 6).
+/// A server frame that ends a stream or the connection (RFC 9113 section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Last {
     /// END_STREAM, on DATA or HEADERS.
@@ -94,16 +94,16 @@ pub(crate) enum Last {
     GoAway(h2::Reason),
 }
 
-/// The ends that the server has sent, in their order.
+/// Records the server's [`Last`] frames, in order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     ends: Arc<Mutex<Vec<Last>>>,
-    /// Bytes to be put between two frames of the client's.
+    /// Bytes to insert between two frames of the client.
     inject: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Seen {
-    /// The ends of one stream.
+    /// The frames that ended one stream.
     pub(crate) fn of(&self, stream: u32) -> Vec<Last> {
         let mut ends = self.all();
         ends.retain(|end| matches!(end, Last::EndStream(id) | Last::Reset(id, _) if *id == stream));
@@ -114,12 +114,13 @@ impl Seen {
         self.ends.lock().unwrap().clone()
     }
 
-    /// Has the client say GOAWAY with NO_ERROR in front of what it says next.
+    /// Sends GOAWAY with NO_ERROR before the client's next frame.
     pub(crate) fn send_goaway(&self) {
         self.inject(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     }
 
-    /// The same, with a WINDOW_UPDATE by nothing: a connection error (RFC 9113 section 6.9).
+    /// Sends a WINDOW_UPDATE with an increment of 0 before the client's next frame: a connection
+    /// error (RFC 9113 section 6.9).
     pub(crate) fn send_invalid_window_update(&self) {
         self.inject(&[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     }
@@ -129,7 +130,7 @@ impl Seen {
     }
 }
 
-/// The client's end of the connection.
+/// The client's end of the connection. Parses the frames of both directions.
 struct Tap {
     io: DuplexStream,
     seen: Seen,
@@ -196,12 +197,12 @@ impl AsyncWrite for Tap {
     }
 }
 
-/// Where one direction is in its frames (RFC 9113 section 4.1).
+/// Frame parser of one direction (RFC 9113 section 4.1).
 #[derive(Default)]
 struct Frames {
-    /// The header, and the payload of the few frames that are looked into.
+    /// The frame header, and the payload of RST_STREAM and GOAWAY frames.
     frame: Vec<u8>,
-    /// Bytes to go that nobody looks at.
+    /// Remaining payload bytes that are not parsed.
     skip: usize,
 }
 
@@ -212,7 +213,7 @@ impl Frames {
         self.frame.is_empty() && self.skip == 0
     }
 
-    fn pass(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Last)) {
+    fn pass(&mut self, mut bytes: &[u8], mut on_end: impl FnMut(Last)) {
         while let Some((&byte, rest)) = bytes.split_first() {
             if self.skip > 0 {
                 let count = self.skip.min(bytes.len());
@@ -223,13 +224,13 @@ impl Frames {
             self.frame.push(byte);
             bytes = rest;
             if self.frame.len() >= Self::HEAD {
-                self.look(&mut tell);
+                self.parse(&mut on_end);
             }
         }
     }
 
-    /// Looks at a frame whose header is complete.
-    fn look(&mut self, tell: &mut impl FnMut(Last)) {
+    /// Reports the frame if it ends something. Its header must be complete.
+    fn parse(&mut self, on_end: &mut impl FnMut(Last)) {
         let frame = &self.frame;
         let number = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
         let length = (number(0) >> 8) as usize;
@@ -238,10 +239,10 @@ impl Frames {
         match kind {
             // RST_STREAM and GOAWAY, whose codes are in the payload.
             3 | 7 if !complete => return,
-            3 => tell(Last::Reset(stream, number(9).into())),
-            7 => tell(Last::GoAway(number(13).into())),
+            3 => on_end(Last::Reset(stream, number(9).into())),
+            7 => on_end(Last::GoAway(number(13).into())),
             // DATA and HEADERS.
-            0 | 1 if flags & 1 == 1 => tell(Last::EndStream(stream)),
+            0 | 1 if flags & 1 == 1 => on_end(Last::EndStream(stream)),
             _ => {}
         }
         self.skip = Self::HEAD + length - frame.len();

@@ -1,4 +1,4 @@
-//! The log lines that a test's own thread writes.
+//! Captures the log lines of a test's own thread.
 #![allow(dead_code)] // every test binary uses its own part of this
 
 use std::cell::RefCell;
@@ -9,10 +9,10 @@ thread_local! {
     static LINES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Keeps what is logged on this thread.
+/// Captures what this thread logs.
 ///
-/// With one subscriber for the whole process: a subscriber of one thread may be told nothing of an
-/// event that another thread came by first.
+/// One subscriber serves the whole process: with a subscriber per thread, `tracing` may cache a
+/// callsite as disabled because of another thread's subscriber.
 pub(crate) struct Logs(());
 
 impl Logs {
@@ -30,12 +30,12 @@ impl Logs {
         Self(())
     }
 
-    /// The warnings so far, in their order.
+    /// The warnings so far, in order.
     pub(crate) fn warnings(&self) -> Vec<String> {
         self.lines("WARN")
     }
 
-    /// The errors so far, in their order.
+    /// The errors so far, in order.
     pub(crate) fn errors(&self) -> Vec<String> {
         self.lines("ERROR")
     }
@@ -46,7 +46,8 @@ impl Logs {
         lines.map(str::to_owned).collect()
     }
 
-    /// The same without those of slowness: on a busy machine a panic that prints its backtrace is slow.
+    /// The warnings, without those about slow hooks and maps: on a loaded machine a panic that
+    /// prints its backtrace is slow.
     pub(crate) fn panics(&self) -> Vec<String> {
         let mut warnings = self.warnings();
         warnings.retain(|line| !line.contains("slow at"));

@@ -1,4 +1,4 @@
-//! What the integration tests share: servers, a recorder of evictions, bounded waits.
+//! Helpers of the integration tests: servers, routes, an eviction recorder, bounded waits.
 #![allow(dead_code)] // every test binary uses its own part of this
 
 pub(crate) mod h2_client;
@@ -39,18 +39,18 @@ use h2_client::H2Client;
 use raw::RawClient;
 use wire::{Carrier, Client, Wire};
 
-/// How long a test waits for something that must come. Generous: it only decides how late a
-/// failure is noticed, never whether a correct run passes.
+/// Bound on a wait for something that must happen. A correct run never depends on it: it only
+/// decides when a failure is reported.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a loaded machine may add to a bound that is measured on the wall clock.
+/// Tolerance on wall-clock bounds for a loaded machine.
 pub(crate) const SLACK: Duration = Duration::from_secs(3);
 
 pub(crate) fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// Waits for something that must happen, and names it if it does not.
+/// Waits for something that must happen. Panics with its name after [`PATIENCE`].
 pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
     match timeout(PATIENCE, future).await {
         Ok(output) => output,
@@ -58,7 +58,7 @@ pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// Asserts that something does *not* happen during `span`.
+/// Asserts that the future does not complete during `span`.
 pub(crate) async fn never<F>(what: &str, span: Duration, future: F)
 where
     F: Future<Output: std::fmt::Debug>,
@@ -68,7 +68,7 @@ where
     }
 }
 
-/// Waits until `condition` holds, for conditions that nobody announces.
+/// Polls `condition` until it holds, for state that sends no notification.
 pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
@@ -80,7 +80,7 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Bytes that repeat at no power of two, different for each seed.
+/// Pseudo-random bytes, different for each seed.
 pub(crate) fn noise(seed: u32, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2_654_435_769) | 1;
     std::iter::repeat_with(|| {
@@ -93,19 +93,19 @@ pub(crate) fn noise(seed: u32, len: usize) -> Vec<u8> {
     .collect()
 }
 
-/// The tasks alive on this runtime.
+/// Number of live tasks of the current runtime.
 pub(crate) fn alive_tasks() -> usize {
     Handle::current().metrics().num_alive_tasks()
 }
 
 // Servers.
 
-/// `axum::serve` on a loopback port, until dropped.
+/// `axum::serve` on a loopback port. Stops when dropped.
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
     task: JoinHandle<()>,
-    /// The connection that the clients over HTTP/2 share.
+    /// The HTTP/2 connection that all HTTP/2 clients share.
     h2: OnceCell<Arc<H2Client>>,
 }
 
@@ -113,14 +113,14 @@ impl Server {
     pub(crate) async fn start(app: Router) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let addr = listener.local_addr().unwrap();
-        // Small frames leave at once, or a test of a thousand of them takes a minute.
+        // Without it Nagle's algorithm delays small frames: a thousand of them take a minute.
         let listener = listener.tap_io(|io| io.set_nodelay(true).unwrap());
         let task = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         let h2 = OnceCell::new();
         Self { addr, task, h2 }
     }
 
-    /// A new client. All that come over HTTP/2 share one connection.
+    /// A new client. All HTTP/2 clients share one connection.
     pub(crate) async fn client(&self, wire: Wire, path: &str) -> Client {
         match wire {
             Wire::Http1 => wire.connect(self.addr, path).await,
@@ -128,7 +128,7 @@ impl Server {
         }
     }
 
-    /// The same, with a WebSocket library at the client's end.
+    /// As [`client`](Self::client), with tungstenite as the client's WebSocket library.
     pub(crate) async fn stock_client(&self, wire: Wire, path: &str) -> WebSocketStream<Carrier> {
         match wire {
             Wire::Http1 => {
@@ -136,7 +136,7 @@ impl Server {
                 let opened = tokio_tungstenite::client_async(self.url(path), carrier);
                 within("the opening handshake", opened).await.unwrap().0
             }
-            // The library does not speak HTTP/2, and need not: the handshake is done.
+            // tungstenite does not speak HTTP/2: it gets the stream after the opening handshake.
             Wire::Http2 => {
                 let stream = self.stream(path).await;
                 WebSocketStream::from_raw_socket(stream, Role::Client, None).await
@@ -160,7 +160,7 @@ impl Drop for Server {
     }
 }
 
-/// Serves one HTTP/1.1 connection in memory and returns the client's end of it.
+/// Serves one HTTP/1.1 connection in memory and returns the client's end.
 pub(crate) fn in_memory(app: Router, buffer: usize) -> DuplexStream {
     let (client, server) = tokio::io::duplex(buffer);
     serve_io(app, server);
@@ -180,7 +180,7 @@ where
 
 // Handlers.
 
-/// The route of an echo handler as any axum application writes it: it knows nothing of the layers.
+/// Route of an ordinary axum echo handler, without any use of this crate.
 pub(crate) fn echo_route() -> MethodRouter<(), Infallible> {
     any(|ws: WebSocketUpgrade| async move { ws.on_upgrade(echo) })
 }
@@ -194,7 +194,7 @@ pub(crate) async fn echo(mut socket: WebSocket) {
     }
 }
 
-/// A route whose handler gets the upgraded byte stream itself, without any WebSocket library.
+/// Route whose handler gets the upgraded byte stream, without a WebSocket library.
 pub(crate) fn bytes_route<H, F>(handler: H) -> MethodRouter<(), Infallible>
 where
     H: Fn(TokioIo<Upgraded>) -> F + Clone + Send + Sync + 'static,
@@ -215,10 +215,10 @@ where
     })
 }
 
-/// The answer to an opening handshake (RFC 6455 section 4.2.2), by hand.
+/// Response to an opening handshake (RFC 6455 section 4.2.2), built by hand.
 pub(crate) fn switching_protocols<B>(request: &Request<B>) -> Response {
     if request.method() == Method::CONNECT {
-        // Nothing to prove (RFC 8441 section 5).
+        // An extended CONNECT has no key to answer (RFC 8441 section 5).
         return StatusCode::OK.into_response();
     }
     let key = request.headers()[header::SEC_WEBSOCKET_KEY].as_bytes();
@@ -233,7 +233,7 @@ pub(crate) fn switching_protocols<B>(request: &Request<B>) -> Response {
         .into_response()
 }
 
-/// A route with this handler, which also hands the test each connection's `Liveness`.
+/// Route of this handler, and a receiver of each connection's `Liveness`.
 pub(crate) fn watched_route<H, F>(
     handler: H,
 ) -> (
@@ -244,33 +244,33 @@ where
     H: Fn(WebSocket) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let (tell, told) = mpsc::unbounded_channel();
+    let (sender, receiver) = mpsc::unbounded_channel();
     let route = any(move |ws: WebSocketUpgrade, live: Liveness| async move {
-        // Nobody may be listening any more.
-        let _ = tell.send(live);
+        // The test may have dropped the receiver.
+        let _ = sender.send(live);
         ws.on_upgrade(handler)
     });
-    (route, told)
+    (route, receiver)
 }
 
-/// A route that also hands the test each connection's `Liveness`, whatever its handler does.
+/// Wraps any route. Returns it with a receiver of each connection's `Liveness`.
 pub(crate) fn report_liveness(
     route: MethodRouter<(), Infallible>,
 ) -> (
     MethodRouter<(), Infallible>,
     mpsc::UnboundedReceiver<Liveness>,
 ) {
-    let (tell, told) = mpsc::unbounded_channel();
+    let (sender, receiver) = mpsc::unbounded_channel();
     let route = route.layer(from_fn(
         move |live: Liveness, request: axum::extract::Request, next: Next| {
-            let _ = tell.send(live);
+            let _ = sender.send(live);
             next.run(request)
         },
     ));
-    (route, told)
+    (route, receiver)
 }
 
-/// The handler that is busy with other things: it keeps the socket and never looks at it.
+/// Handler that keeps its socket open and never reads it.
 pub(crate) async fn never_reads(socket: WebSocket) {
     let _kept = socket;
     std::future::pending().await

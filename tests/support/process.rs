@@ -1,5 +1,4 @@
-//! The processes that `tests/processes` and `tests/push_gateway` start, as seen by who
-//! started them. Whatever happens, they are killed and reaped in the end.
+//! Child processes of `tests/processes` and `tests/push_gateway`, killed and reaped when dropped.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -12,10 +11,10 @@ use nix::unistd::Pid;
 
 use crate::roles;
 
-/// How long something may take that must come.
+/// Bound on a wait for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A child, with its stdin and the lines of its stdout.
+/// A child process, with its stdin and the lines of its stdout.
 struct Process {
     child: Child,
     stdin: ChildStdin,
@@ -23,11 +22,11 @@ struct Process {
 }
 
 impl Process {
-    /// Starts this program in a role, in a network namespace if one is named.
+    /// Starts this program in a role, in a network namespace if one is given.
     fn start(namespace: Option<&str>, args: &[&str]) -> Self {
         let this = std::env::current_exe().unwrap();
         let mut command = match namespace {
-            // `ip` makes way for what it starts, so the child is the process itself.
+            // `ip netns exec` replaces itself by the program, so the child is the role's process.
             Some(name) => {
                 let mut command = Command::new("ip");
                 command.args(["netns", "exec", name]).arg(this);
@@ -43,10 +42,10 @@ impl Process {
             .unwrap();
         let stdin = child.stdin.take().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        let (tell, lines) = channel();
+        let (sender, lines) = channel();
         std::thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
-                if tell.send((Instant::now(), line)).is_err() {
+                if sender.send((Instant::now(), line)).is_err() {
                     return;
                 }
             }
@@ -80,13 +79,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Fails only for a child that is gone already. SIGKILL also ends a stopped one.
+        // Fails only for a child that has exited. SIGKILL also ends a stopped one.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A server, and what it has logged so far.
+/// A server process, and the parsed lines of its log.
 pub(crate) struct Server {
     process: Process,
     pub(crate) addr: String,
@@ -96,14 +95,14 @@ pub(crate) struct Server {
     notes: Vec<Note>,
 }
 
-/// Whatever else a server tells.
+/// A log line that is neither an open nor an eviction.
 #[derive(Clone, Debug)]
 pub(crate) struct Note {
     pub(crate) at: Instant,
     pub(crate) entry: serde_json::Value,
 }
 
-/// A line of the server's log.
+/// An eviction in the server's log.
 #[derive(Clone, Debug)]
 pub(crate) struct Eviction {
     pub(crate) id: u64,
@@ -144,20 +143,19 @@ impl Server {
         self.addr.rsplit(':').next().unwrap().parse().unwrap()
     }
 
-    /// How many connections the server's kernel holds open for it, and to its knowledge in both
-    /// directions.
+    /// Number of connections in state ESTABLISHED in the server's kernel.
     pub(crate) fn established(&self) -> usize {
         let sockets = std::fs::read_to_string(format!("/proc/{}/net/tcp", self.process.pid()));
         let port = format!(":{:04X}", self.port());
         let is_open = |line: &&str| {
             let fields: Vec<_> = line.split_whitespace().collect();
-            // Number, own address, peer's address, state: 1 is ESTABLISHED.
+            // Fields: number, local address, remote address, state. State 01 is ESTABLISHED.
             fields[1].ends_with(&port) && fields[3] == "01"
         };
         sockets.unwrap().lines().skip(1).filter(is_open).count()
     }
 
-    /// The bytes of memory that the server has resident.
+    /// Resident memory of the server in bytes.
     pub(crate) fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid()));
         let status = status.unwrap();
@@ -166,12 +164,12 @@ impl Server {
         kilobytes.parse::<u64>().unwrap() * 1024
     }
 
-    /// Everything told so far that is neither an open nor an eviction.
+    /// Log lines read so far that are neither opens nor evictions.
     pub(crate) fn notes(&self) -> &[Note] {
         &self.notes
     }
 
-    /// Waits for the first time that this was told of this connection.
+    /// Waits for the first log line with this event and connection id.
     pub(crate) fn note(&mut self, event: &str, id: u64) -> Note {
         let find = |this: &Self| {
             let is_it = |note: &&Note| note.entry["event"] == event && note.entry["id"] == id;
@@ -185,12 +183,12 @@ impl Server {
         self.process.signal(signal);
     }
 
-    /// Stops the server, and waits until it stands still.
+    /// Stops the server with SIGSTOP, and waits until it has stopped.
     pub(crate) fn stop(&mut self) {
         self.process.stop();
     }
 
-    /// The id of the next connection that was opened.
+    /// Waits for the next open in the log, and returns its connection id.
     pub(crate) fn next_open(&mut self) -> u64 {
         self.listen_until("an open", |this| this.opens.len() > this.opens_taken);
         self.opens_taken += 1;
@@ -204,12 +202,12 @@ impl Server {
         find(self).unwrap()
     }
 
-    /// All evictions logged so far, as far as they were listened to.
+    /// The evictions in the log lines read so far.
     pub(crate) fn evictions(&self) -> &[Eviction] {
         &self.evictions
     }
 
-    /// Takes note of all that is logged during `span`.
+    /// Reads the log lines that are written during `span`.
     pub(crate) fn listen_for(&mut self, span: Duration) {
         let end = Instant::now() + span;
         while self.listen_before(end) {}
@@ -222,7 +220,7 @@ impl Server {
         }
     }
 
-    /// Takes note of one line, if one comes before `end`.
+    /// Reads one log line. Returns false if none is written before `end`.
     fn listen_before(&mut self, end: Instant) -> bool {
         let left = end.saturating_duration_since(Instant::now());
         let Ok((at, line)) = self.process.lines.recv_timeout(left) else {
@@ -245,14 +243,14 @@ impl Server {
     }
 }
 
-/// A stock client in a process of its own.
+/// A stock client in its own process.
 pub(crate) struct Client {
     process: Process,
     pings: Vec<Instant>,
 }
 
 impl Client {
-    /// Starts a client, and waits until it has got its first echo.
+    /// Starts a client, and waits for its first echo.
     pub(crate) fn start(server: &Server, flags: &[&str]) -> Self {
         Self::of(Process::start(
             None,
@@ -260,7 +258,7 @@ impl Client {
         ))
     }
 
-    /// Starts a client in a network namespace in which the server can be reached at `addr`.
+    /// Starts a client in a network namespace where the server's address is `addr`.
     pub(crate) fn start_in(namespace: &str, addr: &str, flags: &[&str]) -> Self {
         Self::of(Process::start(
             Some(namespace),
@@ -277,25 +275,25 @@ impl Client {
         client
     }
 
-    /// Has the client send a line, and waits for the echo.
+    /// Lets the client send a line, and waits for the echo.
     pub(crate) fn echo(&mut self, line: &str) {
         self.send_line(line);
         self.expect(&format!("echo {line}"), PATIENCE);
     }
 
-    /// Has the client send a line.
+    /// Lets the client send a line.
     pub(crate) fn send_line(&mut self, line: &str) {
         writeln!(self.process.stdin, "{line}").unwrap();
     }
 
-    /// Waits for what the client has to print next, pings aside, and returns when it came.
+    /// Waits for this line, skipping pings, and returns when it was printed.
     pub(crate) fn expect(&mut self, line: &str, patience: Duration) -> Instant {
         let (at, next) = self.next_line(patience);
         assert_eq!(next, line);
         at
     }
 
-    /// What the client prints next, pings aside, and when.
+    /// The client's next line, skipping pings, and when it was printed.
     pub(crate) fn next_line(&mut self, patience: Duration) -> (Instant, String) {
         let end = Instant::now() + patience;
         loop {
@@ -307,7 +305,7 @@ impl Client {
         }
     }
 
-    /// Waits for a ping that the client has not told of before.
+    /// Waits for the next ping, which must be the client's next line.
     pub(crate) fn expect_ping(&mut self) -> Instant {
         let (at, line) = self.process.next_line(PATIENCE);
         assert_eq!(line, "ping");
@@ -315,7 +313,7 @@ impl Client {
         at
     }
 
-    /// Takes note of the pings that have come by now. Nothing else must have.
+    /// Reads the lines printed so far, which must all be pings.
     pub(crate) fn drain_pings(&mut self) {
         while let Ok((at, line)) = self.process.lines.try_recv() {
             assert_eq!(line, "ping");
@@ -323,12 +321,12 @@ impl Client {
         }
     }
 
-    /// When pings came, as far as they were listened to.
+    /// Times of the pings in the lines read so far.
     pub(crate) fn pings(&self) -> &[Instant] {
         &self.pings
     }
 
-    /// Waits until the client finds its connection closed.
+    /// Waits until the client reports that its connection is closed.
     pub(crate) fn expect_closed(&mut self) {
         self.expect("closed", PATIENCE);
     }
@@ -337,7 +335,7 @@ impl Client {
         self.process.signal(signal);
     }
 
-    /// Stops the client, and waits until it stands still.
+    /// Stops the client with SIGSTOP, and waits until it has stopped.
     pub(crate) fn stop(&mut self) {
         self.process.stop();
     }

@@ -1,4 +1,4 @@
-//! A WebSocket client made by hand: it decides about every byte and about every pong.
+//! A WebSocket client that controls every byte and every pong.
 
 use std::fmt;
 use std::io;
@@ -30,7 +30,7 @@ pub(crate) struct Frame {
 impl fmt::Debug for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (fin, rsv, opcode) = (u8::from(self.fin), self.rsv, self.opcode);
-        // A megabyte makes no readable message.
+        // Shortened: large payloads make messages unreadable.
         let len = self.payload.len();
         let head = self.payload[..len.min(130)].escape_ascii();
         write!(
@@ -60,7 +60,7 @@ impl Frame {
         Self::new(CLOSE, payload)
     }
 
-    /// The same frame as a fragment that others follow.
+    /// The frame as a fragment that is not the last.
     pub(crate) fn unfinished(mut self) -> Self {
         self.fin = false;
         self
@@ -113,7 +113,7 @@ impl Frame {
         head
     }
 
-    /// Takes the first frame off `bytes`, once it is complete.
+    /// Removes the first frame from `bytes` if it is complete.
     pub(crate) fn parse(bytes: &mut Vec<u8>) -> Option<Self> {
         let (&first, &second) = (bytes.first()?, bytes.get(1)?);
         let (len, at) = match second & 0x7f {
@@ -148,13 +148,13 @@ impl Frame {
 /// Which of the server's pings the client answers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Answer {
-    /// Every ping at once.
+    /// Every ping, immediately.
     All,
-    /// Holds back until so many pings wait, then answers the newest and forgets the others.
+    /// Waits until this many pings are unanswered, then answers only the newest.
     LatestOf(usize),
-    /// Holds back until so many pings wait, then answers the oldest and forgets the others.
+    /// Waits until this many pings are unanswered, then answers only the oldest.
     OldestOf(usize),
-    /// None, ever.
+    /// No ping.
     Nothing,
 }
 
@@ -166,12 +166,12 @@ pub(crate) struct RawClient<S = TcpStream> {
     answer: Answer,
     waiting: Vec<Vec<u8>>,
     chunk: usize,
-    /// The pings received so far.
+    /// Number of pings received so far.
     pub(crate) pings: usize,
 }
 
 impl RawClient {
-    /// Connects over TCP and does the opening handshake at `path`.
+    /// Connects over TCP and performs the opening handshake at `path`.
     pub(crate) async fn connect(addr: SocketAddr, path: &str) -> Self {
         let io = TcpStream::connect(addr).await.unwrap();
         io.set_nodelay(true).unwrap();
@@ -185,7 +185,7 @@ impl RawClient {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
-    /// Speaks frames over `io`, on which the opening handshake is done.
+    /// A client over `io`, after the opening handshake.
     pub(crate) fn over(io: S) -> Self {
         Self {
             io,
@@ -197,13 +197,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
         }
     }
 
-    /// Does the opening handshake (RFC 6455 section 4.1) over `io`.
+    /// Performs the opening handshake (RFC 6455 section 4.1) over `io`.
     pub(crate) async fn handshake(io: S, path: &str) -> Self {
         let mut client = Self::over(io);
         client.send_bytes(opening(path).as_bytes()).await.unwrap();
-        let head = within("the answer to the opening handshake", client.read_head()).await;
+        let head = within("the response to the opening handshake", client.read_head()).await;
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-        // The key and its answer are the example of RFC 6455 section 1.3.
+        // The accept value of the key in RFC 6455 section 1.3.
         assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
         client
     }
@@ -213,13 +213,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
         self
     }
 
-    /// From now on writes at most `chunk` bytes at a time.
+    /// Limits each write to `chunk` bytes.
     pub(crate) fn in_chunks_of(mut self, chunk: usize) -> Self {
         self.chunk = chunk;
         self
     }
 
-    /// The transport itself.
+    /// The transport.
     pub(crate) fn io(&mut self) -> &mut S {
         &mut self.io
     }
@@ -228,7 +228,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
         self.send_bytes(&frame.masked()).await
     }
 
-    /// Writes bytes as they are, in chunks that other tasks may run between.
+    /// Writes raw bytes in chunks, and yields to other tasks between them.
     pub(crate) async fn send_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         for chunk in bytes.chunks(self.chunk) {
             self.io.write_all(chunk).await?;
@@ -238,8 +238,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
         Ok(())
     }
 
-    /// Writes some of the bytes, or takes in some: whichever is possible first, so that two sides
-    /// with full buffers do not wait for each other. Returns how many bytes were written.
+    /// Writes some of the bytes or reads some, whichever is possible first, so that two peers with
+    /// full buffers do not deadlock. Returns the number of bytes written.
     pub(crate) async fn send_or_receive(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let (mut read, mut write) = tokio::io::split(&mut self.io);
         tokio::select! {
@@ -252,17 +252,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
         }
     }
 
-    /// A frame that has been taken in already.
+    /// A complete frame that has been read already.
     pub(crate) fn received_frame(&mut self) -> Option<Frame> {
         Frame::parse(&mut self.inbound)
     }
 
-    /// Sends the end of the stream, without a Close frame.
+    /// Shuts down the sending direction, without a Close frame.
     pub(crate) async fn shutdown(&mut self) -> io::Result<()> {
         self.io.shutdown().await
     }
 
-    /// The next frame of any kind; `None` at the end of the stream. Answers nothing by itself.
+    /// The next frame of any kind, `None` at the end of the stream. Sends no pong.
+    ///
+    /// # Cancel safety
     /// Cancel safe.
     pub(crate) async fn read_frame(&mut self) -> io::Result<Option<Frame>> {
         loop {
@@ -275,14 +277,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
         }
     }
 
-    /// Takes in `count` bytes without looking at them yet; fewer only at the end of the stream.
+    /// Reads `count` bytes into the buffer without parsing them; fewer only at the end of the
+    /// stream.
     pub(crate) async fn fill(&mut self, count: usize) -> io::Result<()> {
         let mut limited = (&mut self.io).take(count as u64);
         limited.read_to_end(&mut self.inbound).await?;
         Ok(())
     }
 
-    /// Exactly so many bytes, for what is not frames.
+    /// Reads exactly `count` bytes that are not frames.
     pub(crate) async fn read_exactly(&mut self, count: usize) -> io::Result<Vec<u8>> {
         while self.inbound.len() < count {
             if self.io.read_buf(&mut self.inbound).await? == 0 {
@@ -292,7 +295,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
         Ok(self.inbound.drain(..count).collect())
     }
 
-    /// The next frame that is not a ping; pings are counted, and answered as agreed.
+    /// The next frame that is not a ping. Pings are counted, and answered according to [`Answer`].
     pub(crate) async fn next(&mut self) -> io::Result<Option<Frame>> {
         loop {
             match self.read_frame().await? {
@@ -302,13 +305,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
         }
     }
 
-    /// Waits for one frame that is not a ping, and fails the test if there is none.
+    /// Waits for a frame that is not a ping. Panics if there is none.
     pub(crate) async fn expect_frame(&mut self) -> Frame {
         let frame = within("a frame from the server", self.next()).await;
         frame.unwrap().expect("a frame, not the end of the stream")
     }
 
-    /// Waits for the next ping, and returns its payload without an answer.
+    /// Waits for the next ping, and returns its payload. Sends no pong.
     pub(crate) async fn expect_ping(&mut self) -> Vec<u8> {
         let frame = within("a ping from the server", self.read_frame()).await;
         let frame = frame.unwrap().expect("a ping, not the end of the stream");
@@ -317,7 +320,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
         frame.payload
     }
 
-    /// Reads, and answers as agreed, until `pings` pings have come in all.
+    /// Reads until `pings` pings have been received in total, and answers them according to
+    /// [`Answer`].
     pub(crate) async fn live_until_ping(&mut self, pings: usize) {
         while self.pings < pings {
             let frame = within("a ping from the server", self.read_frame()).await;
@@ -327,8 +331,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
         }
     }
 
-    /// Lives on, answering as agreed, until the server closes the connection by a Close frame, by
-    /// the end of the stream or by a reset. Returns the Close frame, if any came.
+    /// Reads until the connection ends, and answers pings according to [`Answer`]. Returns the
+    /// Close frame, if there was one.
     pub(crate) async fn closed(&mut self) -> Option<Frame> {
         let end = async {
             let mut close = None;
@@ -342,7 +346,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
         within("the end of the connection", end).await
     }
 
-    /// Counts a ping, and answers it or another or none.
+    /// Counts a ping, and sends the pong that is due by [`Answer`].
     async fn answer(&mut self, ping: Vec<u8>) -> io::Result<()> {
         self.pings += 1;
         self.waiting.push(ping);
@@ -368,7 +372,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
     }
 }
 
-/// An opening handshake with the key of RFC 6455 section 1.3.
+/// A request for the opening handshake, with the key of RFC 6455 section 1.3.
 pub(crate) fn opening(path: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\n\

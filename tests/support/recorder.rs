@@ -1,4 +1,4 @@
-//! An eviction hook that remembers what it was told.
+//! An eviction hook that records its calls.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ pub(crate) struct Event {
     pub(crate) eviction: Eviction,
 }
 
-/// Remembers every eviction, and lets a test wait for the n-th.
+/// Records every call of its hook. A test can wait for the n-th.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Recorder {
     events: Arc<Mutex<Vec<Event>>>,
@@ -31,7 +31,7 @@ impl Recorder {
         Self::default()
     }
 
-    /// The hook, for `on_evict`. May be taken several times.
+    /// A hook for `on_evict`. May be called several times.
     pub(crate) fn hook(&self) -> impl Fn(&Eviction) + Send + Sync + 'static + use<> {
         let this = self.clone();
         move |ev: &Eviction| this.record(ev)
@@ -56,28 +56,28 @@ impl Recorder {
         self.events.lock().unwrap().len()
     }
 
-    /// How often the hook was called for this connection.
+    /// Number of events of this connection.
     pub(crate) fn count(&self, id: ConnectionId) -> usize {
         self.all().iter().filter(|event| event.id == id).count()
     }
 
-    /// Waits, within bounds, for the n-th event, counted from 1.
+    /// Waits for the n-th event, counted from 1. Panics after [`PATIENCE`](super::PATIENCE).
     pub(crate) async fn nth(&self, n: usize) -> Event {
         within(&format!("eviction number {n}"), self.reached(n)).await;
         self.all()[n - 1].clone()
     }
 
-    /// Asserts that no event beyond the `n` so far comes during a quiet while.
+    /// Asserts that there are `n` events, and no further one in 150 ms.
     pub(crate) async fn stays_at(&self, n: usize) {
         self.stays_at_for(n, ms(150)).await;
     }
 
     pub(crate) async fn stays_at_for(&self, n: usize, span: Duration) {
-        never("an eviction too many", span, self.reached(n + 1)).await;
+        never("one eviction too many", span, self.reached(n + 1)).await;
         assert_eq!(self.total(), n, "{:?}", self.all());
     }
 
-    /// Completes at the n-th event, with all events so far.
+    /// Completes at the n-th event, and returns all events so far.
     pub(crate) fn reached(&self, n: usize) -> impl Future<Output = Vec<Event>> + use<> {
         let this = self.clone();
         let mut total = self.total.subscribe();

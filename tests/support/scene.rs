@@ -1,4 +1,4 @@
-//! One server behind both layers, and everybody who is told of a connection's end.
+//! A server behind both layers, with recorders of all its hooks.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -17,14 +17,14 @@ use super::recorder::{Event, Recorder};
 use super::wire::{Client, Wire};
 use super::{Server, ms, until, within};
 
-/// A heartbeat that never has anything to say during a test.
+/// A heartbeat that sends no ping during a test.
 pub(crate) fn quiet() -> HeartbeatLayerBuilder {
     HeartbeatLayer::builder()
         .interval(ms(600_000))
         .timeout(ms(600_000))
 }
 
-/// An idle timeout that never comes during a test.
+/// An idle timeout that does not expire during a test.
 pub(crate) fn patient() -> IdleTimeoutLayerBuilder {
     IdleTimeoutLayer::builder().timeout(ms(600_000))
 }
@@ -32,12 +32,12 @@ pub(crate) fn patient() -> IdleTimeoutLayerBuilder {
 pub(crate) struct Scene {
     pub(crate) app: Router,
     pub(crate) registry: Registry,
-    /// The hook of the heartbeat layer.
+    /// Records the hook of the heartbeat layer.
     pub(crate) recorder: Recorder,
-    /// The hooks of the connections' own `Liveness`.
+    /// Records the hooks that are added to each `Liveness`.
     pub(crate) local: Recorder,
     lives: mpsc::UnboundedReceiver<Liveness>,
-    /// How many handlers have returned, or panicked.
+    /// Number of handlers that have returned or panicked.
     done: Arc<watch::Sender<usize>>,
     server: Server,
     wire: Wire,
@@ -58,11 +58,11 @@ impl Scene {
         let heartbeat = heartbeat.on_evict(recorder.hook()).build().unwrap();
         let registry = heartbeat.registry();
         let done = Arc::new(watch::Sender::new(0));
-        let (tell, lives) = mpsc::unbounded_channel();
+        let (sender, lives) = mpsc::unbounded_channel();
         let (own, returned) = (local.clone(), done.clone());
         let route = any(move |ws: WebSocketUpgrade, live: Liveness| async move {
             live.on_evict(move |ev| own.record(ev));
-            tell.send(live).unwrap();
+            sender.send(live).unwrap();
             let guard = Done(returned);
             ws.on_upgrade(move |socket| async move {
                 let _guard = guard;
@@ -90,7 +90,7 @@ impl Scene {
         self.server.addr
     }
 
-    /// A new client, with the server's handle on its connection.
+    /// A new client, and the `Liveness` of its connection.
     pub(crate) async fn connect(&mut self) -> (Client, Liveness) {
         let client = self.server.client(self.wire, "/ws").await;
         let live = self.next_live().await;
@@ -101,13 +101,13 @@ impl Scene {
         (client, live)
     }
 
-    /// The handle on the next connection whose handler was called.
+    /// The `Liveness` of the next connection whose handler is called.
     pub(crate) async fn next_live(&mut self) -> Liveness {
         within("the handler", self.lives.recv()).await.unwrap()
     }
 
-    /// Waits for the end of the only connection so far, and for everybody to have been told once
-    /// and the same.
+    /// Waits for the end of the only connection so far. Asserts that both hooks and `evicted()`
+    /// agree on its id and reason, and that the registry is empty.
     pub(crate) async fn ended(&self, live: &Liveness, reason: Reason) -> Event {
         let event = self.recorder.nth(1).await;
         assert_eq!(event.reason, reason);
@@ -121,14 +121,14 @@ impl Scene {
         event
     }
 
-    /// Waits until so many handlers have returned.
+    /// Waits until `count` handlers have returned or panicked.
     pub(crate) async fn handlers_done(&self, count: usize) {
         let mut done = self.done.subscribe();
         let all = done.wait_for(|done| *done >= count);
         within("the handler's end", all).await.unwrap();
     }
 
-    /// Asserts, when all that could say something is gone, that nobody is told anything more.
+    /// Asserts that each hook has been called once and is not called again.
     pub(crate) async fn assert_evicted_once(&self) {
         self.recorder.stays_at(1).await;
         self.local.stays_at_for(1, ms(1)).await;

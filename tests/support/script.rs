@@ -1,6 +1,7 @@
-//! A transport whose every poll is scripted, and the peer at its other end.
+//! A scripted transport, and the peer at its other end.
 //!
-//! As real sockets do, it remembers one waker per direction: the last one.
+//! Each poll moves a scripted number of bytes. As real sockets do, the transport keeps one waker
+//! per direction, the last one.
 #![allow(dead_code)] // every test binary uses its own part of this
 
 use std::collections::VecDeque;
@@ -22,41 +23,42 @@ pub(crate) const CLOSE: u8 = 0x8;
 pub(crate) const PING: u8 = 0x9;
 pub(crate) const PONG: u8 = 0xA;
 
-/// No bound: as much per poll as there is.
+/// A step without a bound.
 pub(crate) const ALL: usize = usize::MAX;
-/// `Pending`, until the peer is kicked.
+/// A step that returns `Pending` until [`Peer::kick`].
 pub(crate) const WAIT: usize = 0;
 
-/// The transport. It goes to the wrapper.
+/// The transport, for the wrapper.
 pub(crate) struct Script(Arc<Mutex<Wire>>);
 
-/// The other end of a [`Script`], and its director.
+/// The peer's end of a [`Script`]. Also controls the script.
 #[derive(Clone)]
 pub(crate) struct Peer(Arc<Mutex<Wire>>);
 
 #[derive(Default)]
 pub(crate) struct Wire {
-    /// What the peer sent and the transport has not given out yet.
+    /// Bytes that the peer sent and the wrapper has not read.
     pub(crate) incoming: VecDeque<u8>,
-    /// Ends `incoming`.
+    /// How the stream ends after `incoming`.
     pub(crate) end: Option<Result<(), io::ErrorKind>>,
-    /// What the peer received.
+    /// Bytes that the peer received.
     pub(crate) written: Vec<u8>,
-    /// What an operation that writes fails with.
+    /// Error of every write.
     pub(crate) write_error: Option<io::ErrorKind>,
     pub(crate) flush_waits: bool,
     pub(crate) shutdown: bool,
     pub(crate) vectored_writes: usize,
     pub(crate) flushes: usize,
     pub(crate) panics: bool,
-    /// When the wrapper let go of the transport.
+    /// When the wrapper dropped the transport.
     pub(crate) dropped: Option<Instant>,
-    /// Takes part in tokio's cooperative scheduling, as tokio's own transports do.
+    /// Whether the transport takes part in tokio's cooperative scheduling, as tokio's own do.
     pub(crate) cooperative: bool,
-    /// Keeps a write that returned `Pending`, which then must be repeated, as OpenSSL does.
+    /// Whether a write that returns `Pending` keeps its bytes and must be repeated, as with
+    /// OpenSSL.
     pub(crate) repeats_writes: bool,
     claimed: Option<Vec<u8>>,
-    /// Number of writes that did not repeat the kept one.
+    /// Number of writes that did not repeat the kept bytes.
     pub(crate) bad_retries: usize,
     vectored: bool,
     reads: Steps,
@@ -65,7 +67,7 @@ pub(crate) struct Wire {
     writer: Option<Waker>,
 }
 
-/// How many bytes each poll may move, over and over.
+/// Bound on the bytes of each poll, repeated cyclically.
 #[derive(Default)]
 struct Steps {
     sizes: Vec<usize>,
@@ -74,7 +76,7 @@ struct Steps {
 }
 
 impl Steps {
-    /// The bound on this poll; `None` is `Pending`.
+    /// The bound on this poll. `None` means `Pending`.
     fn step(&mut self) -> Option<usize> {
         if self.waiting {
             return None;
@@ -113,7 +115,7 @@ impl Peer {
         wire.writes.sizes = sizes.to_vec();
     }
 
-    /// To be called before the transport is wrapped.
+    /// Enables vectored writes. Must be called before the transport is wrapped.
     pub(crate) fn vectored(&self) {
         self.wire().vectored = true;
     }
@@ -128,7 +130,7 @@ impl Peer {
         self.wake_reader();
     }
 
-    /// Goes on after a [`WAIT`] in either direction, and wakes whoever was told to wait last.
+    /// Ends a [`WAIT`] in either direction, and wakes the waker registered last.
     pub(crate) fn kick(&self) {
         let mut wire = self.wire();
         let reader = std::mem::take(&mut wire.reads.waiting).then(|| wire.reader.take());
@@ -139,7 +141,7 @@ impl Peer {
         }
     }
 
-    /// The transport becomes writable, and stays so.
+    /// Makes the transport writable from now on.
     pub(crate) fn drain(&self) {
         self.write_steps(&[]);
         let mut wire = self.wire();
@@ -151,7 +153,7 @@ impl Peer {
         }
     }
 
-    /// A wake for no reason.
+    /// Wakes the reader although nothing is readable.
     pub(crate) fn wake(&self) {
         self.wake_reader();
     }
@@ -163,12 +165,12 @@ impl Peer {
         }
     }
 
-    /// Whole frames that the peer received so far. Panics on malformed ones.
+    /// The complete frames that the peer received. Panics on malformed ones.
     pub(crate) fn frames(&self) -> Vec<Parsed> {
         parse(&self.wire().written).0
     }
 
-    /// The payloads of the wrapper's pings.
+    /// Payloads of the wrapper's pings.
     pub(crate) fn pings(&self) -> Vec<[u8; 8]> {
         let pings = self.frames().into_iter().filter(Parsed::may_be_ours);
         pings
@@ -176,7 +178,7 @@ impl Peer {
             .collect()
     }
 
-    /// The payload of the last ping, which must have come.
+    /// Payload of the wrapper's last ping. Panics if there is none.
     pub(crate) fn last_ping(&self) -> [u8; 8] {
         *self.pings().last().expect("a ping was sent")
     }
@@ -187,7 +189,7 @@ impl Peer {
 }
 
 impl Wire {
-    /// The waker of whoever reads, for the test to wake it when it likes.
+    /// The waker of the last pending read, for the test to wake.
     pub(crate) fn take_reader(&mut self) -> Option<Waker> {
         self.reader.take()
     }
@@ -200,7 +202,7 @@ impl AsyncRead for Script {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let mut wire = lock(&self.0);
-        assert!(!wire.panics, "the transport panics, as the test wants");
+        assert!(!wire.panics, "the transport panics, as the test requested");
         assert!(buf.remaining() > 0, "a read without room is an EOF");
         if wire.cooperative && !wire.incoming.is_empty() {
             ready!(pin!(tokio::task::consume_budget()).poll(cx));
@@ -240,12 +242,12 @@ impl AsyncWrite for Script {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut wire = lock(&self.0);
-        assert!(!wire.panics, "the transport panics, as the test wants");
+        assert!(!wire.panics, "the transport panics, as the test requested");
         assert!(!wire.shutdown, "written after the shutdown");
         if let Some(kind) = wire.write_error {
             return Poll::Ready(Err(kind.into()));
         }
-        // A transport without vectored writes takes the first slice, as tokio's default does.
+        // Without vectored writes only the first slice is written, as in tokio's default.
         let taken = if wire.vectored { slices.len() } else { 1 };
         let offered = slices.iter().filter(|slice| !slice.is_empty()).take(taken);
         if let Some(claimed) = &wire.claimed {
@@ -301,17 +303,17 @@ impl AsyncWrite for Script {
 
 impl Drop for Script {
     fn drop(&mut self) {
-        // Outside of a runtime too, where tokio's clock is the system's.
+        // `Instant::now` also works outside a runtime, with the system's clock.
         let mut wire = lock(&self.0);
         wire.dropped = Some(Instant::now());
-        // Nobody is waiting any more. What a socket's reactor would drop, the transport drops.
+        // A socket's reactor drops its wakers with the socket.
         let wakers = (wire.reader.take(), wire.writer.take());
         drop(wire);
         drop(wakers);
     }
 }
 
-// Frames, by a parser and an encoder that share nothing with the crate's.
+// A parser and an encoder of frames that share no code with the crate's.
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Parsed {
@@ -326,13 +328,13 @@ impl Parsed {
         self.first & 0xF
     }
 
-    /// What a ping of the wrapper looks like.
+    /// Whether it has the form of the wrapper's pings.
     pub(crate) fn may_be_ours(&self) -> bool {
         self.first == 0x80 | PING && self.payload.len() == 8
     }
 }
 
-/// Whole frames at the beginning of `bytes`, and what follows.
+/// The complete frames at the beginning of `bytes`, and the bytes after them.
 pub(crate) fn parse(mut bytes: &[u8]) -> (Vec<Parsed>, &[u8]) {
     let mut frames = Vec::new();
     while let Some((frame, rest)) = parse_one(bytes) {
@@ -385,7 +387,7 @@ fn parse_one(bytes: &[u8]) -> Option<(Parsed, &[u8])> {
     Some((frame, &bytes[at + len..]))
 }
 
-/// A frame on the wire. `first` holds FIN, RSV and opcode.
+/// Encodes a frame. `first` holds FIN, RSV and opcode.
 pub(crate) fn frame(first: u8, key: Option<[u8; 4]>, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![first];
     let mask = if key.is_some() { 0x80 } else { 0 };
@@ -408,7 +410,7 @@ pub(crate) fn frame(first: u8, key: Option<[u8; 4]>, payload: &[u8]) -> Vec<u8> 
 
 // The wrapped end.
 
-/// Our end of the connection, and so the direction that is masked.
+/// The role of the wrapped end, which decides the direction that is masked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     Server,
@@ -425,12 +427,12 @@ impl Role {
         }
     }
 
-    /// The masking key of what the peer sends.
+    /// Masking key of the peer's frames.
     pub(crate) fn inbound(self, key: [u8; 4]) -> Option<[u8; 4]> {
         (self == Self::Server).then_some(key)
     }
 
-    /// The masking key of what our handler sends.
+    /// Masking key of the handler's frames.
     pub(crate) fn outbound(self, key: [u8; 4]) -> Option<[u8; 4]> {
         (self == Self::Client).then_some(key)
     }
@@ -444,7 +446,7 @@ pub(crate) fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// Pings after exactly 100 ms of silence.
+/// A heartbeat that pings after exactly 100 ms of silence.
 pub(crate) fn heartbeat() -> HeartbeatLayerBuilder {
     HeartbeatLayer::builder()
         .interval(ms(100))
@@ -454,7 +456,7 @@ pub(crate) fn heartbeat() -> HeartbeatLayerBuilder {
         .jitter(0.0)
 }
 
-/// A server's end under `heartbeat()`.
+/// A wrapped server end with the settings of [`heartbeat`].
 pub(crate) fn wrapped() -> (Stream, Liveness, Peer) {
     wrap_with(heartbeat())
 }
@@ -467,7 +469,7 @@ pub(crate) fn wrap_with(builder: HeartbeatLayerBuilder) -> (Stream, Liveness, Pe
 
 // A handler that is polled by hand.
 
-/// A waker that counts.
+/// A waker that counts its wakes.
 #[derive(Default)]
 pub(crate) struct Wakes(AtomicUsize);
 
@@ -487,7 +489,7 @@ impl Wake for Wakes {
     }
 }
 
-/// One poll of a read into a buffer of `size`.
+/// Polls a read once, into a buffer of `size`.
 pub(crate) fn poll_read<S: AsyncRead + Unpin>(
     stream: &mut S,
     wakes: &Arc<Wakes>,
@@ -517,7 +519,7 @@ pub(crate) fn poll_flush<S: AsyncWrite + Unpin>(
     Pin::new(stream).poll_flush(&mut Context::from_waker(&waker))
 }
 
-/// What a read is ready with; panics on anything but bytes.
+/// The bytes of a ready read. Panics on anything else.
 #[track_caller]
 pub(crate) fn got(read: Poll<io::Result<Vec<u8>>>) -> Vec<u8> {
     match read {

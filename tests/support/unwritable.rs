@@ -1,4 +1,4 @@
-//! A transport that can be read and not written.
+//! A transport that can be read but not written.
 
 use std::io;
 use std::pin::Pin;
@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 
-/// An IO whose peer has gone: what it sent can be read, but nothing can be written.
+/// Transport of a closed peer: its bytes can be read, and every write fails with `BrokenPipe`.
 pub(crate) struct Unwritable(pub(crate) DuplexStream);
 
 impl AsyncRead for Unwritable {

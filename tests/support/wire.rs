@@ -1,6 +1,6 @@
-//! What carries a WebSocket: a TCP connection of its own, or one stream of an HTTP/2 connection.
+//! Transports of a WebSocket: a TCP connection, or a stream of an HTTP/2 connection.
 //!
-//! A scenario is a function of its [`Wire`], and [`over_each_wire`] makes a test of it for either.
+//! A scenario is a function of its [`Wire`]. [`over_each_wire`] makes a test of it for each.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,11 +24,11 @@ pub(crate) enum Wire {
     Http2,
 }
 
-/// A client that does not care what carries it.
+/// A client over either transport.
 pub(crate) type Client = RawClient<Carrier>;
 
-/// Makes of each scenario a test over HTTP/1.1 and one over HTTP/2.
-#[allow(unused_macros)] // as the rest of this, by some test binaries
+/// Makes one test over HTTP/1.1 and one over HTTP/2 of each scenario.
+#[allow(unused_macros)] // some test binaries do not use it
 macro_rules! over_each_wire {
     ($(#[$test:meta] $($scenario:ident),+ $(,)?);+ $(;)?) => {
         mod http1 {
@@ -55,7 +55,7 @@ macro_rules! over_each_wire {
 pub(crate) use over_each_wire;
 
 impl Wire {
-    /// A client on a connection of its own.
+    /// A client on its own connection.
     pub(crate) async fn connect(self, addr: SocketAddr, path: &str) -> Client {
         match self {
             Self::Http1 => RawClient::handshake(Carrier::tcp(addr).await, path).await,
@@ -63,7 +63,7 @@ impl Wire {
         }
     }
 
-    /// What the server makes of [`Client::reset`]. hyper keeps no kind of its own for RST_STREAM.
+    /// The server's reason after [`Client::reset`]. hyper maps RST_STREAM to `ErrorKind::Other`.
     pub(crate) fn reset(self) -> Reason {
         Reason::Transport(match self {
             Self::Http1 => io::ErrorKind::ConnectionReset,
@@ -73,7 +73,7 @@ impl Wire {
 }
 
 impl Client {
-    /// Ends it by a TCP reset, or by RST_STREAM.
+    /// Resets the connection: a TCP reset, or RST_STREAM.
     pub(crate) fn reset(mut self) {
         match self.io() {
             Carrier::Tcp(socket) => socket.set_zero_linger().unwrap(),
@@ -82,32 +82,32 @@ impl Client {
     }
 }
 
-/// An HTTP/2 connection that streams can share.
+/// A new HTTP/2 connection, for streams to share.
 pub(crate) async fn h2(addr: SocketAddr) -> Arc<H2Client> {
     let connected = within("the connection", H2Client::connect(addr)).await;
     Arc::new(connected.unwrap())
 }
 
-/// The transport of one WebSocket. Dropped, it says so: by a FIN, or by RST_STREAM with CANCEL.
+/// Transport of one WebSocket. When dropped, sends FIN, or RST_STREAM with CANCEL.
 #[derive(Debug)]
 pub(crate) enum Carrier {
     Tcp(TcpStream),
     Stream {
         stream: H2Stream,
-        /// Without it the stream would end. It is dropped last.
+        /// Keeps the stream open. Dropped after it.
         _connection: Arc<H2Client>,
     },
 }
 
 impl Carrier {
-    /// A connection without an opening handshake.
+    /// A TCP connection, before the opening handshake.
     pub(crate) async fn tcp(addr: SocketAddr) -> Self {
         let socket = TcpStream::connect(addr).await.unwrap();
         socket.set_nodelay(true).unwrap();
         Self::Tcp(socket)
     }
 
-    /// A stream on which the opening handshake is done.
+    /// A stream, after the opening handshake.
     pub(crate) async fn stream(connection: &Arc<H2Client>, path: &str) -> Self {
         let uri = format!("http://localhost{path}");
         let opened = within("the response", connection.websocket(&uri)).await;
