@@ -1,6 +1,6 @@
-//! The chat example as a real process, and a guest who is killed or stopped in it.
+//! The chat example as a process, with a guest that is killed or stopped.
 //!
-//! With the role `role-chat-server` a process is the example, with `role-guest` a client of it.
+//! A process with the role `role-chat-server` is the example, one with `role-guest` a client of it.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -25,13 +25,13 @@ pub(crate) fn server(args: Vec<String>) -> ExitCode {
 
 pub(crate) fn trials() -> Vec<Trial> {
     let tests: [(&str, fn()); 2] = [
-        ("a_killed_guest_leaves_the_seat_at_once", killed),
-        ("a_stopped_guest_is_found_by_the_heartbeat", stopped),
+        ("a_killed_guest_loses_its_seat_immediately", killed),
+        ("a_stopped_guest_is_evicted_by_the_heartbeat", stopped),
     ];
     crate::trials("chat", tests)
 }
 
-/// Reads for ever, which answers pings. Says on stdout that it is connected.
+/// Prints `connected`, and reads until the end, which answers pings.
 pub(crate) fn guest(addr: &str, user: &str) -> ExitCode {
     let mut socket = connect(addr, user);
     println!("connected");
@@ -43,10 +43,10 @@ fn killed() {
     let room = Room::open();
     let mut host = room.enter("host");
     let bob = room.send_guest("bob");
-    hear(&mut host, "bob is here");
+    wait_for(&mut host, "bob is here");
     let killed = Instant::now();
     bob.signal(Signal::SIGKILL);
-    hear(&mut host, "bob is gone");
+    wait_for(&mut host, "bob is gone");
     assert!(killed.elapsed() < Duration::from_secs(5), "at once");
     room.expect_gone("bob", &["peer_vanished", "transport"]);
 }
@@ -55,13 +55,13 @@ fn stopped() {
     let room = Room::open();
     let mut host = room.enter("host");
     let bob = room.send_guest("bob");
-    hear(&mut host, "bob is here");
+    wait_for(&mut host, "bob is here");
     bob.signal(Signal::SIGSTOP);
-    hear(&mut host, "bob is gone");
+    wait_for(&mut host, "bob is gone");
     room.expect_gone("bob", &["heartbeat_timeout"]);
-    // Whoever comes back under the name has the seat to himself.
+    // A new connection under the name gets the seat.
     let back = room.send_guest("bob");
-    hear(&mut host, "bob is here");
+    wait_for(&mut host, "bob is here");
     assert_eq!(room.users(), ["bob", "host"]);
     drop(back);
 }
@@ -91,7 +91,7 @@ impl Room {
         connect(&self.addr, user)
     }
 
-    /// A guest in a process of its own.
+    /// A guest in its own process.
     fn send_guest(&self, user: &str) -> Process {
         let mut guest = Process::start(&[GUEST, &self.addr, user]);
         assert_eq!(guest.line(), "connected");
@@ -117,7 +117,7 @@ impl Room {
             .collect()
     }
 
-    /// Gone from the map and told of once, for one of these reasons.
+    /// The user left the map and was evicted once, for one of these reasons.
     fn expect_gone(&self, user: &str, reasons: &[&str]) {
         assert_eq!(self.users(), ["host"]);
         let dashboard = self.dashboard();
@@ -136,8 +136,8 @@ fn connect(addr: &str, user: &str) -> WebSocket<TcpStream> {
     socket
 }
 
-/// Reads on until the room says this.
-fn hear(socket: &mut WebSocket<TcpStream>, notice: &str) {
+/// Reads until the room sends this notice.
+fn wait_for(socket: &mut WebSocket<TcpStream>, notice: &str) {
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
         if let Message::Text(line) = socket.read().unwrap() {
@@ -146,5 +146,5 @@ fn hear(socket: &mut WebSocket<TcpStream>, notice: &str) {
             }
         }
     }
-    panic!("{notice:?} was not said");
+    panic!("the room did not send {notice:?}");
 }

@@ -1,4 +1,4 @@
-//! A test's own binary once more, as a process with a role.
+//! Starts this binary as a child process with a role.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -9,10 +9,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-/// How long something may take that must come: the examples' own verdicts take up to ten seconds.
+/// Bound on a wait for something that must happen. The examples' own timeouts take up to 10 s.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
-/// The process. It does not outlive the test.
+/// A child process, killed and reaped when dropped.
 pub(crate) struct Process {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -28,11 +28,11 @@ impl Process {
             .spawn()
             .unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        // A thread, since a pipe knows no timeouts.
-        let (tell, lines) = channel();
+        // A thread reads the pipe, since a read of it has no timeout.
+        let (sender, lines) = channel();
         std::thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
-                if tell.send(line).is_err() {
+                if sender.send(line).is_err() {
                     return;
                 }
             }
@@ -44,7 +44,7 @@ impl Process {
         }
     }
 
-    /// The next line that it prints.
+    /// The next line that the process prints.
     pub(crate) fn line(&mut self) -> String {
         let line = self.line_by(Instant::now() + PATIENCE);
         line.expect("a line from the process")
@@ -67,14 +67,14 @@ impl Process {
         kill(self.pid(), signal).unwrap();
     }
 
-    /// Stops it, and waits until it stands still.
+    /// Stops the process with SIGSTOP, and waits until it has stopped.
     pub(crate) fn stop(&self) {
         self.signal(Signal::SIGSTOP);
         let status = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).unwrap();
         assert!(matches!(status, WaitStatus::Stopped(..)), "{status:?}");
     }
 
-    /// Waits until it has ended by itself; `None` if it does not.
+    /// Waits until the process exits by itself. Returns `None` if it does not.
     pub(crate) fn exit_status(&mut self) -> Option<i32> {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
@@ -93,7 +93,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Fails only for a child that is gone already. SIGKILL also ends a stopped one.
+        // Fails only for a child that has exited. SIGKILL also ends a stopped one.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! The examples. Not their `main` is run, but what it runs.
+//! The examples as modules, whose `run` functions the roles call.
 #![allow(dead_code, unreachable_pub)]
 
 #[path = "../../examples/chat.rs"]

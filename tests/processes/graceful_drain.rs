@@ -1,7 +1,7 @@
-//! The graceful_drain example as a real process: whatever it had accepted when SIGTERM came, every
-//! client that reads on gets, and then Close 1001.
+//! The graceful_drain example as a process: SIGTERM loses no accepted message.
 //!
-//! With the role `role-graceful-drain` a process is the example.
+//! Every client that reads gets each message that was accepted before the signal, and then Close
+//! 1001. A process with the role `role-graceful-drain` is the example.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
@@ -27,11 +27,11 @@ use crate::examples::graceful_drain;
 
 pub(crate) const SERVER: &str = "role-graceful-drain";
 
-/// How long something may take that must come.
+/// Bound on a wait for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// What a loaded machine may add.
+/// Tolerance on wall-clock bounds for a loaded machine.
 const SLACK: Duration = Duration::from_secs(4);
-/// The example's own, both together.
+/// Sum of the example's two shutdown deadlines.
 const BOUND: Duration = Duration::from_secs(5);
 
 pub(crate) fn server(args: Vec<String>) -> ExitCode {
@@ -47,13 +47,16 @@ pub(crate) fn server(args: Vec<String>) -> ExitCode {
 
 pub(crate) fn trials() -> Vec<Trial> {
     let tests: [(&str, fn()); 8] = [
-        ("nobody_loses_what_was_accepted", nobody_loses),
-        ("nor_at_any_other_moment", nor_at_any_other_moment),
-        ("lines_of_clients_are_accepted_or_not", lines_of_clients),
+        ("no_client_loses_an_accepted_message", accepted_messages),
+        (
+            "no_client_loses_an_accepted_message_at_any_moment",
+            random_moments,
+        ),
+        ("accepted_lines_of_clients_are_delivered", lines_of_clients),
         ("a_stuck_client_is_cut_in_time", stuck),
-        ("who_reads_late_gets_everything", late_reader),
-        ("nobody_comes_in_after_the_signal", nobody_comes_in),
-        ("without_clients_it_ends_at_once", alone),
+        ("a_client_that_reads_late_gets_every_message", late_reader),
+        ("no_client_connects_after_the_signal", late_clients),
+        ("without_clients_the_server_exits_immediately", alone),
         ("wrong_flags_are_refused", flags),
     ];
     crate::trials("graceful_drain", tests)
@@ -84,10 +87,10 @@ impl Server {
             .spawn()
             .unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        let (tell, lines) = channel();
+        let (sender, lines) = channel();
         std::thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
-                if tell.send(line).is_err() {
+                if sender.send(line).is_err() {
                     return;
                 }
             }
@@ -107,12 +110,12 @@ impl Server {
         Instant::now()
     }
 
-    /// Waits for the process to end, and returns how and what it has printed since the first line.
+    /// Waits until the process exits. Returns its status and the lines after the first.
     async fn ended(mut self) -> (ExitStatus, Vec<String>) {
         let begun = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                // The reader ends with the pipe.
+                // The reader thread ends with the pipe.
                 return (status, self.lines.iter().collect());
             }
             assert!(begun.elapsed() < PATIENCE, "the process does not end");
@@ -138,13 +141,13 @@ impl Server {
         requests
     }
 
-    /// Posts as fast as it can until the server will not have it, and counts in `accepted`.
+    /// Posts messages as fast as it can until the server refuses one. Counts them in `accepted`.
     async fn publisher(&self, accepted: &Arc<AtomicU64>) -> JoinHandle<Vec<u64>> {
         let mut http = self.http().await;
         let accepted = Arc::clone(accepted);
         tokio::spawn(async move {
             let mut numbers = Vec::new();
-            while let Ok(Some(number)) = post(&mut http, "news").await {
+            while let Ok(Some(number)) = post(&mut http, "a message").await {
                 numbers.push(number);
                 accepted.fetch_add(1, Ordering::Relaxed);
             }
@@ -155,13 +158,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Fails only for a child that is gone already.
+        // Fails only for a child that has exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The number of the message, if it was accepted.
+/// The number of the message if it was accepted.
 async fn post(
     http: &mut SendRequest<Full<bytes::Bytes>>,
     line: &str,
@@ -189,23 +192,23 @@ async fn post(
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 struct Client {
-    /// The last message before it came.
+    /// Number of the last message before the client joined.
     since: u64,
     socket: Socket,
 }
 
-/// What a client has got in the end.
-struct Heard {
+/// What a client received in total.
+struct Received {
     since: u64,
     numbers: Vec<u64>,
-    /// Its own lines that were accepted.
+    /// Numbers of its own lines that were accepted.
     accepted: Vec<u64>,
     code: Option<u16>,
 }
 
 impl Client {
-    /// Reads until the end.
-    fn listen(mut self) -> JoinHandle<Heard> {
+    /// Reads until the end of the connection.
+    fn listen(mut self) -> JoinHandle<Received> {
         tokio::spawn(async move {
             let (mut numbers, mut accepted, mut code) = (Vec::new(), Vec::new(), None);
             while let Some(Ok(message)) = self.socket.next().await {
@@ -221,7 +224,7 @@ impl Client {
                     _ => {}
                 }
             }
-            Heard {
+            Received {
                 since: self.since,
                 numbers,
                 accepted,
@@ -238,14 +241,17 @@ async fn next_line(socket: &mut Socket) -> Option<String> {
     }
 }
 
-/// Everything from its coming on up to `last`, whatever of the unanswered came after that, once each
-/// and in order, and the Close.
-fn assert_heard_all(heard: &Heard, last: u64, context: &str) {
-    assert_eq!(heard.code, Some(1001), "{context}");
-    let expected = heard.since + 1..=heard.since + heard.numbers.len() as u64;
-    assert!(heard.numbers.iter().copied().eq(expected), "{context}");
-    let heard_last = heard.numbers.last().copied().unwrap_or(heard.since);
-    assert!(heard_last >= last, "{context}: {heard_last} of {last}");
+/// Asserts that the client got every message from its join up to `last`, and possibly later ones,
+/// once each and in order, and then Close 1001.
+fn assert_received_all(received: &Received, last: u64, context: &str) {
+    assert_eq!(received.code, Some(1001), "{context}");
+    let expected = received.since + 1..=received.since + received.numbers.len() as u64;
+    assert!(received.numbers.iter().copied().eq(expected), "{context}");
+    let last_received = received.numbers.last().copied().unwrap_or(received.since);
+    assert!(
+        last_received >= last,
+        "{context}: {last_received} of {last}"
+    );
 }
 
 #[track_caller]
@@ -256,7 +262,7 @@ fn assert_report(lines: &[String], expected: &str) {
 
 // The tests.
 
-/// SIGTERM comes `after` so many messages; one publisher or several.
+/// Sends SIGTERM after `after` accepted messages.
 async fn round(publishers: usize, after: u64, context: &str) {
     let server = Server::start();
     let mut listeners = Vec::new();
@@ -281,24 +287,27 @@ async fn round(publishers: usize, after: u64, context: &str) {
     }
     assert!(last >= after);
     for listener in listeners {
-        let heard = timeout(PATIENCE, listener).await.unwrap().unwrap();
-        assert_heard_all(&heard, last, context);
+        let received = timeout(PATIENCE, listener).await.unwrap().unwrap();
+        assert_received_all(&received, last, context);
     }
     let (status, lines) = server.ended().await;
     assert!(status.success(), "{context}: {status}");
-    assert!(signalled.elapsed() < SLACK, "{context}: nobody was stuck");
+    assert!(
+        signalled.elapsed() < SLACK,
+        "{context}: no client was stuck"
+    );
     assert_report(
         &lines,
         "20 sessions, 0 left by the handlers: 0 clean, 0 cut, 0 already gone",
     );
 }
 
-fn nobody_loses() {
+fn accepted_messages() {
     block_on(round(1, 500, "one publisher"));
     block_on(round(4, 500, "four publishers"));
 }
 
-fn nor_at_any_other_moment() {
+fn random_moments() {
     for number in 0..10 {
         let after = fastrand::u64(1..300);
         let publishers = 1 + number % 3;
@@ -314,16 +323,16 @@ fn lines_of_clients() {
         let mut talkers = Vec::new();
         let (count, mut counted) = tokio::sync::mpsc::unbounded_channel();
         for _ in 0..5 {
-            let (mut tell, mut hear) = server.join().await.socket.split();
+            let (mut sink, mut stream) = server.join().await.socket.split();
             let count = count.clone();
             talkers.push(tokio::spawn(async move {
                 let mut accepted = 0_u64;
                 loop {
-                    if tell.send(Message::text("a line")).await.is_err() {
+                    if sink.send(Message::text("a line")).await.is_err() {
                         return accepted;
                     }
                     loop {
-                        match hear.next().await {
+                        match stream.next().await {
                             Some(Ok(Message::Text(line))) => {
                                 if let Some(number) = line.strip_prefix("accepted ") {
                                     accepted = number.parse().unwrap();
@@ -347,9 +356,9 @@ fn lines_of_clients() {
             last = last.max(timeout(PATIENCE, talker).await.unwrap().unwrap());
         }
         assert!(last >= 100);
-        let heard = timeout(PATIENCE, listener).await.unwrap().unwrap();
-        assert_heard_all(&heard, last, "lines");
-        assert!(heard.accepted.is_empty(), "it said nothing");
+        let received = timeout(PATIENCE, listener).await.unwrap().unwrap();
+        assert_received_all(&received, last, "lines");
+        assert!(received.accepted.is_empty(), "the listener sent no lines");
         let (status, _) = server.ended().await;
         assert!(status.success());
     });
@@ -360,7 +369,7 @@ fn stuck() {
         let server = Server::start();
         let listener = server.join().await.listen();
         let stuck = server.join().await;
-        // More than any socket's buffers hold, and less than an inbox.
+        // More than the socket buffers hold, and less than the client's inbox.
         let mut http = server.http().await;
         let line = "x".repeat(60_000);
         for _ in 0..400 {
@@ -373,11 +382,11 @@ fn stuck() {
         }
         let signalled = server.signal(Signal::SIGTERM);
         let numbers = timeout(PATIENCE, publisher).await.unwrap().unwrap();
-        let heard = timeout(PATIENCE, listener).await.unwrap().unwrap();
-        assert_heard_all(&heard, *numbers.last().unwrap(), "beside a stuck one");
+        let received = timeout(PATIENCE, listener).await.unwrap().unwrap();
+        assert_received_all(&received, *numbers.last().unwrap(), "beside a stuck client");
         assert!(
             signalled.elapsed() < SLACK,
-            "nobody waits for the stuck one"
+            "the stuck client delays the others"
         );
         let (status, lines) = server.ended().await;
         assert!(status.success(), "{status}");
@@ -391,7 +400,7 @@ fn stuck() {
     });
 }
 
-/// What waits for a client when the signal comes is not in any socket yet.
+/// Messages wait for the client in the server when the signal arrives.
 fn late_reader() {
     block_on(async {
         let server = Server::start();
@@ -402,7 +411,7 @@ fn late_reader() {
         let mut http = server.http().await;
         let line = "x".repeat(60_000);
         let mut last = 0;
-        // More than the buffers of a socket hold, and little enough to be read in time.
+        // More than the socket buffers hold, and little enough to be read before the deadline.
         for _ in 0..150 {
             last = post(&mut http, &line).await.unwrap().unwrap();
         }
@@ -411,8 +420,8 @@ fn late_reader() {
             last = number;
         }
         for client in clients {
-            let heard = timeout(PATIENCE, client.listen()).await.unwrap().unwrap();
-            assert_heard_all(&heard, last, "late");
+            let received = timeout(PATIENCE, client.listen()).await.unwrap().unwrap();
+            assert_received_all(&received, last, "late");
         }
         let (status, lines) = server.ended().await;
         assert!(status.success(), "{status}");
@@ -424,11 +433,11 @@ fn late_reader() {
     });
 }
 
-fn nobody_comes_in() {
+fn late_clients() {
     block_on(async {
         let server = Server::start();
         let url = format!("ws://{}/ws", server.addr);
-        // It does not answer the Close, so the server stays for a while.
+        // A client that does not answer the Close frame keeps the server running for a while.
         let stuck = server.join().await;
         let mut http = server.http().await;
         let waiting = TcpStream::connect(&server.addr).await.unwrap();
@@ -440,7 +449,7 @@ fn nobody_comes_in() {
                 end => break end,
             }
         };
-        // 503, or the connection was closed.
+        // The server answers 503 or closes the connection.
         assert!(matches!(last, Ok(None) | Err(_)), "{last:?}");
         assert!(connect_async(&url).await.is_err());
         assert!(

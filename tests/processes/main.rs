@@ -1,9 +1,8 @@
-//! Real processes: clients and servers that are killed, stopped, signalled or cut off, and whoever
-//! is at the other end of it. The servers are the examples.
+//! Tests with real processes: clients and servers that are killed, stopped or cut off.
 //!
-//! In a binary of its own, with a harness of its own, since it plays all roles: run with a role as
-//! its first argument it is an example or a client, else it is the test harness, which starts itself
-//! in these roles.
+//! The servers are the examples. A binary of its own with its own harness, since the binary plays
+//! every role: with a role as its first argument it is an example or a client, otherwise it is the
+//! test harness, which starts itself in these roles.
 
 mod chat;
 #[cfg_attr(not(feature = "tcp"), allow(dead_code))] // `reconnecting_client` needs all of it
@@ -12,7 +11,7 @@ mod echo;
 mod examples;
 mod graceful_drain;
 #[path = "../support/h2_client.rs"]
-#[allow(dead_code)] // the client needs a part of it
+#[allow(dead_code)] // the client uses a part of it
 mod h2_client;
 #[cfg(feature = "tcp")]
 mod network_faults;
@@ -29,7 +28,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
-/// Each has processes of its own, and some look at the clock.
+/// Number of tests at a time. Each starts processes, and some measure wall-clock time.
 const AT_ONCE: usize = 2;
 
 /// The network faults hardly ever wait for a processor.
@@ -77,7 +76,7 @@ fn harness() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// The tests of a module, under its name.
+/// The trials of a module, with its name as their prefix.
 fn trials<const N: usize>(module: &str, tests: [(&str, fn()); N]) -> Vec<Trial> {
     let trial = |(name, test): (&str, fn())| {
         Trial::test(format!("{module}::{name}"), move || {

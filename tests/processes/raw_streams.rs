@@ -1,5 +1,5 @@
-//! The examples `raw_tungstenite` and `hyper_server` as real processes, and clients that are killed or
-//! stopped in them.
+//! The examples `raw_tungstenite` and `hyper_server` as processes, with clients that are killed or
+//! stopped.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -18,21 +18,21 @@ pub(crate) const CLIENT: &str = "role-raw-client";
 
 pub(crate) fn trials() -> Vec<Trial> {
     let tests: [(&str, fn()); 6] = [
-        ("raw_tells_once_of_a_killed_client", || {
+        ("raw_reports_a_killed_client_once", || {
             killed(RAW, "alice");
         }),
-        ("hyper_tells_once_of_a_killed_client", || {
+        ("hyper_reports_a_killed_client_once", || {
             killed(HYPER, "ws");
         }),
         ("raw_evicts_a_stopped_client", || stopped(RAW, "alice")),
         ("hyper_evicts_a_stopped_client", || stopped(HYPER, "ws")),
-        ("raw_gives_the_seat_to_who_comes_back", back_again),
-        ("raw_says_goodbye_on_an_interrupt", interrupted),
+        ("raw_gives_the_seat_to_the_newer_connection", replaced),
+        ("raw_sends_close_frames_on_an_interrupt", interrupted),
     ];
     crate::trials("raw_streams", tests)
 }
 
-/// Says hello, and reads for ever, which answers pings.
+/// Sends "hello", and reads until the end, which answers pings.
 pub(crate) fn talk(url: &str) -> ExitCode {
     let authority = url.strip_prefix("ws://").unwrap().split('/').next();
     let io = TcpStream::connect(authority.unwrap()).unwrap();
@@ -58,7 +58,7 @@ fn killed(role: &str, path: &str) {
     }
     client.signal(Signal::SIGKILL);
     let killed = Instant::now();
-    // With nothing unread a killed client's kernel says goodbye, else it resets.
+    // The kernel of a killed client sends FIN, or RST if bytes are unread.
     server.expect_gone(&name, &["peer_vanished", "transport"]);
     assert!(killed.elapsed() < Duration::from_secs(15), "at once");
     server.expect_no_more_of(&name, path);
@@ -67,7 +67,7 @@ fn killed(role: &str, path: &str) {
 fn stopped(role: &str, path: &str) {
     let mut server = Server::start(role);
     let (mut client, name) = server.guest(path);
-    // It lives while it can.
+    // The client is alive before the stop.
     for _ in 0..2 {
         expect(&mut client, "ping");
     }
@@ -79,13 +79,14 @@ fn stopped(role: &str, path: &str) {
     server.expect_no_more_of(&name, path);
 }
 
-fn back_again() {
+fn replaced() {
     let mut server = Server::start(RAW);
     let (first, _) = server.guest("alice");
     let second = server.client("alice");
     assert_eq!(server.process.line(), "alice is here");
     assert_eq!(server.process.line(), "alice is gone: replaced");
-    // The end of the first did not take the second's seat: it is the one that is replaced now.
+    // The end of the first connection did not remove the second's seat, which is the one replaced
+    // now.
     let _third = server.client("alice");
     assert_eq!(server.process.line(), "alice is here");
     assert_eq!(server.process.line(), "alice is gone: replaced");
@@ -111,7 +112,7 @@ fn interrupted() {
     assert_eq!(server.process.exit_status(), Some(0));
 }
 
-/// Waits for a line; pings may come before it.
+/// Waits for a line, skipping pings.
 fn expect(process: &mut Process, line: &str) {
     loop {
         match process.line() {
@@ -134,14 +135,14 @@ impl Server {
         Self { process, addr }
     }
 
-    /// A client in a process of its own, which has got its echo.
+    /// A client process that has received its echo.
     fn client(&self, path: &str) -> Process {
         let mut client = Process::start(&[CLIENT, &format!("ws://{}/{path}", self.addr)]);
         expect(&mut client, "hello");
         client
     }
 
-    /// The same, and what the server calls it.
+    /// As [`client`](Self::client), with the name that the server gives it.
     fn guest(&mut self, path: &str) -> (Process, String) {
         let client = self.client(path);
         let line = self.process.line();
@@ -151,15 +152,15 @@ impl Server {
 
     fn expect_gone(&mut self, name: &str, reasons: &[&str]) {
         let line = self.process.line();
-        let (who, reason) = line.split_once(" is gone: ").expect(&line);
-        assert_eq!(who, name);
+        let (gone, reason) = line.split_once(" is gone: ").expect(&line);
+        assert_eq!(gone, name);
         assert!(reasons.contains(&reason), "{line}");
     }
 
-    /// Nobody is told of this one again: what is told next is of somebody else, and after that the
-    /// server has nothing to tell.
+    /// The server reports nothing more of this client: its next report is of another client, and
+    /// after that it reports nothing.
     fn expect_no_more_of(&mut self, name: &str, path: &str) {
-        let other = if path == "ws" { path } else { "somebody-else" };
+        let other = if path == "ws" { path } else { "another-user" };
         let (next, known_as) = self.guest(other);
         assert_ne!(known_as, name);
         next.signal(Signal::SIGKILL);
@@ -167,7 +168,7 @@ impl Server {
         assert!(self.process.line_by(Instant::now()).is_err());
     }
 
-    /// How many the page at `/` says are connected. Only `hyper_server` has one.
+    /// Number of connections on the page at `/`, which only `hyper_server` has.
     fn connected(&self) -> usize {
         let mut http = TcpStream::connect(&self.addr).unwrap();
         http.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -1,4 +1,4 @@
-//! What the processes do that the tests of several modules start.
+//! The roles that several modules start as processes.
 
 use std::io::{Write, stdin, stdout};
 use std::process::{ExitCode, exit};
@@ -17,10 +17,10 @@ use crate::h2_client::H2Client;
 pub(crate) const SERVER: &str = "role-server";
 pub(crate) const CLIENT: &str = "role-client";
 pub(crate) const HTTP2: &str = "--http2";
-/// The client's connection ends by a reset, however its process ends.
+/// The client's connection ends with a reset, also when its process is killed.
 pub(crate) const ZERO_LINGER: &str = "--zero-linger";
 
-/// The example server. Ends with its stdin, and thus with whoever started it.
+/// The example server. Exits when its stdin ends, and thus with the process that started it.
 pub(crate) fn server(args: Vec<String>) -> ExitCode {
     end_with_stdin();
     runtime().block_on(async {
@@ -41,15 +41,17 @@ pub(crate) fn end_with_stdin() {
     });
 }
 
-/// A stock client: connects, says hello, and answers pings for ever by being read. Sends every line
-/// of its stdin as a message, for `put LENGTH` a binary one of that length. Prints `echo LINE` for
-/// every text message that comes, `ready` after the first, `binary` and more for every other
-/// message, `ping` for every ping, `closed` at the end of the connection. Ends with its stdin.
+/// A stock client: connects, sends "hello", and reads until the end, which answers pings.
+///
+/// Sends each line of its stdin as a text message, and `put LENGTH` as a binary message of that
+/// length. Prints `ready` for the first text message, `echo LINE` for each later one, `binary …`
+/// for each binary message, `ping` for each ping, and `closed` at the end of the connection. Exits
+/// when its stdin ends.
 pub(crate) fn client(args: Vec<String>) -> ExitCode {
-    let (tell, lines) = mpsc::unbounded_channel();
+    let (sender, lines) = mpsc::unbounded_channel();
     std::thread::spawn(move || {
         for line in stdin().lines().map_while(Result::ok) {
-            tell.send(line).unwrap();
+            sender.send(line).unwrap();
         }
         exit(0);
     });
@@ -70,7 +72,7 @@ pub(crate) fn client(args: Vec<String>) -> ExitCode {
             let (socket, _) = client_async(format!("ws://{addr}/ws"), io).await.unwrap();
             talk(socket, lines).await;
         }
-        // Until stdin ends.
+        // Keeps the process running until stdin ends.
         std::future::pending().await
     })
 }
@@ -107,13 +109,13 @@ where
     }
 }
 
-/// A large message. No piece of it looks like the next.
+/// Payload of a large message. No part of it repeats.
 pub(crate) fn payload(length: usize) -> Vec<u8> {
     let byte = |index: usize| (index ^ (index >> 8) ^ (index >> 16)) as u8;
     (0..length).map(byte).collect()
 }
 
-/// How long it is, and whether nothing of it was lost or exchanged on its way.
+/// The payload's length, and whether it arrived unchanged.
 pub(crate) fn describe(received: &[u8]) -> String {
     let whole = received == payload(received.len());
     let state = if whole { "whole" } else { "broken" };

@@ -1,13 +1,12 @@
-//! A server whose handler sends more than echoes, and that tells what becomes of it. A role of the
-//! processes of these tests.
+//! A server with more commands than the echo example, and a detailed log.
 //!
-//! A text message is a command: `push` has the handler write every 100 ms and read no more,
-//! `send LENGTH COUNT` asks for binary messages, anything else is echoed. A binary message is
-//! answered by its length and whether it came whole.
+//! A text message is a command: after `push` the handler writes every 100 ms and reads no more,
+//! `send LENGTH COUNT` requests binary messages, any other text is echoed. A binary message is
+//! answered by its length and whether it arrived unchanged.
 //!
-//! On stdout, besides opens and evictions as in the echo example, with the reason's text: `push` for
-//! each write that succeeded, `failed` when the handler is told of the end by a write, `ping` for
-//! each ping that was handed to the transport, `pong` with the round trip for each that was answered.
+//! The log on stdout has the opens and evictions of the echo example, with the reason's text, and:
+//! `push` for each write that succeeded, `failed` when a write of the handler fails at the end,
+//! `ping` for each ping handed to the transport, `pong` with the round-trip time for each pong.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -26,12 +25,12 @@ use crate::roles;
 
 pub(crate) const ROLE: &str = "role-fault-server";
 
-/// Leaves the sockets as they are.
+/// Does not tune the sockets (`tune_tcp(false)`).
 pub(crate) const UNTUNED: &str = "--untuned";
 
-const PUSH: Duration = Duration::from_millis(100);
-/// How exactly it is told when a ping left.
-const WATCH: Duration = Duration::from_millis(5);
+const PUSH_INTERVAL: Duration = Duration::from_millis(100);
+/// Resolution of the times of pings and pongs in the log.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 pub(crate) fn main(args: Vec<String>) -> ExitCode {
     roles::end_with_stdin();
@@ -79,12 +78,12 @@ async fn serve(args: &[String]) {
 }
 
 async fn upgrade(ws: WebSocketUpgrade, live: Option<Liveness>) -> Response {
-    // What is not layered has no id, and is one connection only.
+    // A server without the layer has no ids, and serves one connection only.
     let mut id = 0;
     if let Some(live) = live {
         id = live.id().as_u64();
         print_entry(&json!({ "id": id, "event": "open" }));
-        tokio::spawn(watch(live, id));
+        tokio::spawn(log_pings(live, id));
     }
     ws.on_upgrade(async move |socket| {
         if let Err(error) = handle(socket, id).await {
@@ -94,13 +93,13 @@ async fn upgrade(ws: WebSocketUpgrade, live: Option<Liveness>) -> Response {
     })
 }
 
-/// Ends well with the peer's end, and badly if a write fails.
+/// Returns `Ok` at the peer's end, and an error if a write fails.
 async fn handle(mut socket: WebSocket, id: u64) -> Result<(), Error> {
     while let Some(Ok(message)) = socket.recv().await {
         match message {
             Message::Text(text) => match text.split(' ').collect::<Vec<_>>()[..] {
                 ["push"] => loop {
-                    tokio::time::sleep(PUSH).await;
+                    tokio::time::sleep(PUSH_INTERVAL).await;
                     socket.send(Message::text("tick")).await?;
                     print_entry(&json!({ "id": id, "event": "push" }));
                 },
@@ -122,13 +121,13 @@ async fn handle(mut socket: WebSocket, id: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Tells of pings and pongs as they go.
-async fn watch(live: Liveness, id: u64) {
+/// Logs pings and pongs until the eviction.
+async fn log_pings(live: Liveness, id: u64) {
     let (mut pings, mut pongs) = (0, 0);
     loop {
         tokio::select! {
             _ = live.evicted() => return,
-            () = tokio::time::sleep(WATCH) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
         let stats = live.stats();
         while pings < stats.pings_sent() {

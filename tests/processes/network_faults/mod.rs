@@ -1,11 +1,11 @@
-//! Real faults between real processes: lost packets, pulled cables, slow links, resets, stopped and
-//! killed programs. Each test has network namespaces of its own; see [`netns`].
+//! Network faults between real processes: lost packets, pulled cables, slow links, resets.
 //!
-//! Wherever a fault is one that only the layer notices, two servers face it at the same time: one
-//! with the layer, and as the control one without it, which has to keep its connection for many
-//! times as long. A neighbour, whose connection does not cross the cable, has to keep its own.
+//! Each test has its own network namespaces, see [`netns`]. Where only the layer can notice a
+//! fault, two servers face it at the same time: one with the layer, and one without it as the
+//! control, which must keep its connection for many times as long. A neighbour, whose connection
+//! does not cross the cable, must keep its connection, too.
 //!
-//! All of it is ignored, and run with `cargo test --test processes -- --ignored`.
+//! All of these tests are ignored by default. `cargo test --test processes -- --ignored` runs them.
 
 mod fault_server;
 mod netns;
@@ -24,58 +24,73 @@ use scene::{ALLOWANCE, Scene, Times, ms};
 
 use crate::roles;
 
-/// Why they are ignored: `libtest-mimic` has no reasons, but shows a test's kind.
+/// Why the tests are ignored. `libtest-mimic` has no reasons, but prints a test's kind.
 const NEEDS: &str = "needs root and network namespaces";
 
-/// What most faults are faced with: a peer may be silent for a second and a little.
-const QUICK: Times = Times {
+/// For most faults: a peer may be silent for a little more than a second.
+const FAST_HEARTBEAT: Times = Times {
     interval: ms(500),
     timeout: ms(500),
 };
-/// Where there has to be time to get well again.
-const PATIENT: Times = Times {
+/// For faults that end in time.
+const SLOW_HEARTBEAT: Times = Times {
     interval: ms(2000),
     timeout: ms(2000),
 };
-/// Where a ping may wait for a while behind large messages.
-const LENIENT: Times = Times {
+/// For pings that wait behind large messages.
+const LONG_TIMEOUT: Times = Times {
     interval: ms(500),
     timeout: ms(1500),
 };
-/// Where no ping must be sent at all.
-const NEVER: Times = Times {
+/// For tests in which no ping is sent.
+const NO_PINGS: Times = Times {
     interval: ms(60_000),
     timeout: ms(60_000),
 };
 
 pub(crate) fn trials() -> Vec<Trial> {
-    // Those that take longest come first.
+    // The slowest tests come first.
     let tests: [(&str, fn()); 19] = [
-        ("a_slow_download_is_not_death", slow_link::download),
-        ("a_slow_upload_is_not_death", slow_link::upload),
+        ("a_slow_download_is_not_evicted", slow_link::download),
+        ("a_slow_upload_is_not_evicted", slow_link::upload),
         (
-            "a_slow_download_through_a_long_queue",
+            "a_slow_download_through_a_long_queue_is_not_evicted",
             slow_link::long_queue,
         ),
         (
-            "without_its_socket_options_it_is_evicted",
+            "a_slow_download_without_socket_options_is_evicted",
             slow_link::untuned,
         ),
-        ("a_blackhole", blackhole),
-        ("a_blackhole_for_what_the_server_sends", deaf_client),
-        ("a_blackhole_for_what_the_client_sends", mute_client),
-        ("a_pulled_plug", pulled_plug),
-        ("a_stopped_client", stopped),
-        ("a_killed_client_behind_a_blackhole", killed_in_silence),
-        ("a_dead_peer_that_is_written_to", dead_but_writable),
-        ("a_blackhole_that_ends_in_time", blackhole_ends),
-        ("a_stopped_client_that_goes_on_in_time", goes_on),
-        ("a_killed_client", killed),
-        ("a_reset", reset),
-        ("a_stopped_server_does_not_blame_its_peers", stopped_server),
-        ("a_suspended_host_does_not_blame_its_peers", suspended),
-        ("a_phone_that_is_gone_in_the_middle_of_a_message", phone),
-        ("a_phone_that_is_gone_and_is_pinged", pinged_phone),
+        ("a_client_behind_a_blackhole_is_evicted", blackhole),
+        ("a_client_that_receives_nothing_is_evicted", deaf_client),
+        ("a_client_whose_packets_are_lost_is_evicted", mute_client),
+        ("a_client_with_a_pulled_plug_is_evicted", pulled_plug),
+        ("a_stopped_client_is_evicted", stopped),
+        (
+            "a_killed_client_behind_a_blackhole_is_evicted",
+            killed_in_silence,
+        ),
+        (
+            "a_dead_peer_that_is_written_to_is_evicted",
+            dead_but_writable,
+        ),
+        (
+            "a_client_behind_a_short_blackhole_is_not_evicted",
+            blackhole_ends,
+        ),
+        (
+            "a_stopped_client_that_resumes_in_time_is_not_evicted",
+            resumes,
+        ),
+        ("a_killed_client_is_evicted_immediately", killed),
+        ("a_reset_is_noticed_immediately", reset),
+        ("a_stopped_server_evicts_no_client", stopped_server),
+        ("a_suspended_host_evicts_no_client", suspended),
+        ("a_link_lost_within_a_message_is_a_write_stall", lost_link),
+        (
+            "a_pinged_client_whose_link_is_lost_within_a_message_is_evicted",
+            lost_link_with_pings,
+        ),
     ];
     let trials = crate::trials("network_faults", tests).into_iter();
     trials
@@ -83,7 +98,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         .collect()
 }
 
-// Peers that are gone without a word. Only the layer notices.
+// Peers that end without FIN or RST. Only the layer notices.
 
 fn blackhole() {
     silence(
@@ -94,7 +109,7 @@ fn blackhole() {
         },
         |scene| {
             assert!(scene.cable.unblock(Way::ToClient) > 0, "nothing was lost");
-            // Besides the ends' own words, acknowledgements are lost; the client has none to give.
+            // Only acknowledgements are lost as well, and the client has none to send.
             scene.cable.unblock(Way::ToServer);
         },
     );
@@ -112,8 +127,8 @@ fn mute_client() {
     silence(
         "blackhole client to server",
         |scene| scene.cable.block(Way::ToServer),
-        // The client hears nothing either: without acknowledgements, the server's kernel repeats the
-        // ping and sends nothing else.
+        // The client receives nothing either: without acknowledgements, the server's kernel
+        // retransmits the ping and sends nothing else.
         |scene| assert!(scene.cable.unblock(Way::ToServer) > 0, "nothing was lost"),
     );
 }
@@ -141,10 +156,10 @@ fn stopped() {
     );
 }
 
-/// The fault strikes, the layer notices in time, the control does not, and when the fault is
-/// repaired the control's session goes on as if nothing had been.
+/// The layer notices the fault in time, the control does not. After the repair the control's
+/// connection still works.
 fn silence(name: &str, strike: impl FnOnce(&mut Scene), repair: impl FnOnce(&mut Scene)) {
-    let mut scene = Scene::start(roles::SERVER, QUICK);
+    let mut scene = Scene::start(roles::SERVER, FAST_HEARTBEAT);
     let took = scene.evicted_by_heartbeat(strike);
     let watched = scene.control_has_noticed_nothing();
     repair(&mut scene);
@@ -154,7 +169,7 @@ fn silence(name: &str, strike: impl FnOnce(&mut Scene), repair: impl FnOnce(&mut
 }
 
 fn killed_in_silence() {
-    let mut scene = Scene::start(roles::SERVER, QUICK);
+    let mut scene = Scene::start(roles::SERVER, FAST_HEARTBEAT);
     let took = scene.evicted_by_heartbeat(|scene| {
         scene.cable.block(Way::ToClient);
         scene.cable.block(Way::ToServer);
@@ -162,7 +177,7 @@ fn killed_in_silence() {
         scene.control.signal(Signal::SIGKILL);
     });
     let watched = scene.control_has_noticed_nothing();
-    // What the kernel had to say for the killed.
+    // The kernel's FIN or RST for the killed client.
     assert!(scene.cable.unblock(Way::ToServer) > 0, "nothing was lost");
     scene.neighbour_has_noticed_nothing();
     println!(
@@ -171,27 +186,27 @@ fn killed_in_silence() {
     );
 }
 
-/// The handler writes all the time, and the kernel takes it: that proves nothing.
+/// The handler writes all the time, and the kernel accepts it: that is no sign of life.
 fn dead_but_writable() {
-    let mut scene = Scene::start(fault_server::ROLE, LENIENT);
+    let mut scene = Scene::start(fault_server::ROLE, LONG_TIMEOUT);
     for client in [&mut scene.victim, &mut scene.control] {
         client.send_line("push");
         for _ in 0..3 {
             client.expect("echo tick", ALLOWANCE);
         }
     }
-    let took = scene.evicted_by_heartbeat_after(LENIENT.timeout, |scene| {
+    let took = scene.evicted_by_heartbeat_after(LONG_TIMEOUT.timeout, |scene| {
         scene.cable.block(Way::ToClient);
         scene.cable.block(Way::ToServer);
     });
     let (id, struck) = (scene.id, scene.struck);
     let failed = scene.layered.note("failed", id);
     let eviction = scene.layered.eviction_of(id);
-    // The writer is told by its next write: it writes every 100 ms.
+    // The handler gets the reason from its next write, within 100 ms.
     assert_eq!(failed.entry["reason"], "heartbeat_timeout", "{failed:?}");
-    let told = failed.at.saturating_duration_since(eviction.at);
-    assert!(told <= ms(100) + ALLOWANCE, "{told:?}");
-    // Had the kernel refused, this were another test.
+    let write_failed = failed.at.saturating_duration_since(eviction.at);
+    assert!(write_failed <= ms(100) + ALLOWANCE, "{write_failed:?}");
+    // The kernel accepted writes after the fault. Otherwise this tests a write stall.
     let taken =
         scene.layered.notes().iter().filter(|note| {
             note.entry["event"] == "push" && note.at > struck && note.at < eviction.at
@@ -204,15 +219,15 @@ fn dead_but_writable() {
     assert!(pushes > taken * 2, "the control wrote only {pushes} times");
     scene.neighbour_has_noticed_nothing();
     println!(
-        "dead but writable: heartbeat_timeout after {took:?}, {taken} writes later, the writer told \
-         after {told:?}; the control wrote on for {watched:?}, {pushes} times"
+        "dead but writable: heartbeat_timeout after {took:?}, {taken} writes later, the writer failed \
+         after {write_failed:?}; the control wrote on for {watched:?}, {pushes} times"
     );
 }
 
-// Peers that get well in time.
+// Faults that end in time.
 
 fn blackhole_ends() {
-    lives_through(
+    is_not_evicted_by(
         "blackhole for 60 % of the bound",
         |scene| {
             scene.cable.block(Way::ToClient);
@@ -225,50 +240,50 @@ fn blackhole_ends() {
     );
 }
 
-fn goes_on() {
-    lives_through(
+fn resumes() {
+    is_not_evicted_by(
         "SIGSTOP for 60 % of the bound",
         |scene| scene.victim.stop(),
         |scene| scene.victim.signal(Signal::SIGCONT),
     );
 }
 
-/// The fault strikes just after a sign of life, so that the ping comes at half the bound and is lost,
-/// and ends when the kernel has yet to send it again, several times: it doubles its pauses.
-fn lives_through(name: &str, strike: impl Fn(&mut Scene), repair: impl Fn(&mut Scene)) {
-    let bound = PATIENT.interval + PATIENT.timeout;
+/// The fault begins just after a sign of life, so that the ping is sent at half the bound and is
+/// lost. It ends before the kernel has retransmitted the ping several times, with doubling pauses.
+fn is_not_evicted_by(name: &str, strike: impl Fn(&mut Scene), repair: impl Fn(&mut Scene)) {
+    let bound = SLOW_HEARTBEAT.interval + SLOW_HEARTBEAT.timeout;
     for _ in 0..5 {
-        let mut scene = Scene::start(roles::SERVER, PATIENT);
+        let mut scene = Scene::start(roles::SERVER, SLOW_HEARTBEAT);
         let asked = scene.last_sign_of_life();
         strike(&mut scene);
         sleep((bound * 6 / 10).saturating_sub(asked.elapsed()));
         repair(&mut scene);
         let lasted = asked.elapsed();
         if lasted > bound * 7 / 10 {
-            continue; // the machine took its time: this round proves nothing
+            continue; // the machine was too slow: this round proves nothing
         }
         scene.layered.listen_for(bound + ALLOWANCE);
         scene.victim.echo("all is well again");
-        scene.nobody_was_evicted();
-        println!("{name}: lives, after {lasted:?}");
+        scene.no_client_was_evicted();
+        println!("{name}: not evicted, fault lasted {lasted:?}");
         return;
     }
     panic!("no round in which the fault ended in time");
 }
 
-// Ends that the kernel tells of. The control notices them too.
+// Ends that the kernel reports. The control notices them, too.
 
 fn killed() {
-    told_at_once("SIGKILL", &[], "peer vanished without a Close");
+    noticed_immediately("SIGKILL", &[], "peer vanished without a Close");
 }
 
 fn reset() {
     let text = "transport error (connection reset)";
-    told_at_once("RST", &[roles::ZERO_LINGER], text);
+    noticed_immediately("RST", &[roles::ZERO_LINGER], text);
 }
 
-fn told_at_once(name: &str, client_flags: &[&str], text: &str) {
-    let mut scene = Scene::start_with(fault_server::ROLE, NEVER, client_flags);
+fn noticed_immediately(name: &str, client_flags: &[&str], text: &str) {
+    let mut scene = Scene::start_with(fault_server::ROLE, NO_PINGS, client_flags);
     scene.victim.signal(Signal::SIGKILL);
     scene.control.signal(Signal::SIGKILL);
     let killed = Instant::now();
@@ -284,63 +299,63 @@ fn told_at_once(name: &str, client_flags: &[&str], text: &str) {
 // The fault is the server's own.
 
 fn stopped_server() {
-    let mut scene = Scene::start(roles::SERVER, QUICK);
+    let mut scene = Scene::start(roles::SERVER, FAST_HEARTBEAT);
     for offset in [0, 170, 340] {
         sleep(ms(offset));
         scene.layered.stop();
-        sleep((QUICK.interval + QUICK.timeout) * 3);
+        sleep((FAST_HEARTBEAT.interval + FAST_HEARTBEAT.timeout) * 3);
         scene.victim.drain_pings();
         scene.layered.signal(Signal::SIGCONT);
-        // Before anything is decided, they are asked again.
+        // The server sends a new ping before it evicts.
         scene.victim.expect_ping();
-        scene.layered.listen_for(QUICK.bound() * 2);
-        scene.nobody_was_evicted();
+        scene.layered.listen_for(FAST_HEARTBEAT.bound() * 2);
+        scene.no_client_was_evicted();
     }
     scene.victim.echo("I was never away");
     scene.neighbour.echo("nor was I");
-    println!("SIGSTOP of the server, 3 times: all peers live");
+    println!("SIGSTOP of the server, 3 times: no client evicted");
 }
 
-/// Both ends are away for long, the server is back first, and a ping is out that was not answered:
-/// the peer has to be asked once more.
+/// Both ends are suspended with a ping unanswered, and the server resumes first: it must send a new
+/// ping.
 fn suspended() {
-    let mut scene = Scene::start(roles::SERVER, PATIENT);
+    let mut scene = Scene::start(roles::SERVER, SLOW_HEARTBEAT);
     scene.last_sign_of_life();
     scene.victim.stop();
-    // The ping goes out, and the client does not answer.
-    sleep(PATIENT.interval + PATIENT.timeout / 2);
+    // The ping is sent and not answered.
+    sleep(SLOW_HEARTBEAT.interval + SLOW_HEARTBEAT.timeout / 2);
     scene.layered.stop();
-    sleep(PATIENT.timeout * 2);
+    sleep(SLOW_HEARTBEAT.timeout * 2);
     scene.layered.signal(Signal::SIGCONT);
-    sleep(PATIENT.timeout / 4);
+    sleep(SLOW_HEARTBEAT.timeout / 4);
     scene.victim.signal(Signal::SIGCONT);
-    scene.layered.listen_for(PATIENT.bound() + ALLOWANCE);
-    scene.nobody_was_evicted();
+    scene.layered.listen_for(SLOW_HEARTBEAT.bound() + ALLOWANCE);
+    scene.no_client_was_evicted();
     scene.victim.echo("good morning");
     scene.neighbour.echo("good morning");
-    println!("both ends suspended: all peers live");
+    println!("both ends suspended: no client evicted");
 }
 
-// Phones: the link is lost in the middle of what the server sends.
+// The link is lost while the server sends a message.
 
-/// How long a write may stay where it is.
+/// `write_timeout` of the server.
 const WRITE_TIMEOUT: Duration = ms(2000);
 
-/// No ping: the write itself has to tell.
-fn phone() {
-    gone_in_the_middle_of_a_message(NEVER, &["write_stalled"]);
+/// Without pings: the stalled write is the only sign.
+fn lost_link() {
+    link_lost_within_a_message(NO_PINGS, &["write_stalled"]);
 }
 
 /// With pings, unless none can be sent within the message.
-fn pinged_phone() {
-    gone_in_the_middle_of_a_message(LENIENT, &["write_stalled", "heartbeat_timeout"]);
+fn lost_link_with_pings() {
+    link_lost_within_a_message(LONG_TIMEOUT, &["write_stalled", "heartbeat_timeout"]);
 }
 
-fn gone_in_the_middle_of_a_message(times: Times, reasons: &[&str]) {
+fn link_lost_within_a_message(times: Times, reasons: &[&str]) {
     let stall = WRITE_TIMEOUT.as_millis().to_string();
     let flags = ["--write-timeout-ms", &stall];
     let mut scene = Scene::with_flags(fault_server::ROLE, times, &flags, &[]);
-    // Slow enough for there to be a middle.
+    // Slow enough for the fault to fall into a message.
     scene.cable.shape(Way::ToClient, "40mbit", "50ms");
     for client in [&mut scene.victim, &mut scene.control] {
         client.send_line("send 2000000 20");
@@ -353,10 +368,10 @@ fn gone_in_the_middle_of_a_message(times: Times, reasons: &[&str]) {
     assert!(reasons.contains(&eviction.reason.as_str()), "{eviction:?}");
     assert!(
         eviction.at > scene.struck,
-        "{eviction:?} while the peer lived"
+        "{eviction:?} before the link was lost"
     );
     let took = eviction.at - scene.struck;
-    // Before a stall is found, whoever wants to write is asked to try once more.
+    // Before the stall is reported, the write is retried for 100 ms.
     let due = WRITE_TIMEOUT + ms(100) + WRITE_TIMEOUT / 32;
     assert!(took <= due + ALLOWANCE, "{took:?}, {due:?} was due");
     let failed = scene.layered.note("failed", scene.id);

@@ -1,26 +1,25 @@
-//! Two network namespaces with a cable between them, and the faults it may have. Needs root, `ip`,
-//! `tc` and `nft`.
+//! Two network namespaces joined by a cable, and its faults. Needs root, `ip`, `tc` and `nft`.
 //!
-//! A blackhole drops at the end that receives: there packets have passed the network, and nobody is
-//! told. Where they are sent, the kernel would notice that a rule of its own refused them.
+//! A blackhole drops packets at the receiving end, where they have passed the network and no end
+//! notices. At the sending end the kernel would notice that its own rule dropped them.
 
 use std::io::Write;
 use std::process::{Command, Stdio, id};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The interface's name, and the ends' addresses: namespaces do not share them.
+/// Interface name and addresses of the two ends. Namespaces do not share them.
 const DEVICE: &str = "veth0";
 pub(crate) const SERVER: &str = "10.77.0.1";
 const CLIENT: &str = "10.77.0.2";
 
-/// Which way packets travel.
+/// Direction of packets.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Way {
     ToClient,
     ToServer,
 }
 
-/// The two namespaces. They are gone when this is dropped, and with them all that was set up.
+/// The two namespaces. Dropping it removes them and everything in them.
 pub(crate) struct Cable {
     pub(crate) server: Namespace,
     pub(crate) client: Namespace,
@@ -46,13 +45,13 @@ impl Cable {
             run(&format!("ip -n {name} link set lo up"));
         }
         for end in [&cable.server, &cable.client] {
-            // The one that every kernel has, so that the same is seen everywhere.
+            // Every kernel has reno, so results are the same everywhere.
             end.tune("tcp_congestion_control", "reno");
         }
         cable
     }
 
-    /// From now on, everything that travels this way is lost.
+    /// Drops all packets of this direction from now on.
     pub(crate) fn block(&self, way: Way) {
         let chain = "type filter hook prerouting priority raw;";
         let drop = format!("iifname {DEVICE} counter drop");
@@ -61,7 +60,7 @@ impl Cable {
         run_with(&format!("ip netns exec {name} nft -f -"), &table);
     }
 
-    /// Ends what [`block`](Self::block) began, and returns how many packets were lost.
+    /// Ends a [`block`](Self::block), and returns the number of dropped packets.
     pub(crate) fn unblock(&self, way: Way) -> u64 {
         let nft = format!("ip netns exec {} nft", self.receiver(way).0);
         let table = run(&format!("{nft} list table ip fault"));
@@ -81,7 +80,7 @@ impl Cable {
         ));
     }
 
-    /// Lets no more than `rate` through this way, with a queue that takes `queue` to drain.
+    /// Limits this direction to `rate`, with a queue of `queue`.
     pub(crate) fn shape(&self, way: Way, rate: &str, queue: &str) {
         let name = &self.sender(way).0;
         let shaper = format!("tbf rate {rate} burst 16kb latency {queue}");
@@ -107,9 +106,9 @@ impl Cable {
 
 impl Namespace {
     fn new(name: String) -> Self {
-        // Whoever made one of this name had our process id, and is dead.
+        // A namespace of this name is left from an ended process with the same id.
         let _ = command(&format!("ip netns del {name}"))
-            .stderr(Stdio::null()) // most often there is none
+            .stderr(Stdio::null()) // usually there is none
             .status();
         run(&format!("ip netns add {name}"));
         Self(name)
@@ -123,12 +122,12 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // Also while a failed test unwinds: a second panic would end the whole run.
+        // Does not panic: a second panic while a failed test unwinds would abort the whole run.
         let _ = command(&format!("ip netns del {}", self.0)).status();
     }
 }
 
-/// Runs a command, which has to succeed, and returns what it prints.
+/// Runs a command, which must succeed, and returns its output.
 fn run(line: &str) -> String {
     run_with(line, "")
 }

@@ -1,22 +1,21 @@
-//! What a fault strikes: two servers at one end of a cable, a client of
-//! each at the other, and a neighbour that does without the cable.
+//! Two servers at one end of a cable, their clients at the other, and a neighbour beside it.
 
 use std::time::{Duration, Instant};
 
 use super::netns::{Cable, SERVER};
 use crate::process::{Client, Server};
 
-/// What a loaded machine may add, for processes that are to run.
+/// Tolerance on wall-clock bounds for a loaded machine.
 pub(crate) const ALLOWANCE: Duration = ms(2000);
 
-/// For so long the control has to keep its connection: many times what the layer may take.
-const WATCH: Duration = ms(9000);
+/// How long the control must keep its connection: many times the bound of the layer.
+const CONTROL_TIME: Duration = ms(9000);
 
 pub(crate) const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// The heartbeat's settings, for one missed ping.
+/// Settings of the heartbeat, with one missed ping.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
     pub(crate) interval: Duration,
@@ -24,27 +23,27 @@ pub(crate) struct Times {
 }
 
 impl Times {
-    /// By when a dead peer is evicted, with one tick of the timer.
+    /// Bound on the eviction of a dead peer, including one tick of the timer.
     pub(crate) fn bound(&self) -> Duration {
         self.interval + self.timeout + self.interval.min(self.timeout) / 32
     }
 }
 
-// Dropped in this order: the processes before the namespaces in which they run.
+// Fields are dropped in this order: the processes before the namespaces in which they run.
 pub(crate) struct Scene {
     /// The client of the server with the layer.
     pub(crate) victim: Client,
-    /// The client of the server without it.
+    /// Client of the server without the layer.
     pub(crate) control: Client,
-    /// Another client of the server with the layer, in the server's own namespace.
+    /// Another client of the server with the layer, in the server's namespace.
     pub(crate) neighbour: Client,
     pub(crate) layered: Server,
     bare: Server,
     pub(crate) cable: Cable,
-    /// The victim's.
+    /// Connection id of the victim.
     pub(crate) id: u64,
     times: Times,
-    /// When the last fault struck.
+    /// When the last fault began.
     pub(crate) struck: Instant,
 }
 
@@ -96,29 +95,29 @@ impl Scene {
         }
     }
 
-    /// Strikes, and takes note of when that was done.
+    /// Starts a fault, and records when.
     pub(crate) fn strike(&mut self, fault: impl FnOnce(&mut Self)) {
         fault(self);
         self.struck = Instant::now();
     }
 
-    /// Has the victim say something, and returns when at the earliest the server saw it: the next
-    /// ping comes an interval later.
+    /// Lets the victim send a message. Returns the earliest time at which the server saw it: the
+    /// next ping follows an `interval` later.
     pub(crate) fn last_sign_of_life(&mut self) -> Instant {
-        // Only the very first ping may come sooner than that.
+        // Because of jitter, only the first ping may come earlier than that.
         self.victim.expect_ping();
         let asked = Instant::now();
-        // What was read together with the pong may count as older than it is.
-        self.victim.echo("one moment");
-        self.victim.echo("last words");
+        // Bytes that are read together with the pong may count as older than they are.
+        self.victim.echo("a message");
+        self.victim.echo("last message");
         asked
     }
 
-    /// Strikes with something that leaves the victim silent, and waits for the verdict. Returns how
-    /// long that took.
+    /// Starts a fault that silences the victim, and waits for the eviction. Returns how long that
+    /// took.
     pub(crate) fn evicted_by_heartbeat(&mut self, strike: impl FnOnce(&mut Self)) -> Duration {
         let asked = self.last_sign_of_life();
-        self.control.echo("last words");
+        self.control.echo("last message");
         let took = self.evicted_by_heartbeat_after(Duration::ZERO, strike);
         let eviction = self.layered.eviction_of(self.id);
         let silent = eviction.at - asked;
@@ -127,8 +126,8 @@ impl Scene {
         took
     }
 
-    /// The same, for a victim that says nothing before either. The verdict must not come before
-    /// `least`.
+    /// As [`evicted_by_heartbeat`](Self::evicted_by_heartbeat), for a victim that sends nothing
+    /// before the fault. The eviction must not come before `least`.
     pub(crate) fn evicted_by_heartbeat_after(
         &mut self,
         least: Duration,
@@ -142,21 +141,22 @@ impl Scene {
         let bound = self.times.bound();
         assert!(took <= bound + ALLOWANCE, "{took:?}, {bound:?} was due");
         let since = eviction.at.saturating_duration_since(begun);
-        // A ping may have been under way for as long as the client takes to answer it.
+        // A ping may have been unanswered for as long as the client takes to answer.
         assert!(since + ms(100) >= least, "{since:?} is early");
         took
     }
 
-    /// Watches for long whether the control's connection is kept, and returns for how long it was.
+    /// Asserts that the control keeps its connection until [`CONTROL_TIME`], and returns for how long it
+    /// did.
     pub(crate) fn control_has_noticed_nothing(&mut self) -> Duration {
-        while self.struck.elapsed() < WATCH {
+        while self.struck.elapsed() < CONTROL_TIME {
             assert_eq!(self.bare.established(), 1, "the control's connection");
             self.bare.listen_for(ms(200));
         }
         self.struck.elapsed()
     }
 
-    /// Waits until the server without the layer has noticed the end, too.
+    /// Waits until the server without the layer has noticed the end.
     pub(crate) fn control_is_gone(&self) {
         let end = Instant::now() + ALLOWANCE;
         while self.bare.established() > 0 {
@@ -165,19 +165,20 @@ impl Scene {
         }
     }
 
-    /// How often the server without the layer has told of `event` since.
+    /// Number of `event` lines of the server without the layer after `since`.
     pub(crate) fn control_notes(&self, event: &str, since: Instant) -> usize {
         let notes = self.bare.notes().iter();
         let wanted = |note: &&crate::process::Note| note.entry["event"] == event && note.at > since;
         notes.filter(wanted).count()
     }
 
-    pub(crate) fn nobody_was_evicted(&self) {
+    pub(crate) fn no_client_was_evicted(&self) {
         let evictions = self.layered.evictions();
         assert!(evictions.is_empty(), "{evictions:?}");
     }
 
-    /// One connection has ended, once, and its socket is closed; the other one lives.
+    /// Asserts that one connection was evicted, once, that its socket is closed, and that the
+    /// neighbour's is open.
     pub(crate) fn neighbour_has_noticed_nothing(&mut self) {
         self.neighbour.echo("I am still here");
         self.layered.listen_for(ms(200));

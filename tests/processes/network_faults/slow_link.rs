@@ -1,10 +1,10 @@
-//! Two megabytes through a link of 256 kbit/s: the peer lives, the
-//! messages arrive whole, and the round-trip times are those that the peer saw.
+//! Two megabytes over a link of 256 kbit/s: the peer is not evicted, and round-trip times are true.
 //!
-//! Pings wait behind what the kernel holds for the link. What it sends into the network's queue is
-//! its own decision and part of the round trip; what it accepts long before it can send is not, and
-//! would take many times the timeout to drain. That is what the layer sets `TCP_NOTSENT_LOWAT` for. The
-//! control is a server with `tune_tcp` off, which evicts the peer of a slow download while it lives.
+//! Pings wait behind the bytes that the kernel holds for the link. The bytes in the network's queue
+//! are part of the round trip. The bytes that the kernel accepts long before it can send them are
+//! not, and would take many times the timeout to drain: therefore the layer sets
+//! `TCP_NOTSENT_LOWAT`. The control is a server with `tune_tcp` off, which evicts the live peer of
+//! a slow download.
 
 use std::time::{Duration, Instant};
 
@@ -14,14 +14,14 @@ use super::scene::ms;
 use crate::process::{Client, Note, Server};
 
 const RATE: &str = "256kbit";
-/// What the transfer takes at least at this rate.
-const LEAST: Duration = Duration::from_secs(60);
-/// When to give up waiting for it.
-const MOST: Duration = Duration::from_secs(100);
+/// Lower bound on the transfer at this rate.
+const MIN_TRANSFER: Duration = Duration::from_secs(60);
+/// Upper bound on the transfer.
+const MAX_TRANSFER: Duration = Duration::from_secs(100);
 
 const HEARTBEAT: [&str; 4] = ["--interval-ms", "5000", "--timeout-ms", "5000"];
 
-/// By how much a round trip may differ from what both ends saw: processes have to run.
+/// Allowed difference between a round-trip time and what both ends saw.
 const TOLERANCE: Duration = ms(500);
 
 pub(crate) fn download() {
@@ -30,26 +30,26 @@ pub(crate) fn download() {
     link.is_alive();
 }
 
-/// In messages of which each takes three seconds, so that there is room for pings between them.
+/// In messages of three seconds each, with room for pings between them.
 pub(crate) fn long_queue() {
     let mut link = SlowLink::new(Way::ToClient, "2s");
     link.transfer("send 100000 20", "binary 100000 whole", 20);
     let slowest = link.is_alive();
-    // A ping that was not behind anything would have been none in the middle of this.
+    // At least one ping waited behind a message.
     assert!(
         slowest >= ms(500),
         "{slowest:?} through a queue of two seconds"
     );
 }
 
-/// The control: megabytes in the kernel are before the ping.
+/// The control: megabytes in the kernel are ahead of the ping.
 pub(crate) fn untuned() {
     let mut link = SlowLink::with(Way::ToClient, "2s", &[fault_server::UNTUNED]);
     link.client.send_line("send 100000 20");
     let eviction = link.server.eviction_of(link.id);
     assert_eq!(eviction.reason, "heartbeat_timeout", "{eviction:?}");
-    // The peer lives: it goes on to take what was sent to it.
-    let (_, line) = link.client.next_line(MOST);
+    // The peer is alive: it reads on.
+    let (_, line) = link.client.next_line(MAX_TRANSFER);
     assert_eq!(line, "binary 100000 whole");
     let after = eviction.lifetime_ms;
     println!(
@@ -68,7 +68,7 @@ struct SlowLink {
     client: Client,
     server: Server,
     id: u64,
-    // Last, so that the processes are gone before their namespaces.
+    // Last: the processes must exit before their namespaces are removed.
     _cable: Cable,
     name: String,
 }
@@ -98,31 +98,32 @@ impl SlowLink {
         }
     }
 
-    /// Has two megabytes sent, which are all there when `answer` has come so many times.
+    /// Sends two megabytes. They have arrived when `answer` was printed `times` times.
     fn transfer(&mut self, command: &str, answer: &str, times: u32) {
         let begun = Instant::now();
         self.client.send_line(command);
         for _ in 0..times {
-            let (_, line) = self.client.next_line(MOST);
+            let (_, line) = self.client.next_line(MAX_TRANSFER);
             self.server.listen_for(Duration::ZERO);
             let evictions = self.server.evictions();
             assert_eq!(line, answer, "after {:?}, {evictions:?}", begun.elapsed());
         }
         let took = begun.elapsed();
-        assert!(took >= LEAST, "{took:?}: this is no slow link");
+        assert!(took >= MIN_TRANSFER, "{took:?}: the link is not slow");
         println!("{}: {command}: whole after {took:?}", self.name);
     }
 
-    /// Nobody was evicted, and the layer's round trips are true. Returns the slowest of them.
+    /// Asserts that no client was evicted and that the round-trip times are true. Returns the
+    /// slowest.
     fn is_alive(&mut self) -> Duration {
-        // Until a ping has had the link to itself.
+        // Waits until a ping had the link to itself.
         let done = Instant::now();
         while self.left().last().is_none_or(|left| *left < done) {
             self.client.expect_ping();
             self.server.listen_for(TOLERANCE);
         }
         let asked = Instant::now();
-        self.client.echo("are you there?");
+        self.client.echo("echo this");
         let echoed = asked.elapsed();
         self.server.listen_for(TOLERANCE);
         assert!(
@@ -132,14 +133,14 @@ impl SlowLink {
         );
 
         let left = self.left();
-        let pongs: Vec<&Note> = self.told("pong").collect();
+        let pongs: Vec<&Note> = self.notes_of("pong").collect();
         let seen = self.client.pings();
         assert_eq!(left.len(), seen.len(), "every ping arrives");
         assert_eq!(left.len(), pongs.len(), "every ping is answered");
         let mut slowest = Duration::ZERO;
         let mut last = None;
         for ((left, seen), pong) in left.iter().zip(seen).zip(pongs) {
-            // Samples that would have to be guessed are left out.
+            // Ambiguous samples are left out.
             let Some(micros) = pong.entry["rtt_us"].as_u64() else {
                 continue;
             };
@@ -161,12 +162,12 @@ impl SlowLink {
         slowest
     }
 
-    /// When the pings were handed to the server's kernel.
+    /// Times at which pings were handed to the server's kernel.
     fn left(&self) -> Vec<Instant> {
-        self.told("ping").map(|note| note.at).collect()
+        self.notes_of("ping").map(|note| note.at).collect()
     }
 
-    fn told(&self, event: &'static str) -> impl Iterator<Item = &Note> {
+    fn notes_of(&self, event: &'static str) -> impl Iterator<Item = &Note> {
         let notes = self.server.notes().iter();
         notes.filter(move |note| note.entry["event"] == event)
     }

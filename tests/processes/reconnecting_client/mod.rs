@@ -1,5 +1,7 @@
-//! `examples/reconnecting_client.rs` as a process: against `examples/echo.rs` as another, which is
-//! killed, stopped and cut off, and against servers that close, refuse and hang up.
+//! The reconnecting_client example as a process, against servers that fail or refuse.
+//!
+//! The server is the echo example, which is killed, stopped or cut off, or an in-process server
+//! that closes, refuses or misbehaves ([`processes`]).
 
 mod processes;
 
@@ -24,11 +26,11 @@ use tungstenite::{Error, HandshakeError, Message, WebSocket};
 use crate::examples::reconnecting_client;
 use crate::roles;
 
-/// Nobody is declared dead, and nobody waits for long.
+/// Short backoff, with the default heartbeat: no server is declared dead.
 const QUICK: [&str; 4] = ["--min-backoff-ms", "25", "--max-backoff-ms", "100"];
-/// A heartbeat that finds a silent server in two seconds and a half.
+/// A heartbeat that finds a silent server in 2.5 s.
 const HEARTBEAT: [&str; 4] = ["--interval-ms", "500", "--timeout-ms", "2000"];
-/// What a loaded machine may add to a time that is measured on the wall clock.
+/// Tolerance on wall-clock bounds for a loaded machine.
 const SLACK: Duration = Duration::from_secs(8);
 
 pub(crate) fn role(args: Vec<String>) -> ExitCode {
@@ -41,23 +43,26 @@ pub(crate) fn trials() -> Vec<Trial> {
         ("lines_are_sent_and_their_echoes_printed", echoes),
         ("ctrl_c_closes_with_1000", interrupted),
         ("ctrl_c_ends_the_wait_for_a_server", interrupted_alone),
-        ("lines_that_wait_are_sent_before_it_leaves", piped),
-        ("does_not_wait_long_for_a_mute_server_s_goodbye", mute),
-        ("comes_back_when_a_killed_server_is_restarted", restarted),
+        ("waiting_lines_are_sent_before_it_closes", piped),
+        (
+            "does_not_wait_long_for_the_close_frame_of_a_silent_server",
+            mute,
+        ),
+        ("reconnects_when_a_killed_server_is_restarted", restarted),
         ("finds_a_stopped_server_by_its_own_heartbeat", stopped),
         ("takes_the_seat_of_its_own_half_open_connection", cut_off),
-        ("gives_up_an_attempt_that_nobody_answers", unanswered),
+        ("an_unanswered_attempt_times_out", unanswered),
         ("a_frame_in_the_segment_of_the_101_is_not_lost", early_frame),
         ("close_codes_decide_what_follows", close_codes),
         ("http_statuses_decide_what_follows", http_statuses),
-        ("a_server_that_hangs_up_is_called_less_and_less", hung_up),
-        ("the_backoff_starts_over_after_a_connection_that_held", held),
-        ("a_herd_does_not_come_back_in_step", herd),
+        ("delays_grow_for_a_server_that_closes_at_once", hung_up),
+        ("the_backoff_restarts_after_a_stable_connection", held),
+        ("many_clients_reconnect_at_different_times", herd),
     ];
     crate::trials("reconnecting_client", tests)
 }
 
-// Coming and going.
+// Opening and closing.
 
 fn echoes() {
     let (mut server, addr) = processes::echo("127.0.0.1:0", &[]);
@@ -73,7 +78,7 @@ fn echoes() {
     assert_eq!(client.expect("message")["text"], "two");
 
     client.end_stdin();
-    expect_goodbye(&mut client, &mut server);
+    expect_normal_close(&mut client, &mut server);
 }
 
 fn interrupted() {
@@ -81,7 +86,7 @@ fn interrupted() {
     let mut client = client(&addr, &[]);
     client.wait("open");
     client.signal(Signal::SIGINT);
-    expect_goodbye(&mut client, &mut server);
+    expect_normal_close(&mut client, &mut server);
 }
 
 fn piped() {
@@ -91,7 +96,7 @@ fn piped() {
     let lines = ["one", "two", "three"];
     lines.iter().for_each(|line| client.write(line));
     client.end_stdin();
-    // Nobody listens, and time enough has passed for the end of stdin to be seen.
+    // No server listens, and the client has had time to see the end of stdin.
     for _ in 0..5 {
         client.wait("failed");
     }
@@ -110,14 +115,14 @@ fn mute() {
     client.wait("open");
     server.stop();
     client.end_stdin();
-    // By the layer's close timeout; the heartbeat would take most of a minute.
+    // Bounded by the layer's `close_timeout`. The heartbeat would take most of a minute.
     let begun = Instant::now();
     assert_eq!(client.exit_status(), 0);
     assert!(begun.elapsed() < Duration::from_secs(5) + SLACK);
 }
 
-/// The server was told 1000, and nothing else ended the connection.
-fn expect_goodbye(client: &mut Process, server: &mut Process) {
+/// Asserts that the client sent Close 1000, and that nothing else ended the connection.
+fn expect_normal_close(client: &mut Process, server: &mut Process) {
     assert_eq!(client.wait("stopped")["code"], 1000);
     assert_eq!(client.exit_status(), 0);
     let eviction = server.wait_for("an eviction", |event| event["reason"].is_string());
@@ -125,10 +130,10 @@ fn expect_goodbye(client: &mut Process, server: &mut Process) {
 }
 
 fn interrupted_alone() {
-    // Bound, so that nobody else gets the port, and not listening.
-    let unheard = bound();
+    // The port is bound, so that no other process gets it, and not listening.
+    let closed_port = bound();
     let flags = ["--min-backoff-ms", "3600000", "--max-backoff-ms", "3600000"];
-    let mut client = client(&address(&unheard).to_string(), &flags);
+    let mut client = client(&address(&closed_port).to_string(), &flags);
     assert!(client.wait("failed")["error"].is_string());
     client.wait("retry_in");
     client.signal(Signal::SIGINT);
@@ -146,7 +151,7 @@ fn address(socket: &Socket) -> SocketAddr {
     socket.local_addr().unwrap().as_socket().unwrap()
 }
 
-// Servers that die.
+// Servers that fail.
 
 fn restarted() {
     let (server, addr) = processes::echo("127.0.0.1:0", &[]);
@@ -159,7 +164,7 @@ fn restarted() {
         reasons.contains(&lost["reason"].as_str().unwrap()),
         "{lost}"
     );
-    // Nobody is there, so this line waits.
+    // No server listens, so this line waits.
     client.wait("failed");
     client.write("meanwhile");
 
@@ -170,7 +175,7 @@ fn restarted() {
     assert_eq!(second["resumed"], true);
     assert_eq!(server.wait("open")["session"], first["session"]);
     assert_eq!(client.expect("message")["text"], "meanwhile");
-    // The end of stdin is heeded when its lines were sent, and not before.
+    // The client exits at the end of stdin only after its lines are sent.
     client.write("last");
     client.end_stdin();
     assert_eq!(client.expect("message")["text"], "last");
@@ -191,7 +196,7 @@ fn stopped() {
     assert_eq!(client.expect("lost")["reason"], "heartbeat_timeout");
     let took = stopped.elapsed();
     assert!(took < Duration::from_millis(2500) + SLACK, "{took:?}");
-    // Its kernel still accepts connections, and nobody answers there.
+    // The server's kernel still accepts connections, but no handshake is answered.
     assert_eq!(client.wait("failed")["error"], "connect_timeout");
 
     server.signal(Signal::SIGCONT);
@@ -202,7 +207,7 @@ fn stopped() {
 }
 
 fn cut_off() {
-    // The server's own heartbeat is far too slow to find out.
+    // The server's own heartbeat is too slow to find the dead connection.
     let (mut server, addr) = processes::echo("127.0.0.1:0", &["--interval-ms", "600000"]);
     let relay = Relay::to(&addr);
     let mut client = client(&relay.addr, &[&QUICK[..], &HEARTBEAT].concat());
@@ -217,18 +222,18 @@ fn cut_off() {
     assert_eq!(evicted["id"], older["id"]);
     assert_eq!(evicted["session"], session);
 
-    // Somebody else who has the id. The client does not fight for it.
+    // Another client with the same id. The replaced client does not take the seat back.
     let mut rival = attempt(&relay.addr, &session, 1000).unwrap();
     assert_eq!(client.wait("stopped")["code"], 4000);
     assert_eq!(client.exit_status(), 3);
 
-    // An attempt of before that the server has only now come to.
+    // An earlier attempt that the server answers only now.
     assert_eq!(attempt(&relay.addr, &session, 999).unwrap_err(), 409);
     rival.send(Message::text("unharmed")).unwrap();
     assert_eq!(rival.read().unwrap(), Message::text("unharmed"));
 }
 
-/// Connects, or returns the HTTP status by which that was refused.
+/// Connects, or returns the HTTP status of the refusal.
 fn attempt(addr: &str, session: &Value, number: u64) -> Result<WebSocket<TcpStream>, u16> {
     let mut request = format!("ws://{addr}/ws").into_client_request().unwrap();
     let session = session.as_str().unwrap().parse().unwrap();
@@ -248,7 +253,7 @@ fn unanswered() {
     let listener = bound();
     listener.listen(0).unwrap();
     let addr = address(&listener);
-    // When the queue of connections that wait to be accepted is full, the kernel drops the SYNs.
+    // The kernel drops SYNs while the listener's accept queue is full.
     let mut queued = Vec::new();
     while let Ok(io) = TcpStream::connect_timeout(&addr, Duration::from_millis(500)) {
         queued.push(io);
@@ -267,7 +272,7 @@ fn unanswered() {
     client.wait("open");
 }
 
-// What servers say.
+// Responses and frames of the server.
 
 fn early_frame() {
     let printed = Arc::new(Barrier::new(2));
@@ -279,7 +284,7 @@ fn early_frame() {
                 "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\
                  Upgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
             );
-            // A whole message, and half of another.
+            // A complete message, and half of another.
             [head.as_bytes(), b"\x81\x05early\x81\x04la"].concat()
         });
         go_on.wait();
@@ -400,8 +405,8 @@ fn hung_up() {
         delays.iter().all(|(drawn, ceiling)| drawn <= ceiling),
         "{delays:?}"
     );
-    // Full jitter: anything below the ceiling. That nothing falls into the first quarter, or into
-    // the last, happens by chance once in millions of runs.
+    // Full jitter: any delay below the ceiling. That none is in the first quarter, or none in the
+    // last, happens by chance once in millions of runs.
     let at_the_top = &delays[3..];
     assert!(
         at_the_top.iter().any(|(drawn, _)| *drawn < 25),
@@ -411,7 +416,7 @@ fn hung_up() {
         at_the_top.iter().any(|(drawn, _)| *drawn >= 75),
         "{delays:?}"
     );
-    // What was drawn was also waited for.
+    // The client also waited for the delays that it drew.
     let drawn: u64 = delays[..59].iter().map(|delay| delay.0).sum();
     assert!(took >= Duration::from_millis(drawn), "{took:?} {drawn}");
     assert!((60..=61).contains(&calls.load(Ordering::SeqCst)));
@@ -421,7 +426,7 @@ fn held() {
     let addr = serve(|number, io| {
         let socket = tungstenite::accept(io).unwrap();
         if number == 5 {
-            // Longer than it takes to be stable. The others end at once.
+            // Longer than the connection takes to count as stable. The others end immediately.
             std::thread::sleep(Duration::from_secs(4));
         }
         drop(socket);
@@ -454,7 +459,7 @@ fn herd() {
         sessions.insert(open["session"].as_str().unwrap().to_owned());
     }
     assert_eq!(sessions.len(), MEMBERS, "an id for each");
-    // That all of them draw the same half happens once in millions of runs.
+    // That all draw the same half happens by chance once in millions of runs.
     assert!(delays.iter().any(|&drawn| drawn < 1000), "{delays:?}");
     assert!(delays.iter().any(|&drawn| drawn >= 1000), "{delays:?}");
     delays.sort_unstable();

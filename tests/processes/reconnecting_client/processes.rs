@@ -1,5 +1,4 @@
-//! The processes of these tests as seen by who started them, and the servers
-//! that only misbehave.
+//! Child processes of these tests, and in-process servers that misbehave.
 
 use std::io::{BufRead, BufReader, Read, Write, copy};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -19,10 +18,10 @@ pub(crate) const CLIENT: &str = "role-reconnecting-client";
 
 pub(crate) use child::PATIENCE;
 
-/// A process that prints JSON lines.
+/// A child process that prints JSON lines.
 pub(crate) struct Process {
     role: child::Process,
-    /// The events that were waited for, or passed over.
+    /// All events read so far.
     pub(crate) events: Vec<Value>,
 }
 
@@ -34,7 +33,7 @@ impl Process {
         }
     }
 
-    /// Waits for the next event of which this holds, and passes the others over.
+    /// Waits for the next event for which `is_it` holds, skipping others.
     pub(crate) fn wait_for(&mut self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -51,19 +50,19 @@ impl Process {
         }
     }
 
-    /// Waits for the next event of this name.
+    /// Waits for the next event of this name, skipping others.
     pub(crate) fn wait(&mut self, name: &str) -> Value {
         self.wait_for(name, |event| event["event"] == name)
     }
 
-    /// Takes the next event, which has to be of this name.
+    /// Reads the next event, which must be of this name.
     pub(crate) fn expect(&mut self, name: &str) -> Value {
         let event = self.wait_for(name, |_| true);
         assert_eq!(event["event"], name, "{:#?}", self.events);
         event
     }
 
-    /// Waits until the process has ended by itself.
+    /// Waits until the process exits by itself.
     pub(crate) fn exit_status(&mut self) -> i32 {
         let status = self.role.exit_status();
         status.unwrap_or_else(|| panic!("did not end: {:#?}", self.events))
@@ -84,7 +83,7 @@ impl DerefMut for Process {
     }
 }
 
-/// The echo server, and its address.
+/// Starts the echo server. Returns it with its address.
 pub(crate) fn echo(addr: &str, flags: &[&str]) -> (Process, String) {
     let args = [&[roles::SERVER, "--log-evictions", "--addr", addr], flags].concat();
     let mut server = Process::start(&args);
@@ -98,8 +97,7 @@ pub(crate) fn client(addr: &str, flags: &[&str]) -> Process {
     Process::start(&[&[CLIENT, "--jsonl", "--url", &url], flags].concat())
 }
 
-/// Has each connection served by a thread of its own, with its number, beginning with 0. Returns
-/// the address.
+/// Serves each connection in its own thread, with its number (from 0). Returns the address.
 pub(crate) fn serve(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap().to_string();
@@ -120,7 +118,7 @@ pub(crate) fn serve_on(
     });
 }
 
-/// Answers every message with itself until the connection ends.
+/// Echoes every text message until the connection ends.
 pub(crate) fn echo_all(io: TcpStream) {
     let Ok(mut socket) = tungstenite::accept(io) else {
         return;
@@ -132,7 +130,7 @@ pub(crate) fn echo_all(io: TcpStream) {
     }
 }
 
-/// Begins the closing handshake, and waits for the rest of it.
+/// Starts the closing handshake, and waits for its end.
 pub(crate) fn close(mut socket: WebSocket<TcpStream>, code: u16) {
     let frame = CloseFrame {
         code: code.into(),
@@ -142,8 +140,8 @@ pub(crate) fn close(mut socket: WebSocket<TcpStream>, code: u16) {
     while socket.read().is_ok() {}
 }
 
-/// Reads a request up to its empty line, and answers with these bytes. Returns the key of the
-/// opening handshake to whoever makes the answer.
+/// Reads a request up to its empty line, and writes the response, which is made from the key of the
+/// opening handshake.
 pub(crate) fn answer(mut io: TcpStream, response: impl FnOnce(&str) -> Vec<u8>) -> TcpStream {
     let mut key = String::new();
     for line in BufReader::new(&io).lines() {
@@ -159,8 +157,8 @@ pub(crate) fn answer(mut io: TcpStream, response: impl FnOnce(&str) -> Vec<u8>) 
     io
 }
 
-/// Carries bytes to the server and back, until it is told to swallow them. The connections stay
-/// open: this is what a NAT that has forgotten them looks like.
+/// Relays bytes to the server and back, until it swallows them. The connections stay open, as
+/// behind a NAT that has dropped its mapping.
 pub(crate) struct Relay {
     pub(crate) addr: String,
     swallows: Arc<Mutex<Arc<AtomicBool>>>,
@@ -182,7 +180,7 @@ impl Relay {
         Self { addr, swallows }
     }
 
-    /// Nothing comes through the connections of now any more; later ones are not concerned.
+    /// Swallows all bytes of the current connections. Later connections are not affected.
     pub(crate) fn swallow(&self) {
         let mut swallows = self.swallows.lock().unwrap();
         swallows.store(true, Ordering::SeqCst);
@@ -195,7 +193,8 @@ fn carry(from: TcpStream, to: TcpStream, swallow: &AtomicBool) {
     let mut bytes = [0; 4096];
     while let Ok(length @ 1..) = from.read(&mut bytes) {
         if swallow.load(Ordering::SeqCst) {
-            // Reads on, so that the sender notices nothing, and does not pass an end on.
+            // Reads on, so that the sender notices nothing, and does not forward the end of the
+            // stream.
             let _ = copy(&mut from, &mut std::io::sink());
             std::mem::forget(to);
             return;
