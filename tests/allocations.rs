@@ -1,7 +1,6 @@
-//! The layers add no heap allocation to a frame, also where somebody wants to hear of the
-//! connection's health.
+//! The layers add no heap allocation per frame, also with a health hook.
 //!
-//! One test alone in its process, since the allocator counts for the whole process.
+//! The only test of its process, since the allocator counts for the whole process.
 
 mod support;
 
@@ -20,7 +19,7 @@ use tower_ws_liveness::HealthChange;
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// How often memory was asked for so far.
+/// Number of allocations and reallocations of the process so far.
 fn allocations() -> usize {
     let stats = ALLOCATOR.stats();
     stats.allocations + stats.reallocations
@@ -36,7 +35,7 @@ enum Write {
     InPieces,
 }
 
-/// Echoes frames of one size without an allocation of its own: the payload is not looked at.
+/// Echoes frames of one size without an allocation: it does not parse them.
 async fn echo_frames<I>(mut io: I, read_len: usize, answer: &[u8], write: Write)
 where
     I: AsyncRead + AsyncWrite + Unpin,
@@ -63,7 +62,7 @@ where
     }
 }
 
-/// The allocations that `FRAMES` echoed frames take in the whole process, client included.
+/// Number of allocations of the process, client included, while `FRAMES` frames are echoed.
 async fn allocations_of(app: Router, request: &[u8], answer: &[u8]) -> usize {
     let server = Server::start(app).await;
     let mut client = TcpStream::connect(server.addr).await.unwrap();
@@ -76,12 +75,12 @@ async fn allocations_of(app: Router, request: &[u8], answer: &[u8]) -> usize {
     }
     let mut buffer = vec![0; answer.len()];
     let mut counted = 0;
-    // The first round warms up whatever grows once.
+    // The first round grows the buffers that grow only once.
     for _ in 0..2 {
         let before = allocations();
         for _ in 0..FRAMES {
             let (mut read, mut write) = client.split();
-            // Both at once: a large frame is more than the buffers in between take.
+            // Concurrently: a large frame exceeds the buffers in between.
             let (written, echoed) =
                 tokio::join!(write.write_all(request), read.read_exact(&mut buffer));
             written.unwrap();
@@ -99,7 +98,7 @@ fn the_layers_allocate_nothing_per_echoed_frame() {
         .enable_all()
         .build()
         .unwrap();
-    // That the counter counts at all.
+    // Checks the counter itself.
     let before = allocations();
     drop(std::hint::black_box(Box::new(7)));
     assert!(allocations() > before);
@@ -124,8 +123,8 @@ fn the_layers_allocate_nothing_per_echoed_frame() {
                     within("layered", allocations_of(layered, &request, &answer)).await,
                 )
             });
-            // A handful may fall to whatever is left of the connection's start. A frame's worth is
-            // a thousand.
+            // Some allocations may be left from the connection's start. One per frame would be a
+            // thousand.
             assert!(
                 layered <= bare + 5,
                 "{len} bytes, {write:?}: {layered} allocations for {FRAMES} frames, {bare} bare"

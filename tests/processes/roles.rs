@@ -91,19 +91,21 @@ where
                     None => Message::text(line),
                 };
                 if socket.send(message).await.is_err() {
-                    return say("closed");
+                    return print_line("closed");
                 }
             }
             message = socket.next() => match message {
                 Some(Ok(Message::Text(_))) if !is_ready => {
                     is_ready = true;
-                    say("ready");
+                    print_line("ready");
                 }
-                Some(Ok(Message::Text(text))) => say(&format!("echo {text}")),
-                Some(Ok(Message::Binary(payload))) => say(&format!("binary {}", describe(&payload))),
-                Some(Ok(Message::Ping(_))) => say("ping"),
+                Some(Ok(Message::Text(text))) => print_line(&format!("echo {text}")),
+                Some(Ok(Message::Binary(payload))) => {
+                    print_line(&format!("binary {}", describe(&payload)));
+                }
+                Some(Ok(Message::Ping(_))) => print_line("ping"),
                 Some(Ok(_)) => {}
-                Some(Err(_)) | None => return say("closed"),
+                Some(Err(_)) | None => return print_line("closed"),
             },
         }
     }
@@ -126,7 +128,7 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Runtime::new().unwrap()
 }
 
-pub(crate) fn say(line: &str) {
+pub(crate) fn print_line(line: &str) {
     let mut stdout = stdout().lock();
     writeln!(stdout, "{line}").unwrap();
     stdout.flush().unwrap();

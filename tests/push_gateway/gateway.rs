@@ -1,4 +1,4 @@
-//! What the tests set on the gateway: bots that are sockets of the test, and publishers.
+//! Test clients of the gateway: bots and publishers.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -15,40 +15,40 @@ use crate::process::Server;
 use crate::support::raw::{Frame, RawClient, TEXT};
 use crate::support::{PATIENCE, ms};
 
-/// A bot that hears everything at once, whatever the test does meanwhile.
+/// A bot that reads every event immediately, in a task of its own.
 pub(crate) struct Bot {
     name: String,
-    heard: Receiver<(Instant, Heard)>,
+    received: Receiver<(Instant, Received)>,
     task: JoinHandle<()>,
 }
 
 #[derive(Debug, PartialEq)]
-pub(crate) enum Heard {
+pub(crate) enum Received {
     Event(u64),
-    /// The end of the connection, with the code of the Close frame if there was one.
+    /// The end of the connection, with the code of its Close frame, if any.
     Closed(Option<u16>),
 }
 
 impl Bot {
     pub(crate) fn connect(runtime: &Runtime, server: &Server, name: &str) -> Self {
         let client = runtime.block_on(raw(&server.addr, name));
-        let (tell, heard) = channel();
+        let (sender, received) = channel();
         Self {
             name: name.to_owned(),
-            heard,
-            task: runtime.spawn(listen(client, tell)),
+            received,
+            task: runtime.spawn(listen(client, sender)),
         }
     }
 
-    pub(crate) fn next(&self) -> (Instant, Heard) {
-        let heard = self.heard.recv_timeout(PATIENCE);
-        heard.unwrap_or_else(|_| panic!("{} hears nothing for {PATIENCE:?}", self.name))
+    pub(crate) fn next(&self) -> (Instant, Received) {
+        let received = self.received.recv_timeout(PATIENCE);
+        received.unwrap_or_else(|_| panic!("{} receives nothing for {PATIENCE:?}", self.name))
     }
 
-    /// Waits for this event, which must be the next, and returns when it came.
-    pub(crate) fn hear(&self, event: u64) -> Instant {
-        let (at, heard) = self.next();
-        assert_eq!(heard, Heard::Event(event), "{}", self.name);
+    /// Waits for this event, which must be the next, and returns when it arrived.
+    pub(crate) fn expect_event(&self, event: u64) -> Instant {
+        let (at, received) = self.next();
+        assert_eq!(received, Received::Event(event), "{}", self.name);
         at
     }
 }
@@ -59,23 +59,23 @@ impl Drop for Bot {
     }
 }
 
-async fn listen(mut client: RawClient, tell: Sender<(Instant, Heard)>) {
+async fn listen(mut client: RawClient, sender: Sender<(Instant, Received)>) {
     loop {
         let frame = client.next().await.unwrap_or(None);
         let at = Instant::now();
-        let heard = match &frame {
-            Some(frame) if frame.opcode == TEXT => Heard::Event(event_number(&frame.payload)),
-            other => Heard::Closed(other.as_ref().and_then(Frame::close_code)),
+        let received = match &frame {
+            Some(frame) if frame.opcode == TEXT => Received::Event(event_number(&frame.payload)),
+            other => Received::Closed(other.as_ref().and_then(Frame::close_code)),
         };
-        let is_over = matches!(heard, Heard::Closed(_));
+        let is_over = matches!(received, Received::Closed(_));
         // Fails when the test has ended.
-        if tell.send((at, heard)).is_err() || is_over {
+        if sender.send((at, received)).is_err() || is_over {
             return;
         }
     }
 }
 
-/// A bot that reads nothing by itself.
+/// A bot that reads only when the test does.
 pub(crate) async fn raw(addr: &str, name: &str) -> RawClient {
     RawClient::connect(addr.parse().unwrap(), &format!("/ws/{name}")).await
 }
@@ -85,22 +85,22 @@ pub(crate) fn event_number(event: &[u8]) -> u64 {
     event["event"].as_u64().unwrap()
 }
 
-/// Bots that come, get some events, and die.
+/// Bots that connect, get some events, and end in different ways.
 #[derive(Default)]
-pub(crate) struct Doomed {
-    /// How many there were, that is, how many sessions have ended or will.
+pub(crate) struct ShortLivedBots {
+    /// Number of bots so far: each has ended, or must be evicted.
     bots: usize,
-    /// How many events were queued, counted for each session.
+    /// Number of queued events, counted for each session.
     pub(crate) pushed: usize,
-    /// Those that just fall silent.
+    /// Bots that are open and read nothing.
     silent: Vec<RawClient>,
 }
 
-impl Doomed {
-    const COMPANY: usize = 20;
-    const NEWS: usize = 500;
+impl ShortLivedBots {
+    const PER_ROUND: usize = 20;
+    const EVENT_BYTES: usize = 500;
 
-    /// A company of bots that are dead, in one way or another, before the burst is over.
+    /// Connects [`PER_ROUND`](Self::PER_ROUND) bots, and ends each while events are pushed.
     pub(crate) fn round(
         &mut self,
         runtime: &Runtime,
@@ -109,52 +109,57 @@ impl Doomed {
         steady: &[Bot],
     ) {
         let first = self.bots;
-        let connect = |bot| async move { raw(&server.addr, &format!("doomed-{bot}")).await };
-        let company = runtime.block_on(join_all((first..first + Self::COMPANY).map(connect)));
-        self.bots += company.len();
+        let connect = |bot| async move { raw(&server.addr, &format!("short-lived-{bot}")).await };
+        let bots = runtime.block_on(join_all((first..first + Self::PER_ROUND).map(connect)));
+        self.bots += bots.len();
 
-        let news = "n".repeat(Self::NEWS);
-        self.push(http, &news, BURST / 2);
-        for (way, mut bot) in company.into_iter().enumerate() {
+        let text = "n".repeat(Self::EVENT_BYTES);
+        self.push(http, &text, BURST / 2);
+        for (way, mut bot) in bots.into_iter().enumerate() {
             match way % 4 {
-                // As a process dies that has not read everything, and as a firewall kills.
+                // As if the process was killed with bytes unread, or a firewall sent a reset.
                 0 => drop(bot),
                 1 => bot.reset(),
-                // It has read everything.
+                // Killed after it has read everything.
                 2 => runtime.block_on(async {
                     for _ in 0..BURST / 2 {
                         bot.expect_frame().await;
                     }
                 }),
-                // Its seat is taken over, and the new one falls away as well.
+                // Replaced by a new connection, which then ends, too.
                 3 if way > 3 => {
-                    let name = format!("doomed-{}", first + way);
+                    let name = format!("short-lived-{}", first + way);
                     drop(runtime.block_on(raw(&server.addr, &name)));
                     self.bots += 1;
                 }
-                // Its cable was pulled.
+                // As if its cable was pulled.
                 _ => self.silent.push(bot),
             }
         }
-        self.push(http, &news, BURST / 2);
+        self.push(http, &text, BURST / 2);
         for bot in steady {
             (http.last_event - BURST + 1..=http.last_event).for_each(|event| {
-                bot.hear(event);
+                bot.expect_event(event);
             });
         }
     }
 
-    fn push(&mut self, http: &mut Http, news: &str, times: u64) {
+    fn push(&mut self, http: &mut Http, text: &str, times: u64) {
         for _ in 0..times {
-            self.pushed += http.push(news).1;
+            self.pushed += http.push(text).1;
         }
     }
 
-    /// Waits until all of them were found dead, nobody twice, and their sockets are closed.
-    pub(crate) fn rest(&mut self, server: &mut Server, http: &mut Http, steady: &[Bot]) {
+    /// Waits until every bot was evicted once and its socket is closed.
+    pub(crate) fn wait_for_evictions(
+        &mut self,
+        server: &mut Server,
+        http: &mut Http,
+        steady: &[Bot],
+    ) {
         let start = Instant::now();
-        // Those of the steady and the operator's. Hooks are told before a socket is closed, and the
-        // silent do not help with that.
+        // The sockets of the steady bots and of `http`. Hooks are called before a socket is closed,
+        // and silent bots do not close theirs.
         let sockets = steady.len() + 1;
         while server.evictions().len() < self.bots || server.established() > sockets {
             assert!(start.elapsed() < PATIENCE, "{:?} are left", http.bots());
@@ -174,10 +179,10 @@ impl Doomed {
 
 // Publishers and operators.
 
-/// A connection to the gateway for plain requests.
+/// A connection to the gateway for plain HTTP requests.
 pub(crate) struct Http {
     stream: BufReader<TcpStream>,
-    /// The number of the event that was pushed last.
+    /// Number of the last pushed event.
     pub(crate) last_event: u64,
 }
 
@@ -196,20 +201,20 @@ impl Http {
     pub(crate) fn push(&mut self, text: &str) -> (u64, usize) {
         let (status, body) = self.request("POST /events", text.as_bytes());
         assert_eq!(status, 202);
-        let told: Value = serde_json::from_slice(&body).unwrap();
-        self.last_event = told["event"].as_u64().unwrap();
-        let sessions = told["sessions"].as_u64().unwrap();
+        let answer: Value = serde_json::from_slice(&body).unwrap();
+        self.last_event = answer["event"].as_u64().unwrap();
+        let sessions = answer["sessions"].as_u64().unwrap();
         (self.last_event, sessions.try_into().unwrap())
     }
 
     fn sessions(&mut self) -> Vec<Value> {
         let (status, body) = self.request("GET /sessions", b"");
         assert_eq!(status, 200);
-        let mut told: Value = serde_json::from_slice(&body).unwrap();
-        told["sessions"].as_array_mut().unwrap().split_off(0)
+        let mut answer: Value = serde_json::from_slice(&body).unwrap();
+        answer["sessions"].as_array_mut().unwrap().split_off(0)
     }
 
-    /// Who is there.
+    /// Names of the connected bots.
     pub(crate) fn bots(&mut self) -> Vec<String> {
         let sessions = self.sessions();
         let bot = |session: &Value| session["bot"].as_str().unwrap().to_owned();
@@ -222,7 +227,7 @@ impl Http {
         session.expect(bot).clone()
     }
 
-    /// A request with a body: the status of the answer, and its body.
+    /// Sends a request with a body. Returns the status and body of the response.
     pub(crate) fn request(&mut self, what: &str, body: &[u8]) -> (u16, Vec<u8>) {
         let length = body.len();
         let head = format!("{what} HTTP/1.1\r\nhost: gateway\r\ncontent-length: {length}\r\n\r\n");

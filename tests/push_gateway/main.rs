@@ -1,9 +1,8 @@
-//! The push gateway as a real process, and bots that are killed, stopped, slow, or back again while
-//! events are pushed.
+//! The push_gateway example as a process, with bots that are killed, stopped, slow or replaced.
 //!
-//! In a binary of its own, since its tests run one at a time: they measure times. Like
-//! `tests/processes` it plays all roles: the example, bots in processes of their own for what only a
-//! process can suffer, and the harness. All other bots are sockets of the harness.
+//! A binary of its own, since its tests measure times and run one at a time. Like `tests/processes`
+//! it plays every role: the example, bots in processes of their own where a signal is needed, and
+//! the harness. All other bots are sockets of the harness.
 
 mod gateway;
 #[allow(dead_code)] // shared with `tests/processes`
@@ -19,7 +18,7 @@ mod support;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use gateway::{Bot, Doomed, Heard, Http, raw};
+use gateway::{Bot, Http, Received, ShortLivedBots, raw};
 use libtest_mimic::{Arguments, Trial};
 use nix::sys::signal::Signal;
 use process::{Client, Server};
@@ -27,8 +26,9 @@ use roles::runtime;
 use support::{PATIENCE, SLACK, ms};
 use tokio::io::AsyncReadExt;
 
-/// Pings go out, and nobody is declared dead for want of a pong: what happens has other causes.
-const PATIENT: [&str; 6] = [
+/// Pings are sent, and no bot is evicted for a missing pong or a stalled write: evictions have
+/// other causes.
+const SLOW_HEARTBEAT: [&str; 6] = [
     "--interval-ms",
     "500",
     "--timeout-ms",
@@ -37,8 +37,8 @@ const PATIENT: [&str; 6] = [
     "60000",
 ];
 
-/// Events that are queued before anybody waits for them to arrive: far from the 256 that would make
-/// a bot a slow one, however late it is on a busy machine.
+/// Number of events queued before a bot must have read them: far from the 256 at which a bot is
+/// slow, also on a loaded machine.
 const BURST: u64 = 64;
 
 fn main() -> ExitCode {
@@ -58,10 +58,10 @@ fn harness() -> ExitCode {
             stopped_in_events,
         ),
         (
-            "a_stopped_bot_is_found_by_the_heartbeat_in_quiet",
+            "a_stopped_bot_without_events_is_evicted_by_the_heartbeat",
             stopped_in_quiet,
         ),
-        ("a_bot_that_comes_back_takes_its_seat_over", back_again),
+        ("a_bot_that_reconnects_takes_over_its_seat", reconnected),
         (
             "all_bots_get_all_events_of_many_publishers_in_one_order",
             in_order,
@@ -70,12 +70,13 @@ fn harness() -> ExitCode {
             "dead_stopped_and_slow_bots_do_not_delay_the_others",
             not_delayed,
         ),
-        ("memory_stays_flat_while_bots_die", flat),
-        ("what_is_no_bot_and_no_event_is_refused", refused),
+        ("memory_stays_flat_while_bots_are_evicted", flat),
+        ("invalid_bots_and_events_are_refused", refused),
     ];
     let trial = |(name, test): (&str, fn())| {
-        // Memory is read from where Linux shows it.
-        let unknown = name == "memory_stays_flat_while_bots_die" && !cfg!(target_os = "linux");
+        // Memory is read from `/proc`.
+        let unknown =
+            name == "memory_stays_flat_while_bots_are_evicted" && !cfg!(target_os = "linux");
         let trial = Trial::test(name, move || {
             test();
             Ok(())
@@ -83,7 +84,7 @@ fn harness() -> ExitCode {
         trial.with_ignored_flag(unknown)
     };
     let mut arguments = Arguments::from_args();
-    // One at a time, unless somebody asks for more: times are measured here.
+    // One at a time by default: the tests measure times.
     arguments.test_threads.get_or_insert(1);
     libtest_mimic::run(&arguments, tests.map(trial).into()).exit_code()
 }
@@ -91,7 +92,7 @@ fn harness() -> ExitCode {
 // The tests.
 
 fn killed() {
-    let mut server = Server::start(&PATIENT);
+    let mut server = Server::start(&SLOW_HEARTBEAT);
     let mut http = Http::connect(&server);
     let mut victim = Client::start(&server, &["victim"]);
     let mut spared = [
@@ -102,17 +103,17 @@ fn killed() {
 
     let mut counts = Vec::new();
     let mut killed = None;
-    // In bursts, and in the middle of one the victim dies with events under way to it.
+    // In bursts. The victim is killed within one, with events in transit to it.
     while server.evictions().is_empty() {
         for _ in 0..BURST {
-            let (event, count) = http.push("news");
+            let (event, count) = http.push("an event");
             counts.push(count);
             if event == BURST * 5 / 2 {
                 victim.signal(Signal::SIGKILL);
                 killed = Some(Instant::now());
             }
         }
-        hear_burst(&mut spared, http.last_event);
+        expect_burst(&mut spared, http.last_event);
         server.listen_for(Duration::ZERO);
         let waits = killed.is_some_and(|killed| killed.elapsed() > PATIENCE);
         assert!(!waits, "the dead session is still pushed to: {counts:?}");
@@ -121,11 +122,11 @@ fn killed() {
     assert_eq!(eviction.entry["bot"], "victim");
     let is_end = matches!(eviction.reason.as_str(), "peer_vanished" | "transport");
     assert!(is_end, "{eviction:?}");
-    // The kernel says so at once, and so does the layer.
+    // The kernel closes the connection immediately, and so does the layer.
     let took = eviction.at - killed.expect("evicted because it was killed");
     assert!(took < SLACK, "{took:?}");
 
-    // Until the verdict the session is there, and then no more: not even once.
+    // The session gets events until the eviction, and none after it.
     let gone_at = counts.iter().position(|count| *count == 2);
     let after = gone_at.unwrap_or(counts.len());
     assert!(
@@ -137,9 +138,9 @@ fn killed() {
         "{counts:?}"
     );
     for _ in 0..BURST {
-        assert_eq!(http.push("news without you").1, 2);
+        assert_eq!(http.push("an event after the eviction").1, 2);
     }
-    hear_burst(&mut spared, http.last_event);
+    expect_burst(&mut spared, http.last_event);
     let events = http.last_event;
     assert_eq!(http.bots(), ["spared", "spared-too"]);
     assert_eq!(http.session("spared")["pushed"], events);
@@ -147,9 +148,9 @@ fn killed() {
     expect_one_eviction(&mut server);
 }
 
-/// Nobody reads what is sent, so the queue fills: that is what a slow bot looks like.
+/// Events fill the queue of a stopped bot, as they do for a slow one.
 fn stopped_in_events() {
-    let mut server = Server::start(&PATIENT);
+    let mut server = Server::start(&SLOW_HEARTBEAT);
     let mut http = Http::connect(&server);
     let runtime = runtime();
     let neighbour = Bot::connect(&runtime, &server, "neighbour");
@@ -157,34 +158,37 @@ fn stopped_in_events() {
     let id = http.session("victim")["id"].as_u64().unwrap();
     victim.stop();
 
-    let news = "n".repeat(2048);
+    let text = "n".repeat(2048);
     let (mut last_queued, mut count) = (0, 2);
     while count == 2 {
         let event;
-        (event, count) = http.push(&news);
-        neighbour.hear(event);
+        (event, count) = http.push(&text);
+        neighbour.expect_event(event);
         if count == 2 {
             last_queued = event;
         }
-        // The 202 comes when the eviction is done: whoever has it finds the seat free.
+        // The 202 is sent after the eviction, so that the seat is free when it arrives.
         assert_eq!(http.bots().len(), count);
         assert!(event < 5000, "a stopped bot takes everything");
     }
-    // More were queued than the queue holds, since some had found room in the sockets' buffers.
+    // More events than the queue holds, since some were in the sockets' buffers.
     assert!(last_queued >= 256, "{last_queued}");
     assert_eq!(http.bots(), ["neighbour"]);
     assert_eq!(server.eviction_of(id).reason, "kicked");
-    assert_eq!(http.push(&news).1, 1);
-    neighbour.hear(http.last_event);
+    assert_eq!(http.push(&text).1, 1);
+    neighbour.expect_event(http.last_event);
 
-    // It finds what was under way to it, and nothing of what came after the verdict.
+    // The bot gets the events that were in transit, and none from after the eviction.
     victim.signal(Signal::SIGCONT);
-    let heard = events_until_closed(&mut victim);
-    assert!(heard <= last_queued, "{heard} of {last_queued}");
+    let last_received = events_until_closed(&mut victim);
+    assert!(
+        last_received <= last_queued,
+        "{last_received} of {last_queued}"
+    );
     expect_one_eviction(&mut server);
 }
 
-/// Without pushes no queue fills. Then the pings tell.
+/// Without events the queue does not fill, and the heartbeat finds the stopped bot.
 fn stopped_in_quiet() {
     let flags = ["--interval-ms", "300", "--timeout-ms", "1500"];
     let mut server = Server::start(&flags);
@@ -198,7 +202,7 @@ fn stopped_in_quiet() {
 
     victim.stop();
     let stopped = Instant::now();
-    // A few events hurt nobody: they wait for the bot, should it go on.
+    // A few events wait for the bot to resume.
     assert_eq!(http.push("into its buffers"), (2, 2));
     let eviction = server.eviction_of(id);
     assert_eq!(eviction.reason, "heartbeat_timeout");
@@ -207,7 +211,7 @@ fn stopped_in_quiet() {
     assert_eq!(http.push("after"), (3, 1));
     assert_eq!(http.bots(), ["neighbour"]);
     (1..=3).for_each(|event| {
-        neighbour.hear(event);
+        neighbour.expect_event(event);
     });
 
     victim.signal(Signal::SIGCONT);
@@ -216,41 +220,41 @@ fn stopped_in_quiet() {
     assert!(http.session("neighbour")["rtt_ms"].is_f64());
 }
 
-fn back_again() {
-    let mut server = Server::start(&PATIENT);
+fn reconnected() {
+    let mut server = Server::start(&SLOW_HEARTBEAT);
     let mut http = Http::connect(&server);
     let runtime = runtime();
     let old = Bot::connect(&runtime, &server, "bot");
     let old_id = http.session("bot")["id"].as_u64().unwrap();
     for event in 1..=3 {
         assert_eq!(http.push("for the old one"), (event, 1));
-        old.hear(event);
+        old.expect_event(event);
     }
 
     let new = Bot::connect(&runtime, &server, "bot");
-    assert_eq!(old.next().1, Heard::Closed(Some(4000)));
+    assert_eq!(old.next().1, Received::Closed(Some(4000)));
     let eviction = server.eviction_of(old_id);
     assert_eq!(eviction.reason, "replaced");
     assert_eq!(eviction.entry["bot"], "bot");
     let new_id = http.session("bot")["id"].as_u64().unwrap();
     assert_ne!(new_id, old_id);
-    // Nothing of the old session's: its queue was its own.
+    // The new session has its own queue, without events of the old one.
     for event in 4..=6 {
         assert_eq!(http.push("for the new one"), (event, 1));
-        new.hear(event);
+        new.expect_event(event);
     }
 
-    // The old connection's end does not touch the newer seat.
+    // The old connection's end does not remove the new seat.
     drop(old);
     expect_one_eviction(&mut server);
     assert_eq!(http.session("bot")["id"], new_id);
     assert_eq!(http.push("still for the new one"), (7, 1));
-    new.hear(7);
+    new.expect_event(7);
 }
 
 fn in_order() {
     const PUBLISHERS: u64 = 4;
-    let server = Server::start(&PATIENT);
+    let server = Server::start(&SLOW_HEARTBEAT);
     let runtime = runtime();
     let bots: Vec<_> = (0..5)
         .map(|bot| Bot::connect(&runtime, &server, &format!("bot-{bot}")))
@@ -262,14 +266,14 @@ fn in_order() {
             for http in &mut publishers {
                 scope.spawn(|| {
                     for _ in 0..BURST / PUBLISHERS {
-                        assert_eq!(http.push("news").1, 5);
+                        assert_eq!(http.push("an event").1, 5);
                     }
                 });
             }
         });
         for bot in &bots {
             (last + 1..=last + BURST).for_each(|event| {
-                bot.hear(event);
+                bot.expect_event(event);
             });
         }
         last += BURST;
@@ -278,19 +282,19 @@ fn in_order() {
 
 fn not_delayed() {
     const BOTS: usize = 20;
-    let mut server = Server::start(&PATIENT);
+    let mut server = Server::start(&SLOW_HEARTBEAT);
     let mut http = Http::connect(&server);
     let runtime = runtime();
     let bots: Vec<_> = (0..BOTS)
         .map(|bot| Bot::connect(&runtime, &server, &format!("bot-{bot}")))
         .collect();
-    let news = "n".repeat(2048);
-    // From before the POST until a bot has the event, for all bots; the next event is sent when all
-    // have this one, so that none waits for the test.
+    let text = "n".repeat(2048);
+    // Measures from before the POST until a bot has the event, for all bots. The next event is sent
+    // after all have this one, so that none waits for the test.
     let push = |http: &mut Http, took: &mut Vec<Duration>| {
         let start = Instant::now();
-        let (event, count) = http.push(&news);
-        took.extend(bots.iter().map(|bot| bot.hear(event) - start));
+        let (event, count) = http.push(&text);
+        took.extend(bots.iter().map(|bot| bot.expect_event(event) - start));
         count
     };
 
@@ -321,13 +325,14 @@ fn not_delayed() {
             }
         }
         if round % 10 == 5 {
-            // It reads, but not as fast as events come. Fails after its eviction, at last.
+            // The slow bot reads, but more slowly than events are pushed. The read fails after its
+            // eviction.
             let _ = runtime.block_on(slow.io().read(&mut [0; 2048]));
         }
         let count = push(&mut http, &mut disturbed);
         assert!(count >= BOTS, "{count}");
         server.listen_for(Duration::ZERO);
-        // Until all of them were dealt with, and for a while after.
+        // Until all nine were evicted, and for a while after.
         if server.evictions().len() == 9 && round >= 400 {
             break;
         }
@@ -341,8 +346,8 @@ fn not_delayed() {
     assert_eq!(http.bots().len(), BOTS);
 
     let [undisturbed, disturbed] = [undisturbed, disturbed].map(p99);
-    // Generous, for a busy machine. A push that waited for a bot would take as long as the bot's
-    // verdict: a minute.
+    // A wide bound, for a loaded machine. A push that waited for a bot would take a minute, the
+    // timeout of the bot.
     let bound = undisturbed * 5 + ms(50);
     assert!(
         disturbed <= bound,
@@ -351,14 +356,14 @@ fn not_delayed() {
     drop(silent);
 }
 
-/// Bots die all the time in all ways, always under new names. After a warm-up and at the end nobody is
-/// left but those that live through it all, and in between nothing has been added.
+/// Bots end all the time in all ways, each under a new name. After a warm-up and at the end only
+/// the steady bots are left. Memory must not grow in between.
 fn flat() {
-    /// For what the allocator does: it was 150 to 250 KiB in each run. Some 1,900 bots die between
-    /// the two looks. Were their seats kept, that would be 6 MiB, and 11 MiB for their queues with
-    /// what was left in them: so a leak that spares three in four bots still shows.
+    /// Allowance for the allocator, which takes 150 to 250 KiB in each run. Some 1,900 bots end
+    /// between the two measurements. Leaked seats would take 6 MiB, and leaked queues with their
+    /// events 11 MiB, so that a leak of one bot in four is still found.
     const TOLERANCE: u64 = 1536 * 1024;
-    /// Events that were queued, counted for each session.
+    /// Number of queued events, counted for each session.
     const WARM_UP: usize = 60_000;
     const ALL: usize = 200_000;
     let flags = [
@@ -375,12 +380,12 @@ fn flat() {
     let steady: Vec<_> = (0..10)
         .map(|bot| Bot::connect(&runtime, &server, &format!("steady-{bot}")))
         .collect();
-    let mut doomed = Doomed::default();
+    let mut short_lived = ShortLivedBots::default();
     let mut resident_after = |pushed| {
-        while doomed.pushed < pushed {
-            doomed.round(&runtime, &server, &mut http, &steady);
+        while short_lived.pushed < pushed {
+            short_lived.round(&runtime, &server, &mut http, &steady);
         }
-        doomed.rest(&mut server, &mut http, &steady);
+        short_lived.wait_for_evictions(&mut server, &mut http, &steady);
         server.resident()
     };
     let [warm, end] = [WARM_UP, ALL].map(&mut resident_after);
@@ -389,7 +394,7 @@ fn flat() {
 }
 
 fn refused() {
-    let mut server = Server::start(&PATIENT);
+    let mut server = Server::start(&SLOW_HEARTBEAT);
     let mut http = Http::connect(&server);
     for name in ["a".repeat(65), "%07".into(), "%ff".into()] {
         let opening = support::raw::opening(&format!("/ws/{name}"));
@@ -404,7 +409,7 @@ fn refused() {
             .0,
         413
     );
-    // None of it was an event or a bot.
+    // None of these was an event or a bot.
     assert_eq!(http.push(""), (1, 0));
     assert_eq!(http.bots(), [""; 0]);
     assert_eq!(http.push(&"n".repeat(64 * 1024)), (2, 0));
@@ -423,8 +428,8 @@ fn refused() {
 
 // Bots in processes.
 
-/// Each of them has been sent the burst that ends with this event, and gets it.
-fn hear_burst(bots: &mut [Client], last: u64) {
+/// Asserts that each bot gets the burst that ends with event `last`.
+fn expect_burst(bots: &mut [Client], last: u64) {
     for bot in bots {
         for event in last - BURST + 1..=last {
             bot.expect(&format!("event {event}"), PATIENCE);
@@ -432,7 +437,7 @@ fn hear_burst(bots: &mut [Client], last: u64) {
     }
 }
 
-/// What the bot still finds in its buffers, without a gap. Returns the last event, 0 for none.
+/// Reads the bot's remaining events, which have no gap. Returns the last one, or 0.
 fn events_until_closed(bot: &mut Client) -> u64 {
     let mut last = 0;
     loop {
@@ -446,7 +451,7 @@ fn events_until_closed(bot: &mut Client) -> u64 {
     }
 }
 
-/// Nothing more is told for as long as a wrong second verdict may need.
+/// Asserts that there is one eviction, and no second one in 300 ms.
 fn expect_one_eviction(server: &mut Server) {
     server.listen_for(ms(300));
     assert_eq!(server.evictions().len(), 1, "{:?}", server.evictions());

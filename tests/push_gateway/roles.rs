@@ -1,4 +1,4 @@
-//! What the processes do that the tests start.
+//! The roles that the tests start as processes.
 
 use std::io::{Write, stdin, stdout};
 use std::process::{ExitCode, exit};
@@ -13,30 +13,32 @@ use crate::push_gateway;
 pub(crate) const SERVER: &str = "role-server";
 pub(crate) const CLIENT: &str = "role-client";
 
-/// The example. Ends with its stdin, and thus with whoever started it.
+/// The example. Exits when its stdin ends, and thus with the process that started it.
 pub(crate) fn server(args: Vec<String>) -> ExitCode {
     end_with_stdin();
     runtime().block_on(push_gateway::run(args)).unwrap();
     ExitCode::SUCCESS
 }
 
-/// A bot: `role-client ADDRESS NAME`. Prints `ready` once it is connected, `event N` for each event,
-/// `ping` for each ping, `closed` at the end of the connection. Ends with its stdin.
+/// A bot: `role-client ADDRESS NAME`. Prints `ready` once it is connected, `event N` for each
+/// event, `ping` for each ping, `closed` at the end of the connection. Exits when its stdin ends.
 pub(crate) fn client(args: &[String]) -> ExitCode {
     end_with_stdin();
     let url = format!("ws://{}/ws/{}", args[0], args[1]);
     runtime().block_on(async {
         let (mut socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
-        say("ready");
+        print_line("ready");
         while let Some(Ok(message)) = socket.next().await {
             match message {
-                Message::Text(text) => say(&format!("event {}", event_number(text.as_bytes()))),
-                Message::Ping(_) => say("ping"),
+                Message::Text(text) => {
+                    print_line(&format!("event {}", event_number(text.as_bytes())))
+                }
+                Message::Ping(_) => print_line("ping"),
                 _ => {}
             }
         }
-        say("closed");
-        std::future::pending().await // until stdin ends
+        print_line("closed");
+        std::future::pending().await // runs until stdin ends
     })
 }
 
@@ -47,7 +49,7 @@ fn end_with_stdin() {
     });
 }
 
-fn say(line: &str) {
+fn print_line(line: &str) {
     let mut stdout = stdout().lock();
     writeln!(stdout, "{line}").unwrap();
     stdout.flush().unwrap();

@@ -72,7 +72,7 @@ async fn serve(args: &[String]) {
     }
     let addr: SocketAddr = value("--addr").unwrap().parse().unwrap();
     let listener = TcpListener::bind(addr).await.unwrap();
-    roles::say(&format!("listening on {}", listener.local_addr().unwrap()));
+    roles::print_line(&format!("listening on {}", listener.local_addr().unwrap()));
     let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
     axum::serve(listener, app).await.unwrap();
 }
@@ -143,5 +143,5 @@ async fn log_pings(live: Liveness, id: u64) {
 }
 
 fn print_entry(entry: &Value) {
-    roles::say(&entry.to_string());
+    roles::print_line(&entry.to_string());
 }

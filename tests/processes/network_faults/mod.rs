@@ -219,8 +219,8 @@ fn dead_but_writable() {
     assert!(pushes > taken * 2, "the control wrote only {pushes} times");
     scene.neighbour_has_noticed_nothing();
     println!(
-        "dead but writable: heartbeat_timeout after {took:?}, {taken} writes later, the writer failed \
-         after {write_failed:?}; the control wrote on for {watched:?}, {pushes} times"
+        "dead but writable: heartbeat_timeout after {took:?}, {taken} writes later, the writer \
+         failed after {write_failed:?}; the control wrote on for {watched:?}, {pushes} times"
     );
 }
 

@@ -146,8 +146,8 @@ impl Scene {
         took
     }
 
-    /// Asserts that the control keeps its connection until [`CONTROL_TIME`], and returns for how long it
-    /// did.
+    /// Asserts that the control keeps its connection for [`CONTROL_TIME`] after the fault. Returns
+    /// for how long it did.
     pub(crate) fn control_has_noticed_nothing(&mut self) -> Duration {
         while self.struck.elapsed() < CONTROL_TIME {
             assert_eq!(self.bare.established(), 1, "the control's connection");

@@ -27,14 +27,14 @@ const TOLERANCE: Duration = ms(500);
 pub(crate) fn download() {
     let mut link = SlowLink::new(Way::ToClient, "400ms");
     link.transfer("send 2000000 1", "binary 2000000 whole", 1);
-    link.is_alive();
+    link.assert_alive();
 }
 
 /// In messages of three seconds each, with room for pings between them.
 pub(crate) fn long_queue() {
     let mut link = SlowLink::new(Way::ToClient, "2s");
     link.transfer("send 100000 20", "binary 100000 whole", 20);
-    let slowest = link.is_alive();
+    let slowest = link.assert_alive();
     // At least one ping waited behind a message.
     assert!(
         slowest >= ms(500),
@@ -61,7 +61,7 @@ pub(crate) fn untuned() {
 pub(crate) fn upload() {
     let mut link = SlowLink::new(Way::ToServer, "400ms");
     link.transfer("put 2000000", "echo 2000000 whole", 1);
-    link.is_alive();
+    link.assert_alive();
 }
 
 struct SlowLink {
@@ -115,7 +115,7 @@ impl SlowLink {
 
     /// Asserts that no client was evicted and that the round-trip times are true. Returns the
     /// slowest.
-    fn is_alive(&mut self) -> Duration {
+    fn assert_alive(&mut self) -> Duration {
         // Waits until a ping had the link to itself.
         let done = Instant::now();
         while self.left().last().is_none_or(|left| *left < done) {
