@@ -1,18 +1,18 @@
-//! One case: what a client sends, in pieces, and what is to come of it.
+//! One case of the corpus: the bytes that a client sends, and the expected outcome.
 
 use super::support::raw::Frame;
 
-/// What comes of a case without the layers. It keeps the comparison from comparing two failures.
+/// Expected outcome without the layers, so that the comparison does not compare two failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Want {
-    /// So many messages are echoed, and nothing is wrong before the client's end of the stream.
+    /// This many messages are echoed, without an error before the client's end of the stream.
     Echoes(usize),
-    /// The codec finds fault with it.
+    /// The codec reports an error.
     Refused,
     /// The codec answers with a Close frame.
     Closed,
-    /// Either of these, and the server is through before it has read everything, so that its end is
-    /// a reset, where nobody waits for it to read.
+    /// As `Refused` or `Closed`, and the server closes before it has read everything, so that the
+    /// connection is reset (if the client does not wait until it is read).
     Reset,
 }
 
@@ -22,14 +22,14 @@ pub(crate) struct Case {
     pieces: Vec<Vec<u8>>,
 }
 
-/// How the bytes of a case are cut. The client waits after each part.
+/// How the bytes of a case are cut into parts. The client pauses after each part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
-    /// As the case is written: whole frames, mostly.
+    /// As written in the case, mostly whole frames.
     Pieces,
-    /// Byte by byte, but for the middle of long frames.
+    /// Byte by byte, except the middle of long frames.
     Bytes,
-    /// In pieces of odd lengths that care for no boundary.
+    /// In parts of odd lengths, across frame boundaries.
     Odd,
 }
 
@@ -46,7 +46,7 @@ impl Case {
         self.raw(frame.masked())
     }
 
-    /// Several frames in one segment.
+    /// Adds several frames in one segment.
     pub(crate) fn together(self, frames: &[Frame]) -> Self {
         self.raw(frames.iter().flat_map(Frame::masked).collect::<Vec<_>>())
     }
@@ -56,8 +56,8 @@ impl Case {
         self
     }
 
-    /// The parts to be sent. The first byte goes alone, so that something can come behind it,
-    /// whatever the second one breaks.
+    /// The parts to send. The first byte is a part of its own, so that a ping can follow it even if
+    /// the second byte is malformed.
     pub(crate) fn cut(&self, cut: Cut) -> Vec<Vec<u8>> {
         match cut {
             Cut::Pieces => {
@@ -73,7 +73,7 @@ impl Case {
     }
 }
 
-/// The header and the last bytes one by one: in the middle one byte is like another.
+/// The header and the last bytes one by one. The middle has no boundaries.
 fn bytes(piece: &[u8]) -> Vec<Vec<u8>> {
     let head = piece.len().min(40);
     let tail = piece.len().saturating_sub(8).max(head);
@@ -98,20 +98,20 @@ fn odd(mut bytes: &[u8]) -> Vec<Vec<u8>> {
     parts
 }
 
-/// How far the client's frames have come.
+/// Position of the client's stream within its frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Boundary,
-    /// In the middle of a frame, where the client can send no pong.
+    /// Inside a frame, where the client can send no pong.
     Inside,
-    /// Behind a Close frame.
+    /// After a Close frame.
     Closed,
-    /// Behind bytes after which nobody knows where frames begin (the documented exception: from
-    /// here on the layers keep out of it).
+    /// After malformed bytes: no frame boundary is known, and the layers send nothing more
+    /// (documented limit).
     Broken,
 }
 
-/// By the letter of RFC 6455 section 5.2, and by a parser that shares nothing with the crate's.
+/// A parser by RFC 6455 section 5.2 that shares no code with the crate's.
 pub(crate) fn place(mut bytes: &[u8]) -> Place {
     loop {
         let [first, rest @ ..] = bytes else {

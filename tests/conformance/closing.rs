@@ -1,11 +1,10 @@
-//! Close frames: their codes, their bodies, and what comes before and after (RFC 6455 sections
-//! 5.5.1 and 7).
+//! Close frames: codes, bodies, and frames before and after them (RFC 6455 sections 5.5.1 and 7).
 
 use super::case::{Case, Want};
 use super::support::noise;
 use super::support::raw::{BINARY, CLOSE, CONTINUATION, Frame, PING, PONG, TEXT};
 
-/// Both ends of every class of section 7.4.2, and each code of section 7.4.1.
+/// Both ends of each range of section 7.4.2, and each code of section 7.4.1.
 const CODES: [u16; 41] = [
     0, 1, 999, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013,
     1014, 1015, 1016, 1017, 1099, 1100, 1999, 2000, 2001, 2500, 2998, 2999, 3000, 3001, 3500, 3998,
@@ -86,10 +85,10 @@ pub(crate) fn order() -> Vec<Case> {
         Case::new("the end without a close", Want::Echoes(1))
             .frame(&before)
             .frame(&Frame::new(PONG, "the last")),
-        Case::new("a close amid a message", Want::Closed)
+        Case::new("a close within a message", Want::Closed)
             .frame(&begun)
             .frame(&close),
-        Case::new("a close amid a message that goes on", Want::Closed)
+        Case::new("a close within a message that goes on", Want::Closed)
             .frame(&begun)
             .together(&[close.clone(), Frame::new(CONTINUATION, "done")]),
         Case::new("a ping and a close in one segment", Want::Closed)
@@ -99,7 +98,7 @@ pub(crate) fn order() -> Vec<Case> {
             .frame(&before)
             .together(&[Frame::text("last"), close.clone()]),
     ];
-    // More than the codec reads at a time, which leaves the rest unread.
+    // More than the codec reads at a time, so that bytes stay unread.
     let much = Frame::new(BINARY, noise(10, 400_000)).masked();
     for (name, last) in [
         ("a close", close.clone()),
@@ -113,7 +112,7 @@ pub(crate) fn order() -> Vec<Case> {
                 .raw([last.masked(), much.clone()].concat()),
         );
     }
-    // What follows a Close frame is to be thrown away, however it looks.
+    // Bytes after a Close frame must be discarded, whatever they are (section 5.5.1).
     for (name, after) in [
         ("text", Frame::text("late").masked()),
         ("binary", Frame::new(BINARY, noise(9, 3_000)).masked()),

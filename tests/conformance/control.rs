@@ -1,4 +1,4 @@
-//! Pings and pongs, the client's and the handler's (RFC 6455 section 5.5).
+//! Pings and pongs of the client and of the handler (RFC 6455 section 5.5).
 
 use super::case::{Case, Want};
 use super::support::noise;
@@ -6,7 +6,7 @@ use super::support::raw::{BINARY, CONTINUATION, Frame, PING, PONG};
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    // Eight bytes is what the layers' own pings have.
+    // The layers' own pings have eight bytes.
     for length in [0, 1, 7, 8, 9, 124, 125] {
         let payload = noise(length as u32 + 1, length);
         for (name, opcode) in [("ping", PING), ("pong", PONG)] {
@@ -52,7 +52,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 .together(&segment),
         );
     }
-    // What the layers may take for the beginning of an answer to themselves, and is none.
+    // The beginning of a pong that may, but does not, answer the layers.
     let pong = Frame::new(PONG, "8 bytes!").masked();
     for end in [1, 2, 6, 9, 13] {
         cases.push(
@@ -65,7 +65,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("a pong as the payload of a message", Want::Echoes(1))
             .frame(&Frame::new(BINARY, pong.repeat(20))),
     );
-    // The handler pings too: its pings go out, and its pongs come in.
+    // The handler's own pings are sent, and their pongs reach it.
     for ping in ["", "8 bytes!", "a ping of the handler's own"] {
         cases.push(
             Case::new(

@@ -1,4 +1,4 @@
-//! Messages in fragments, and what may and may not stand between them (RFC 6455 section 5.4).
+//! Fragmented messages, and the frames that may stand between fragments (RFC 6455 section 5.4).
 
 use super::case::{Case, Want};
 use super::support::noise;
@@ -79,19 +79,19 @@ pub(crate) fn cases() -> Vec<Case> {
     let done = Frame::new(CONTINUATION, "done");
     for (name, frames) in [
         (
-            "a last fragment of nothing",
+            "a last fragment without a message",
             vec![Frame::text("before"), done.clone()],
         ),
         (
-            "a fragment of nothing",
+            "a fragment without a message",
             vec![Frame::text("before"), more.clone()],
         ),
         (
-            "a fragment too many",
+            "one fragment too many",
             vec![begun.clone(), done.clone(), done.clone()],
         ),
         (
-            "an empty fragment of nothing",
+            "an empty fragment without a message",
             vec![Frame::text("before"), Frame::new(CONTINUATION, "")],
         ),
         (

@@ -1,15 +1,15 @@
-//! Frames by themselves: their lengths, masks, reserved bits and opcodes (RFC 6455 section 5.2).
+//! Single frames: lengths, masks, reserved bits and opcodes (RFC 6455 section 5.2).
 
 use super::case::{Case, Want};
 use super::support::noise;
 use super::support::raw::{BINARY, CLOSE, CONTINUATION, Frame, PING, PONG, TEXT};
 
-/// Each length class from both sides of its edges.
+/// The limits of each length class, and their neighbours.
 const LENGTHS: [usize; 9] = [0, 1, 125, 126, 127, 128, 65_535, 65_536, 65_537];
 
 const KEY: [u8; 4] = [0xA5, 0x5A, 0x00, 0xFF];
 
-/// A masked frame whose length field, and whose announced length, are the case's to choose.
+/// A masked frame with this length field, which need not match the payload.
 fn with_length_field(first: u8, field: &[u8], payload: &[u8]) -> Vec<u8> {
     let masked = payload.iter().zip(KEY.iter().cycle()).map(|(a, b)| a ^ b);
     [first, 0x80 | field[0]]
@@ -41,7 +41,7 @@ pub(crate) fn lengths() -> Vec<Case> {
             .together(&many),
     );
 
-    // More digits than are needed. The RFC forbids them; what comes of it is the codec's word.
+    // Longer length fields than needed. The RFC forbids them; the codec decides.
     for length in [0, 1, 125] {
         let payload = noise(3, length);
         let short = with_length_field(0x80 | BINARY, &[126, 0, length as u8], &payload);
@@ -57,7 +57,7 @@ pub(crate) fn lengths() -> Vec<Case> {
         cases.push(Case::new(format!("{length} in 64 bits"), Want::Echoes(1)).raw(frame));
     }
 
-    // More than anybody takes.
+    // Lengths that the codec refuses.
     for (name, field) in [
         ("a length of 2^63", [127, 0x80, 0, 0, 0, 0, 0, 0, 0]),
         (
@@ -87,7 +87,7 @@ pub(crate) fn lengths() -> Vec<Case> {
 
 pub(crate) fn masking() -> Vec<Case> {
     let mut cases = Vec::new();
-    // Section 5.1: a server must not take what is not masked.
+    // Section 5.1: a server must refuse unmasked frames.
     for (name, frame) in [
         ("text", Frame::text("bare")),
         ("empty text", Frame::text("")),
@@ -124,7 +124,7 @@ pub(crate) fn masking() -> Vec<Case> {
 
 pub(crate) fn reserved_bits() -> Vec<Case> {
     let mut cases = Vec::new();
-    // Section 5.2: nobody has agreed on an extension here, so the codec must fail the connection.
+    // Section 5.2: without a negotiated extension the codec must fail the connection.
     for rsv in 1..8 {
         for (name, frame) in [
             ("text", Frame::text("rsv")),
@@ -156,7 +156,7 @@ pub(crate) fn reserved_bits() -> Vec<Case> {
             Frame::text("rsv").with_rsv(rsv),
             Frame::text("late"),
         ];
-        let case = Case::new(format!("rsv {rsv:03b} amid a segment"), Want::Refused);
+        let case = Case::new(format!("rsv {rsv:03b} within a segment"), Want::Refused);
         cases.push(case.frame(&Frame::text("before")).together(&segment));
     }
     cases
@@ -189,9 +189,12 @@ pub(crate) fn opcodes() -> Vec<Case> {
             Frame::new(CLOSE, ""),
         ];
         cases.push(
-            Case::new(format!("opcode {opcode:#x} amid a segment"), Want::Refused)
-                .frame(&Frame::text("before"))
-                .together(&segment),
+            Case::new(
+                format!("opcode {opcode:#x} within a segment"),
+                Want::Refused,
+            )
+            .frame(&Frame::text("before"))
+            .together(&segment),
         );
     }
     cases

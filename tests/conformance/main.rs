@@ -1,9 +1,11 @@
-//! A corpus of frame sequences, good and bad (RFC 6455 sections 5 to 8): what the client receives,
-//! how its connection ends, and what the handler sees is the same with the layers and without,
-//! though a ping falls into every case.
+//! Conformance corpus: the layers change no outcome of valid or invalid frame sequences.
 //!
-//! In a binary of its own, since thousands of connections that are pinged every millisecond would keep
-//! the tests beside them, which look at the clock, waiting for a processor.
+//! The corpus follows RFC 6455 sections 5 to 8. The frames that the client receives, the end of its
+//! connection, and the handler's input are equal with and without the layers, although a ping is
+//! sent in every case.
+//!
+//! A binary of its own: thousands of connections with a ping per millisecond would delay other
+//! tests that measure wall-clock time.
 
 mod case;
 mod closing;
@@ -54,7 +56,7 @@ sections! {
 }
 
 #[test]
-fn there_are_as_many_cases_as_meant_and_no_two_of_a_name() {
+fn the_corpus_has_at_least_700_cases_with_unique_names() {
     let mut names: Vec<String> = corpus().into_iter().map(|case| case.name).collect();
     let count = names.len();
     names.sort();
@@ -82,13 +84,13 @@ fn corpus() -> Vec<Case> {
 }
 
 #[test]
-fn the_corpus_own_parser_knows_its_place() {
+fn the_corpus_parser_finds_frame_boundaries() {
     let text = Frame::text("abc").masked();
     for end in 1..text.len() {
         assert_eq!(place(&text[..end]), Place::Inside, "{end}");
     }
     assert_eq!(place(&text), Place::Boundary);
-    // Against the rules of section 5.1, and yet it is known where it ends.
+    // An unmasked frame violates section 5.1, but its end is known.
     let bare = Frame::text("abc").unmasked();
     for end in 1..bare.len() {
         assert_eq!(place(&bare[..end]), Place::Inside, "{end}");

@@ -1,4 +1,4 @@
-//! Runs a case without the layers and with them, and compares all that can be seen from outside.
+//! Runs a case with and without the layers, and compares the outcomes.
 
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex};
@@ -20,18 +20,18 @@ use super::support::{ms, serve_io, within};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// In memory, on a paused clock: time passes only when nobody has anything left to do.
+    /// In memory, on a paused clock: time advances only when every task is idle.
     Memory,
-    /// Loopback sockets. One thread: who was woken has its turn before who yields gets another.
+    /// Loopback sockets, on one thread: a woken task runs before a task that yielded runs again.
     Sockets,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Layers {
     None,
-    /// The client answers the layers' pings, as soon as its own frames allow.
+    /// The client answers the layers' pings as soon as its own frames allow.
     Answered,
-    /// The client answers nothing.
+    /// The client answers no ping.
     Ignored,
 }
 
@@ -41,23 +41,23 @@ enum End {
     Reset,
 }
 
-/// All that can be seen of a case from outside, but for the layers' pings.
+/// All that is observable from outside, except the layers' pings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Outcome {
     received: Vec<Frame>,
     end: End,
     handler: Vec<String>,
-    /// The client's parts that were sent before the server ended the connection.
+    /// Number of parts sent before the server ended the connection.
     sent: usize,
 }
 
-/// Every case in every cut; a few at a time, so that one waits while the other works.
+/// Runs every case in every cut, several at a time so that waits overlap.
 pub(crate) async fn all(cases: Vec<Case>, way: Way, cuts: &[Cut]) {
     let runs = cases.iter().flat_map(|case| {
         let cuts = cuts.iter();
         cuts.map(move |cut| compare(case, way, *cut))
     });
-    // On a paused clock nothing waits, and whoever shares it would be given others' time.
+    // On a paused clock waits take no time, and concurrent runs would advance each other's clock.
     let at_once = if way == Way::Memory { 1 } else { 16 };
     let done = futures_util::stream::iter(runs).buffer_unordered(at_once);
     assert_eq!(done.count().await, cases.len() * cuts.len());
@@ -74,8 +74,8 @@ async fn compare(case: &Case, way: Way, cut: Cut) {
     };
     for &layers in ways {
         let (with, shut_down) = run(case, way, cut, layers).await;
-        // With a ping unanswered the layers shut the transport down and read on, so that its pong does
-        // not reset the connection. Nor does anything else then.
+        // With an unanswered ping the layers shut the transport down and read on, so that a late
+        // pong does not reset the connection. Then nothing else resets it either.
         let mut expected = alone.clone();
         if shut_down {
             expected.end = End::Fin;
@@ -84,10 +84,10 @@ async fn compare(case: &Case, way: Way, cut: Cut) {
     }
 }
 
-/// The outcome, and whether the server has shut its transport down before it was dropped.
+/// Returns the outcome, and whether the server shut its transport down before it dropped it.
 async fn run(case: &Case, way: Way, cut: Cut, layers: Layers) -> (Outcome, bool) {
     let name = format!("{}, {cut:?}, {layers:?}", case.name);
-    let (notes, told) = Notes::new();
+    let (notes, handler_lines) = Notes::new();
     let own_pings = notes.own_pings();
     let recorder = Recorder::new();
     let app = match layers {
@@ -112,7 +112,8 @@ async fn run(case: &Case, way: Way, cut: Cut, layers: Layers) -> (Outcome, bool)
     let outcome = match way {
         Way::Memory => {
             let (client, server) = tokio::io::duplex(1 << 20);
-            run.go(case.cut(cut), app, client, server, told).await
+            run.go(case.cut(cut), app, client, server, handler_lines)
+                .await
         }
         Way::Sockets => {
             let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -121,7 +122,8 @@ async fn run(case: &Case, way: Way, cut: Cut, layers: Layers) -> (Outcome, bool)
             let (client, (server, _)) = (client.unwrap(), server.unwrap());
             client.set_nodelay(true).unwrap();
             server.set_nodelay(true).unwrap();
-            run.go(case.cut(cut), app, client, server, told).await
+            run.go(case.cut(cut), app, client, server, handler_lines)
+                .await
         }
     };
     if layers != Layers::None {
@@ -136,7 +138,7 @@ async fn run(case: &Case, way: Way, cut: Cut, layers: Layers) -> (Outcome, bool)
     (outcome, shut_down)
 }
 
-/// The client's side of one run.
+/// The client of one run.
 struct Run {
     name: String,
     way: Way,
@@ -144,15 +146,15 @@ struct Run {
     meter: Meter,
     own_pings: Arc<Mutex<Vec<Vec<u8>>>>,
     received: Vec<Frame>,
-    /// What the server had read when the opening handshake was done.
+    /// Bytes that the server had read after the opening handshake.
     before: usize,
-    /// The client's bytes of this case, without its pongs to the layers.
+    /// The client's bytes of this case, without pongs to the layers.
     sent: Vec<u8>,
-    /// The bytes of the client's pongs to the layers.
+    /// Number of bytes of the client's pongs to the layers.
     pongs: usize,
     /// The layers' last ping, until the client may answer it.
     unanswered: Option<Vec<u8>>,
-    /// The layers' pings since the first byte.
+    /// Number of the layers' pings since the first byte.
     pings: usize,
     end: Option<End>,
 }
@@ -164,7 +166,7 @@ impl Run {
         app: Router,
         client: S,
         server: S,
-        mut told: mpsc::UnboundedReceiver<String>,
+        mut handler_lines: mpsc::UnboundedReceiver<String>,
     ) -> Outcome
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -183,7 +185,7 @@ impl Run {
             self.sent.extend_from_slice(part);
             sent += 1;
             if taken.is_err() {
-                // The server went in the middle of it.
+                // The server closed while the part was written.
                 self.read_to_end(&mut client).await;
                 self.end = Some(End::Reset);
                 break;
@@ -195,7 +197,7 @@ impl Run {
                 self.gap(&mut client).await;
             }
         }
-        // The layers were there at all, and between the first byte and the last.
+        // The layers sent a ping between the first byte and the last.
         let has_pings = self.layers != Layers::None;
         assert_eq!(inside > 0, has_pings, "{}: pings inside", self.name);
         if self.end.is_none() {
@@ -208,7 +210,7 @@ impl Run {
             self.name
         );
         let mut handler = Vec::new();
-        while let Some(line) = within("the handler's end", told.recv()).await {
+        while let Some(line) = within("the handler's end", handler_lines.recv()).await {
             handler.push(line);
         }
         Outcome {
@@ -219,10 +221,10 @@ impl Run {
         }
     }
 
-    /// Until the server has done all it will do about what was sent.
+    /// Waits until the server has handled all bytes sent so far.
     async fn settled(&self) {
         if self.way == Way::Memory {
-            // Longer than an interval: a ping that is due comes, too.
+            // Longer than an interval, so that a due ping is sent, too.
             return sleep(ms(3)).await;
         }
         let sent = self.sent_in_all();
@@ -236,13 +238,13 @@ impl Run {
             }
         };
         within(&self.name, settled).await;
-        // The layers' driver may have been the one who read. Then the handler comes next.
+        // If the layers' driver has read the bytes, the handler runs next.
         for _ in 0..8 {
             yield_now().await;
         }
     }
 
-    /// Between two parts: a ping must come if one may, and none if none may.
+    /// Between two parts: expects a ping where one may be sent, and none elsewhere.
     async fn gap<S: AsyncRead + AsyncWrite + Unpin>(&mut self, client: &mut RawClient<S>) {
         let place = place(&self.sent);
         let may = matches!(place, Place::Boundary | Place::Inside);
@@ -291,7 +293,7 @@ impl Run {
         }
     }
 
-    /// Sorts the layers' pings from everything else. Returns whether it was the end.
+    /// Separates the layers' pings from other frames. Returns whether the connection ended.
     fn take(&mut self, frame: io::Result<Option<Frame>>) -> bool {
         match frame {
             Ok(Some(ping)) if ping.opcode == PING && !self.is_handlers(&ping) => {
@@ -317,7 +319,8 @@ impl Run {
         self.own_pings.lock().unwrap().contains(&ping.payload)
     }
 
-    /// A socket tells it. In memory: as a socket would, which is reset if bytes are left unread.
+    /// A socket reports a reset itself. In memory it is derived: a socket with unread bytes is
+    /// reset.
     fn how_it_ended(&self) -> End {
         let unread = self.meter.readings().read < self.sent_in_all();
         match self.way {
@@ -327,8 +330,8 @@ impl Run {
     }
 }
 
-/// What the codec says when the client ends the stream without a Close frame.
-const NO_GOODBYE: &str = "WebSocket protocol error: Connection reset without closing handshake";
+/// The codec's error when the stream ends without a Close frame.
+const NO_CLOSE_FRAME: &str = "WebSocket protocol error: Connection reset without closing handshake";
 
 impl Outcome {
     fn is_as_wanted(&self, name: &str, want: Want, cut: Cut) {
@@ -336,7 +339,7 @@ impl Outcome {
         let echoed = self.received.iter().filter(is_data).count();
         let closed = self.received.iter().any(|frame| frame.opcode == CLOSE);
         let error = self.handler.iter().find(|line| line.starts_with("error: "));
-        let refused = error.is_some_and(|error| !error.ends_with(NO_GOODBYE));
+        let refused = error.is_some_and(|error| !error.ends_with(NO_CLOSE_FRAME));
         let reset = self.end == End::Reset || cut != Cut::Pieces;
         let as_wanted = match want {
             Want::Echoes(count) => echoed == count && !refused && !closed,

@@ -1,4 +1,4 @@
-//! The server of one case: a handler that echoes and takes notes, over a transport that is watched.
+//! The server of one case: an echo handler that records its input, over a metered transport.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -16,7 +16,7 @@ use tower_ws_liveness::{HeartbeatLayer, IdleTimeoutLayer};
 use super::support::ms;
 use super::support::recorder::Recorder;
 
-/// What the handler saw and did, as text, and the pings that are its own.
+/// What the handler received and sent, as text, and the payloads of its own pings.
 #[derive(Clone)]
 pub(crate) struct Notes {
     lines: mpsc::UnboundedSender<String>,
@@ -25,9 +25,9 @@ pub(crate) struct Notes {
 
 impl Notes {
     pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<String>) {
-        let (lines, told) = mpsc::unbounded_channel();
+        let (lines, handler_lines) = mpsc::unbounded_channel();
         let own_pings = Arc::default();
-        (Self { lines, own_pings }, told)
+        (Self { lines, own_pings }, handler_lines)
     }
 
     pub(crate) fn own_pings(&self) -> Arc<Mutex<Vec<Vec<u8>>>> {
@@ -39,7 +39,7 @@ impl Notes {
     }
 }
 
-/// A router that knows nothing of the layers.
+/// A router without the layers.
 pub(crate) fn bare(notes: Notes) -> Router {
     let route = any(move |ws: WebSocketUpgrade| async move {
         ws.on_upgrade(move |socket| echo(socket, notes))
@@ -47,7 +47,7 @@ pub(crate) fn bare(notes: Notes) -> Router {
     Router::new().route("/ws", route)
 }
 
-/// The same under both layers, with the shortest interval there is.
+/// The same router under both layers, with the shortest interval.
 pub(crate) fn layered(notes: Notes, recorder: &Recorder) -> Router {
     let heartbeat = HeartbeatLayer::builder()
         .interval(ms(1))
@@ -58,7 +58,7 @@ pub(crate) fn layered(notes: Notes, recorder: &Recorder) -> Router {
     bare(notes).layer(idle).layer(heartbeat.build().unwrap())
 }
 
-/// Echoes messages; what a text asks for by `ping me: ` is sent as a ping.
+/// Echoes messages. A text `ping me: …` is answered with a ping of the rest.
 async fn echo(mut socket: WebSocket, notes: Notes) {
     loop {
         let message = match socket.recv().await {
@@ -95,21 +95,21 @@ fn describe(message: &Message) -> String {
     format!("{}... {:016x}", &text[..20], hasher.finish())
 }
 
-/// What happened at the server's transport.
+/// Counts what happens at the server's transport.
 #[derive(Clone, Default)]
 pub(crate) struct Meter(Arc<Mutex<Readings>>);
 
 #[derive(Default)]
 pub(crate) struct Readings {
     pub(crate) read: usize,
-    /// How much had been read when nothing more was there.
+    /// Bytes read when a read last returned `Pending`.
     pub(crate) waits_at: usize,
     pub(crate) shut_down: bool,
     pub(crate) dropped: bool,
 }
 
 impl Readings {
-    /// The end is on its way to the client.
+    /// Whether the client will see the end of the connection.
     pub(crate) fn has_ended(&self) -> bool {
         self.shut_down || self.dropped
     }
@@ -128,9 +128,9 @@ impl Meter {
     }
 }
 
-/// A server's transport with a [`Meter`].
+/// A transport with a [`Meter`].
 pub(crate) struct Metered<T> {
-    /// Taken only by the drop.
+    /// `None` only while it is dropped.
     io: Option<T>,
     meter: Meter,
 }
@@ -181,7 +181,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Metered<T> {
 
 impl<T> Drop for Metered<T> {
     fn drop(&mut self) {
-        // The end is on its way to the client before anybody is told of it.
+        // The transport is dropped before `dropped` is set, so that the end is sent when the test
+        // sees it.
         drop(self.io.take());
         self.meter.readings().dropped = true;
     }

@@ -1,9 +1,9 @@
-//! Texts at the edges of UTF-8, whole and cut anywhere (RFC 6455 section 8.1, RFC 3629 section 4).
+//! Texts at the limits of UTF-8, whole and fragmented (RFC 6455 section 8.1, RFC 3629 section 4).
 
 use super::case::{Case, Want};
 use super::support::raw::{CONTINUATION, Frame, TEXT};
 
-/// The first and the last character of each length, and what surrounds the surrogates.
+/// The first and last character of each length, and the neighbours of the surrogates.
 const GOOD: [char; 15] = [
     '\0',
     '\u{1}',
