@@ -1,8 +1,8 @@
-//! The library's promises, one folder each. A folder's own helpers are in it; what several share is
-//! beside `main.rs`, in `tests/support`.
+//! Integration tests, one folder per promise of the README.
 //!
-//! `cargo test --test suite sessions::` runs one folder. Only tests that need a process of their own
-//! are in other binaries, each of which says why.
+//! Helpers of one folder are in it, shared helpers are in `tests/support`. `cargo test --test suite
+//! sessions::` runs one folder. Tests that need a process of their own are in other binaries, each
+//! of which says why.
 
 mod dead_peer;
 mod eviction;

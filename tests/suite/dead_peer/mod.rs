@@ -1,4 +1,4 @@
-//! A dead, stalled or idle peer is always evicted, at the deadline.
+//! A dead, stalled or idle peer is evicted by its deadline.
 
 mod changes;
 mod closing_handshake;
@@ -7,5 +7,5 @@ mod health;
 mod health_hooks;
 mod long_messages;
 mod stalls;
-#[cfg(all(feature = "tcp", target_os = "linux"))] // where all of its options exist
+#[cfg(all(feature = "tcp", target_os = "linux"))] // Linux has all of its socket options
 mod tcp;

@@ -1,4 +1,4 @@
-//! Exactly one eviction event on every path by which a connection can end.
+//! Each connection has exactly one eviction, on every end path.
 
 mod end_paths;
 mod failed_upgrades;

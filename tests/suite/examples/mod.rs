@@ -1,3 +1,3 @@
-//! What the examples promise, over a connection in memory.
+//! Behaviour that the examples promise, over in-memory connections.
 
 mod chat_room;

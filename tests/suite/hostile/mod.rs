@@ -1,4 +1,4 @@
-//! Hostile or odd input never makes anything panic or hang.
+//! Hostile or malformed input causes no panic and no hang.
 
 mod control_frames;
 mod handle_calls;

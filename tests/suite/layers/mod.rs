@@ -1,4 +1,4 @@
-//! The layers among other layers, and their configuration.
+//! The layers in stacks with other layers, and their configuration.
 
 mod bodies;
 mod builders;

@@ -1,4 +1,4 @@
-//! A live peer is never declared dead, however slow it or its handler is.
+//! A live peer is never evicted as dead, however slow it or its handler is.
 
 mod backpressure;
 mod busy_handler;

@@ -1,4 +1,4 @@
-//! Streams below HTTP, wrapped by hand, at the server and at the client.
+//! Streams that are wrapped without HTTP, at the server and at the client.
 
 mod handshakes;
 mod opening_handshake;

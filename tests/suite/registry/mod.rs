@@ -1,4 +1,4 @@
-//! The registry: snapshots, the limit on connections, and the drain.
+//! The registry: snapshots, the connection limit, and the drain.
 
 mod counts;
 mod drain;

@@ -1,4 +1,4 @@
-//! Tasks, transports and memory come back at the end of a connection.
+//! Tasks, transports and memory are released when a connection ends.
 
 mod runtime_shutdown;
 mod transport_shutdown;

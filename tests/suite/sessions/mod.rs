@@ -1,4 +1,4 @@
-//! The application's session map is right: seats are taken, replaced and given back.
+//! The session map: seats are inserted, replaced, and removed with their connection.
 
 mod concurrency;
 mod ends;

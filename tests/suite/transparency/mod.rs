@@ -1,4 +1,4 @@
-//! Bytes pass unchanged: between the handler and its peer, and where nothing is upgraded.
+//! Bytes pass unchanged between handler and peer, and on connections without an upgrade.
 
 mod conversations;
 mod early_bytes;
