@@ -1,7 +1,7 @@
 //! Rules (b), (c) and (e): what must happen, happens by its deadline.
 //!
-//! Walks through the log. After each entry, `due` returns the next thing that must happen and its
-//! deadline; the next entry must not be later.
+//! Walks through the log. Before each entry, `due` returns what must happen next and its deadline.
+//! The entry must not be later than that.
 
 use tower_ws_liveness::Reason;
 
@@ -17,35 +17,44 @@ pub(crate) const READ_AHEAD_BYTES: usize = 16 * 1024;
 /// Time in ms that a handler has to repeat a write that it cancelled, before the layer acts.
 const RETRY_MS: u64 = 100;
 
+/// State of the connection after the log entries so far. Times are in ms.
 struct BoundsWalk<'a> {
     facts: &'a Facts<'a>,
     slack: u64,
     now: u64,
 
+    /// Number of the peer's bytes that have arrived, and that were read from the transport.
     arrived: usize,
     took: usize,
     /// Time of the last read from the transport, if it left bytes unread.
     left_unread: Option<u64>,
+    /// Number of bytes that the handler read and wrote.
     read: usize,
     wrote: usize,
     /// Time at which the last byte arrived, or was read by a handler that was woken for it and came
     /// late.
     last_byte: u64,
+    /// Whether the handler's last read is pending, also after it was cancelled.
     reader_waits: bool,
+    /// Whether the handler waits in a read.
     reader_blocked: bool,
+    /// `reader_waits` when the last byte arrived.
     waited_at_arrival: bool,
     /// Since when bytes wait for the handler.
     unread: Option<u64>,
     /// Since when the handler's frame is unfinished, so that no ping can be sent.
     in_frame: Option<u64>,
+    /// Since when the transport accepts nothing.
     full: Option<u64>,
     /// Since when a refused write keeps bytes, so that nothing else can be written.
     claimed: Option<u64>,
+    /// Since when a flush is pending.
     flushing: Option<u64>,
     /// When an obstacle to the heartbeat last ended, so that its time restarted.
     restarted: u64,
     /// Since when the read-ahead is full, so that later bytes are not seen.
     read_ahead_full: Option<u64>,
+    /// Since when the handler waits in a write.
     writer_waits: Option<u64>,
     /// Whether the handler cancelled a write before.
     write_cancelled: bool,
@@ -54,7 +63,9 @@ struct BoundsWalk<'a> {
     /// Whether a message of the handler is half sent, and when that last changed.
     in_message: bool,
     last_in_message: u64,
+    /// End of the last standstill.
     standstill_end: u64,
+    /// When the peer's Close frame, FIN or reset arrived.
     peer_ended: Option<u64>,
     /// End of the peer's Close frame, as an offset into the peer's bytes.
     close_end: Option<usize>,
@@ -162,25 +173,25 @@ impl BoundsWalk<'_> {
         let from = self.last_byte.max(self.standstill_end);
         let silence = config.interval + config.timeout * config.missed;
         // After a standstill in the silence, the peer gets a new ping.
-        let again = if self.standstill_end > 0 {
+        let extra = if self.standstill_end > 0 {
             config.timeout + silence
         } else {
             0
         };
         // A ping waits for the end of a message, for at most one `timeout`.
-        let again = match self.in_message || self.last_in_message >= from {
-            true => again + config.timeout,
-            false => again,
+        let extra = match self.in_message || self.last_in_message >= from {
+            true => extra + config.timeout,
+            false => extra,
         };
         let mut due = Vec::new();
-        let hindered = self
+        let obstacle = self
             .in_frame
             .or(self.full)
             .or(self.claimed)
             .or(self.flushing)
             .or(self.read_ahead_full);
-        if hindered.is_none() && !self.malformed && config.heartbeat {
-            let by = from.max(self.restarted) + silence + again + slack;
+        if obstacle.is_none() && !self.malformed && config.heartbeat {
+            let by = from.max(self.restarted) + silence + extra + slack;
             due.push((by, "(b) the eviction of a dead peer"));
         }
         if let (Some(write_timeout), Some(claimed)) = (config.write_timeout, self.claimed) {
@@ -191,7 +202,7 @@ impl BoundsWalk<'_> {
                 Some(since) => Some(full.max(since)),
                 // The layer's next ping, which an obstacle before may have delayed.
                 None if self.in_frame.is_none() && !self.malformed => {
-                    let wanted = full.max(from.max(self.restarted) + silence + again);
+                    let wanted = full.max(from.max(self.restarted) + silence + extra);
                     // With a full read-ahead the layer sends a ping every `timeout` without looking
                     // for bytes, so the last one may be recent.
                     Some(
@@ -203,11 +214,11 @@ impl BoundsWalk<'_> {
             };
             if let Some(wanted) = wanted {
                 // A retry without cooperative budget proves nothing until its time is over.
-                let again = match self.facts.world.plan.handler.spends {
+                let retry = match self.facts.world.plan.handler.spends {
                     Spends::Often => RETRY_MS,
                     Spends::Never | Spends::Once => 0,
                 };
-                let by = wanted.max(self.standstill_end) + write_timeout + again + slack;
+                let by = wanted.max(self.standstill_end) + write_timeout + retry + slack;
                 due.push((by, "(b) the eviction for a write stall"));
             }
         }
@@ -226,7 +237,7 @@ impl BoundsWalk<'_> {
             if let (Some(in_frame), None) = (in_frame, stuck) {
                 // A ping that was delayed before may have been sent, and have waited for its pong,
                 // since then.
-                let wanted = in_frame.max(from.max(self.restarted) + silence + again);
+                let wanted = in_frame.max(from.max(self.restarted) + silence + extra);
                 // Whether the transport accepts a cancelled write is not known until the layer
                 // writes again.
                 let asked = match self.write_cancelled {
@@ -242,13 +253,13 @@ impl BoundsWalk<'_> {
             let by = ended.max(self.standstill_end).max(self.restarted) + config.interval + slack;
             due.push((by, "(b) the discovery of the peer's end"));
         }
-        let gone = self
+        let dropped = self
             .handler_dropped
             .map(|at| (at + 1, "(c) the eviction event of a dropped handler"));
         let kick = self
             .evict_called
             .map(|at| (at, "(c) the eviction event of a call of `evict`"));
-        due.into_iter().chain(gone).chain(kick).min()
+        due.into_iter().chain(dropped).chain(kick).min()
     }
 
     fn step(&mut self, entry: &Entry) -> Check {

@@ -9,6 +9,7 @@ use super::script::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, parse};
 use super::times::Times;
 use super::world::World;
 
+/// `Ok`, or the message of the rule that does not hold.
 pub(crate) type Check<T = ()> = Result<T, String>;
 
 /// Payload length of the layer's pings.
@@ -17,11 +18,14 @@ const PING_PAYLOAD_BYTES: usize = 8;
 /// From this many bytes of its header on, a frame can be known to be malformed.
 pub(crate) const MALFORMED_HEADER_BYTES: usize = 3;
 
+/// What happened in a run, in terms of frames, pings and standstills.
 pub(crate) struct Facts<'a> {
     pub(crate) world: &'a World,
-    /// The settings of the run. `fast` has the smallest interval and timeout that were ever set,
-    /// `slow` the largest: an early eviction is checked against `fast`, a late one against `slow`.
+    /// The settings, with the smallest interval and timeout that were ever set: no eviction may be
+    /// earlier than these allow.
     pub(crate) fast: Config,
+    /// The settings, with the largest interval and timeout that were ever set: no eviction may be
+    /// later than these allow.
     pub(crate) slow: Config,
     /// Begin and end of each standstill of the process.
     standstills: Vec<(u64, u64)>,
@@ -35,29 +39,31 @@ pub(crate) struct Facts<'a> {
     pub(crate) peer_frames: Vec<PeerFrame>,
     /// Indices in `peer_frames` of the frames that the handler read.
     for_handler: Vec<usize>,
-    /// All bytes that the peer sent, and all handler bytes that the transport accepted, by frame.
+    /// All bytes that the peer sent, by frame.
     pub(crate) inbound_frames: Vec<Span>,
+    /// All bytes of the handler that the transport accepted, by frame.
     pub(crate) outbound_frames: Vec<Span>,
     /// Offset of the peer's first malformed frame. No frame boundary is known from there on, and
     /// all bytes are for the handler.
     pub(crate) malformed: Option<usize>,
 }
 
+/// A ping of the layer.
 pub(crate) struct LayerPing {
     pub(crate) payload: Vec<u8>,
     /// Whether it was sent between two fragments of a message.
     pub(crate) in_message: bool,
-    /// Index of the entry that accepted its first byte, and the time at which its last byte was
-    /// accepted.
+    /// Index of the entry that accepted its first byte.
     pub(crate) first_accepted: usize,
+    /// Time at which its last byte was accepted.
     pub(crate) at: u64,
     /// Index and time of the entry by which it was flushed.
     pub(crate) flushed: Option<(usize, u64)>,
     /// Index of the entry in which that flush returned to its caller.
     pub(crate) flush_returned: Option<usize>,
-    /// Time at which the last byte of its first pong became readable, and the offset of that pong's
-    /// end in the peer's bytes.
+    /// Time at which the last byte of its first pong became readable.
     pub(crate) pong_arrived: Option<u64>,
+    /// End of that pong, as an offset into the peer's bytes.
     pub(crate) pong_end: Option<usize>,
 }
 

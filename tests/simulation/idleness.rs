@@ -55,6 +55,7 @@ impl Direction<'_> {
     }
 }
 
+/// State of the connection after the log entries so far. Times are in ms.
 struct IdleWalk<'a> {
     facts: &'a Facts<'a>,
     idle: Idle,
@@ -62,11 +63,13 @@ struct IdleWalk<'a> {
     outbound: Direction<'a>,
     arrived: usize,
     read: usize,
-    /// When data was last counted: certainly, and possibly.
+    /// When data was last counted with certainty.
     certain: u64,
+    /// When data was last possibly counted.
     possible: u64,
-    /// Since when the read-ahead is full, and when it last ceased to be.
+    /// Since when the read-ahead is full.
     read_ahead_full: Option<u64>,
+    /// When the read-ahead last ceased to be full.
     last_full: u64,
     standstill_end: u64,
 }

@@ -1,4 +1,4 @@
-//! Log of one schedule: the only input of the oracle, also printed with a failure.
+//! Log of the events of one schedule: input of the oracle, and printed with a failure.
 
 use std::fmt;
 use std::io;

@@ -2,29 +2,29 @@
 //!
 //! Each schedule plays one connection on paused time: a scripted peer ([`peer`]), a scripted
 //! handler ([`handler`]) and a network with faults ([`network`]), all drawn from one seed
-//! ([`draw`]). Everything that happens is recorded in a log ([`log`]). After the run the oracle
-//! reads the log, and nothing else, and returns the first rule that does not hold.
+//! ([`draw`]). The run records a log of events ([`log`]) and the bytes at each end. The oracle
+//! reads this record after the run, and returns the first rule that does not hold.
 //!
-//! The rules, by the letter with which a failure message begins:
+//! The rules, by the letter with which a failure message begins, and where they are checked:
 //!
-//! | rule | promise | module |
-//! |---|---|---|
-//! | (a) | The reason of the eviction is true. A live peer is not evicted as dead. | [`reasons`] |
-//! | (b) | A dead peer and a stalled handler or write are evicted by their deadline. | [`bounds`] |
-//! | (c) | The eviction hook is called exactly once on every end path, without delay. | [`facts`],
-//! [`bounds`] |
-//! | (d) | Handler and peer receive each other's bytes unchanged. Pongs to the layer's pings are
-//! removed, whole control frames are added between frames. | [`facts`] |
-//! | (e) | A blocked handler is woken in time. After the eviction the transport is dropped within
-//! `close_timeout` and the registry is empty. | [`bounds`], [`run`] |
-//! | (f) | Nothing panics. The round-trip times are true. | [`run`], [`figures`] |
-//! | (g) | `Liveness::ping` returns in time, with a true round-trip time. | [`ping_calls`] |
-//! | (h) | A ping waits for the end of a fragmented message, for at most one `timeout`. |
-//! [`fragments`] |
-//! | (i) | The idle layer evicts idle connections, by their deadline, and no others. | [`idleness`]
-//! |
-//! | (j) | Bytes that the transport accepted before the eviction reach the peer. | [`delivery`] |
-//! | (stats) | The counters are equal to what happened. | [`figures`] |
+//! - (a) The reason of the eviction is true. A live peer is not evicted as dead ([`reasons`]).
+//! - (b) A dead peer, a stalled handler and a stalled write are evicted by their deadline
+//!   ([`bounds`]).
+//! - (c) The eviction hook is called exactly once on every end path ([`facts`]), without delay
+//!   ([`bounds`]), for a reason that the run made possible ([`reasons`]).
+//! - (d) Handler and peer receive each other's bytes unchanged, except that pongs to the layer's
+//!   pings are removed and whole control frames are added between frames ([`facts`]).
+//! - (e) A blocked handler is woken in time. Its error has the reason of the eviction. After the
+//!   eviction the transport is dropped within `close_timeout` ([`bounds`]) and the registry is
+//!   empty ([`run`]).
+//! - (f) Nothing panics ([`run`]). The round-trip times of the eviction are true ([`figures`]).
+//! - (g) `Liveness::ping` returns in time, with a true round-trip time ([`ping_calls`]).
+//! - (h) A ping waits for the end of a fragmented message, for at most one `timeout`
+//!   ([`fragments`]).
+//! - (i) The idle layer evicts idle connections, by their deadline, and no others ([`idleness`]).
+//! - (j) Bytes that the transport accepted before the eviction reach the peer, unless they would be
+//!   lost without the layer, too ([`delivery`]).
+//! - (stats) The counters of the eviction are equal to what happened ([`figures`]).
 //!
 //! `cargo test --test simulation` plays 2,000 schedules in seconds. `cargo test --release --test
 //! simulation a_hundred -- --ignored` plays 100,000 in half a minute (without `--release`:
@@ -95,7 +95,7 @@ fn a_hundred_thousand_schedules() {
 }
 
 #[test]
-fn a_seed_is_a_whole_schedule() {
+fn a_seed_determines_the_whole_schedule() {
     let mut rng = Rng::new(base());
     for _ in 0..20 {
         let seed = rng.next();

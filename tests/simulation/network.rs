@@ -47,6 +47,7 @@ impl World {
         self.inbound.fin.is_some() || self.inbound.end.is_some()
     }
 
+    /// A reset arrives, unless the inbound direction is a blackhole or one arrived before.
     pub(super) fn reset(&mut self, kind: io::ErrorKind) {
         if self.inbound.flight.stalled_until == u64::MAX || matches!(self.inbound.end, Some(Err(_)))
         {
@@ -70,6 +71,7 @@ impl World {
         self.notify.notify_one();
     }
 
+    /// The next bytes of the peer, or its FIN, become readable at the transport.
     pub(super) fn arrive(&mut self) {
         let room = self.plan.net.inbound.capacity - self.inbound.ready.len();
         let Some((at, mut bytes)) = self.inbound.flight.segments.pop_front() else {
@@ -131,6 +133,7 @@ impl World {
         (self.plan.net.outbound.capacity).saturating_sub(self.outbound.used)
     }
 
+    /// The transport accepts bytes of a write.
     pub(super) fn accept(&mut self, bytes: &[u8]) {
         self.outbound.used += bytes.len();
         self.outbound.flush_unreported = true;
@@ -177,6 +180,7 @@ impl World {
         }
     }
 
+    /// The peer's program reads the next bytes.
     pub(super) fn deliver(&mut self) {
         let Some((_, bytes)) = self.outbound.flight.segments.pop_front() else {
             return;

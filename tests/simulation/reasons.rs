@@ -71,8 +71,8 @@ pub(crate) fn check(facts: &Facts<'_>) -> Check {
     }
 }
 
-/// A peer is dead if `missed` pings were flushed after its last sign of life, each had its `timeout`,
-/// and no byte of the peer was left unread.
+/// A peer is dead if `missed` pings were flushed after its last sign of life, each waited `timeout`
+/// for its pong, and no byte of the peer was left unread.
 fn heartbeat(facts: &Facts<'_>, index: usize, at: u64) -> Check {
     let config = &facts.fast;
     let wrong = |why: String| {
@@ -94,12 +94,12 @@ fn heartbeat(facts: &Facts<'_>, index: usize, at: u64) -> Check {
                 last_arrival = entry.at;
                 arrived += count;
                 // A possible pong to the layer is a whole, also if it arrives in pieces: after its
-                // last_sign byte the peer can send other frames.
-                let since = facts
+                // last byte the peer can send other frames.
+                let begun = facts
                     .peer_frames
                     .partition_point(|frame| frame.to <= moment.1);
-                let since = facts.peer_frames.get(since);
-                let whole = since
+                let begun = facts.peer_frames.get(begun);
+                let whole = begun
                     .is_some_and(|frame| frame.from == moment.1 || frame.maybe_pong_to_layer)
                     && (facts.peer_frames)
                         .binary_search_by_key(&arrived, |frame| frame.to)

@@ -176,6 +176,7 @@ impl World {
         self.start + std::time::Duration::from_millis(at)
     }
 
+    /// Logs an event of the world at the world's time.
     pub(crate) fn log(&mut self, event: Event) {
         let at = self.clock;
         self.log.push(Entry { at, event });
@@ -247,6 +248,7 @@ impl World {
         self.outbound.flight.next().filter(|_| listens)
     }
 
+    /// Plays the world's events up to the current time of the process.
     pub(crate) fn catch_up(&mut self) {
         let now = self.start.elapsed().as_millis() as u64;
         while let Some(at) = self.next().filter(|at| *at <= now) {
