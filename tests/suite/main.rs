@@ -13,6 +13,7 @@ mod live_peer;
 #[path = "../support/logs.rs"]
 mod logs;
 mod raw_streams;
+mod recorded;
 mod registry;
 mod resources;
 #[path = "../support/script.rs"]

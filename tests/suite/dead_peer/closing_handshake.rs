@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep};
-use tower_ws_liveness::{Evicted, HeartbeatLayerBuilder, Liveness, LivenessStream, Reason};
+use tower_ws_liveness::{Evicted, Liveness, LivenessStream, Reason};
 
+use crate::recorded::{only_eviction, recorded};
 use crate::script::*;
 use crate::support::recorder::Recorder;
 use crate::support::within;
@@ -37,22 +38,8 @@ fn peer_close() -> Vec<u8> {
 }
 
 /// A server-side stream that is never pinged, with a recording hook.
-fn recorded() -> (Stream, Liveness, Peer, Recorder) {
-    recorded_with(heartbeat().interval(ms(60_000)))
-}
-
-fn recorded_with(builder: HeartbeatLayerBuilder) -> (Stream, Liveness, Peer, Recorder) {
-    let recorder = Recorder::new();
-    let (stream, live, peer) = wrap_with(builder.on_evict(recorder.hook()));
-    (stream, live, peer, recorder)
-}
-
-/// The time from `from` to the only eviction so far, and its reason.
-#[track_caller]
-fn only_eviction(recorder: &Recorder, from: Instant) -> (Duration, Reason) {
-    let events = recorder.all();
-    assert_eq!(events.len(), 1, "{events:?}");
-    (events[0].at - from, events[0].reason)
+fn never_pinged() -> (Stream, Liveness, Peer, Recorder) {
+    recorded(heartbeat().interval(ms(60_000)))
 }
 
 /// The time from `from` until the transport was dropped.
@@ -83,7 +70,7 @@ async fn a_peer_that_does_not_answer_the_handlers_close_is_evicted_at_the_close_
     ];
     for (what, bytes) in instead {
         for handler_reads in [true, false] {
-            let (mut stream, _live, peer, recorder) = recorded();
+            let (mut stream, _live, peer, recorder) = never_pinged();
             if what == "one long frame" {
                 peer.send(&[0x82, 0xFF, 0, 0, 0, 0, 1, 0, 0, 0, 1, 2, 3, 4]);
             }
@@ -120,7 +107,7 @@ async fn a_peer_that_does_not_answer_the_handlers_close_is_evicted_at_the_close_
 #[tokio::test(start_paused = true)]
 async fn a_close_frame_that_the_handler_does_not_read_completes_the_closing_handshake() {
     for with_end in [false, true] {
-        let (mut stream, _live, peer, recorder) = recorded();
+        let (mut stream, _live, peer, recorder) = never_pinged();
         stream.write_all(&handler_close()).await.unwrap();
         let closed = Instant::now();
         peer.send(&peer_close());
@@ -140,7 +127,7 @@ async fn a_close_frame_that_the_handler_does_not_read_completes_the_closing_hand
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_without_a_close_frame_is_bounded() {
     for (begun, answered) in [(0, false), (0, true), (3, false), (3, true)] {
-        let (mut stream, _live, peer, recorder) = recorded_with(heartbeat());
+        let (mut stream, _live, peer, recorder) = recorded(heartbeat());
         stream.write_all(&hello()[..begun]).await.unwrap();
         stream.shutdown().await.unwrap();
         let closed = Instant::now();
@@ -171,7 +158,7 @@ async fn a_handler_that_drops_its_stream_ends_the_connection_at_once() {
         ("while a ping waits for its frame", &[], 50, 3, 3),
     ];
     for (what, steps, at, writes, out) in cases {
-        let (mut stream, _live, peer, recorder) = recorded_with(heartbeat());
+        let (mut stream, _live, peer, recorder) = recorded(heartbeat());
         peer.write_steps(steps);
         sleep(ms(at)).await;
         let wakes = Wakes::new();
@@ -208,7 +195,7 @@ async fn a_handler_that_drops_its_stream_ends_the_connection_at_once() {
 
 /// A connection whose handler has dropped its stream, with the first ping unanswered.
 async fn dropped_after_a_ping() -> (Peer, Recorder, Instant) {
-    let (mut stream, _live, peer, recorder) = recorded_with(heartbeat().timeout(ms(60_000)));
+    let (mut stream, _live, peer, recorder) = recorded(heartbeat().timeout(ms(60_000)));
     sleep(ms(105)).await;
     assert_eq!(peer.pings().len(), 1);
     stream.write_all(&hello()).await.unwrap();
@@ -265,7 +252,7 @@ async fn a_transport_lingers_at_most_the_close_timeout() {
 #[tokio::test(start_paused = true)]
 async fn a_transport_does_not_linger_after_the_pong_or_the_peers_end() {
     for ends in [false, true] {
-        let (mut stream, _live, peer, _) = recorded_with(heartbeat().timeout(ms(60_000)));
+        let (mut stream, _live, peer, _) = recorded(heartbeat().timeout(ms(60_000)));
         sleep(ms(105)).await;
         if ends {
             peer.end(Ok(()));
@@ -289,7 +276,7 @@ async fn a_transport_does_not_linger_after_the_pong_or_the_peers_end() {
 /// section 5.5.2).
 #[tokio::test(start_paused = true)]
 async fn after_the_peers_close_a_pong_is_awaited_for_the_close_timeout() {
-    let (mut stream, _live, peer, recorder) = recorded_with(heartbeat().timeout(ms(60_000)));
+    let (mut stream, _live, peer, recorder) = recorded(heartbeat().timeout(ms(60_000)));
     sleep(ms(105)).await;
     let closed = Instant::now();
     peer.send(&peer_close());
@@ -309,7 +296,7 @@ async fn after_the_peers_close_a_pong_is_awaited_for_the_close_timeout() {
 #[tokio::test(start_paused = true)]
 async fn a_half_written_ping_is_finished_or_followed_by_nothing() {
     for drains in [true, false] {
-        let (stream, _live, peer, recorder) = recorded_with(heartbeat());
+        let (stream, _live, peer, recorder) = recorded(heartbeat());
         peer.write_steps(&[3, WAIT]);
         sleep(ms(105)).await;
         let dropped = Instant::now();
@@ -350,7 +337,7 @@ fn a_lingering_transport_is_dropped_with_its_runtime() {
 
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_reads_on_after_the_peers_close_is_woken_within_the_close_timeout() {
-    let (mut stream, _live, peer, recorder) = recorded();
+    let (mut stream, _live, peer, recorder) = never_pinged();
     let closed = Instant::now();
     peer.send(&peer_close());
     let mut read = vec![0; peer_close().len()];
@@ -375,7 +362,7 @@ async fn a_handler_that_reads_on_after_the_peers_close_is_woken_within_the_close
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_writes_on_after_the_peers_half_close_fails_within_the_close_timeout() {
     for drains in [true, false] {
-        let (mut stream, _live, peer, recorder) = recorded();
+        let (mut stream, _live, peer, recorder) = never_pinged();
         if !drains {
             peer.write_steps(&[WAIT]);
         }
@@ -490,7 +477,7 @@ async fn in_the_middle_of_a_frame_no_close_frame_is_sent_and_the_transport_is_dr
 
 #[tokio::test(start_paused = true)]
 async fn evicted_in_the_middle_of_a_frame_the_transport_lingers_until_the_peer_ends() {
-    let (mut stream, live, peer, recorder) = recorded();
+    let (mut stream, live, peer, recorder) = never_pinged();
     stream.write_all(&hello()[..3]).await.unwrap();
     let kicked = Instant::now();
     assert!(live.evict(4_000, "out"));
@@ -512,7 +499,7 @@ async fn evicted_in_the_middle_of_a_frame_the_transport_lingers_until_the_peer_e
 /// A peer may read only when it has room to send, so the driver reads while its Close frame waits.
 #[tokio::test(start_paused = true)]
 async fn a_peer_is_read_while_our_close_frame_waits_for_room() {
-    let (mut stream, live, peer, _) = recorded();
+    let (mut stream, live, peer, _) = never_pinged();
     stream.write_all(&hello()).await.unwrap();
     peer.write_steps(&[WAIT]);
     let kicked = Instant::now();
@@ -539,7 +526,7 @@ async fn a_peer_is_read_while_our_close_frame_waits_for_room() {
 #[tokio::test(start_paused = true)]
 async fn after_both_close_frames_the_transport_lingers_only_for_a_pong() {
     for pinged in [false, true] {
-        let (stream, live, peer, _) = recorded_with(heartbeat().timeout(ms(60_000)));
+        let (stream, live, peer, _) = recorded(heartbeat().timeout(ms(60_000)));
         sleep(ms(if pinged { 105 } else { 5 })).await;
         let kicked = Instant::now();
         assert!(live.evict(4_000, "out"));
@@ -557,7 +544,7 @@ async fn after_both_close_frames_the_transport_lingers_only_for_a_pong() {
 
 #[tokio::test(start_paused = true)]
 async fn in_the_middle_of_the_handlers_close_frame_no_second_one_is_sent() {
-    let (mut stream, live, peer, recorder) = recorded();
+    let (mut stream, live, peer, recorder) = never_pinged();
     stream.write_all(&handler_close()[..3]).await.unwrap();
     assert!(live.evict(4_000, "out"));
     let kicked = Instant::now();

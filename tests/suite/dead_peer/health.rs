@@ -16,7 +16,7 @@ use tower_ws_liveness::{
     Health, HeartbeatLayer, HeartbeatLayerBuilder, IdleTimeoutLayer, Liveness, Traffic,
 };
 
-use super::changes::Changes;
+use super::health_changes::Changes;
 use crate::script::*;
 use crate::support::raw::{Frame, RawClient};
 use crate::support::{echo_route, in_memory, report_liveness, watched_route, within};

@@ -13,7 +13,7 @@ use tower_ws_liveness::{
     Eviction, Health, HealthChange, IdleTimeoutLayer, Liveness, OnHealth, Reason,
 };
 
-use super::changes::Changes;
+use super::health_changes::Changes;
 use crate::script::*;
 use crate::support::raw::{Answer, RawClient};
 use crate::support::{echo_route, in_memory, until, within};

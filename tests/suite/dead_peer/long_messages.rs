@@ -14,10 +14,10 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 use tower_ws_liveness::{
-    HeartbeatLayer, IdleTimeoutLayer, IdleTimeoutLayerBuilder, Liveness, ProofOfLife, Reason,
-    Traffic,
+    HeartbeatLayer, IdleTimeoutLayer, IdleTimeoutLayerBuilder, ProofOfLife, Reason, Traffic,
 };
 
+use crate::recorded::{only_eviction, recorded};
 use crate::script::*;
 use crate::support::raw::{self, RawClient};
 use crate::support::recorder::Recorder;
@@ -32,22 +32,6 @@ const DETECTION_BOUND: Duration = Duration::from_millis(150);
 const ONE_MISSED_PING: Reason = Reason::HeartbeatTimeout { missed: 1 };
 
 const MASKING_KEY: Option<[u8; 4]> = Some([1, 2, 3, 4]);
-
-/// A server-side stream with a recording hook.
-fn recorded(proof: ProofOfLife) -> (Stream, Liveness, Peer, Recorder) {
-    let recorder = Recorder::new();
-    let builder = heartbeat().proof_of_life(proof);
-    let (stream, live, peer) = wrap_with(builder.on_evict(recorder.hook()));
-    (stream, live, peer, recorder)
-}
-
-/// The time from `from` to the only eviction so far, and its reason.
-#[track_caller]
-fn only_eviction(recorder: &Recorder, from: Instant) -> (Duration, Reason) {
-    let events = recorder.all();
-    assert_eq!(events.len(), 1, "{events:?}");
-    (events[0].at - from, events[0].reason)
-}
 
 /// Spawns a handler that reads to the end and returns the number of bytes.
 fn spawn_reader(mut stream: Stream) -> JoinHandle<usize> {
@@ -79,7 +63,7 @@ async fn a_peer_that_sends_a_header_byte_by_byte_for_longer_than_the_timeout_is_
         (ProofOfLife::MatchingPong, ms(45)),
     ] {
         for frame in frames_of_each_header_length() {
-            let (stream, live, peer, recorder) = recorded(proof);
+            let (stream, live, peer, recorder) = recorded(heartbeat().proof_of_life(proof));
             let handler = spawn_reader(stream);
             // The first byte also arrives just before the deadline.
             sleep(ms(140)).await;
@@ -107,7 +91,7 @@ async fn a_peer_that_sends_a_header_byte_by_byte_for_longer_than_the_timeout_is_
 async fn a_peer_that_stops_in_the_middle_of_a_header_is_dead() {
     for proof in [ProofOfLife::AnyBytes, ProofOfLife::MatchingPong] {
         for stops_after in 1..14 {
-            let (stream, _live, peer, recorder) = recorded(proof);
+            let (stream, _live, peer, recorder) = recorded(heartbeat().proof_of_life(proof));
             let _handler = spawn_reader(stream);
             let frame = &frames_of_each_header_length()[2];
             let mut last = Instant::now();

@@ -1,9 +1,9 @@
 //! A dead, stalled or idle peer is evicted by its deadline.
 
-mod changes;
 mod closing_handshake;
 mod deadlines;
 mod health;
+mod health_changes;
 mod health_hooks;
 mod long_messages;
 mod stalls;

@@ -9,8 +9,9 @@ use tokio::sync::mpsc;
 use tokio::task::consume_budget;
 use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, advance, sleep, timeout};
-use tower_ws_liveness::{Evicted, Health, HeartbeatLayerBuilder, Liveness, ProofOfLife, Reason};
+use tower_ws_liveness::{Evicted, Health, ProofOfLife, Reason};
 
+use crate::recorded::{only_eviction, recorded};
 use crate::script::*;
 use crate::support::recorder::Recorder;
 use crate::support::within;
@@ -26,21 +27,6 @@ fn hello() -> Vec<u8> {
 /// A frame sent by the peer.
 fn peer_frame(payload: &[u8]) -> Vec<u8> {
     frame(0x80 | BINARY, Some([1, 2, 3, 4]), payload)
-}
-
-/// A server-side stream with a recording hook.
-fn recorded(builder: HeartbeatLayerBuilder) -> (Stream, Liveness, Peer, Recorder) {
-    let recorder = Recorder::new();
-    let (stream, live, peer) = wrap_with(builder.on_evict(recorder.hook()));
-    (stream, live, peer, recorder)
-}
-
-/// The time from `from` to the only eviction so far, and its reason.
-#[track_caller]
-fn only_eviction(recorder: &Recorder, from: Instant) -> (Duration, Reason) {
-    let events = recorder.all();
-    assert_eq!(events.len(), 1, "{events:?}");
-    (events[0].at - from, events[0].reason)
 }
 
 // Bytes that the driver has read ahead.

@@ -19,6 +19,7 @@ use tower_ws_liveness::{
     Reason, Traffic,
 };
 
+use crate::recorded::recorded;
 use crate::script::*;
 use crate::support::raw::{self, RawClient};
 use crate::support::recorder::Recorder;
@@ -33,13 +34,6 @@ fn hello() -> Vec<u8> {
 /// A frame with a reserved opcode (RFC 6455 section 5.2), sent to a server.
 fn malformed() -> Vec<u8> {
     frame(0x80 | 0x3, Some([1, 2, 3, 4]), b"of an extension")
-}
-
-/// A server-side stream with a recording hook.
-fn recorded(builder: HeartbeatLayerBuilder) -> (Stream, Liveness, Peer, Recorder) {
-    let recorder = Recorder::new();
-    let (stream, live, peer) = wrap_with(builder.on_evict(recorder.hook()));
-    (stream, live, peer, recorder)
 }
 
 /// A heartbeat with every check switched on.

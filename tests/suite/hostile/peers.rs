@@ -5,10 +5,10 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
-use tower_ws_liveness::{HeartbeatLayerBuilder, Liveness, ProofOfLife, Reason};
+use tower_ws_liveness::{ProofOfLife, Reason};
 
+use crate::recorded::{only_eviction, recorded};
 use crate::script::*;
-use crate::support::recorder::Recorder;
 use crate::support::within;
 
 /// Lateness allowed under `heartbeat()`: the driver's tick, and 1 ms to act.
@@ -23,21 +23,6 @@ const ONE_MISSED_PING: Reason = Reason::HeartbeatTimeout { missed: 1 };
 const MAX_READ_AHEAD_BYTES: usize = 16 * 1024;
 
 const MASKING_KEY: Option<[u8; 4]> = Some([1, 2, 3, 4]);
-
-/// A server-side stream with a recording hook.
-fn recorded(builder: HeartbeatLayerBuilder) -> (Stream, Liveness, Peer, Recorder) {
-    let recorder = Recorder::new();
-    let (stream, live, peer) = wrap_with(builder.on_evict(recorder.hook()));
-    (stream, live, peer, recorder)
-}
-
-/// The time from `from` to the only eviction so far, and its reason.
-#[track_caller]
-fn only_eviction(recorder: &Recorder, from: Instant) -> (Duration, Reason) {
-    let events = recorder.all();
-    assert_eq!(events.len(), 1, "{events:?}");
-    (events[0].at - from, events[0].reason)
-}
 
 /// Spawns a handler that reads to the end and returns the number of bytes.
 fn spawn_reader(mut stream: Stream) -> JoinHandle<usize> {

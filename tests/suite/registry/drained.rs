@@ -1,5 +1,4 @@
 //! A registry with scripted connections for the tests of drains.
-#![allow(dead_code)] // Each test binary uses a different part.
 
 use std::collections::HashSet;
 use std::time::Duration;

@@ -4,7 +4,7 @@ mod concurrency;
 mod ends;
 mod lifetime;
 mod maps;
-mod odd;
+mod panicking_keys;
 mod panics;
 mod reconnects;
 mod reentry;

@@ -10,12 +10,12 @@ use tower_ws_liveness::{
     ConnectionId, Eviction, Liveness, RegisterError, ReplacePolicy, Seat, SessionMap,
 };
 
-use super::odd::{Key, Map, Value, key, value, with_every_odd_map};
+use super::panicking_keys::{Key, Map, Value, key, value, with_every_map};
 use super::seeded::run_on_thread;
 use crate::logs::Logs;
 use crate::script::{self, heartbeat, wrap_with, wrapped};
 
-with_every_odd_map![
+with_every_map![
     a_key_that_panics_in_register,
     a_key_that_panics_when_the_map_drops_it,
     a_key_that_panics_at_the_end_of_the_connection,

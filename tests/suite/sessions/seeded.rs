@@ -1,5 +1,4 @@
 //! Reproducible random choices, and waits in real time for the effects of threads.
-#![allow(dead_code)] // Each test binary uses a different part.
 
 use std::sync::mpsc;
 use std::thread;

@@ -1,5 +1,4 @@
 //! Session maps with keys that panic and values that run a closure when they are dropped.
-#![allow(dead_code)] // Each test binary uses a different part.
 
 use std::cmp::Ordering as Order;
 use std::collections::{BTreeMap, HashMap};
@@ -123,31 +122,31 @@ impl Map for SccMap {
     }
 }
 
-macro_rules! with_every_odd_map {
+macro_rules! with_every_map {
     ($($test:ident),+ $(,)?) => {
-        with_every_odd_map!(@map mutex, MutexMap, [$($test),+]);
-        with_every_odd_map!(@map rw_lock, RwLockMap, [$($test),+]);
-        with_every_odd_map!(@map own_map, OwnMap, [$($test),+]);
+        with_every_map!(@map mutex, MutexMap, [$($test),+]);
+        with_every_map!(@map rw_lock, RwLockMap, [$($test),+]);
+        with_every_map!(@map own_map, OwnMap, [$($test),+]);
         #[cfg(feature = "dashmap")]
-        with_every_odd_map!(@map dashmap, DashMap, [$($test),+]);
+        with_every_map!(@map dashmap, DashMap, [$($test),+]);
         #[cfg(feature = "papaya")]
-        with_every_odd_map!(@map papaya, PapayaMap, [$($test),+]);
+        with_every_map!(@map papaya, PapayaMap, [$($test),+]);
         #[cfg(feature = "scc")]
-        with_every_odd_map!(@map scc, SccMap, [$($test),+]);
+        with_every_map!(@map scc, SccMap, [$($test),+]);
     };
     (@map $name:ident, $map:ident, [$($test:ident),+]) => {
         mod $name {
             $(
                 #[tokio::test(start_paused = true)]
                 async fn $test() {
-                    super::$test::<$crate::sessions::odd::$map>().await;
+                    super::$test::<$crate::sessions::panicking_keys::$map>().await;
                 }
             )+
         }
     };
 }
 
-pub(crate) use with_every_odd_map;
+pub(crate) use with_every_map;
 
 // Keys and values.
 

@@ -1,5 +1,4 @@
 //! A recorder of the health changes that a hook receives.
-#![allow(dead_code)] // every test binary uses its own part of this
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
