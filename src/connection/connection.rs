@@ -24,13 +24,13 @@ use crate::wire::Role;
 
 /// One connection, from the request that opens it to the release of its transport.
 ///
-/// Lock order: `state`, then one of: the record of `metadata`, the lock of `membership`, the driver's
-/// queue. Code from outside runs under none of them: hooks are called, wakers woken, log lines written
-/// and transports dropped after all are released. There are three exceptions. A transport is *polled*
-/// under `state`, and may clone a waker there; if one of the two locks `state`, it panics. The driver's
-/// own task is woken under `state`. The application's map is called under a lock of one registration
-/// (see [`register`](crate::Liveness::register)); inside of it the record is locked, so no other lock is
-/// acquired under the record.
+/// Lock order: `state`, then one of: the record of `metadata`, the lock of `membership`, the
+/// driver's queue. Code from outside runs under none of them: hooks are called, wakers woken, log
+/// lines written and transports dropped after all are released. There are three exceptions. A
+/// transport is *polled* under `state`, and may clone a waker there; if one of the two locks
+/// `state`, it panics. The driver's own task is woken under `state`. The application's map is
+/// called under a lock of one registration (see [`register`](crate::Liveness::register)); inside of
+/// it the record is locked, so no other lock is acquired under the record.
 pub(crate) struct Connection<T: 'static> {
     pub(super) metadata: Metadata,
     pub(super) membership: Membership,
@@ -68,9 +68,9 @@ where
         self.lock().write_half.split_pings();
     }
 
-    /// The upgrade is complete, and `io` carries frames from now on. Enters the registries and starts
-    /// the driver. False if the connection was evicted before; the driver then does the closing
-    /// handshake over `io`.
+    /// The upgrade is complete, and `io` carries frames from now on. Enters the registries and
+    /// starts the driver. False if the connection was evicted before; the driver then does the
+    /// closing handshake over `io`.
     pub(crate) fn open(self: &Arc<Self>, io: T) -> bool {
         let driver = Driver::expect_current();
         self.metadata.set_driver(Arc::clone(&driver));
@@ -88,8 +88,8 @@ where
         opened
     }
 
-    /// Evicts a connection that was opened while its registry is being drained. It is in the registry
-    /// by now, so either the drain has found it, or it finds the drain.
+    /// Evicts a connection that was opened while its registry is being drained. It is in the
+    /// registry by now, so either the drain has found it, or it finds the drain.
     pub(super) fn evict_if_draining(self: &Arc<Self>) {
         let mut trackers = self.membership.trackers().into_iter();
         if let Some((reason, frame)) = trackers.find_map(|tracker| tracker.drain_order()) {
@@ -102,8 +102,8 @@ where
         self.enter(|state, _| state.upgrade_failed(self.metadata.created_moment()));
     }
 
-    /// The response was no upgrade, so for the layers there was no connection. Hooks that the handler
-    /// added to its handle are called.
+    /// The response was no upgrade, so for the layers there was no connection. Hooks that the
+    /// handler added to its handle are called.
     pub(crate) fn not_upgraded(self: &Arc<Self>) {
         self.metadata.detach_layers();
         self.membership.dissolve();

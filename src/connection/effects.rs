@@ -47,8 +47,8 @@ where
     }
 }
 
-/// What follows from an operation, in the order of the fields. [`collect`](Self::collect) takes it from
-/// the state under the lock, [`run`](Self::run) does it without.
+/// What follows from an operation, in the order of the fields. [`collect`](Self::collect) takes it
+/// from the state under the lock, [`run`](Self::run) does it without.
 struct Effects<T> {
     report: Report,
     /// The end, which is announced now.

@@ -18,16 +18,16 @@ use crate::monitor::{CloseFrame, Health, Overrides, Reason, Rtt, Stats};
 /// Handle of one connection: its figures, its settings, its session, its end.
 ///
 /// Handlers get it as an axum extractor; other code gets it from the request's extensions or from a
-/// [`Registry`](crate::Registry). It is cheap to clone and may outlive the connection; it does not keep
-/// the socket open.
+/// [`Registry`](crate::Registry). It is cheap to clone and may outlive the connection; it does not
+/// keep the socket open.
 ///
-/// The handle exists as soon as the request has passed the first layer, before the upgrade is complete,
-/// so a handler can use it before it responds.
+/// The handle exists as soon as the request has passed the first layer, before the upgrade is
+/// complete, so a handler can use it before it responds.
 ///
 /// # Panics
 ///
-/// Methods that read or change the connection's state panic if the connection's own transport calls them
-/// during a poll: see [`LivenessStream`](crate::LivenessStream).
+/// Methods that read or change the connection's state panic if the connection's own transport calls
+/// them during a poll: see [`LivenessStream`](crate::LivenessStream).
 ///
 /// # Examples
 ///
@@ -54,8 +54,8 @@ impl Liveness {
         Self { connection }
     }
 
-    /// Adds an inner layer, unless its registry refuses the handshake. Dropping the returned attachment
-    /// removes the layer; [accepting](Attachment::accept) it makes it stay.
+    /// Adds an inner layer, unless its registry refuses the handshake. Dropping the returned
+    /// attachment removes the layer; [accepting](Attachment::accept) it makes it stay.
     pub(crate) fn join(
         &self,
         layer: &Arc<LayerConfig>,
@@ -116,8 +116,8 @@ impl Liveness {
         self.connection.view().health
     }
 
-    /// Round-trip times of the layer's own pings. `None` before the first pong: a connection whose traffic
-    /// suppresses the pings is not measured.
+    /// Round-trip times of the layer's own pings. `None` before the first pong: a connection whose
+    /// traffic suppresses the pings is not measured.
     #[must_use]
     pub fn rtt(&self) -> Option<Rtt> {
         self.connection.view().rtt
@@ -125,19 +125,20 @@ impl Liveness {
 
     /// Sends a ping, waits for its pong and returns the round trip.
     ///
-    /// The ping is sent as soon as the handler is between two messages and the transport accepts it. Between
-    /// two fragments of a message it first waits for the heartbeat's `timeout`, or for 15 s without a
-    /// heartbeat. The round trip starts when the transport has flushed the ping.
+    /// The ping is sent as soon as the handler is between two messages and the transport accepts
+    /// it. Between two fragments of a message it first waits for the heartbeat's `timeout`, or for
+    /// 15 s without a heartbeat. The round trip starts when the transport has flushed the ping.
     ///
-    /// This ping is sent in addition to the layer's own. The handler does not see its pong, and a peer that
-    /// does not answer is treated as by [`HeartbeatLayer`](crate::HeartbeatLayer), if there is one. Calls
-    /// that are made before a ping could be sent share one. A pong to a later ping answers too, since a peer
-    /// may answer only the latest (RFC 6455 section 5.5.3).
+    /// This ping is sent in addition to the layer's own. The handler does not see its pong, and a
+    /// peer that does not answer is treated as by [`HeartbeatLayer`](crate::HeartbeatLayer), if
+    /// there is one. Calls that are made before a ping could be sent share one. A pong to a later
+    /// ping answers too, since a peer may answer only the latest (RFC 6455 section 5.5.3).
     ///
-    /// There is no time limit but that of the layers. This waits for the end of the connection if the peer
-    /// never answers and is not evicted: without a heartbeat, after malformed input has lost the frame
-    /// boundaries (no ping can be sent then), or if the peer sends other bytes and counts as alive by
-    /// [`ProofOfLife::AnyBytes`](crate::ProofOfLife). Use [`tokio::time::timeout`] for a limit.
+    /// There is no time limit but that of the layers. This waits for the end of the connection if
+    /// the peer never answers and is not evicted: without a heartbeat, after malformed input has
+    /// lost the frame boundaries (no ping can be sent then), or if the peer sends other bytes and
+    /// counts as alive by [`ProofOfLife::AnyBytes`](crate::ProofOfLife). Use
+    /// [`tokio::time::timeout`] for a limit.
     ///
     /// # Cancel safety
     ///
@@ -155,15 +156,17 @@ impl Liveness {
 
     /// When the last byte of the peer was read; the time of the upgrade before the first.
     ///
-    /// While the handler does not read, the driver reads once per interval, so this may be that much behind.
+    /// While the handler does not read, the driver reads once per interval, so this may be that
+    /// much behind.
     #[must_use]
     pub fn last_seen(&self) -> Instant {
         self.connection.view().last_seen
     }
 
     /// Time since the last byte of a *data* message in the watched directions (see
-    /// [`Traffic`](crate::Traffic)), or since the upgrade. Control frames do not count. Inbound bytes count
-    /// when they are read from the transport, which may be late while the handler does not read.
+    /// [`Traffic`](crate::Traffic)), or since the upgrade. Control frames do not count. Inbound
+    /// bytes count when they are read from the transport, which may be late while the handler does
+    /// not read.
     #[must_use]
     pub fn idle_for(&self) -> Duration {
         self.connection.view().idle_for
@@ -177,15 +180,15 @@ impl Liveness {
 
     /// Changes the interval of this connection's pings: the silence after which a ping is sent.
     ///
-    /// Takes effect at once: if the peer has been silent for longer, it is pinged now. To change the interval
-    /// from the beginning of a request's connection, see [`PolicyOverride`](crate::PolicyOverride). After the
-    /// end this does nothing.
+    /// Takes effect at once: if the peer has been silent for longer, it is pinged now. To change
+    /// the interval from the beginning of a request's connection, see
+    /// [`PolicyOverride`](crate::PolicyOverride). After the end this does nothing.
     ///
     /// # Errors
     ///
     /// Zero, less than 1 ms, more than 365 days; or the connection is not under a
-    /// [`HeartbeatLayer`](crate::HeartbeatLayer) (in a middleware: under none further out). Nothing is changed
-    /// then.
+    /// [`HeartbeatLayer`](crate::HeartbeatLayer) (in a middleware: under none further out). Nothing
+    /// is changed then.
     pub fn set_interval(&self, interval: Duration) -> Result<(), ConfigError> {
         let overrides = Overrides {
             interval: Some(interval),
@@ -196,7 +199,8 @@ impl Liveness {
 
     /// Changes the timeout of this connection's pings.
     ///
-    /// Takes effect at once, also for a ping that is unanswered: if it has been for longer, it is missed now.
+    /// Takes effect at once, also for a ping that is unanswered: if it has been for longer, it is
+    /// missed now.
     ///
     /// # Errors
     ///
@@ -215,8 +219,8 @@ impl Liveness {
     ///
     /// # Errors
     ///
-    /// As for [`set_interval`](Self::set_interval), with [`IdleTimeoutLayer`](crate::IdleTimeoutLayer) as the
-    /// layer.
+    /// As for [`set_interval`](Self::set_interval), with
+    /// [`IdleTimeoutLayer`](crate::IdleTimeoutLayer) as the layer.
     pub fn set_idle_timeout(&self, idle_timeout: Duration) -> Result<(), ConfigError> {
         let overrides = Overrides {
             idle_timeout: Some(idle_timeout),
@@ -239,21 +243,23 @@ impl Liveness {
         }
     }
 
-    /// Ends the connection with [`Reason::Kicked`], and sends the peer a Close frame with `code` and `reason`
-    /// (RFC 6455 section 5.5.1).
+    /// Ends the connection with [`Reason::Kicked`], and sends the peer a Close frame with `code`
+    /// and `reason` (RFC 6455 section 5.5.1).
     ///
-    /// No Close frame is sent while the handler is in the middle of a frame. If the upgrade is not complete,
-    /// it fails for the handler, and the Close frame is sent as soon as the peer's side of it is complete.
-    /// All hooks are called at once in that case too, whatever the response will be.
+    /// No Close frame is sent while the handler is in the middle of a frame. If the upgrade is not
+    /// complete, it fails for the handler, and the Close frame is sent as soon as the peer's side
+    /// of it is complete. All hooks are called at once in that case too, whatever the response will
+    /// be.
     ///
-    /// Returns without waiting for the network. When it returns true, the connection's seats have left their
-    /// maps, all hooks have returned, and the handler's pending reads and writes fail; the closing handshake
-    /// continues for at most `close_timeout`. So do not call it while you hold a lock that a hook or a session
-    /// map takes. Returns false and does nothing if the connection has ended before.
+    /// Returns without waiting for the network. When it returns true, the connection's seats have
+    /// left their maps, all hooks have returned, and the handler's pending reads and writes fail;
+    /// the closing handshake continues for at most `close_timeout`. So do not call it while you
+    /// hold a lock that a hook or a session map takes. Returns false and does nothing if the
+    /// connection has ended before.
     ///
-    /// A reason of more than 123 bytes is cut at the last character that fits. A code that must not be sent
-    /// (RFC 6455 section 7.4: below 1000, 1004 to 1006, 1015 to 2999, above 4999) is replaced by 1011 on the
-    /// wire; [`Reason::Kicked`] keeps the code as given.
+    /// A reason of more than 123 bytes is cut at the last character that fits. A code that must not
+    /// be sent (RFC 6455 section 7.4: below 1000, 1004 to 1006, 1015 to 2999, above 4999) is
+    /// replaced by 1011 on the wire; [`Reason::Kicked`] keeps the code as given.
     pub fn evict(&self, code: u16, reason: impl Into<String>) -> bool {
         let frame = CloseFrame {
             code: config_error::on_wire(code),
@@ -262,8 +268,8 @@ impl Liveness {
         self.evict_for(Reason::Kicked { code }, frame)
     }
 
-    /// Like [`evict_for`](Self::evict_for), but after the frame that the handler is in the middle of. False if
-    /// the connection has ended, or an eviction is deferred already.
+    /// Like [`evict_for`](Self::evict_for), but after the frame that the handler is in the middle
+    /// of. False if the connection has ended, or an eviction is deferred already.
     pub(crate) fn evict_at_boundary(&self, reason: Reason, frame: CloseFrame) -> bool {
         Arc::clone(&self.connection).evict_at_boundary(reason, frame)
     }
@@ -278,12 +284,14 @@ impl Liveness {
         self.connection.metadata().is_transport_closed().is_some()
     }
 
-    /// Waits until the transport is gone. Returns whether the closing handshake of an eviction was completed.
+    /// Waits until the transport is gone. Returns whether the closing handshake of an eviction was
+    /// completed.
     pub(crate) async fn until_transport_closed(&self) -> bool {
         self.connection.metadata().until_transport_closed().await
     }
 
-    /// Waits for the end of the connection, until all hooks have returned. Returns at once if it has ended.
+    /// Waits for the end of the connection, until all hooks have returned. Returns at once if it
+    /// has ended.
     ///
     /// # Cancel safety
     ///
@@ -293,13 +301,15 @@ impl Liveness {
     }
 
     /// Waits until a registry of the connection's layers begins to be drained (see
-    /// [`Registry::begin_drain`](crate::Registry::begin_drain)). Returns at once if one is being drained.
+    /// [`Registry::begin_drain`](crate::Registry::begin_drain)). Returns at once if one is being
+    /// drained.
     ///
-    /// For handlers that close their connection themselves, in their `select!`. In a loop, pin one future
-    /// before it instead of making one per message: each allocates, and waits in a list that all connections
-    /// share. Without a registry, and if the response was no upgrade, this never returns. It returns no
-    /// information about the connection, which may have ended before. The registries are those of the layers
-    /// that the request has passed when this is called: in a handler, all.
+    /// For handlers that close their connection themselves, in their `select!`. In a loop, pin one
+    /// future before it instead of making one per message: each allocates, and waits in a list that
+    /// all connections share. Without a registry, and if the response was no upgrade, this never
+    /// returns. It returns no information about the connection, which may have ended before. The
+    /// registries are those of the layers that the request has passed when this is called: in a
+    /// handler, all.
     ///
     /// # Cancel safety
     ///
@@ -318,27 +328,28 @@ impl Liveness {
         .await;
     }
 
-    /// Calls `hook` at the end of this connection, exactly once, before the hooks of the layers. If the
-    /// connection has ended, `hook` is called before this returns.
+    /// Calls `hook` at the end of this connection, exactly once, before the hooks of the layers. If
+    /// the connection has ended, `hook` is called before this returns.
     ///
-    /// The rules for hooks are those of [`OnEvict`](crate::OnEvict). Unlike a layer's hooks, this one is also
-    /// called, with [`Reason::UpgradeFailed`], if the response turns out to be no upgrade: whatever the
-    /// handler prepared for the connection can be undone there.
+    /// The rules for hooks are those of [`OnEvict`](crate::OnEvict). Unlike a layer's hooks, this
+    /// one is also called, with [`Reason::UpgradeFailed`], if the response turns out to be no
+    /// upgrade: whatever the handler prepared for the connection can be undone there.
     pub fn on_evict(&self, hook: impl FnOnce(&Eviction) + Send + 'static) {
         self.connection.metadata().add_local_hook(Box::new(hook));
     }
 
-    /// Puts a value into the connection's own slot, and returns the previous one if it has the same type.
-    /// Hooks find it with [`Eviction::session`].
+    /// Puts a value into the connection's own slot, and returns the previous one if it has the same
+    /// type. Hooks find it with [`Eviction::session`].
     ///
-    /// The slot is independent of the extensions of the HTTP request, which are dropped with the request.
+    /// The slot is independent of the extensions of the HTTP request, which are dropped with the
+    /// request.
     ///
-    /// The slot is emptied when the connection has ended, all hooks have returned, the handler has dropped its
-    /// socket, and no task awaits [`evicted`](Self::evicted); a value that is set after that is dropped at
-    /// once. An [`Eviction`] that is kept, or waits in a stream of
-    /// [`evictions`](crate::Registry::evictions), keeps its value. So the value may hold this handle without
-    /// keeping both alive forever. Do not put the only sender of a channel there on which the handler waits:
-    /// the handler would wait forever.
+    /// The slot is emptied when the connection has ended, all hooks have returned, the handler has
+    /// dropped its socket, and no task awaits [`evicted`](Self::evicted); a value that is set after
+    /// that is dropped at once. An [`Eviction`] that is kept, or waits in a stream of
+    /// [`evictions`](crate::Registry::evictions), keeps its value. So the value may hold this
+    /// handle without keeping both alive forever. Do not put the only sender of a channel there on
+    /// which the handler waits: the handler would wait forever.
     pub fn set_session<T>(&self, session: T) -> Option<Arc<T>>
     where
         T: Any + Send + Sync,
@@ -350,8 +361,8 @@ impl Liveness {
             .ok()
     }
 
-    /// The value in the connection's slot. `None` if the slot is empty, holds another type, or was emptied
-    /// after the end (see [`set_session`](Self::set_session)).
+    /// The value in the connection's slot. `None` if the slot is empty, holds another type, or was
+    /// emptied after the end (see [`set_session`](Self::set_session)).
     #[must_use]
     pub fn session<T>(&self) -> Option<Arc<T>>
     where
@@ -360,11 +371,11 @@ impl Liveness {
         self.connection.metadata().session()?.downcast().ok()
     }
 
-    /// Waits for a value of this type in the connection's slot, and returns it. Values of another type are
-    /// ignored.
+    /// Waits for a value of this type in the connection's slot, and returns it. Values of another
+    /// type are ignored.
     ///
-    /// For tasks that find the connection, in a [`Registry`](crate::Registry) for example, before its handler
-    /// has set the session.
+    /// For tasks that find the connection, in a [`Registry`](crate::Registry) for example, before
+    /// its handler has set the session.
     ///
     /// # Cancel safety
     ///

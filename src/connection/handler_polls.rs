@@ -1,8 +1,8 @@
 //! The handler's reads, writes, flushes and shutdowns, under the lock.
 //!
-//! A transport keeps one waker per direction. Here it is decided whether that is the handler's or the
-//! driver's: each operation is given the handler's context and `driver_waker`, which makes a waker
-//! that schedules the driver for this connection.
+//! A transport keeps one waker per direction. Here it is decided whether that is the handler's or
+//! the driver's: each operation is given the handler's context and `driver_waker`, which makes a
+//! waker that schedules the driver for this connection.
 
 use std::io;
 use std::task::{Context, Poll, Waker};

@@ -76,8 +76,8 @@ impl<T: 'static> State<T> {
         Some(attachments)
     }
 
-    /// Replaces values of the policy for this connection alone. `by` is the inner layer whose request
-    /// brought them, if any.
+    /// Replaces values of the policy for this connection alone. `by` is the inner layer whose
+    /// request brought them, if any.
     pub(crate) fn override_policy(
         &mut self,
         now: Moment,

@@ -131,8 +131,9 @@ impl<T: 'static> State<T> {
         waiters.add(sequence, now)
     }
 
-    /// Whether a ping was flushed with the handler's bytes, and the transport has the handler's waker.
-    /// The handler may be busy when the pong comes, and the round trip would include its delay.
+    /// Whether a ping was flushed with the handler's bytes, and the transport has the handler's
+    /// waker. The handler may be busy when the pong comes, and the round trip would include its
+    /// delay.
     pub(crate) fn is_unwatched(&self) -> bool {
         self.monitor.is_waiting() && !self.reader.by_driver
     }

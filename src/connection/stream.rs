@@ -17,45 +17,48 @@ use crate::wire::Role;
 
 /// A stream of WebSocket frames under liveness.
 ///
-/// Give it to a WebSocket library in place of the stream it was made of. Reads return exactly the bytes
-/// of the peer, without the pongs to the layer's own pings. Writes reach the peer unchanged, with whole
-/// control frames between the frames. Between two fragments of a message (RFC 6455 section 5.4) a ping
-/// is sent only after it has waited a heartbeat's `timeout` for the end of the message.
+/// Give it to a WebSocket library in place of the stream it was made of. Reads return exactly the
+/// bytes of the peer, without the pongs to the layer's own pings. Writes reach the peer unchanged,
+/// with whole control frames between the frames. Between two fragments of a message (RFC 6455
+/// section 5.4) a ping is sent only after it has waited a heartbeat's `timeout` for the end of the
+/// message.
 ///
-/// After an eviction (by a timeout, through the handle, or because the runtime in which the connection
-/// was opened is shut down) every operation but `poll_shutdown` fails with an [`io::Error`] that holds
-/// [`Evicted`](crate::Evicted). After an end by the peer, reads and writes continue as the transport
-/// allows, for `close_timeout` at most.
+/// After an eviction (by a timeout, through the handle, or because the runtime in which the
+/// connection was opened is shut down) every operation but `poll_shutdown` fails with an
+/// [`io::Error`] that holds [`Evicted`](crate::Evicted). After an end by the peer, reads and writes
+/// continue as the transport allows, for `close_timeout` at most.
 ///
 /// Dropping the stream ends the connection and drops the transport, unless a ping of the layer is
-/// unanswered: its pong would arrive at a closed socket, and the kernel would reset the connection and
-/// discard the bytes that were written last. In that case the driver shuts the transport down and
-/// discards inbound bytes, until the peer ends its direction or `close_timeout` has passed. It does the
-/// same after an eviction, unless the peer is dead. After a shutdown of the runtime there is no driver,
-/// and the transport is dropped at once.
+/// unanswered: its pong would arrive at a closed socket, and the kernel would reset the connection
+/// and discard the bytes that were written last. In that case the driver shuts the transport down
+/// and discards inbound bytes, until the peer ends its direction or `close_timeout` has passed. It
+/// does the same after an eviction, unless the peer is dead. After a shutdown of the runtime there
+/// is no driver, and the transport is dropped at once.
 ///
-/// The stream may be split (`tokio::io::split`, or the library's own halves): one task may read while
-/// another writes.
+/// The stream may be split (`tokio::io::split`, or the library's own halves): one task may read
+/// while another writes.
 ///
-/// Memory: at most 16 KiB are read ahead, while a ping waits for its pong and the handler does not read.
-/// Outbound bytes are not buffered: a full transport makes the writer wait, for `write_timeout` at most.
+/// Memory: at most 16 KiB are read ahead, while a ping waits for its pong and the handler does not
+/// read. Outbound bytes are not buffered: a full transport makes the writer wait, for
+/// `write_timeout` at most.
 ///
 /// Made by [`HeartbeatLayer::wrap_server`](crate::HeartbeatLayer::wrap_server) and
-/// [`wrap_client`](crate::HeartbeatLayer::wrap_client). Behind the layers, hyper's `Upgraded` holds it.
+/// [`wrap_client`](crate::HeartbeatLayer::wrap_client). Behind the layers, hyper's `Upgraded` holds
+/// it.
 ///
 /// # Cancel safety
 ///
-/// That of the transport: a read or write that is dropped before it is ready has taken no bytes from the
-/// stream, and written none of the caller's.
+/// That of the transport: a read or write that is dropped before it is ready has taken no bytes
+/// from the stream, and written none of the caller's.
 ///
 /// # Panics
 ///
-/// The transport is polled under the connection's lock. During a poll it must not use this stream, call
-/// [`Registry::snapshot`](crate::Registry::snapshot), which locks all connections, or use the
-/// connection's own handle for anything but [`Liveness::id`], its session slot and its `Debug`. That
-/// would be a deadlock, so it panics with a message that says so; the connection then ends as after any
-/// panic of its transport. The same applies to a waker while it is *cloned* and while the transport
-/// drops it. While it is woken it may use all of these.
+/// The transport is polled under the connection's lock. During a poll it must not use this stream,
+/// call [`Registry::snapshot`](crate::Registry::snapshot), which locks all connections, or use the
+/// connection's own handle for anything but [`Liveness::id`], its session slot and its `Debug`.
+/// That would be a deadlock, so it panics with a message that says so; the connection then ends as
+/// after any panic of its transport. The same applies to a waker while it is *cloned* and while the
+/// transport drops it. While it is woken it may use all of these.
 ///
 /// # Examples
 ///
@@ -118,8 +121,8 @@ where
         (Self::new(connection, vectored), live)
     }
 
-    /// The opening handshake is complete, and `io` carries frames from now on. If the connection was
-    /// evicted meanwhile, the stream fails.
+    /// The opening handshake is complete, and `io` carries frames from now on. If the connection
+    /// was evicted meanwhile, the stream fails.
     pub(crate) fn keep(&self, io: T) {
         self.connection.open(io);
         self.connection.evict_if_draining();

@@ -19,7 +19,8 @@ pub(crate) struct TimerEntry {
 /// Which changes of a deadline are passed on to the wheel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DeadlineMove {
-    /// Only earlier ones. Traffic postpones the deadline all the time; the next visit finds that out.
+    /// Only earlier ones. Traffic postpones the deadline all the time; the next visit finds that
+    /// out.
     Earlier,
     /// All. Once per ping this saves the visit at a deadline that a pong has postponed.
     Any,
@@ -51,9 +52,9 @@ impl TimerEntry {
         self.clock().now()
     }
 
-    /// Whether the entry has expired at `now`. If so, the wheel has removed it or is about to, and the
-    /// next [`rearm`](Self::rearm) adds it again. (The wheel is never later than `now`, or a deadline
-    /// in between would be lost.)
+    /// Whether the entry has expired at `now`. If so, the wheel has removed it or is about to, and
+    /// the next [`rearm`](Self::rearm) adds it again. (The wheel is never later than `now`, or a
+    /// deadline in between would be lost.)
     pub(crate) fn take_expired(&mut self, now: Moment) -> bool {
         let expired = now >= Moment::after_millis(self.expires);
         if expired {

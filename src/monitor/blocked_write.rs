@@ -2,8 +2,8 @@
 
 use super::moment::Moment;
 
-/// What is known of a refused write. The verdict comes only after a second try: the handler may have
-/// abandoned the write, and the transport may have room again.
+/// What is known of a refused write. The verdict comes only after a second try: the handler may
+/// have abandoned the write, and the transport may have room again.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BlockedWrite {
     /// Since when the transport has accepted nothing.

@@ -18,8 +18,8 @@ const MIN_DRAIN: Duration = Duration::from_millis(5);
 const MAX_DRAIN: Duration = Duration::from_millis(100);
 
 impl Monitor {
-    /// `bytes` bytes of the peer were read at `now`, up to `unseen` after their arrival. `mid_frame`
-    /// if they end inside a frame.
+    /// `bytes` bytes of the peer were read at `now`, up to `unseen` after their arrival.
+    /// `mid_frame` if they end inside a frame.
     pub(crate) fn received(
         &mut self,
         now: Moment,
@@ -42,8 +42,8 @@ impl Monitor {
         }
     }
 
-    /// A pong with the length of ours was read, up to `unseen` after its arrival; for its round trip
-    /// `unread` counts if that is more. Returns which ping it answers, if it is one of ours.
+    /// A pong with the length of ours was read, up to `unseen` after its arrival; for its round
+    /// trip `unread` counts if that is more. Returns which ping it answers, if it is one of ours.
     pub(crate) fn pong(
         &mut self,
         now: Moment,
@@ -106,8 +106,8 @@ impl Monitor {
         self.stats.bytes_sent += bytes as u64;
     }
 
-    /// The transport accepted bytes; `rest` if more of the same write or frame waits. Needed only if
-    /// the connection [is held up](Self::is_held_up).
+    /// The transport accepted bytes; `rest` if more of the same write or frame waits. Needed only
+    /// if the connection [is held up](Self::is_held_up).
     pub(crate) fn accepted(&mut self, now: Moment, rest: bool, policy: &Policy) {
         // A handler that continues its frame is slow, not stalled.
         self.pings.restart_queued(now);
@@ -222,8 +222,8 @@ impl Monitor {
         }
     }
 
-    /// Records whether the handler is between two fragments of a message, where a ping waits for the
-    /// end of the message.
+    /// Records whether the handler is between two fragments of a message, where a ping waits for
+    /// the end of the message.
     pub(crate) fn mid_message(&mut self, mid_message: bool) {
         self.moved |= self.pings.mid_message(mid_message);
     }

@@ -24,15 +24,15 @@ impl Monitor {
         self.pings.all_answered()
     }
 
-    /// Whether a ping is out, or waits to be written, and nothing has come since. The driver must then
-    /// watch for bytes and for the end of the stream.
+    /// Whether a ping is out, or waits to be written, and nothing has come since. The driver must
+    /// then watch for bytes and for the end of the stream.
     pub(crate) fn is_waiting(&self) -> bool {
         let pinged = self.pings.waiting().is_some() || self.pings.is_queued();
         pinged && self.lifecycle == Lifecycle::Open
     }
 
-    /// Until when the driver watches for the pong to the newest ping, although the peer is known to be
-    /// alive: the round trip must not include the handler's delay. Bounded, since bytes that the
+    /// Until when the driver watches for the pong to the newest ping, although the peer is known to
+    /// be alive: the round trip must not include the handler's delay. Bounded, since bytes that the
     /// driver reads are copied once more, and some peers never answer.
     pub(crate) fn round_trip_until(&self, policy: &Policy) -> Option<Moment> {
         let since = self.pings.unanswered().filter(|_| !self.passive)?;

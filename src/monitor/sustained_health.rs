@@ -7,8 +7,8 @@ use super::lifecycle::Lifecycle;
 use super::moment::Moment;
 use super::policy::Policy;
 
-/// From when on each state counts as lasting, if nothing happens until then. `None` if the state does
-/// not apply.
+/// From when on each state counts as lasting, if nothing happens until then. `None` if the state
+/// does not apply.
 #[derive(Clone, Copy, Debug)]
 struct LastingFrom {
     backlog: Option<Moment>,
@@ -77,8 +77,8 @@ impl Monitor {
         }
     }
 
-    /// The first moment after `observed` at which [`lasting_health`](Self::lasting_health) may change
-    /// without an event.
+    /// The first moment after `observed` at which [`lasting_health`](Self::lasting_health) may
+    /// change without an event.
     pub(crate) fn lasting_deadline(&self, observed: Moment, policy: &Policy) -> Moment {
         if self.lifecycle != Lifecycle::Open {
             return Moment::NEVER;

@@ -265,8 +265,8 @@ impl Monitor {
         idle.max_lifetime.map(|lifetime| self.opened + lifetime)
     }
 
-    /// While the read-ahead buffer is full, the end of the message may be behind it. When the handler
-    /// reads again, the time restarts for the rest of the message.
+    /// While the read-ahead buffer is full, the end of the message may be behind it. When the
+    /// handler reads again, the time restarts for the rest of the message.
     fn first_message_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
         let within = idle.first_message?;
         let from = match self.inbound.message {
@@ -289,7 +289,8 @@ impl Monitor {
         Some(begun? + within)
     }
 
-    /// A full read-ahead buffer does not postpone this deadline: it runs from the byte that filled it.
+    /// A full read-ahead buffer does not postpone this deadline: it runs from the byte that filled
+    /// it.
     fn idle_deadline(&self, idle: &IdlePolicy) -> Moment {
         self.active(idle.watch) + idle.timeout
     }
@@ -299,8 +300,8 @@ impl Monitor {
         Some(self.handler_stalled_since()? + timeout)
     }
 
-    /// Since when the handler does not read the bytes that wait, or does not finish a frame that the
-    /// transport would accept and in which no ping can be sent.
+    /// Since when the handler does not read the bytes that wait, or does not finish a frame that
+    /// the transport would accept and in which no ping can be sent.
     fn handler_stalled_since(&self) -> Option<Moment> {
         match (self.backlog, self.half_written()) {
             (Some(backlog), Some(half_written)) => Some(backlog.min(half_written)),

@@ -17,9 +17,9 @@ impl<T> Connection<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    /// Announces the end, once, in this order: to the registries, which stop counting the connection;
-    /// to the session maps, from which its seats are removed; to the eviction streams; to the hooks;
-    /// to the tasks that await the end. The caller holds no lock.
+    /// Announces the end, once, in this order: to the registries, which stop counting the
+    /// connection; to the session maps, from which its seats are removed; to the eviction streams;
+    /// to the hooks; to the tasks that await the end. The caller holds no lock.
     pub(crate) fn announce_end(&self, mut eviction: Eviction) {
         if !self.metadata.record_end(&eviction) {
             return;

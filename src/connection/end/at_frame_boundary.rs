@@ -5,8 +5,8 @@ use crate::connection::state::State;
 use crate::monitor::{CloseFrame, Moment, Reason, TransportUse};
 
 impl<T: 'static> State<T> {
-    /// Like [`evict`](Self::evict), but after the frame that the handler is in the middle of. False if
-    /// the connection has ended, or an eviction is deferred already.
+    /// Like [`evict`](Self::evict), but after the frame that the handler is in the middle of. False
+    /// if the connection has ended, or an eviction is deferred already.
     pub(crate) fn evict_at_boundary(
         &mut self,
         now: Moment,
@@ -25,7 +25,8 @@ impl<T: 'static> State<T> {
         true
     }
 
-    /// Carries out a deferred eviction once the handler has finished its frame, or cannot finish it.
+    /// Carries out a deferred eviction once the handler has finished its frame, or cannot finish
+    /// it.
     #[inline]
     pub(crate) fn evict_deferred(&mut self) {
         if self.close.is_some() {

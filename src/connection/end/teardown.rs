@@ -23,8 +23,8 @@ impl<T: 'static> State<T> {
 
     /// The handler dropped its stream. Returns false if there was no transport yet.
     ///
-    /// The transport is dropped too, unless a pong may still arrive: at a closed socket the pong makes
-    /// the kernel reset the connection, and the peer loses what the handler sent last.
+    /// The transport is dropped too, unless a pong may still arrive: at a closed socket the pong
+    /// makes the kernel reset the connection, and the peer loses what the handler sent last.
     pub(crate) fn handler_dropped(&mut self) -> bool {
         self.read_half.discard_unread();
         if let (true, Some(timer)) = (self.monitor.lifecycle.is_usable(), &self.timer) {
@@ -77,8 +77,8 @@ impl<T: 'static> State<T> {
         self.monitor.lifecycle.release(false);
     }
 
-    /// Whether the transport must be shut down before it is dropped. Not if the handler or the runtime
-    /// ended the connection, since without the layers no shutdown would happen either.
+    /// Whether the transport must be shut down before it is dropped. Not if the handler or the
+    /// runtime ended the connection, since without the layers no shutdown would happen either.
     pub(crate) fn needs_shutdown(&self) -> bool {
         self.monitor.reason() != Some(Reason::HandlerDropped) && self.write_half.can_shut_down()
     }
@@ -87,8 +87,8 @@ impl<T: 'static> State<T> {
 /// Drops a transport. If `shuts_down`, polls its shutdown once before.
 ///
 /// A dropped socket sends its FIN by itself. TLS also needs a close_notify (RFC 8446 section 6.1):
-/// without one, the peer must take the end for a possible truncation. RFC 6455 section 7.1.1 asks for
-/// a clean close.
+/// without one, the peer must take the end for a possible truncation. RFC 6455 section 7.1.1 asks
+/// for a clean close.
 ///
 /// Returns false if the transport panicked. It is dropped in any case.
 pub(crate) fn drop_transport<T: AsyncWrite + Unpin>(mut io: T, shuts_down: bool) -> bool {

@@ -10,11 +10,12 @@ use super::read_half::{MAX_READS_PER_VISIT, ReadHalf};
 use super::write_half::WriteHalf;
 use crate::monitor::{CloseFrame, Reason};
 
-/// The steps in which the driver closes a transport before it drops it. The caller bounds their time.
+/// The steps in which the driver closes a transport before it drops it. The caller bounds their
+/// time.
 ///
-/// In every step inbound bytes are read and discarded, for two reasons. A peer that waits for room to
-/// send may not read what we send. And if bytes arrive at a closed socket, or are unread when it is
-/// closed, the kernel resets the connection and discards the bytes that were still to be sent.
+/// In every step inbound bytes are read and discarded, for two reasons. A peer that waits for room
+/// to send may not read what we send. And if bytes arrive at a closed socket, or are unread when it
+/// is closed, the kernel resets the connection and discards the bytes that were still to be sent.
 #[derive(Debug)]
 pub(crate) struct CloseHandshake {
     /// The frame to send, until the outbound half has it.

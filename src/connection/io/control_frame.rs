@@ -39,8 +39,8 @@ impl ControlFrame {
         }
     }
 
-    /// The bytes of the next write. If `splits`, a ping is written in four pieces, the last three of
-    /// one byte each.
+    /// The bytes of the next write. If `splits`, a ping is written in four pieces, the last three
+    /// of one byte each.
     pub(crate) fn next_write(&self, splits: bool) -> Option<&[u8]> {
         match self {
             Self::Ping {

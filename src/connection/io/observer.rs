@@ -25,8 +25,8 @@ impl Observer<'_> {
         self.clock.now()
     }
 
-    /// Whether the driver must watch for inbound bytes: a pong may be among them whose round trip is
-    /// measured or awaited, and the handler may be slow to read it.
+    /// Whether the driver must watch for inbound bytes: a pong may be among them whose round trip
+    /// is measured or awaited, and the handler may be slow to read it.
     #[inline]
     pub(crate) fn awaits_pong(&self) -> bool {
         // The usual case, asked for every read.
@@ -131,9 +131,10 @@ impl Observer<'_> {
 
     /// A read returned `Pending`. Returns whether the transport is known to have nothing to read.
     ///
-    /// In a task whose cooperative budget is spent, tokio's transports return `Pending` in any state
-    /// and wake the task at once. Other transports return it only if they are not ready, and do not
-    /// wake the task. So the driver, whose task has no budget, polls again, here as for writes.
+    /// In a task whose cooperative budget is spent, tokio's transports return `Pending` in any
+    /// state and wake the task at once. Other transports return it only if they are not ready, and
+    /// do not wake the task. So the driver, whose task has no budget, polls again, here as for
+    /// writes.
     pub(crate) fn found_nothing(&mut self) -> bool {
         let certain = has_budget_remaining();
         self.report.uncertain |= !certain;

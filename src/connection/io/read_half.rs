@@ -215,7 +215,8 @@ impl ReadHalf {
         }
     }
 
-    /// Gives an incomplete pong to the handler: its rest will not come. Returns whether there was one.
+    /// Gives an incomplete pong to the handler: its rest will not come. Returns whether there was
+    /// one.
     fn release_candidate(&mut self, out: &mut ReadBuf<'_>) -> bool {
         self.pong_buffer.release();
         self.pong_buffer.give(out)
@@ -242,9 +243,9 @@ impl ReadHalf {
         Poll::Ready(Ok(read))
     }
 
-    /// After a read that ended inside a possible pong: reads its rest into the pong buffer, whatever
-    /// the size of the caller's buffer. An unmasked pong is shorter than the pong buffer, so the
-    /// bytes behind it may pass through it too.
+    /// After a read that ended inside a possible pong: reads its rest into the pong buffer,
+    /// whatever the size of the caller's buffer. An unmasked pong is shorter than the pong buffer,
+    /// so the bytes behind it may pass through it too.
     fn poll_fill_pong_buffer<T: AsyncRead + Unpin>(
         &mut self,
         io: &mut T,
@@ -287,8 +288,8 @@ impl ReadHalf {
 
     /// Scans `bytes`, the last `read` of which are new, and cuts out our pongs.
     ///
-    /// Afterwards `bytes` starts with the handler's bytes, followed by what may be the beginning of a
-    /// pong of ours. Returns the lengths of both.
+    /// Afterwards `bytes` starts with the handler's bytes, followed by what may be the beginning of
+    /// a pong of ours. Returns the lengths of both.
     fn scan_and_cut(
         &mut self,
         bytes: &mut [u8],

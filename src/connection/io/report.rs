@@ -15,8 +15,8 @@ pub(crate) struct Report {
     pub(crate) malformed: Option<(Direction, Malformed)>,
     /// The transport refused its socket options. The connection works without them.
     pub(crate) untuned: Option<ErrorKind>,
-    /// A `Pending` may come from tokio's cooperative budget and not from the transport, so the driver
-    /// must poll.
+    /// A `Pending` may come from tokio's cooperative budget and not from the transport, so the
+    /// driver must poll.
     pub(crate) uncertain: bool,
     /// The handler's previous waker. It may be the last one of its task, and dropping that may use
     /// the connection.

@@ -14,8 +14,8 @@ pub(crate) struct TransportTraits<T> {
     pub(crate) tune: fn(&T, &HeartbeatPolicy) -> io::Result<()>,
     /// Whether a write that returned `Pending` may be followed by a write of other bytes.
     ///
-    /// OpenSSL encrypts a write before it finds the socket full, and sends these encrypted bytes with
-    /// the next write, which therefore must be of the same bytes.
+    /// OpenSSL encrypts a write before it finds the socket full, and sends these encrypted bytes
+    /// with the next write, which therefore must be of the same bytes.
     pub(crate) takes_any_bytes: fn(&T) -> bool,
     /// Polls whether the transport would accept a byte. `Ready` if it cannot tell.
     ///

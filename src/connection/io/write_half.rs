@@ -25,8 +25,8 @@ pub(crate) struct WriteHalf {
     masked: bool,
     /// The last fragment of the handler's message is still to come.
     mid_message: bool,
-    /// A Close frame was sent, or the direction was shut down: no frame may follow (RFC 6455 section
-    /// 5.5.1).
+    /// A Close frame was sent, or the direction was shut down: no frame may follow (RFC 6455
+    /// section 5.5.1).
     closed: bool,
     /// The transport is shut down, or must not be.
     shut: bool,
@@ -71,31 +71,31 @@ impl WriteHalf {
 
     /// Writes each ping in four pieces from now on, the last three of one byte each.
     ///
-    /// hyper's HTTP/2 stream reports a flush when fewer than two writes wait behind the one that waits
-    /// for the peer's window. A ping in one piece would thus count as sent to a peer that grants no
-    /// window, and the silence of the peer as its death. With four pieces this is left only for a
-    /// window that ends one or two bytes before the ping does.
+    /// hyper's HTTP/2 stream reports a flush when fewer than two writes wait behind the one that
+    /// waits for the peer's window. A ping in one piece would thus count as sent to a peer that
+    /// grants no window, and the silence of the peer as its death. With four pieces this is left
+    /// only for a window that ends one or two bytes before the ping does.
     pub(crate) fn split_pings(&mut self) {
         self.splits_pings = true;
     }
 
     /// Sets whether a write that returned `Pending` must be repeated with the same bytes.
     ///
-    /// OpenSSL has encrypted them by then, and sends them in place of the bytes of the next write. So
-    /// such a write claims the transport: until it is repeated, nothing else is written, not even an
-    /// empty write.
+    /// OpenSSL has encrypted them by then, and sends them in place of the bytes of the next write.
+    /// So such a write claims the transport: until it is repeated, nothing else is written, not
+    /// even an empty write.
     pub(crate) fn repeats_writes(&mut self, repeats_writes: bool) {
         self.repeats_writes = repeats_writes;
     }
 
-    /// Whether a ping can be written now: the handler is between two messages, no Close frame was sent,
-    /// and no control frame of ours is being written.
+    /// Whether a ping can be written now: the handler is between two messages, no Close frame was
+    /// sent, and no control frame of ours is being written.
     pub(crate) fn can_inject(&self) -> bool {
         !self.is_mid_frame() && !self.mid_message && !self.closed && !self.is_busy()
     }
 
-    /// Whether the handler has begun a frame and not finished it. A write of the handler that claims
-    /// the transport counts as begun.
+    /// Whether the handler has begun a frame and not finished it. A write of the handler that
+    /// claims the transport counts as begun.
     pub(crate) fn is_mid_frame(&self) -> bool {
         !self.scanner.at_boundary() || self.is_claimed()
     }
@@ -160,8 +160,8 @@ impl WriteHalf {
 
     /// Queues a Close frame. It replaces a ping of which no byte is written.
     ///
-    /// Returns false and does nothing if no Close frame can follow the bytes that are written: in the
-    /// middle of a frame, or after a Close frame.
+    /// Returns false and does nothing if no Close frame can follow the bytes that are written: in
+    /// the middle of a frame, or after a Close frame.
     pub(crate) fn queue_close(&mut self, code: u16, reason: &str) -> bool {
         if self.is_mid_frame() || self.closed || self.has_begun() {
             return false;
@@ -210,9 +210,9 @@ impl WriteHalf {
 
     /// Whether the handler is between two fragments of a message.
     ///
-    /// RFC 6455 section 5.4 allows control frames there, but some peers then lose a compressed message
-    /// (wsproto 1.3, aiohttp before 3.14.5). So a ping waits for the end of the message, for at most
-    /// the heartbeat's `timeout`.
+    /// RFC 6455 section 5.4 allows control frames there, but some peers then lose a compressed
+    /// message (wsproto 1.3, aiohttp before 3.14.5). So a ping waits for the end of the message,
+    /// for at most the heartbeat's `timeout`.
     pub(crate) fn is_mid_message(&self) -> bool {
         self.mid_message && !self.is_mid_frame()
     }
@@ -351,7 +351,8 @@ impl WriteHalf {
         observer: &mut Observer<'_>,
     ) -> Poll<io::Result<usize>> {
         if (self.is_busy() || self.stops_at_boundary) && !self.is_claimed() {
-            // The write must end at a boundary inside the slices, so they are written one at a time.
+            // The write must end at a boundary inside the slices, so they are written one at a
+            // time.
             let first = slices.iter().find(|slice| !slice.is_empty());
             return self.poll_write(io, cx, first.map_or(&[], |slice| &**slice), observer);
         }

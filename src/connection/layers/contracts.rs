@@ -20,13 +20,14 @@ use crate::monitor::{CloseFrame, Health, Overrides, Policy, Reason, Rtt, Stats};
 pub(crate) trait ErasedConnection: Send + Sync {
     fn metadata(&self) -> &Metadata;
     fn view(&self) -> View;
-    /// Whether this is called during a poll of the connection's own transport, or by a waker that is
-    /// cloned there. [`view`](Self::view) and most methods below then panic.
+    /// Whether this is called during a poll of the connection's own transport, or by a waker that
+    /// is cloned there. [`view`](Self::view) and most methods below then panic.
     fn is_polled(&self) -> bool;
     /// Ends the connection with this Close frame. False if it has ended before.
     fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool;
-    /// Like [`evict`](Self::evict), but after the frame that the handler is in the middle of, so that
-    /// no message is torn. False if the connection has ended, or an eviction is deferred already.
+    /// Like [`evict`](Self::evict), but after the frame that the handler is in the middle of, so
+    /// that no message is torn. False if the connection has ended, or an eviction is deferred
+    /// already.
     fn evict_at_boundary(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool;
     /// Drops the transport of a connection that has ended or whose eviction is deferred. Sends what
     /// the transport accepts at once, and waits for nothing. Does nothing to other connections.
@@ -77,8 +78,9 @@ pub(crate) struct View {
 
 /// A registry, as the connections of its layers see it.
 pub(crate) trait Tracker: Send + Sync {
-    /// Admits one more handshake. It counts against the limit until [`release_permit`](Self::release_permit), and as
-    /// present until [`release_presence`](Self::release_presence).
+    /// Admits one more handshake. It counts against the limit until
+    /// [`release_permit`](Self::release_permit), and as present until
+    /// [`release_presence`](Self::release_presence).
     fn admit(&self) -> Result<(), Refused>;
     /// Like [`admit`](Self::admit), for a stream that cannot be refused: no handshake is answered.
     fn admit_always(&self);
@@ -92,8 +94,8 @@ pub(crate) trait Tracker: Send + Sync {
     fn opened(&self, connection: Arc<dyn ErasedConnection>);
     /// Calls the hooks that the last [`opened`](Self::opened) triggered.
     fn call_alarms(&self);
-    /// How a connection must be evicted that opens while the registry is being drained. `None` if it
-    /// is not.
+    /// How a connection must be evicted that opens while the registry is being drained. `None` if
+    /// it is not.
     fn drain_order(&self) -> Option<DrainOrder>;
     /// Removes a connection from the set. Also called for a connection that was never opened, and,
     /// under a lock of the connection, for one that continues without the layer.
@@ -116,13 +118,14 @@ pub(crate) struct Refused {
     pub(crate) retry_after: u64,
 }
 
-/// What a connection counts for in one registry. Dropping it gives that back, which may wake a task:
-/// drop it without a lock.
+/// What a connection counts for in one registry. Dropping it gives that back, which may wake a
+/// task: drop it without a lock.
 pub(crate) struct Admission {
     pub(super) tracker: Arc<dyn Tracker>,
     /// Counts against the limit: from the handshake to the eviction.
     pub(super) permit: bool,
-    /// Counts as present, which a shutdown waits for: from the handshake to the end of the transport.
+    /// Counts as present, which a shutdown waits for: from the handshake to the end of the
+    /// transport.
     pub(super) presence: bool,
 }
 

@@ -1,9 +1,9 @@
 //! Inner layers of a connection that can still be detached from it.
 //!
 //! The outermost layer creates the connection, and its response decides whether it is upgraded. An
-//! inner layer joins when the request passes it, since its limits, hooks and times apply from then on.
-//! If the response of its own service is not an upgrade, the layer leaves, but the connection may
-//! continue: a service further out may answer the handshake itself, or call another service.
+//! inner layer joins when the request passes it, since its limits, hooks and times apply from then
+//! on. If the response of its own service is not an upgrade, the layer leaves, but the connection
+//! may continue: a service further out may answer the handshake itself, or call another service.
 //!
 //! This state exists while the response of an inner layer is outstanding.
 
@@ -72,7 +72,8 @@ impl Attachments {
         self.changes.push(PolicyChange::Overrides { by, values });
     }
 
-    /// Records that the response of a layer is an upgrade. It now leaves only with a layer further out.
+    /// Records that the response of a layer is an upgrade. It now leaves only with a layer further
+    /// out.
     pub(crate) fn accept(&mut self, id: AttachmentId) {
         if let Some(attached) = self.layers_mut().find(|attached| attached.id == id) {
             attached.accepted = true;

@@ -20,8 +20,8 @@ struct Admissions {
     trackers: Trackers,
     /// From `InProgress` on, the connection does not count against the limits.
     announced: Announced,
-    /// No transport is left, and none will come. After this and `Announced::Done`, the connection is
-    /// no longer present.
+    /// No transport is left, and none will come. After this and `Announced::Done`, the connection
+    /// is no longer present.
     transport_closed: bool,
 }
 
@@ -30,8 +30,8 @@ impl Membership {
         self.lock().is_in(tracker)
     }
 
-    /// Takes the parts of `admission` that the connection does not hold yet, and returns the rest. True
-    /// if it is new in the registry. Drop the rest without a lock, since that may wake a task.
+    /// Takes the parts of `admission` that the connection does not hold yet, and returns the rest.
+    /// True if it is new in the registry. Drop the rest without a lock, since that may wake a task.
     pub(crate) fn add(&self, mut admission: Admission) -> (bool, Admission) {
         let mut admissions = self.lock();
         let is_new = !admissions.has_left() && !admissions.is_in(&admission.tracker);
@@ -50,8 +50,8 @@ impl Membership {
         let mut trackers = admissions.trackers.iter();
         let index = trackers.position(|known| Arc::ptr_eq(known, tracker))?;
         let tracker = admissions.trackers.remove(index);
-        // After the end, the task that announces it removes the connection. Under the lock, since the
-        // connection might enter again in between.
+        // After the end, the task that announces it removes the connection. Under the lock, since
+        // the connection might enter again in between.
         if !admissions.has_vacated() {
             tracker.ended(id);
         }
@@ -63,8 +63,8 @@ impl Membership {
         self.lock().trackers.clone()
     }
 
-    /// Adds the connection to the sets of all registries, unless it has ended: a set never holds more
-    /// than its registry has admitted.
+    /// Adds the connection to the sets of all registries, unless it has ended: a set never holds
+    /// more than its registry has admitted.
     pub(crate) fn enter(&self, connection: &Arc<dyn ErasedConnection>) {
         let admissions = self.lock();
         if admissions.has_vacated() {
@@ -80,8 +80,8 @@ impl Membership {
         }
     }
 
-    /// The connection has ended: removes it from all sets, and stops counting it against the limits.
-    /// Returns the registries to pass the eviction to.
+    /// The connection has ended: removes it from all sets, and stops counting it against the
+    /// limits. Returns the registries to pass the eviction to.
     pub(crate) fn end(&self, id: ConnectionId) -> Trackers {
         let (trackers, permits) = {
             let mut admissions = self.lock();

@@ -1,7 +1,8 @@
 //! Wake-ups while the driver's waker replaces the handler's.
 //!
-//! The transport keeps one waker per direction. While the handler is pending, the driver registers its
-//! own for a ping, a read or a retry; at that moment the peer's bytes come, or room for the handler's.
+//! The transport keeps one waker per direction. While the handler is pending, the driver registers
+//! its own for a ping, a read or a retry; at that moment the peer's bytes come, or room for the
+//! handler's.
 
 use std::future::poll_fn;
 use std::pin::Pin;

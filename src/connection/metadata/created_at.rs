@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 /// Creation time as nanoseconds since a process-wide epoch: 8 bytes instead of `Instant`'s 16.
 ///
-/// Signed: the epoch is the creation of the first connection by the clock of its runtime, and the clock
-/// of another runtime may be behind if a test has paused it.
+/// Signed: the epoch is the creation of the first connection by the clock of its runtime, and the
+/// clock of another runtime may be behind if a test has paused it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CreatedAt(i64);
 

@@ -32,12 +32,13 @@ pub(crate) struct EndRecord {
     /// The layers that have hooks, outermost first. Rarely more than one of each kind.
     layers: [Option<Arc<Listeners>>; 2],
     on_demand: Option<Box<OnDemand>>,
-    /// How many may still read the session and the seats: the hooks until they have all returned, and
-    /// each task that awaits the end. After the last of them and the handler, the slot is emptied,
-    /// since its value may hold a handle of this connection, and they would keep each other alive.
+    /// How many may still read the session and the seats: the hooks until they have all returned,
+    /// and each task that awaits the end. After the last of them and the handler, the slot is
+    /// emptied, since its value may hold a handle of this connection, and they would keep each
+    /// other alive.
     pub(crate) readers: u32,
-    /// The handler has its stream and may read the session. Not the seats: it may wait for a value in
-    /// its seat to be dropped, such as the sender of its channel.
+    /// The handler has its stream and may read the session. Not the seats: it may wait for a value
+    /// in its seat to be dropped, such as the sender of its channel.
     pub(crate) handler_reads: bool,
     pub(crate) announced: Announced,
     /// No transport is left, and none will come. True if the closing handshake of an eviction was

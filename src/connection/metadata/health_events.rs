@@ -1,8 +1,8 @@
 //! Changes of health that wait for the health hooks.
 //!
 //! Only connections with health hooks have this. Health gets worse with time alone, and for it time
-//! advances only at a visit of the driver, after the driver has read: so bytes that lie unread do not
-//! make a peer look silent, and an operation of the handler needs no clock.
+//! advances only at a visit of the driver, after the driver has read: so bytes that lie unread do
+//! not make a peer look silent, and an operation of the handler needs no clock.
 
 use std::collections::VecDeque;
 

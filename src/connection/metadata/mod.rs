@@ -70,8 +70,8 @@ impl Metadata {
         let _ = self.driver.set(driver);
     }
 
-    /// Calls code of the application in the context of the driver's runtime, since the present thread
-    /// may have none. Before the upgrade there is no driver, and `act` is called without it.
+    /// Calls code of the application in the context of the driver's runtime, since the present
+    /// thread may have none. Before the upgrade there is no driver, and `act` is called without it.
     pub(crate) fn in_runtime<R>(&self, act: impl FnOnce() -> R) -> R {
         match self.driver() {
             Some(driver) => in_runtime(driver.runtime(), act),
@@ -155,7 +155,8 @@ impl Metadata {
 
     // ---- seats ---------------------------------------------------------------------------------
 
-    /// Adds a seat that must be removed from its map at the end. Fails with the reason after the end.
+    /// Adds a seat that must be removed from its map at the end. Fails with the reason after the
+    /// end.
     pub(crate) fn add_registration(
         &self,
         registration: Arc<dyn Registration>,
@@ -214,7 +215,8 @@ impl Metadata {
         self.release_session(|record| record.handler_reads = false);
     }
 
-    /// Removes a reader with `leave`, and empties the session slot and the seats after the last one.
+    /// Removes a reader with `leave`, and empties the session slot and the seats after the last
+    /// one.
     pub(crate) fn release_session(&self, leave: impl FnOnce(&mut EndRecord)) {
         let mut record = self.record();
         leave(&mut record);
@@ -263,8 +265,8 @@ impl Metadata {
         panic_guard::wake(self.id, || changed.notify());
     }
 
-    /// Whether the transport is gone: see [`until_transport_closed`](Self::until_transport_closed) for
-    /// the value.
+    /// Whether the transport is gone: see [`until_transport_closed`](Self::until_transport_closed)
+    /// for the value.
     pub(crate) fn is_transport_closed(&self) -> Option<bool> {
         self.record().transport_closed
     }

@@ -19,8 +19,8 @@ pub(crate) struct PingWaiters {
 
 #[derive(Debug)]
 struct PingWaiter {
-    /// The sequence number of the awaited pong. A later one answers too, since peers may answer only
-    /// the latest ping (RFC 6455 section 5.5.3).
+    /// The sequence number of the awaited pong. A later one answers too, since peers may answer
+    /// only the latest ping (RFC 6455 section 5.5.3).
     sequence: u32,
     since: Moment,
     answer: oneshot::Sender<Duration>,
@@ -28,8 +28,8 @@ struct PingWaiter {
 
 impl PingWaiters {
     pub(crate) fn add(&mut self, sequence: u32, since: Moment) -> oneshot::Receiver<Duration> {
-        // Cancelled calls are removed here, so that they do not pile up. They are dropped without the
-        // lock, like the others, since they may own a waker.
+        // Cancelled calls are removed here, so that they do not pile up. They are dropped without
+        // the lock, like the others, since they may own a waker.
         let waiting = std::mem::take(&mut self.waiting).into_iter();
         let (gone, waiting): (Vec<_>, _) = waiting.partition(|waiter| waiter.answer.is_closed());
         self.waiting = waiting;
@@ -93,7 +93,8 @@ impl PingWaiters {
         }
     }
 
-    /// Notifies the answered calls, and fails the others by dropping them. The waiter holds no lock.
+    /// Notifies the answered calls, and fails the others by dropping them. The waiter holds no
+    /// lock.
     pub(crate) fn notify(self, id: ConnectionId) {
         for (waiter, rtt) in self.answered {
             // A cancelled call needs no answer.

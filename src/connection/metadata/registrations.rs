@@ -27,8 +27,8 @@ impl RegistrationId {
     }
 }
 
-/// Removes all seats from their maps, and returns those that were still the connection's. The caller
-/// holds no lock: the maps are the application's.
+/// Removes all seats from their maps, and returns those that were still the connection's. The
+/// caller holds no lock: the maps are the application's.
 pub(crate) fn vacate(
     registrations: Vec<Arc<dyn Registration>>,
     eviction: &Eviction,

@@ -26,8 +26,8 @@ impl<T: 'static> State<T> {
         }
     }
 
-    /// Queues the change of health that the last operation brought, if there are health hooks. Returns
-    /// whether the caller must deliver the queue once the lock is released.
+    /// Queues the change of health that the last operation brought, if there are health hooks.
+    /// Returns whether the caller must deliver the queue once the lock is released.
     pub(crate) fn queue_health_change(&mut self) -> bool {
         if self.monitor.has_ended() {
             self.health_events = None;

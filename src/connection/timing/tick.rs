@@ -9,8 +9,8 @@ use crate::connection::state::{Parts, State};
 use crate::driver::DeadlineMove;
 use crate::monitor::{Action, Moment, Outlook, TransportUse};
 
-/// After so many visits in a row that left bytes unread, the verdict no longer waits for the rest: a
-/// peer that sends without end must not escape it.
+/// After so many visits in a row that left bytes unread, the verdict no longer waits for the rest:
+/// a peer that sends without end must not escape it.
 const MAX_UNFINISHED_VISITS: u8 = 64;
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
@@ -118,8 +118,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             let cx = &mut Context::from_waker(waker);
             match write_half.poll_control(io, cx, &mut observer) {
                 Poll::Pending => {
-                    // The transport has the driver's waker now, and the handler's is lost. A pending
-                    // flush need not keep the handler from writing, so the handler must poll again.
+                    // The transport has the driver's waker now, and the handler's is lost. A
+                    // pending flush need not keep the handler from writing, so the handler must
+                    // poll again.
                     let flushing = write_half.is_flushing();
                     self.writer.by_driver = true;
                     self.writer.due |= flushing && self.writer.pending;
@@ -160,8 +161,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         self.writer.due = self.writer.pending;
     }
 
-    /// Reads, and returns whether a verdict may be given: all bytes were read, or too many visits in a
-    /// row left some.
+    /// Reads, and returns whether a verdict may be given: all bytes were read, or too many visits
+    /// in a row left some.
     fn has_read_all(
         &mut self,
         waker: &Waker,
@@ -180,9 +181,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
 
     /// Reads on behalf of a handler that does not read.
     ///
-    /// Returns false if there may be more to read. The rest decides the verdict, so none may be given
-    /// before the next visit. `again` if this visit has read before: the bytes that are here now have
-    /// arrived since.
+    /// Returns false if there may be more to read. The rest decides the verdict, so none may be
+    /// given before the next visit. `again` if this visit has read before: the bytes that are here
+    /// now have arrived since.
     fn read_for_handler(
         &mut self,
         waker: &Waker,
