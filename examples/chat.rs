@@ -1,4 +1,4 @@
-//! A chat room whose user list contains only live connections.
+//! A chat room whose user list contains only open connections.
 //!
 //! ```text
 //! cargo run --example chat

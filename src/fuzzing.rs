@@ -7,11 +7,11 @@ use crate::wire;
 
 /// The scanner of one direction of a connection.
 #[derive(Clone, Debug)]
-pub struct Scanner(wire::Scanner);
+pub struct FuzzScanner(wire::Scanner);
 
 /// The end of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FrameEnd {
+pub struct FuzzFrameEnd {
     /// The opcode's value on the wire.
     pub opcode: u8,
     /// Whether the frame is the last fragment of its message.
@@ -22,7 +22,7 @@ pub struct FrameEnd {
 
 /// The rule of RFC 6455 that a stream violates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Malformed {
+pub enum FuzzMalformed {
     /// A reserved opcode.
     ReservedOpcode(u8),
     /// A control frame without FIN.
@@ -35,7 +35,7 @@ pub enum Malformed {
 
 /// Whether a prefix may be a pong that answers a ping of this crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Probe {
+pub enum FuzzProbe {
     /// Another frame.
     No,
     /// Possibly such a pong, but incomplete.
@@ -45,18 +45,18 @@ pub enum Probe {
     Pong([u8; 8], usize),
 }
 
-impl Default for Scanner {
+impl Default for FuzzScanner {
     /// A scanner at the first frame boundary.
     fn default() -> Self {
         Self(wire::Scanner::new())
     }
 }
 
-impl Scanner {
+impl FuzzScanner {
     /// Scans up to the end of the next frame or of `bytes`. Returns the number of bytes scanned.
-    pub fn advance(&mut self, bytes: &[u8]) -> (usize, Option<FrameEnd>) {
+    pub fn advance(&mut self, bytes: &[u8]) -> (usize, Option<FuzzFrameEnd>) {
         let (consumed, end) = self.0.advance(bytes);
-        let end = end.map(|end| FrameEnd {
+        let end = end.map(|end| FuzzFrameEnd {
             opcode: end.opcode as u8,
             fin: end.fin,
             close_code: end.close_code,
@@ -78,22 +78,22 @@ impl Scanner {
 
     /// The rule that was violated, after which frame boundaries are unknown.
     #[must_use]
-    pub fn malformed(&self) -> Option<Malformed> {
+    pub fn malformed(&self) -> Option<FuzzMalformed> {
         self.0.malformed().map(|rule| match rule {
-            wire::Malformed::ReservedOpcode(opcode) => Malformed::ReservedOpcode(opcode),
-            wire::Malformed::FragmentedControl => Malformed::FragmentedControl,
-            wire::Malformed::OversizedControl => Malformed::OversizedControl,
-            wire::Malformed::LengthTopBit => Malformed::LengthTopBit,
+            wire::Malformed::ReservedOpcode(opcode) => FuzzMalformed::ReservedOpcode(opcode),
+            wire::Malformed::FragmentedControl => FuzzMalformed::FragmentedControl,
+            wire::Malformed::OversizedControl => FuzzMalformed::OversizedControl,
+            wire::Malformed::LengthTopBit => FuzzMalformed::LengthTopBit,
         })
     }
 }
 
 /// Whether `prefix` may be a pong that answers a ping of this crate.
 #[must_use]
-pub fn probe_pong(prefix: &[u8]) -> Probe {
+pub fn probe_pong(prefix: &[u8]) -> FuzzProbe {
     match wire::probe_pong(prefix) {
-        wire::Probe::No => Probe::No,
-        wire::Probe::NeedMore => Probe::NeedMore,
-        wire::Probe::Pong { payload, frame_len } => Probe::Pong(payload, frame_len),
+        wire::Probe::No => FuzzProbe::No,
+        wire::Probe::NeedMore => FuzzProbe::NeedMore,
+        wire::Probe::Pong { payload, frame_len } => FuzzProbe::Pong(payload, frame_len),
     }
 }

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use tower_ws_liveness::fuzzing::Malformed;
+use tower_ws_liveness::fuzzing::FuzzMalformed;
 
 pub const CLOSE: u8 = 0x8;
 pub const PING: u8 = 0x9;
@@ -27,7 +27,7 @@ pub struct ParsedStream {
     /// The complete frames.
     pub frames: Vec<Frame>,
     /// The rule that is violated after them, and the number of bytes after which that is known.
-    pub violation: Option<(usize, Malformed)>,
+    pub violation: Option<(usize, FuzzMalformed)>,
 }
 
 impl Frame {
@@ -73,7 +73,7 @@ impl ParsedStream {
     }
 
     /// The rule that the first `len` bytes violate.
-    pub fn violation_after(&self, len: usize) -> Option<Malformed> {
+    pub fn violation_after(&self, len: usize) -> Option<FuzzMalformed> {
         let violation = self
             .violation
             .filter(|(known_after, _)| *known_after <= len);
@@ -89,7 +89,7 @@ impl ParsedStream {
 
 /// Parses the frame at `start`. `None` if its header is incomplete. The error is the rule that the
 /// frame violates, and after how many of its bytes that is known.
-fn frame(stream: &[u8], start: usize) -> Result<Option<Frame>, (usize, Malformed)> {
+fn frame(stream: &[u8], start: usize) -> Result<Option<Frame>, (usize, FuzzMalformed)> {
     let byte = |at: usize| stream.get(start + at).copied();
     let number = |from: usize, count: usize| {
         (from..from + count).try_fold(0_u128, |sum, at| Some(sum * 256 + u128::from(byte(at)?)))
@@ -101,10 +101,10 @@ fn frame(stream: &[u8], start: usize) -> Result<Option<Frame>, (usize, Malformed
     let (fin, rsv, opcode) = (first / 128 == 1, first / 16 % 8, first % 16);
     let control = opcode >= 8;
     if !matches!(opcode, 0 | 1 | 2 | 8 | 9 | 10) {
-        return Err((1, Malformed::ReservedOpcode(opcode)));
+        return Err((1, FuzzMalformed::ReservedOpcode(opcode)));
     }
     if control && !fin {
-        return Err((1, Malformed::FragmentedControl));
+        return Err((1, FuzzMalformed::FragmentedControl));
     }
 
     let Some(second) = byte(1) else {
@@ -112,10 +112,10 @@ fn frame(stream: &[u8], start: usize) -> Result<Option<Frame>, (usize, Malformed
     };
     let (masked, short) = (second / 128 == 1, second % 128);
     if control && short > 125 {
-        return Err((2, Malformed::OversizedControl));
+        return Err((2, FuzzMalformed::OversizedControl));
     }
     if short == 127 && byte(2).is_some_and(|most| most >= 128) {
-        return Err((3, Malformed::LengthTopBit));
+        return Err((3, FuzzMalformed::LengthTopBit));
     }
     let extended = match short {
         126 => 2,

@@ -1,14 +1,14 @@
 //! Compares the scanner with the reference parser, on whole and on split streams.
 
-use tower_ws_liveness::fuzzing::{FrameEnd, Probe, Scanner, probe_pong};
+use tower_ws_liveness::fuzzing::{FuzzFrameEnd, FuzzProbe, FuzzScanner, probe_pong};
 
 use crate::frames::{CLOSE, Frame, PONG, ParsedStream};
 
-/// The expected [`FrameEnd`] of a frame.
-fn expected_end(frame: &Frame, stream: &[u8]) -> FrameEnd {
+/// The expected [`FuzzFrameEnd`] of a frame.
+fn expected_end(frame: &Frame, stream: &[u8]) -> FuzzFrameEnd {
     let data = frame.data(stream);
     let code = data.first_chunk().map(|code| u16::from_be_bytes(*code));
-    FrameEnd {
+    FuzzFrameEnd {
         opcode: frame.opcode,
         fin: frame.fin,
         close_code: code.filter(|_| frame.opcode == CLOSE),
@@ -44,7 +44,7 @@ pub fn split(input: &[u8]) {
 
 /// Feeds all of `stream` in chunks, and compares every step with the reference.
 fn feed(stream: &[u8], parsed: &ParsedStream, sizes: impl IntoIterator<Item = usize>) {
-    let mut scanner = Scanner::default();
+    let mut scanner = FuzzScanner::default();
     let mut frames = parsed.frames.iter();
     let mut fed = 0;
     for size in sizes {
@@ -101,14 +101,14 @@ fn probe(bytes: &[u8], frame: Option<(&Frame, &[u8])>) {
     for len in 0..=bytes.len().min(size + 2) {
         let prefix = &bytes[..len];
         let want = if prefix.iter().zip(header).any(|(byte, want)| *byte != want) {
-            Probe::No
+            FuzzProbe::No
         } else if len < size {
-            Probe::NeedMore
+            FuzzProbe::NeedMore
         } else {
             let (frame, stream) = frame.expect("a pong of this length is complete");
             assert_eq!((frame.opcode, frame.rsv), (PONG, 0));
             let data = frame.data(stream);
-            Probe::Pong(data.try_into().expect("a payload of eight bytes"), size)
+            FuzzProbe::Pong(data.try_into().expect("a payload of eight bytes"), size)
         };
         assert_eq!(probe_pong(prefix), want, "{prefix:x?}");
     }

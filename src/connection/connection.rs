@@ -10,10 +10,10 @@ use tokio::sync::oneshot;
 
 use super::io::TransportTraits;
 use super::layers::{
-    Admission, Attached, AttachmentId, ErasedConnection, LayerConfig, Membership, Tracker,
-    Trackers, View,
+    Admission, AttachmentId, ErasedConnection, ErasedRegistry, InnerLayer, LayerConfig, Membership,
+    Registries, View,
 };
-use super::metadata::{HealthEvents, Listeners, Metadata};
+use super::metadata::{HealthEvents, LayerHooks, Metadata};
 use super::state::State;
 use crate::driver::{Drive, Driver};
 use crate::eviction::Eviction;
@@ -24,13 +24,13 @@ use crate::wire::Role;
 
 /// One connection, from the request that opens it to the release of its transport.
 ///
-/// Lock order: `state`, then one of: the record of `metadata`, the lock of `membership`, the
-/// driver's queue. Code from outside runs under none of them: hooks are called, wakers woken, log
-/// lines written and transports dropped after all are released. There are three exceptions. A
-/// transport is *polled* under `state`, and may clone a waker there; if one of the two locks
-/// `state`, it panics. The driver's own task is woken under `state`. The application's map is
-/// called under a lock of one registration (see [`register`](crate::Liveness::register)); inside of
-/// it the record is locked, so no other lock is acquired under the record.
+/// Lock order: `state`, then at most one of: the record of `metadata`, the lock of `membership`,
+/// the driver's queue. Application code (hooks, wakers, tracing subscribers, drops of transports)
+/// runs after all are released, with three exceptions. A transport is *polled*, and may clone a
+/// waker, under `state`; locking `state` from there panics. The driver's task is woken under
+/// `state`. The application's map is called under the lock of one registration (see
+/// [`register`](crate::Liveness::register)), inside which the record may be locked, so no other
+/// lock is acquired under the record.
 pub(crate) struct Connection<T: 'static> {
     pub(super) metadata: Metadata,
     pub(super) membership: Membership,
@@ -63,8 +63,9 @@ where
         })
     }
 
-    /// The transport will be a stream of HTTP/2, which hides that its peer grants no window.
-    pub(crate) fn over_http2(&self) {
+    /// The transport will be an HTTP/2 stream: see
+    /// [`WriteHalf::split_pings`](super::io::WriteHalf::split_pings).
+    pub(crate) fn set_over_http2(&self) {
         self.lock().write_half.split_pings();
     }
 
@@ -89,10 +90,11 @@ where
     }
 
     /// Evicts a connection that was opened while its registry is being drained. It is in the
-    /// registry by now, so either the drain has found it, or it finds the drain.
+    /// registry by now, so either the drain's list has it, or this call sees that the drain has
+    /// begun.
     pub(super) fn evict_if_draining(self: &Arc<Self>) {
-        let mut trackers = self.membership.trackers().into_iter();
-        if let Some((reason, frame)) = trackers.find_map(|tracker| tracker.drain_order()) {
+        let mut registries = self.membership.registries().into_iter();
+        if let Some((reason, frame)) = registries.find_map(|registry| registry.drain_order()) {
             Arc::clone(self).evict(reason, frame);
         }
     }
@@ -102,7 +104,7 @@ where
         self.enter(|state, _| state.upgrade_failed(self.metadata.created_moment()));
     }
 
-    /// The response was no upgrade, so for the layers there was no connection. Hooks that the
+    /// The response is not an upgrade, so for the layers there was no connection. Hooks that the
     /// handler added to its handle are called.
     pub(crate) fn not_upgraded(self: &Arc<Self>) {
         self.metadata.detach_layers();
@@ -116,7 +118,7 @@ where
     pub(super) fn lock(&self) -> Locked<'_, State<T>> {
         // After a panic: only the transport can have panicked, and it must not be polled again.
         self.state.lock(|state| {
-            state.read_half.give_up();
+            state.read_half.mark_ended();
             state.write_half.skip_shutdown();
         })
     }
@@ -166,12 +168,12 @@ where
     }
 
     /// Adds the hooks of a layer. False if they are there already.
-    fn attach_listeners(&self, state: &mut State<T>, listeners: &Arc<Listeners>) -> bool {
-        if !listeners.health_hooks.is_empty() {
+    fn attach_hooks(&self, state: &mut State<T>, hooks: &Arc<LayerHooks>) -> bool {
+        if !hooks.health_hooks.is_empty() {
             let events = || Box::new(HealthEvents::new(self.metadata.id()));
             state.health_events.get_or_insert_with(events);
         }
-        self.metadata.attach(listeners)
+        self.metadata.attach(hooks)
     }
 
     /// Has the driver visit this connection.
@@ -245,7 +247,7 @@ where
     }
 
     fn is_polled(&self) -> bool {
-        self.state.is_held()
+        self.state.is_locked_by_this_thread()
     }
 
     fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool {
@@ -290,7 +292,7 @@ where
     fn attach(&self, layer: &LayerConfig, admission: Option<Admission>) {
         let mut state = self.lock();
         state.attach(&layer.policy);
-        self.attach_listeners(&mut state, &layer.listeners);
+        self.attach_hooks(&mut state, &layer.hooks);
         drop(state);
         let rest = admission.map(|admission| self.membership.add(admission));
         drop(rest);
@@ -307,14 +309,14 @@ where
         let id = AttachmentId::next();
         // In one step: a layer that leaves at the same time must see all of this layer, or nothing.
         let rest = self.enter(|state, report| {
-            let owns_listeners = self.attach_listeners(state, &layer.listeners);
+            let owns_hooks = self.attach_hooks(state, &layer.hooks);
             let added = admission.map(|admission| self.membership.add(admission));
-            let attached = Attached {
+            let attached = InnerLayer {
                 id,
                 within,
                 layer: Arc::clone(layer),
-                owns_listeners,
-                owns_place: matches!(added, Some((true, _))),
+                owns_hooks,
+                owns_admission: matches!(added, Some((true, _))),
                 accepted: false,
             };
             state.join(now, attached, overrides, report);
@@ -334,12 +336,13 @@ where
                 let Some(others) = state.attachments() else {
                     break;
                 };
-                if attached.owns_listeners && !others.inherit_listeners(layer) {
-                    self.metadata.detach(&layer.listeners);
+                if attached.owns_hooks && !others.inherit_hooks(layer) {
+                    self.metadata.detach(&layer.hooks);
                 }
-                if let Some(tracker) = layer.tracker.as_ref().filter(|_| attached.owns_place) {
-                    if !others.inherit_place(layer) {
-                        admissions.extend(self.membership.remove(tracker, self.metadata.id()));
+                if let Some(registry) = layer.registry.as_ref().filter(|_| attached.owns_admission)
+                {
+                    if !others.inherit_admission(layer) {
+                        admissions.extend(self.membership.remove(registry, self.metadata.id()));
                     }
                 }
             }
@@ -362,11 +365,11 @@ where
         panic_guard::discard(self.metadata.id(), left);
     }
 
-    fn is_in(&self, tracker: &Arc<dyn Tracker>) -> bool {
-        self.membership.is_in(tracker)
+    fn is_in(&self, registry: &Arc<dyn ErasedRegistry>) -> bool {
+        self.membership.is_in(registry)
     }
 
-    fn trackers(&self) -> Trackers {
-        self.membership.trackers()
+    fn registries(&self) -> Registries {
+        self.membership.registries()
     }
 }

@@ -56,7 +56,7 @@ struct Effects<T> {
     timer: Option<TimerEntry>,
     /// The transport, and whether it must be shut down before it is dropped.
     io: Option<(T, bool)>,
-    /// No transport is left, and none will come. True if the closing handshake was completed.
+    /// The transport is closed, or the upgrade failed. True if the closing handshake was completed.
     transport_closed: Option<bool>,
     /// Wakers that no poll will use again: they keep the memory of their tasks.
     dropped_wakers: [Option<Waker>; 2],
@@ -95,10 +95,10 @@ where
             state.rearm(DeadlineMove::Earlier);
         }
         let lifecycle = &mut state.monitor.lifecycle;
-        let verdict = lifecycle.take_verdict();
+        let verdict = lifecycle.take_unannounced_end();
         let transport_closed = lifecycle.take_released();
         let transport = lifecycle.transport();
-        let gone = transport == Some(TransportUse::Gone);
+        let gone = transport == Some(TransportUse::Closed);
         let closing = transport == Some(TransportUse::CloseHandshake);
         if gone || closing {
             state.reader.wake_if_pending();
@@ -194,9 +194,9 @@ fn log(id: ConnectionId, report: &Report) {
     if report.ping_sent {
         panic_guard::log(|| tracing::trace!(conn_id = %id, "ping sent"));
     }
-    if let Some(kind) = report.untuned {
+    if let Some(kind) = report.socket_options_error {
         let error = std::io::Error::from(kind);
-        let message = "transport's options not set";
+        let message = "socket options not set";
         panic_guard::log(|| tracing::debug!(conn_id = %id, %error, "{message}"));
     }
     if let Some((direction, rule)) = report.malformed {

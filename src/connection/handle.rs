@@ -55,22 +55,22 @@ impl Liveness {
     }
 
     /// Adds an inner layer, unless its registry refuses the handshake. Dropping the returned
-    /// attachment removes the layer; [accepting](Attachment::accept) it makes it stay.
+    /// attachment removes the layer; [accepting](InnerLayerGuard::accept) it makes it stay.
     pub(crate) fn join(
         &self,
         layer: &Arc<LayerConfig>,
         within: Option<AttachmentId>,
         overrides: Option<&Overrides>,
-    ) -> Result<Attachment, Refused> {
+    ) -> Result<InnerLayerGuard, Refused> {
         // The registry may have admitted the connection for another layer.
-        let is_new = |tracker: &_| !self.connection.is_in(tracker);
-        let admission = match layer.tracker.as_ref().filter(|tracker| is_new(tracker)) {
+        let is_new = |registry: &_| !self.connection.is_in(registry);
+        let admission = match layer.registry.as_ref().filter(|registry| is_new(registry)) {
             Some(_) => layer.admit()?,
             None => None,
         };
         let connection = Arc::clone(&self.connection);
         let id = connection.join(layer, within, admission, overrides);
-        Ok(Attachment {
+        Ok(InnerLayerGuard {
             connection: Some(Arc::clone(&self.connection)),
             id,
         })
@@ -187,8 +187,8 @@ impl Liveness {
     /// # Errors
     ///
     /// Zero, less than 1 ms, more than 365 days; or the connection is not under a
-    /// [`HeartbeatLayer`](crate::HeartbeatLayer) (in a middleware: under none further out). Nothing
-    /// is changed then.
+    /// [`HeartbeatLayer`](crate::HeartbeatLayer) (in a middleware: the request has passed none
+    /// yet). Nothing is changed then.
     pub fn set_interval(&self, interval: Duration) -> Result<(), ConfigError> {
         let overrides = Overrides {
             interval: Some(interval),
@@ -247,9 +247,8 @@ impl Liveness {
     /// and `reason` (RFC 6455 section 5.5.1).
     ///
     /// No Close frame is sent while the handler is in the middle of a frame. If the upgrade is not
-    /// complete, it fails for the handler, and the Close frame is sent as soon as the peer's side
-    /// of it is complete. All hooks are called at once in that case too, whatever the response will
-    /// be.
+    /// complete, the handler's side of it fails, and the Close frame is sent once the transport
+    /// exists. All hooks are called at once in that case too, whatever the response will be.
     ///
     /// Returns without waiting for the network. When it returns true, the connection's seats have
     /// left their maps, all hooks have returned, and the handler's pending reads and writes fail;
@@ -281,7 +280,10 @@ impl Liveness {
 
     /// Whether the transport is gone.
     pub(crate) fn is_transport_closed(&self) -> bool {
-        self.connection.metadata().is_transport_closed().is_some()
+        self.connection
+            .metadata()
+            .transport_closed_cleanly()
+            .is_some()
     }
 
     /// Waits until the transport is gone. Returns whether the closing handshake of an eviction was
@@ -290,8 +292,8 @@ impl Liveness {
         self.connection.metadata().until_transport_closed().await
     }
 
-    /// Waits for the end of the connection, until all hooks have returned. Returns at once if it
-    /// has ended.
+    /// Waits until the connection has ended and all hooks have returned. Returns immediately if
+    /// they have.
     ///
     /// # Cancel safety
     ///
@@ -306,7 +308,7 @@ impl Liveness {
     ///
     /// For handlers that close their connection themselves, in their `select!`. In a loop, pin one
     /// future before it instead of making one per message: each allocates, and waits in a list that
-    /// all connections share. Without a registry, and if the response was no upgrade, this never
+    /// all connections share. Without a registry, or if the response is not an upgrade, this never
     /// returns. It returns no information about the connection, which may have ended before. The
     /// registries are those of the layers that the request has passed when this is called: in a
     /// handler, all.
@@ -315,8 +317,8 @@ impl Liveness {
     ///
     /// Dropping the future loses nothing, and any number of tasks may wait.
     pub async fn draining(&self) {
-        let trackers = self.connection.trackers().into_iter();
-        let mut drains: Vec<_> = trackers.map(|tracker| tracker.draining()).collect();
+        let registries = self.connection.registries().into_iter();
+        let mut drains: Vec<_> = registries.map(|registry| registry.draining()).collect();
         poll_fn(|cx| {
             let mut drains = drains.iter_mut();
             if drains.any(|drain| drain.as_mut().poll(cx).is_ready()) {
@@ -332,8 +334,8 @@ impl Liveness {
     /// the connection has ended, `hook` is called before this returns.
     ///
     /// The rules for hooks are those of [`OnEvict`](crate::OnEvict). Unlike a layer's hooks, this
-    /// one is also called, with [`Reason::UpgradeFailed`], if the response turns out to be no
-    /// upgrade: whatever the handler prepared for the connection can be undone there.
+    /// one is also called, with [`Reason::UpgradeFailed`], if the response is not an upgrade:
+    /// whatever the handler prepared for the connection can be undone there.
     pub fn on_evict(&self, hook: impl FnOnce(&Eviction) + Send + 'static) {
         self.connection.metadata().add_local_hook(Box::new(hook));
     }
@@ -348,8 +350,8 @@ impl Liveness {
     /// dropped its socket, and no task awaits [`evicted`](Self::evicted); a value that is set after
     /// that is dropped at once. An [`Eviction`] that is kept, or waits in a stream of
     /// [`evictions`](crate::Registry::evictions), keeps its value. So the value may hold this
-    /// handle without keeping both alive forever. Do not put the only sender of a channel there on
-    /// which the handler waits: the handler would wait forever.
+    /// handle without keeping both alive forever. Do not put the only sender of a channel there if
+    /// the handler waits for the end of that channel: it would wait forever.
     pub fn set_session<T>(&self, session: T) -> Option<Arc<T>>
     where
         T: Any + Send + Sync,
@@ -398,12 +400,12 @@ impl Liveness {
 /// An inner layer of a connection, until the layer's service responds to the handshake.
 ///
 /// Dropping it detaches the layer.
-pub(crate) struct Attachment {
+pub(crate) struct InnerLayerGuard {
     connection: Option<Arc<dyn ErasedConnection>>,
     id: AttachmentId,
 }
 
-impl Attachment {
+impl InnerLayerGuard {
     pub(crate) fn id(&self) -> AttachmentId {
         self.id
     }
@@ -416,7 +418,7 @@ impl Attachment {
     }
 }
 
-impl Drop for Attachment {
+impl Drop for InnerLayerGuard {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
             connection.leave(self.id);

@@ -1,8 +1,8 @@
 //! The handler's reads, writes, flushes and shutdowns, under the lock.
 //!
-//! A transport keeps one waker per direction. Here it is decided whether that is the handler's or
-//! the driver's: each operation is given the handler's context and `driver_waker`, which makes a
-//! waker that schedules the driver for this connection.
+//! A transport keeps one waker per direction. This file decides whether it is the handler's or the
+//! driver's. Each operation gets the handler's context and `driver_waker`, which makes a waker that
+//! schedules the driver for this connection.
 
 use std::io;
 use std::task::{Context, Poll, Waker};
@@ -55,7 +55,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                     return Poll::Ready(Err(error));
                 }
                 Poll::Pending => {
-                    report.replaced_waker = self.reader.park(cx.waker(), by_driver);
+                    report.replaced_waker = self.reader.store(cx.waker(), by_driver);
                     return Poll::Pending;
                 }
             }
@@ -63,7 +63,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             return Poll::Ready(Ok(()));
         }
         // The peer sends nothing but our pongs. Yield, so that the lock is released.
-        report.replaced_waker = self.reader.park(cx.waker(), false);
+        report.replaced_waker = self.reader.store(cx.waker(), false);
         self.reader.due = true;
         Poll::Pending
     }
@@ -108,7 +108,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             return Poll::Ready(Ok(()));
         }
         self.poll_out(cx, driver_waker, report, |io, half, cx, observer| {
-            observer.monitor.server_closed(observer.now(), None);
+            observer.monitor.handler_closed(observer.now(), None);
             half.poll_shutdown(io, cx, observer)
         })
     }
@@ -143,7 +143,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             operation(io, write_half, cx, &mut observer)
         };
         match &result {
-            Poll::Pending => report.replaced_waker = self.writer.park(cx.waker(), by_driver),
+            Poll::Pending => report.replaced_waker = self.writer.store(cx.waker(), by_driver),
             Poll::Ready(done) => {
                 self.writer.pending = false;
                 if let Err(error) = done {

@@ -35,11 +35,11 @@ mod stream;
 mod timing;
 
 pub(crate) use connection::Connection;
-pub(crate) use handle::Attachment;
+pub(crate) use handle::InnerLayerGuard;
 pub use handle::Liveness;
 pub(crate) use io::TransportTraits;
 pub(crate) use layers::{
-    AttachmentId, DrainOrder, ErasedConnection, LayerConfig, Refused, Tracker, View,
+    AttachmentId, DrainOrder, ErasedConnection, ErasedRegistry, LayerConfig, Refused, View,
 };
 pub(crate) use metadata::{Registration, RegistrationId};
 pub use stream::LivenessStream;

@@ -1,10 +1,10 @@
-//! Layers and overrides that join, change and leave.
+//! Changes of a connection's policy by layers and overrides.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::io::Report;
-use super::layers::{Attached, AttachmentId, Attachments};
+use super::layers::{AttachmentId, InnerLayer, InnerLayers};
 use super::state::State;
 use crate::monitor::{Moment, Overrides, Policy};
 
@@ -22,7 +22,7 @@ impl<T: 'static> State<T> {
     pub(crate) fn join(
         &mut self,
         now: Moment,
-        attached: Attached,
+        attached: InnerLayer,
         overrides: Option<&Overrides>,
         report: &mut Report,
     ) {
@@ -31,7 +31,7 @@ impl<T: 'static> State<T> {
         let policy = &self.policy;
         let attachments = settings
             .attachments
-            .get_or_insert_with(|| Attachments::new(policy.clone(), settings.overrides.clone()));
+            .get_or_insert_with(|| InnerLayers::new(policy.clone(), settings.overrides.clone()));
         attachments.add(attached);
         let before = self.heartbeat_timeout();
         self.attach(&layer.policy);
@@ -47,7 +47,7 @@ impl<T: 'static> State<T> {
         now: Moment,
         id: AttachmentId,
         report: &mut Report,
-    ) -> Vec<Attached> {
+    ) -> Vec<InnerLayer> {
         let before = self.heartbeat_timeout();
         let Some(settings) = &mut self.settings else {
             return Vec::new();
@@ -62,12 +62,12 @@ impl<T: 'static> State<T> {
     }
 
     /// The inner layers, while the response of one of them is outstanding.
-    pub(crate) fn attachments(&mut self) -> Option<&mut Attachments> {
+    pub(crate) fn attachments(&mut self) -> Option<&mut InnerLayers> {
         self.settings.as_mut()?.attachments.as_mut()
     }
 
     /// Takes the state of inner layers once no response is outstanding. Drop it without the lock.
-    pub(crate) fn take_final_attachments(&mut self) -> Option<Attachments> {
+    pub(crate) fn take_final_attachments(&mut self) -> Option<InnerLayers> {
         let settings = self.settings.as_mut()?;
         let attachments = settings.attachments.take_if(|all| all.are_final())?;
         if settings.overrides == Overrides::default() {
@@ -105,6 +105,6 @@ impl<T: 'static> State<T> {
             timer.granularity = self.policy.step_millis();
         }
         self.monitor.policy_changed(now, &self.policy, before);
-        self.tune(report);
+        self.set_socket_options(report);
     }
 }

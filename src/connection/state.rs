@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::io::{
     CloseHandshake, HandlerWaker, Observer, ReadHalf, Report, TransportTraits, WriteHalf,
 };
-use super::layers::Settings;
+use super::layers::ConnectionSettings;
 use super::metadata::{HealthEvents, PingWaiters};
 use crate::driver::{Drive, Driver, TimerEntry};
 use crate::eviction::Evicted;
@@ -22,7 +22,7 @@ use crate::wire::Role;
 pub(crate) struct State<T: 'static> {
     pub(crate) policy: Policy,
     /// Settings of this connection alone. Boxed, since most connections have none.
-    pub(crate) settings: Option<Box<Settings>>,
+    pub(crate) settings: Option<Box<ConnectionSettings>>,
     pub(crate) monitor: Monitor,
     pub(crate) io: Option<T>,
     /// The closing handshake of an eviction: deferred, awaiting the transport, or under way.
@@ -83,7 +83,7 @@ impl<T: 'static> State<T> {
         let heartbeat = self.policy.heartbeat.as_ref();
         let takes_any_bytes = (self.transport.takes_any_bytes)(&io)
             || heartbeat.is_some_and(|heartbeat| heartbeat.takes_any_bytes);
-        self.write_half.repeats_writes(!takes_any_bytes);
+        self.write_half.set_repeats_writes(!takes_any_bytes);
         self.io = Some(io);
         if !self.monitor.lifecycle.awaits_transport() {
             return false;
@@ -106,27 +106,27 @@ impl<T: 'static> State<T> {
 
     /// Starts the monitor of a connection whose upgrade is complete.
     fn begin(&mut self, now: Moment, report: &mut Report) {
-        self.tune(report);
+        self.set_socket_options(report);
         self.monitor = Monitor::new(now, &self.policy, fastrand::f32(), fastrand::u64(..));
         if let Some(waiters) = &mut self.ping_waiters {
-            waiters.begin(self.monitor.ask_ping(), now);
+            waiters.begin(self.monitor.request_ping(), now);
         }
         if let Some(events) = &mut self.health_events {
-            events.look(now);
+            events.record_read(now);
         }
     }
 
     /// Sets the socket options that follow from the heartbeat's times, if the transport has any.
-    pub(crate) fn tune(&mut self, report: &mut Report) {
+    pub(crate) fn set_socket_options(&mut self, report: &mut Report) {
         if let (Some(io), Some(heartbeat)) = (&self.io, &self.policy.heartbeat) {
             let tuned = (self.transport.tune)(io, heartbeat);
-            report.untuned = tuned.err().map(|error| error.kind());
+            report.socket_options_error = tuned.err().map(|error| error.kind());
         }
     }
 
     /// Requests a ping. The receiver fails if the connection ends before the pong, or has ended.
     pub(crate) fn ping(&mut self, now: Moment) -> oneshot::Receiver<Duration> {
-        let sequence = self.monitor.ask_ping();
+        let sequence = self.monitor.request_ping();
         let waiters = self.ping_waiters.get_or_insert_default();
         waiters.add(sequence, now)
     }
@@ -135,7 +135,7 @@ impl<T: 'static> State<T> {
     /// waker. The handler may be busy when the pong comes, and the round trip would include its
     /// delay.
     pub(crate) fn is_unwatched(&self) -> bool {
-        self.monitor.is_waiting() && !self.reader.by_driver
+        self.monitor.awaits_answer() && !self.reader.by_driver
     }
 
     /// The transport failed.

@@ -106,15 +106,15 @@ where
     pub(crate) fn wrap(io: T, role: Role, layer: &LayerConfig) -> (Self, Liveness) {
         // Panics without a runtime, before a registry counts the connection.
         let _driver = Driver::expect_current();
-        let (stream, live) = Self::promise(role, io.is_write_vectored(), layer);
+        let (stream, live) = Self::opening(role, io.is_write_vectored(), layer);
         // If another task finds it in a registry and evicts it at once, the stream fails.
-        stream.keep(io);
+        stream.complete(io);
         (stream, live)
     }
 
-    /// A stream whose opening handshake is under way. Dropping it before it is [kept](Self::keep)
-    /// counts as [not upgraded](Self::not_upgraded).
-    pub(crate) fn promise(role: Role, vectored: bool, layer: &LayerConfig) -> (Self, Liveness) {
+    /// A stream whose opening handshake is in progress. Dropping it before
+    /// [`complete`](Self::complete) counts as [not upgraded](Self::not_upgraded).
+    pub(crate) fn opening(role: Role, vectored: bool, layer: &LayerConfig) -> (Self, Liveness) {
         let connection = Connection::new(role, TransportTraits::FOREIGN);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn ErasedConnection>);
         live.attach(layer, layer.admit_always());
@@ -123,7 +123,7 @@ where
 
     /// The opening handshake is complete, and `io` carries frames from now on. If the connection
     /// was evicted meanwhile, the stream fails.
-    pub(crate) fn keep(&self, io: T) {
+    pub(crate) fn complete(&self, io: T) {
         self.connection.open(io);
         self.connection.evict_if_draining();
     }

@@ -1,7 +1,7 @@
 //! Loom models of the driver's task: sleeping, ending and shutdown against concurrent calls.
 //!
 //! Each model ends with all connections removed and all tasks ended. A connection that is never
-//! driven, or a task that oversleeps, leaves a thread waiting for ever, which loom reports as a
+//! driven, or a task that oversleeps, leaves a thread waiting forever, which loom reports as a
 //! deadlock.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};

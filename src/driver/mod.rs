@@ -138,7 +138,7 @@ impl Driver {
         let workers = Workers::current();
         let task = DriverTask::new(Arc::clone(self), workers.clone());
         spawn(unconstrained(task::run(task)));
-        workers.offer();
+        workers.displace_from_lifo_slot();
     }
 
     /// Changes the deadline of a connection.
@@ -217,7 +217,7 @@ fn wake(mut queue: MutexGuard<'_, TimerQueue>, deadline: Option<u64>) {
     drop(queue);
     if let TaskState::Asleep { waker, workers, .. } = task {
         waker.wake();
-        workers.offer();
+        workers.displace_from_lifo_slot();
     }
 }
 

@@ -10,7 +10,7 @@ use crate::monitor::Moment;
 pub(crate) struct TimerEntry {
     driver: Arc<Driver>,
     key: Key,
-    /// The tick at which the entry expires; `u64::MAX` during the visit for that.
+    /// The tick at which the entry expires; `u64::MAX` from the expiry to the next `rearm`.
     expires: u64,
     /// Deadlines are rounded up to multiples of this, in ticks.
     pub(crate) granularity: u32,
@@ -52,8 +52,8 @@ impl TimerEntry {
         self.clock().now()
     }
 
-    /// Whether the entry has expired at `now`. If so, the wheel has removed it or is about to, and
-    /// the next [`rearm`](Self::rearm) adds it again. (The wheel is never later than `now`, or a
+    /// Whether the entry has expired at `now`. If so, the wheel has parked it or is about to, and
+    /// the next [`rearm`](Self::rearm) links it again. (The wheel is never later than `now`: a
     /// deadline in between would be lost.)
     pub(crate) fn take_expired(&mut self, now: Moment) -> bool {
         let expired = now >= Moment::after_millis(self.expires);

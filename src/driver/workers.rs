@@ -37,7 +37,7 @@ impl Workers {
     }
 
     /// Lets any worker run the driver's task, which was just woken or spawned.
-    pub(super) fn offer(&self) {
+    pub(super) fn displace_from_lifo_slot(&self) {
         let Some(runtime) = &self.0 else {
             return;
         };

@@ -2,7 +2,7 @@
 //!
 //! On every path, an upgraded connection ends once and for one [`Reason`]. A connection that the
 //! peer closes with a complete closing handshake is "evicted" too: it is removed from the set of
-//! live connections.
+//! open connections.
 
 mod connection_id;
 mod evicted;

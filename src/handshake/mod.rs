@@ -72,7 +72,7 @@ where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     pub(crate) fn wrap(io: T, role: Role, layer: &LayerConfig) -> (Self, Liveness) {
-        let (stream, live) = LivenessStream::promise(role, io.is_write_vectored(), layer);
+        let (stream, live) = LivenessStream::opening(role, io.is_write_vectored(), layer);
         let handshake = Some(Box::new(PendingHandshake::new(role, io)));
         (Self { handshake, stream }, live)
     }
@@ -85,7 +85,7 @@ where
         };
         let wakers = handshake.take_wakers();
         match outcome {
-            Outcome::Switched => self.stream.keep(handshake.io),
+            Outcome::Switched => self.stream.complete(handshake.io),
             Outcome::NotSwitched => {
                 self.handshake = Some(handshake);
                 self.stream.not_upgraded();

@@ -37,7 +37,7 @@ impl SharedSettings {
     pub(super) fn into_config(self, policy: Policy) -> Arc<LayerConfig> {
         Arc::new(LayerConfig::new(
             policy,
-            self.registry.map(|registry| registry.tracker()),
+            self.registry.map(|registry| registry.erased()),
             self.hooks,
             self.health_hooks,
         ))

@@ -14,8 +14,7 @@ pub(super) struct BlockedWrite {
     pub(super) retried_at: Option<Moment>,
     /// The transport refused again after that.
     pub(super) refused_again: bool,
-    /// The transport or tokio's cooperative budget refused again. The transport then has until the
-    /// end of the second try.
+    /// The second try was refused, by the transport or by tokio's cooperative budget.
     pub(super) maybe_refused_again: bool,
     /// The transport accepted the bytes and does not flush them: it has a buffer of its own (TLS,
     /// HTTP/2).

@@ -28,7 +28,7 @@ pub enum Health {
     /// - frame boundaries were lost in malformed input (RFC 6455 section 5.2), so that the layer
     ///   can send no more pings and does not detect a dead peer.
     ///
-    /// The last one counts for ever. The others count for ten times the heartbeat's `interval +
+    /// The last one counts forever. The others count for ten times the heartbeat's `interval +
     /// timeout`: 7.5 minutes with the defaults, which apply where there is no heartbeat. So a link
     /// that loses one ping in ten is degraded all the time and does not alternate between states.
     Degraded,

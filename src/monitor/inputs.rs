@@ -13,9 +13,9 @@ use super::policy::{Policy, ProofOfLife};
 use super::reason::Reason;
 
 /// The shortest refusal after which an accepted byte proves that the peer has drained others.
-const MIN_DRAIN: Duration = Duration::from_millis(5);
+const MIN_PROVING_REFUSAL: Duration = Duration::from_millis(5);
 /// A refusal of this length proves it for every timeout.
-const MAX_DRAIN: Duration = Duration::from_millis(100);
+const MAX_PROVING_REFUSAL: Duration = Duration::from_millis(100);
 
 impl Monitor {
     /// `bytes` bytes of the peer were read at `now`, up to `unseen` after their arrival.
@@ -35,7 +35,7 @@ impl Monitor {
             .as_ref()
             .map(|heartbeat| heartbeat.proof_of_life);
         match proof.unwrap_or_default() {
-            ProofOfLife::AnyBytes => self.alive(now, unseen),
+            ProofOfLife::AnyBytes => self.on_proof_of_life(now, unseen),
             // The peer cannot send a pong before its frame ends.
             ProofOfLife::MatchingPong if mid_frame => self.pings.extend(now),
             ProofOfLife::MatchingPong => {}
@@ -55,7 +55,7 @@ impl Monitor {
         let answer = self.pings.answer(now, payload)?;
         if answer.fresh {
             self.moved = true;
-            self.alive(now, unseen);
+            self.on_proof_of_life(now, unseen);
             self.stats.pongs_received = self.stats.pongs_received.saturating_add(1);
             // The peer may have answered before the transport confirms the flush.
             self.stats.pings_sent = self.stats.pings_sent.max(answer.sequence);
@@ -70,7 +70,7 @@ impl Monitor {
         Some(answer)
     }
 
-    /// A ping came, or a pong that answers none of our pings. For `earliest` see
+    /// A ping was received, or a pong that answers none of our pings. For `earliest` see
     /// [`ControlRate::count`](super::control_rate::ControlRate::count).
     pub(crate) fn control_in(&mut self, now: Moment, earliest: Option<Moment>, policy: &Policy) {
         let heartbeat = policy.heartbeat.as_ref();
@@ -79,14 +79,14 @@ impl Monitor {
         }
     }
 
-    fn alive(&mut self, now: Moment, unseen: Duration) {
+    fn on_proof_of_life(&mut self, now: Moment, unseen: Duration) {
         // The next ping may now be due before the awaited timeout would have been.
-        self.moved |= self.pings.waiting().is_some();
+        self.moved |= self.pings.timeout_since().is_some();
         self.last_proof = self.last_proof.max(now.before(unseen));
-        self.pings.sign_of_life();
+        self.pings.on_proof_of_life();
     }
 
-    /// Data came from the peer.
+    /// Data was received.
     pub(crate) fn data_in(&mut self, now: Moment, data: Data, policy: &Policy) {
         let begins = self.inbound.pass(now, data);
         self.moved |= begins && policy.limits_messages();
@@ -107,7 +107,7 @@ impl Monitor {
     }
 
     /// The transport accepted bytes; `rest` if more of the same write or frame waits. Needed only
-    /// if the connection [is held up](Self::is_held_up).
+    /// if the connection [is held up](Self::has_output_waiting).
     pub(crate) fn accepted(&mut self, now: Moment, rest: bool, policy: &Policy) {
         // A handler that continues its frame is slow, not stalled.
         self.pings.restart_queued(now);
@@ -130,7 +130,7 @@ impl Monitor {
         // never find its peer dead. Bytes accepted after a time of refusal do: the peer has drained
         // others. A short refusal comes from the local scheduler.
         if let Some(heartbeat) = &policy.heartbeat {
-            let drained = (heartbeat.timeout / 32).clamp(MIN_DRAIN, MAX_DRAIN);
+            let drained = (heartbeat.timeout / 32).clamp(MIN_PROVING_REFUSAL, MAX_PROVING_REFUSAL);
             if refused >= drained {
                 self.pings.extend(now);
             }
@@ -200,11 +200,11 @@ impl Monitor {
     /// Frame boundaries are lost in one direction. RFC 6455 has no way to find them again.
     pub(crate) fn go_passive(&mut self) {
         self.passive = true;
-        self.pings.give_up();
+        self.pings.cancel_all();
     }
 
     /// The application requests a ping. Returns the sequence number whose pong answers it.
-    pub(crate) fn ask_ping(&mut self) -> u32 {
+    pub(crate) fn request_ping(&mut self) -> u32 {
         self.moved = true;
         self.pings.request()
     }
@@ -224,8 +224,8 @@ impl Monitor {
 
     /// Records whether the handler is between two fragments of a message, where a ping waits for
     /// the end of the message.
-    pub(crate) fn mid_message(&mut self, mid_message: bool) {
-        self.moved |= self.pings.mid_message(mid_message);
+    pub(crate) fn set_mid_message(&mut self, mid_message: bool) {
+        self.moved |= self.pings.set_mid_message(mid_message);
     }
 
     /// Releases a ping that has waited long enough for the end of a message. The driver calls this.
@@ -239,12 +239,12 @@ impl Monitor {
         self.moved = true;
         self.stats.pings_sent = self.pings.flushed_count();
         if self.passive {
-            self.pings.give_up();
+            self.pings.cancel_all();
         }
     }
 
     /// Bytes of the peer were read ahead and wait for the handler.
-    pub(crate) fn bytes_wait(&mut self, now: Moment) {
+    pub(crate) fn on_backlog(&mut self, now: Moment) {
         if self.backlog.is_none() {
             self.backlog = Some(now);
             self.moved = true;
@@ -254,16 +254,16 @@ impl Monitor {
     /// The handler read waiting bytes; `rest` if more wait. A slow handler is not stalled.
     pub(crate) fn handler_read(&mut self, now: Moment, rest: bool) {
         self.backlog = rest.then_some(now);
-        if self.blind {
-            self.blind = false;
-            self.was_blind = true;
+        if self.read_ahead_full {
+            self.read_ahead_full = false;
+            self.read_ahead_was_full = true;
             // While the buffer was full, the peer may have been unable to send.
             self.inbound.restart_message(now);
             self.moved = true;
         }
     }
 
-    /// The peer's Close frame came.
+    /// The peer's Close frame was received.
     pub(crate) fn peer_closed(&mut self, now: Moment, code: Option<u16>) {
         let reason = match self.lifecycle {
             Lifecycle::Closing { code, .. } => Reason::ServerClosed { code },
@@ -275,7 +275,7 @@ impl Monitor {
     }
 
     /// The transport accepted the handler's Close frame, or the handler shut its direction down.
-    pub(crate) fn server_closed(&mut self, now: Moment, code: Option<u16>) {
+    pub(crate) fn handler_closed(&mut self, now: Moment, code: Option<u16>) {
         if self.lifecycle == Lifecycle::Open {
             self.lifecycle = Lifecycle::Closing { since: now, code };
             self.moved = true;
@@ -305,8 +305,8 @@ impl Monitor {
         }
     }
 
-    /// After the server's Close frame the server has closed the connection, however the transport
-    /// ends.
+    /// After the handler's Close frame the reason is `ServerClosed`, whichever way the transport
+    /// ends: end of stream, error or drop.
     fn end_unless_closing(&mut self, now: Moment, reason: Reason) {
         let reason = match self.lifecycle {
             Lifecycle::Closing { code, .. } => Reason::ServerClosed { code },

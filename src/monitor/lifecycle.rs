@@ -21,7 +21,8 @@ pub(crate) enum Lifecycle {
         since: Moment,
         reason: Reason,
         transport: TransportUse,
-        /// Whether [`take_verdict`](Lifecycle::take_verdict) has returned the reason.
+        /// Whether [`take_unannounced_end`](Lifecycle::take_unannounced_end) has returned the
+        /// reason.
         taken: bool,
     },
 }
@@ -37,8 +38,8 @@ pub(crate) enum TransportUse {
     CloseHandshake,
     /// It must be dropped now. `clean` if the closing handshake of an eviction was completed.
     Released { clean: bool },
-    /// There is no transport, and none will come.
-    Gone,
+    /// It is closed, or the upgrade failed.
+    Closed,
 }
 
 impl Lifecycle {
@@ -52,7 +53,7 @@ impl Lifecycle {
         }
     }
 
-    /// Whether a transport may yet come.
+    /// Whether the upgrade may still provide a transport.
     pub(crate) fn awaits_transport(&self) -> bool {
         *self == Self::Opening || self.transport() == Some(TransportUse::Awaited)
     }
@@ -93,7 +94,7 @@ impl Lifecycle {
     }
 
     /// The reason of the end, once: the caller announces it.
-    pub(crate) fn take_verdict(&mut self) -> Option<Reason> {
+    pub(crate) fn take_unannounced_end(&mut self) -> Option<Reason> {
         match self {
             Self::Ended { reason, taken, .. } if !*taken => {
                 *taken = true;
@@ -119,7 +120,7 @@ impl Lifecycle {
 
     /// The transport of an ended connection must be dropped.
     pub(crate) fn release(&mut self, clean: bool) {
-        if self.transport() != Some(TransportUse::Gone) {
+        if self.transport() != Some(TransportUse::Closed) {
             self.set_transport(TransportUse::Released { clean });
         }
     }
@@ -130,7 +131,7 @@ impl Lifecycle {
         let Some(TransportUse::Released { clean }) = self.transport() else {
             return None;
         };
-        self.set_transport(TransportUse::Gone);
+        self.set_transport(TransportUse::Closed);
         Some(clean)
     }
 
@@ -146,7 +147,8 @@ impl Lifecycle {
 pub(crate) enum Announced {
     #[default]
     No,
-    /// Hooks are being called. A hook or a seat that is added now comes too late for that.
+    /// Seats are removed, then hooks are called. A hook that is added now is called immediately; a
+    /// seat is refused.
     InProgress,
     /// All hooks have returned.
     Done,
@@ -169,8 +171,8 @@ mod tests {
         lifecycle.end(Moment::START, Reason::IdleTimeout);
         lifecycle.end(Moment::after_millis(1), Reason::Drained);
         assert_eq!(lifecycle.reason(), Some(Reason::IdleTimeout));
-        assert_eq!(lifecycle.take_verdict(), Some(Reason::IdleTimeout));
-        assert_eq!(lifecycle.take_verdict(), None, "once");
+        assert_eq!(lifecycle.take_unannounced_end(), Some(Reason::IdleTimeout));
+        assert_eq!(lifecycle.take_unannounced_end(), None, "once");
         assert!(lifecycle.is_usable(), "the handler has the transport");
     }
 
@@ -186,6 +188,6 @@ mod tests {
         assert_eq!(lifecycle.take_released(), Some(false));
         lifecycle.release(true);
         assert_eq!(lifecycle.take_released(), None);
-        assert_eq!(lifecycle.transport(), Some(TransportUse::Gone));
+        assert_eq!(lifecycle.transport(), Some(TransportUse::Closed));
     }
 }

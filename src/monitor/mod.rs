@@ -1,6 +1,6 @@
 //! The verdicts: a state machine without I/O that is given what passed and when.
 //!
-//! Nothing here reads a clock, touches a socket or allocates.
+//! Nothing here reads a clock, touches a socket or allocates per frame.
 //!
 //! | file | what |
 //! |---|---|
@@ -8,7 +8,7 @@
 //! | [`inputs`] | what changes it: bytes, frames, pongs, refusals, ends |
 //! | [`verdict`] | what must be done now, and when to ask again |
 //! | [`queries`] | what it knows, without a change |
-//! | [`sustained_health`] | the health that has lasted, for health hooks |
+//! | [`lasting_health`] | the health that has lasted, for health hooks |
 //! | [`lifecycle`] | how far the connection has come |
 //!
 //! The other files hold its parts and the settings it follows.
@@ -19,6 +19,7 @@ mod data_activity;
 mod health;
 mod history;
 mod inputs;
+mod lasting_health;
 mod lifecycle;
 mod moment;
 mod overrides;
@@ -28,7 +29,6 @@ mod queries;
 mod reason;
 mod rtt;
 mod stats;
-mod sustained_health;
 #[cfg(test)]
 mod tests;
 mod verdict;
@@ -50,7 +50,7 @@ pub use reason::{Reason, Tier};
 pub use rtt::Rtt;
 use rtt::RttEstimate;
 pub use stats::Stats;
-pub(crate) use verdict::{Action, Outlook};
+pub(crate) use verdict::{Action, IoState};
 
 /// Everything that is known of one connection's liveness.
 #[derive(Clone, Debug)]
@@ -69,9 +69,9 @@ pub(crate) struct Monitor {
     backlog: Option<Moment>,
     /// When a late verdict on the handler was last postponed. A stall counted from that time is not
     /// postponed again.
-    reprieved: Option<Moment>,
-    /// The part of the first interval that jitter leaves out, in 0..=1.
-    head_start: f32,
+    handler_verdict_postponed_at: Option<Moment>,
+    /// The fraction by which jitter shortens the first interval, in 0..=1.
+    first_interval_jitter: f32,
     pings: Pings,
     rtt: RttEstimate,
     stats: Stats,
@@ -79,10 +79,10 @@ pub(crate) struct Monitor {
     /// lost.
     first_message: bool,
     /// The read-ahead buffer was full once, and the handler has read since.
-    was_blind: bool,
-    /// The read-ahead buffer was full at the last poll, and the handler has not read since. What is
-    /// suspended meanwhile has no deadline either.
-    blind: bool,
+    read_ahead_was_full: bool,
+    /// The read-ahead buffer was full at the last poll, and the handler has not read since.
+    /// Deadlines that depend on unread bytes are suspended meanwhile.
+    read_ahead_full: bool,
     /// Frame boundaries are lost in one direction: no ping can be sent, and silence proves nothing.
     passive: bool,
     control_rate: ControlRate,
@@ -106,14 +106,14 @@ impl Monitor {
             outbound: DataClock::new(now),
             blocked: None,
             backlog: None,
-            reprieved: None,
-            head_start: jitter as f32 * random,
+            handler_verdict_postponed_at: None,
+            first_interval_jitter: jitter as f32 * random,
             pings: Pings::new(tag),
             rtt: RttEstimate::default(),
             stats: Stats::default(),
             first_message: false,
-            was_blind: false,
-            blind: false,
+            read_ahead_was_full: false,
+            read_ahead_full: false,
             passive: false,
             control_rate: ControlRate::new(now),
             history: History::default(),

@@ -19,17 +19,17 @@ const REMEMBERED_FLUSHES: usize = 4;
 pub(crate) struct Pings {
     tag: u64,
     /// Sequence number of the newest ping that was queued. The first is 1.
-    sent: u32,
+    queued_count: u32,
     /// Sequence number of the newest ping that the transport has flushed.
     flushed: u32,
     /// Every ping up to this sequence number counts as answered.
-    acked: u32,
+    answered_up_to: u32,
     /// Timeouts that expired in the current silence.
     missed: u32,
     /// Since when the timeout of a ping in flight runs; `None` after a sign of life.
-    waiting: Option<Moment>,
+    timeout_since: Option<Moment>,
     /// Since when a ping is queued.
-    queued: Option<Moment>,
+    queued_at: Option<Moment>,
     /// Until when the queued ping waits for the end of an outbound message.
     held_until: Option<Moment>,
     /// Whether the handler was between two fragments of a message at the last poll.
@@ -58,12 +58,12 @@ impl Pings {
     pub(crate) fn new(tag: u64) -> Self {
         Self {
             tag,
-            sent: 0,
+            queued_count: 0,
             flushed: 0,
-            acked: 0,
+            answered_up_to: 0,
             missed: 0,
-            waiting: None,
-            queued: None,
+            timeout_since: None,
+            queued_at: None,
             held_until: None,
             mid_message: false,
             requested: false,
@@ -76,30 +76,30 @@ impl Pings {
     /// Queues the next ping and returns its payload, which the caller must write. The timeout of
     /// the ping in flight is cancelled; that of the new ping starts with its flush. The ping waits
     /// for the end of a message for at most `hold`.
-    pub(crate) fn next(&mut self, now: Moment, hold: Duration) -> [u8; 8] {
-        self.waiting = None;
+    pub(crate) fn queue_next(&mut self, now: Moment, hold: Duration) -> [u8; 8] {
+        self.timeout_since = None;
         self.queue_extra(now, hold)
     }
 
     /// Like [`next`](Self::next), but the timeout of the ping in flight continues. Otherwise an
-    /// application that requests pings regularly would keep a dead peer for ever.
+    /// application that requests pings regularly would keep a dead peer forever.
     pub(crate) fn queue_extra(&mut self, now: Moment, hold: Duration) -> [u8; 8] {
         self.requested = false;
-        self.sent = self.sent.saturating_add(1);
-        self.queued = Some(now);
+        self.queued_count = self.queued_count.saturating_add(1);
+        self.queued_at = Some(now);
         self.held_until = Some(now + hold);
-        (self.tag ^ u64::from(self.sent)).to_be_bytes()
+        (self.tag ^ u64::from(self.queued_count)).to_be_bytes()
     }
 
     /// Requests a ping for the application. Returns its sequence number: that of the queued ping,
     /// or of the next one.
     pub(crate) fn request(&mut self) -> u32 {
         // The transport may confirm a flush after the peer has already answered.
-        if self.is_queued() && self.acked < self.sent {
-            self.requested_sequence = self.sent;
+        if self.is_queued() && self.answered_up_to < self.queued_count {
+            self.requested_sequence = self.queued_count;
         } else {
             self.requested = true;
-            self.requested_sequence = self.sent.saturating_add(1);
+            self.requested_sequence = self.queued_count.saturating_add(1);
         }
         self.requested_sequence
     }
@@ -108,8 +108,8 @@ impl Pings {
     /// earlier one. Some peers answer only the oldest of several pings, so the newest may stay
     /// unanswered.
     pub(crate) fn requested_since(&self) -> Option<Moment> {
-        let in_flight =
-            self.acked < self.requested_sequence && self.requested_sequence <= self.flushed;
+        let in_flight = self.answered_up_to < self.requested_sequence
+            && self.requested_sequence <= self.flushed;
         self.flushed_at[self.flushed as usize % REMEMBERED_FLUSHES].filter(|_| in_flight)
     }
 
@@ -120,18 +120,18 @@ impl Pings {
 
     /// Awaits the answer to the queued ping: the timeout of the ping in flight is cancelled.
     pub(crate) fn await_queued(&mut self) {
-        self.waiting = None;
+        self.timeout_since = None;
     }
 
     /// The transport has flushed the newest ping, whose timeout starts now.
     pub(crate) fn flushed(&mut self, now: Moment) {
-        self.flushed = self.sent;
-        self.queued = None;
+        self.flushed = self.queued_count;
+        self.queued_at = None;
         self.held_until = None;
         self.flushed_at[self.flushed as usize % REMEMBERED_FLUSHES] = Some(now);
         // The transport may confirm a flush after the peer has already answered.
-        if self.acked < self.flushed {
-            self.waiting.get_or_insert(now);
+        if self.answered_up_to < self.flushed {
+            self.timeout_since.get_or_insert(now);
         }
     }
 
@@ -139,10 +139,10 @@ impl Pings {
     /// a peer may answer only the latest of several pings (RFC 6455 section 5.5.3).
     pub(crate) fn answer(&mut self, now: Moment, payload: [u8; 8]) -> Option<Answer> {
         let sequence = u32::try_from(u64::from_be_bytes(payload) ^ self.tag).ok()?;
-        if sequence == 0 || sequence > self.sent {
+        if sequence == 0 || sequence > self.queued_count {
             return None;
         }
-        let fresh = sequence > self.acked;
+        let fresh = sequence > self.answered_up_to;
         let is_stored = sequence <= self.flushed
             && self.flushed - sequence < REMEMBERED_FLUSHES as u32
             && fresh;
@@ -151,8 +151,8 @@ impl Pings {
             .flatten()
             .map(|at| now.since(at));
         if fresh {
-            self.acked = sequence;
-            self.sign_of_life();
+            self.answered_up_to = sequence;
+            self.on_proof_of_life();
         }
         Some(Answer {
             sequence,
@@ -162,29 +162,29 @@ impl Pings {
     }
 
     /// The peer is alive: ends the current silence.
-    pub(crate) fn sign_of_life(&mut self) {
-        self.waiting = None;
+    pub(crate) fn on_proof_of_life(&mut self) {
+        self.timeout_since = None;
         self.missed = 0;
         self.verdict_postponed = false;
     }
 
     /// Cancels all timeouts and the queued ping.
-    pub(crate) fn give_up(&mut self) {
-        self.sign_of_life();
-        self.queued = None;
+    pub(crate) fn cancel_all(&mut self) {
+        self.on_proof_of_life();
+        self.queued_at = None;
         self.held_until = None;
         self.requested = false;
-        self.flushed = self.sent;
+        self.flushed = self.queued_count;
     }
 
     /// Whether a late verdict may be postponed: once in a silence.
-    pub(crate) fn postpone(&mut self) -> bool {
+    pub(crate) fn take_postponement(&mut self) -> bool {
         !std::mem::replace(&mut self.verdict_postponed, true)
     }
 
     /// Restarts the time of the queued ping, if there is one.
     pub(crate) fn restart_queued(&mut self, now: Moment) {
-        self.queued = self.queued.map(|_| now);
+        self.queued_at = self.queued_at.map(|_| now);
     }
 
     /// Releases a ping that has waited long enough for the end of a message.
@@ -196,7 +196,7 @@ impl Pings {
     }
 
     /// Sets whether the handler is between two fragments. Returns whether that has changed.
-    pub(crate) fn mid_message(&mut self, mid_message: bool) -> bool {
+    pub(crate) fn set_mid_message(&mut self, mid_message: bool) -> bool {
         std::mem::replace(&mut self.mid_message, mid_message) != mid_message
     }
 
@@ -211,12 +211,12 @@ impl Pings {
 
     /// Since when a ping is queued.
     pub(crate) fn queued_since(&self) -> Option<Moment> {
-        self.queued
+        self.queued_at
     }
 
     /// Restarts the timeout of the ping in flight, since the peer could not answer until now.
     pub(crate) fn extend(&mut self, now: Moment) {
-        if let Some(since) = &mut self.waiting {
+        if let Some(since) = &mut self.timeout_since {
             *since = now;
         }
     }
@@ -229,7 +229,7 @@ impl Pings {
         self.held_until = self
             .held_until
             .map(|until| until.min(until.before(before) + timeout).max(now));
-        if let Some(since) = &mut self.waiting {
+        if let Some(since) = &mut self.timeout_since {
             if *since + before > now {
                 *since = (*since).max(now.before(timeout));
             }
@@ -238,7 +238,7 @@ impl Pings {
 
     /// The timeout of the ping in flight has expired. Returns how many have in this silence.
     pub(crate) fn miss(&mut self) -> u32 {
-        self.waiting = None;
+        self.timeout_since = None;
         self.missed += 1;
         self.missed
     }
@@ -246,23 +246,23 @@ impl Pings {
     /// Whether every ping is flushed and answered.
     #[inline]
     pub(crate) fn all_answered(&self) -> bool {
-        self.sent == self.flushed && self.sent == self.acked
+        self.queued_count == self.flushed && self.queued_count == self.answered_up_to
     }
 
     /// Whether a ping is queued: not yet flushed.
     pub(crate) fn is_queued(&self) -> bool {
-        self.sent != self.flushed
+        self.queued_count != self.flushed
     }
 
     /// Since when the timeout of a ping in flight runs.
-    pub(crate) fn waiting(&self) -> Option<Moment> {
-        self.waiting
+    pub(crate) fn timeout_since(&self) -> Option<Moment> {
+        self.timeout_since
     }
 
     /// When the newest ping was flushed, if it is unanswered. The peer may have proved meanwhile by
     /// other bytes that it is alive.
     pub(crate) fn unanswered(&self) -> Option<Moment> {
-        if self.acked >= self.flushed {
+        if self.answered_up_to >= self.flushed {
             return None;
         }
         self.flushed_at[self.flushed as usize % REMEMBERED_FLUSHES]
@@ -273,8 +273,8 @@ impl Pings {
     }
 
     /// Whether a ping was ever queued, so that a pong may answer it.
-    pub(crate) fn any(&self) -> bool {
-        self.sent > 0
+    pub(crate) fn has_pinged(&self) -> bool {
+        self.queued_count > 0
     }
 
     pub(crate) fn flushed_count(&self) -> u32 {
@@ -296,7 +296,7 @@ mod tests {
     fn three_in_flight() -> (Pings, [[u8; 8]; 3]) {
         let mut pings = Pings::new(0x1234_5678_9abc_def0);
         let payloads = [10, 20, 30].map(|millis| {
-            let payload = pings.next(at(0), HOLD);
+            let payload = pings.queue_next(at(0), HOLD);
             pings.flushed(at(millis));
             payload
         });
@@ -315,7 +315,7 @@ mod tests {
                 rtt: Some(Duration::from_millis(5))
             }
         );
-        assert_eq!(pings.waiting(), None);
+        assert_eq!(pings.timeout_since(), None);
         let late = pings.answer(at(36), payloads[0]).unwrap();
         assert_eq!(
             late,
@@ -354,13 +354,13 @@ mod tests {
         assert_eq!(pings.answer(at(40), future), None, "ping 4 was never sent");
         let zeroth = (u64::from_be_bytes(payloads[2]) ^ 3).to_be_bytes();
         assert_eq!(pings.answer(at(40), zeroth), None, "the first ping is 1");
-        assert!(pings.waiting().is_some());
+        assert!(pings.timeout_since().is_some());
     }
 
     #[test]
     fn a_pong_before_the_flush_is_confirmed_leaves_no_timeout() {
         let mut pings = Pings::new(7);
-        let payload = pings.next(at(0), HOLD);
+        let payload = pings.queue_next(at(0), HOLD);
         assert!(pings.is_queued());
         assert_eq!(
             pings.answer(at(1), payload),
@@ -371,16 +371,16 @@ mod tests {
             })
         );
         pings.flushed(at(2));
-        assert_eq!(pings.waiting(), None);
+        assert_eq!(pings.timeout_since(), None);
     }
 
     #[test]
     fn a_ping_whose_flush_time_is_no_longer_stored_gives_no_round_trip() {
         let mut pings = Pings::new(7);
-        let first = pings.next(at(0), HOLD);
+        let first = pings.queue_next(at(0), HOLD);
         pings.flushed(at(1));
         for millis in 2..6 {
-            pings.next(at(0), HOLD);
+            pings.queue_next(at(0), HOLD);
             pings.flushed(at(millis));
         }
         assert_eq!(

@@ -10,7 +10,7 @@ use super::rtt::Rtt;
 use super::stats::Stats;
 
 impl Monitor {
-    pub(super) fn active(&self, watch: Traffic) -> Moment {
+    pub(super) fn last_data(&self, watch: Traffic) -> Moment {
         match watch {
             Traffic::Inbound => self.inbound.last,
             Traffic::Outbound => self.outbound.last,
@@ -26,8 +26,8 @@ impl Monitor {
 
     /// Whether a ping is out, or waits to be written, and nothing has come since. The driver must
     /// then watch for bytes and for the end of the stream.
-    pub(crate) fn is_waiting(&self) -> bool {
-        let pinged = self.pings.waiting().is_some() || self.pings.is_queued();
+    pub(crate) fn awaits_answer(&self) -> bool {
+        let pinged = self.pings.timeout_since().is_some() || self.pings.is_queued();
         pinged && self.lifecycle == Lifecycle::Open
     }
 
@@ -52,11 +52,11 @@ impl Monitor {
 
     /// Whether a pong of the peer may answer one of our pings.
     pub(crate) fn expects_pongs(&self) -> bool {
-        self.pings.any()
+        self.pings.has_pinged()
     }
 
     /// Whether bytes wait for the transport: refused ones, or a ping behind a frame of the handler.
-    pub(crate) fn is_held_up(&self) -> bool {
+    pub(crate) fn has_output_waiting(&self) -> bool {
         self.blocked.is_some() || self.pings.queued_since().is_some()
     }
 
@@ -99,7 +99,7 @@ impl Monitor {
 
     /// When the last byte of data passed in the directions that the idle timeout watches.
     pub(crate) fn last_active(&self, policy: &Policy) -> Moment {
-        self.active(
+        self.last_data(
             policy
                 .idle
                 .as_ref()
@@ -126,13 +126,13 @@ impl Monitor {
             Lifecycle::Open if self.blocked.is_some() && !self.is_uncertain() => {
                 Health::WriteStalled
             }
-            Lifecycle::Open if self.pings.waiting().is_some() || self.pings.missed() > 0 => {
+            Lifecycle::Open if self.pings.timeout_since().is_some() || self.pings.missed() > 0 => {
                 Health::PeerSilent {
                     missed: self.pings.missed(),
                 }
             }
             // A ping waits for the end of a frame that the handler does not finish.
-            Lifecycle::Open if self.half_written().is_some() => Health::HandlerStalled,
+            Lifecycle::Open if self.unfinished_frame_since().is_some() => Health::HandlerStalled,
             Lifecycle::Open => self.faultless_health(now, policy),
         }
     }

@@ -16,7 +16,7 @@ const SECOND_TRY: Duration = Duration::from_millis(100);
 
 /// What only the connection knows, at the moment of a poll.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Outlook {
+pub(crate) struct IoState {
     /// A control frame can be written now: the handler is at a frame boundary.
     pub(crate) can_inject: bool,
     /// The handler is between two fragments of a message.
@@ -24,7 +24,7 @@ pub(crate) struct Outlook {
     /// The handler must repeat a refused write before any other bytes can be written.
     pub(crate) claimed: bool,
     /// The read-ahead buffer is full, so bytes of the peer could not be read.
-    pub(crate) blind: bool,
+    pub(crate) read_ahead_full: bool,
 }
 
 /// What the connection must do now.
@@ -50,9 +50,9 @@ impl Monitor {
     /// `WriteStalled`, `HeartbeatTimeout`.
     /// What was configured for a healthy connection comes before faults, and the fault of the peer
     /// comes last. In the closing handshake only `CloseTimeout` is left.
-    pub(crate) fn poll(&mut self, now: Moment, policy: &Policy, outlook: Outlook) -> Action {
-        self.blind = outlook.blind;
-        self.mid_message(outlook.mid_message);
+    pub(crate) fn poll(&mut self, now: Moment, policy: &Policy, io_state: IoState) -> Action {
+        self.read_ahead_full = io_state.read_ahead_full;
+        self.set_mid_message(io_state.mid_message);
         match self.lifecycle {
             Lifecycle::Ended { since, reason, .. }
                 if now >= since + policy.close_timeout(Some(reason)) =>
@@ -66,7 +66,7 @@ impl Monitor {
                 Action::Wait
             }
             Lifecycle::Open => match self.poll_idle(now, policy) {
-                Action::Wait => self.poll_heartbeat(now, policy, outlook),
+                Action::Wait => self.poll_heartbeat(now, policy, io_state),
                 action => action,
             },
         }
@@ -91,24 +91,24 @@ impl Monitor {
         Action::Wait
     }
 
-    fn poll_heartbeat(&mut self, now: Moment, policy: &Policy, outlook: Outlook) -> Action {
+    fn poll_heartbeat(&mut self, now: Moment, policy: &Policy, io_state: IoState) -> Action {
         let Some(heartbeat) = &policy.heartbeat else {
-            return self.poll_asked(now, HeartbeatPolicy::default().timeout);
+            return self.poll_requested(now, HeartbeatPolicy::default().timeout);
         };
         if self.control_rate.is_exceeded() {
             return self.evict(now, Reason::ControlFlood);
         }
         if let Some(late) = due(self.handler_deadline(heartbeat), now) {
-            let once = self.handler_stalled_since() != self.reprieved;
+            let once = self.handler_stalled_since() != self.handler_verdict_postponed_at;
             if !once || !was_paused(late, heartbeat.handler_stall_timeout) {
                 return self.evict(now, Reason::HandlerStalled);
             }
             // While the runtime was paused, so was the handler.
-            self.reprieved = Some(now);
+            self.handler_verdict_postponed_at = Some(now);
             self.backlog = self.backlog.map(|_| now);
             self.pings.restart_queued(now);
         }
-        match self.poll_write(now, heartbeat, outlook) {
+        match self.poll_write(now, heartbeat, io_state) {
             Action::Wait if self.passive => {
                 if now >= self.read_due(heartbeat) {
                     // The caller has read.
@@ -116,12 +116,17 @@ impl Monitor {
                 }
                 Action::Wait
             }
-            Action::Wait => self.poll_ping(now, heartbeat, outlook),
+            Action::Wait => self.poll_ping(now, heartbeat, io_state),
             action => action,
         }
     }
 
-    fn poll_write(&mut self, now: Moment, heartbeat: &HeartbeatPolicy, outlook: Outlook) -> Action {
+    fn poll_write(
+        &mut self,
+        now: Moment,
+        heartbeat: &HeartbeatPolicy,
+        io_state: IoState,
+    ) -> Action {
         let Some(late) = due(self.write_deadline(heartbeat), now) else {
             return Action::Wait;
         };
@@ -138,7 +143,7 @@ impl Monitor {
                 // so the verdict waits for a second refusal.
                 blocked.retried_at = Some(now);
                 let unflushed = blocked.in_flush;
-                let ask = outlook.can_inject && !unflushed && !self.passive;
+                let ask = io_state.can_inject && !unflushed && !self.passive;
                 return if ask && !self.pings.is_queued() {
                     Action::Ping(self.pings.queue_extra(now, heartbeat.timeout))
                 } else {
@@ -151,7 +156,7 @@ impl Monitor {
             Some(_) if blocked.maybe_refused_again => return self.evict(now, Reason::WriteStalled),
             // The handler has abandoned its write, and neither a ping nor anything else can be
             // written.
-            Some(_) if outlook.claimed => {
+            Some(_) if io_state.claimed => {
                 let reason = match heartbeat.write_timeout {
                     Some(_) => Reason::WriteStalled,
                     None => Reason::HandlerStalled,
@@ -167,24 +172,26 @@ impl Monitor {
         Action::Wait
     }
 
-    fn poll_ping(&mut self, now: Moment, heartbeat: &HeartbeatPolicy, outlook: Outlook) -> Action {
-        let Some(since) = self.pings.waiting() else {
+    fn poll_ping(&mut self, now: Moment, heartbeat: &HeartbeatPolicy, io_state: IoState) -> Action {
+        let Some(since) = self.pings.timeout_since() else {
             return if now >= self.ping_due(heartbeat) && !self.pings.is_queued() {
-                Action::Ping(self.pings.next(now, heartbeat.timeout))
+                Action::Ping(self.pings.queue_next(now, heartbeat.timeout))
             } else {
-                self.poll_asked(now, heartbeat.timeout)
+                self.poll_requested(now, heartbeat.timeout)
             };
         };
         let deadline = since + heartbeat.timeout;
         if now < deadline {
-            return self.poll_asked(now, heartbeat.timeout);
+            return self.poll_requested(now, heartbeat.timeout);
         }
-        if outlook.blind {
+        if io_state.read_ahead_full {
             // The pong may be among the bytes behind the full buffer. The handler stalls, which is
             // another verdict. But a write to a broken transport fails, so ping.
             return self.ping_again(now, heartbeat);
         }
-        if was_paused(now.since(deadline), Some(heartbeat.timeout)) && self.pings.postpone() {
+        if was_paused(now.since(deadline), Some(heartbeat.timeout))
+            && self.pings.take_postponement()
+        {
             // The runtime was paused (SIGSTOP, a suspended machine). The pong may have been lost
             // meanwhile, so this silence does not count against the peer: ping once more.
             return self.ping_again(now, heartbeat);
@@ -206,11 +213,11 @@ impl Monitor {
             self.pings.await_queued();
             return Action::Wait;
         }
-        Action::Ping(self.pings.next(now, heartbeat.timeout))
+        Action::Ping(self.pings.queue_next(now, heartbeat.timeout))
     }
 
     /// The ping that the application requested.
-    fn poll_asked(&mut self, now: Moment, hold: Duration) -> Action {
+    fn poll_requested(&mut self, now: Moment, hold: Duration) -> Action {
         if self.pings.is_requested() && !self.passive {
             return Action::Ping(self.pings.queue_extra(now, hold));
         }
@@ -251,7 +258,7 @@ impl Monitor {
             }
             consider(self.handler_deadline(heartbeat));
             consider(self.write_deadline(heartbeat));
-            consider(match self.pings.waiting() {
+            consider(match self.pings.timeout_since() {
                 _ if self.passive => Some(self.read_due(heartbeat)),
                 Some(since) => Some(since + heartbeat.timeout),
                 None if self.pings.is_queued() => None,
@@ -270,16 +277,16 @@ impl Monitor {
     fn first_message_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
         let within = idle.first_message?;
         let from = match self.inbound.message {
-            Some(since) if self.was_blind => since,
+            Some(since) if self.read_ahead_was_full => since,
             _ => self.opened,
         };
-        (!self.first_message && !self.blind).then(|| from + within)
+        (!self.first_message && !self.read_ahead_full).then(|| from + within)
     }
 
     /// Inbound messages have no deadline while the read-ahead buffer is full, for the same reason.
     fn message_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
         let within = idle.message_timeout?;
-        let inbound = self.inbound.message.filter(|_| !self.blind);
+        let inbound = self.inbound.message.filter(|_| !self.read_ahead_full);
         let outbound = self.outbound.message;
         let begun = match idle.watch {
             Traffic::Inbound => inbound,
@@ -292,7 +299,7 @@ impl Monitor {
     /// A full read-ahead buffer does not postpone this deadline: it runs from the byte that filled
     /// it.
     fn idle_deadline(&self, idle: &IdlePolicy) -> Moment {
-        self.active(idle.watch) + idle.timeout
+        self.last_data(idle.watch) + idle.timeout
     }
 
     fn handler_deadline(&self, heartbeat: &HeartbeatPolicy) -> Option<Moment> {
@@ -303,15 +310,17 @@ impl Monitor {
     /// Since when the handler does not read the bytes that wait, or does not finish a frame that
     /// the transport would accept and in which no ping can be sent.
     fn handler_stalled_since(&self) -> Option<Moment> {
-        match (self.backlog, self.half_written()) {
-            (Some(backlog), Some(half_written)) => Some(backlog.min(half_written)),
+        match (self.backlog, self.unfinished_frame_since()) {
+            (Some(backlog), Some(unfinished_frame_since)) => {
+                Some(backlog.min(unfinished_frame_since))
+            }
             (since, None) | (None, since) => since,
         }
     }
 
     /// Since when a ping waits for the end of a frame whose rest the transport would accept. `None`
     /// while it waits between two fragments for the end of a message, since that wait is bounded.
-    pub(super) fn half_written(&self) -> Option<Moment> {
+    pub(super) fn unfinished_frame_since(&self) -> Option<Moment> {
         let waits = self.blocked.is_none() && !self.pings.is_held();
         self.pings.queued_since().filter(|_| waits)
     }
@@ -339,13 +348,13 @@ impl Monitor {
     /// clients that connected at the same time are not pinged at the same time.
     fn ping_due(&self, heartbeat: &HeartbeatPolicy) -> Moment {
         let interval = heartbeat.interval;
-        if self.pings.any() {
+        if self.pings.has_pinged() {
             // While the application awaits a pong, other traffic does not postpone the next ping.
             let called = self.pings.requested_since().unwrap_or(self.last_proof);
             return self.last_proof.min(called) + interval;
         }
         // Only the part left out is computed as a float, or the interval would be rounded.
-        let left_out = interval.mul_f64(f64::from(self.head_start));
+        let left_out = interval.mul_f64(f64::from(self.first_interval_jitter));
         self.last_proof + interval.saturating_sub(left_out)
     }
 }

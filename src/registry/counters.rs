@@ -1,4 +1,4 @@
-//! Counts live connections and calls the high-water and growth hooks.
+//! Counts open connections and calls the high-water and growth hooks.
 
 use std::mem;
 use std::sync::atomic::AtomicUsize;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::growth::GrowthDetector;
 use crate::panic_guard;
 
-/// The number of live connections has risen above a mark: see
+/// The number of open connections has risen above a mark: see
 /// [`Registry::on_high_water`](crate::Registry::on_high_water).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -21,7 +21,7 @@ pub struct HighWater {
 }
 
 impl HighWater {
-    /// The number of live connections when it rose above the mark.
+    /// The number of open connections when it rose above the mark.
     #[must_use]
     pub fn live(&self) -> usize {
         self.live
@@ -34,7 +34,7 @@ impl HighWater {
     }
 }
 
-/// The number of live connections has grown by more than a limit: see
+/// The number of open connections has grown by more than a limit: see
 /// [`Registry::on_growth`](crate::Registry::on_growth).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -45,7 +45,7 @@ pub struct Growth {
 }
 
 impl Growth {
-    /// The number of live connections.
+    /// The number of open connections.
     #[must_use]
     pub fn live(&self) -> usize {
         self.live

@@ -132,7 +132,7 @@ impl Registry {
     ///
     /// 1. Upgrades are refused from now on, as by [`begin_drain`](Self::begin_drain). This cannot
     ///    be undone.
-    /// 2. The live connections are evicted in batches, oldest first, all within the first half of
+    /// 2. The open connections are evicted in batches, oldest first, all within the first half of
     ///    the deadline. An eviction calls the connection's hooks, fails its handler's reads and
     ///    writes, and sends its peer a Close frame (RFC 6455 section 5.5.1). If the handler has
     ///    written part of a frame, the connection is evicted after that frame, so that no message
@@ -242,7 +242,7 @@ impl DrainRun<'_> {
         }
     }
 
-    /// The live connections that this drain has not found yet, oldest first.
+    /// The open connections that this drain has not found yet, oldest first.
     fn not_yet_found(&self) -> Vec<Liveness> {
         let mut handles = self.registry.handles();
         handles.retain(|live| !self.found.contains(&live.id()));
@@ -347,7 +347,7 @@ async fn yield_periodically(processed: usize) {
 
 /// The connections that a drain has evicted and whose transport may still be open.
 ///
-/// They are no longer in the set of live connections, but a deadline must find them, also that of
+/// They are no longer in the set of open connections, but a deadline must find them, also that of
 /// another drain.
 #[derive(Default)]
 pub(super) struct DrainingConnections {
@@ -475,7 +475,7 @@ mod tests {
             deadline,
             ..Drain::default()
         };
-        // The second drain finds no live connection, and still cuts those of the first.
+        // The second drain finds no open connection, and still cuts those of the first.
         assert_eq!(registry.drain(drain).await, DrainReport::default());
         assert!(registry.draining_connections().open().is_empty());
         assert!(registry.draining_connections().lock().is_empty());

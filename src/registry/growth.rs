@@ -1,4 +1,4 @@
-//! Detects fast growth of the number of live connections; callers pass the time.
+//! Detects fast growth of the number of open connections; callers pass the time.
 
 use std::time::Duration;
 

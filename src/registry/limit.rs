@@ -16,7 +16,7 @@ const UNLIMITED: usize = usize::MAX;
 pub(super) struct AdmissionControl {
     limit: AtomicUsize,
     retry_after_seconds: AtomicU64,
-    /// Handshakes in progress and live connections: what the limit counts.
+    /// Handshakes in progress and open connections: what the limit counts.
     admitted: AtomicUsize,
     /// As `admitted`, plus ended connections whose transport is open or whose hooks still run.
     present: AtomicUsize,

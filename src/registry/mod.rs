@@ -1,10 +1,10 @@
-//! The registry: live connections, their limit, their evictions and the drain.
+//! The registry: open connections, their limit, their evictions and the drain.
 //!
 //! - [`state`]: the state that all clones of a [`Registry`] share; implements
-//!   [`Tracker`] for the layers
-//! - [`shards`]: the set of live connections
+//!   [`ErasedRegistry`] for the layers
+//! - [`shards`]: the set of open connections
 //! - [`limit`]: admission of handshakes, the drain flag, waiting for idle
-//! - [`counters`]: the number of live connections, with high-water and growth hooks
+//! - [`counters`]: the number of open connections, with high-water and growth hooks
 //! - [`growth`]: the detection of growth, without a clock
 //! - [`snapshot`]: the state of one connection at one moment
 //! - [`evictions`]: evictions as a stream
@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config_error::{self, ConfigError};
-use crate::connection::{Liveness, Tracker};
+use crate::connection::{ErasedRegistry, Liveness};
 use crate::eviction::ConnectionId;
 use crate::monitor::Health;
 
@@ -36,7 +36,7 @@ pub use evictions::{Evictions, Overrun};
 pub use snapshot::ConnectionSnapshot;
 use state::RegistryState;
 
-/// Holds the live connections of one or more layers, and limits how many are admitted.
+/// Holds the open connections of one or more layers, and limits how many are admitted.
 ///
 /// A connection is in the registry from the completed upgrade to its eviction, and is removed
 /// before any hook is called. Clones share the same set. A
@@ -72,25 +72,25 @@ impl Registry {
         Self::default()
     }
 
-    /// The number of live connections. Takes no lock.
+    /// The number of open connections. Takes no lock.
     #[must_use]
     pub fn len(&self) -> usize {
         self.state.counters.live()
     }
 
-    /// Whether no connection is live.
+    /// Whether no connection is open.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Returns the handle of a live connection, or `None` if it has ended.
+    /// Returns the handle of an open connection, or `None` if it has ended.
     #[must_use]
     pub fn get(&self, id: ConnectionId) -> Option<Liveness> {
         self.state.live.get(id)
     }
 
-    /// Returns the state of all live connections, in the order of their ids: oldest first.
+    /// Returns the state of all open connections, in the order of their ids: oldest first.
     ///
     /// The values of one entry are consistent: they are read under the connection's own lock.
     /// Entries are read one after the other, so two entries are not from the same moment. A
@@ -144,7 +144,7 @@ impl Registry {
         self.state.counters.high_water()
     }
 
-    /// Adds a hook that is called when the number of live connections rises above `mark`.
+    /// Adds a hook that is called when the number of open connections rises above `mark`.
     ///
     /// It is called again only if the number has fallen to nine tenths of `mark` in between. If the
     /// number is above `mark` already, the hook is called when the next connection opens.
@@ -162,7 +162,7 @@ impl Registry {
         self.state.counters.on_high_water(mark, hook);
     }
 
-    /// Adds a hook that is called when the number of live connections exceeds its minimum of the
+    /// Adds a hook that is called when the number of open connections exceeds its minimum of the
     /// last `per` by more than `limit`.
     ///
     /// It is called at most once per `per`. No timer runs for it: the check is made when a
@@ -219,7 +219,7 @@ impl Registry {
     /// passed to [`wrap_server`](crate::HeartbeatLayer::wrap_server) or
     /// [`wrap_client`](crate::HeartbeatLayer::wrap_client) after it, opens and is ended at once
     /// with [`Reason::Drained`](crate::Reason::Drained) and the Close code 1001. So a caller that
-    /// lists the live connections after this call misses none.
+    /// lists the open connections after this call misses none.
     ///
     /// All handlers that wait in `draining` are woken at once. If there are many, let each wait a
     /// random time before it sends its Close frame, or their clients all reconnect at once as well.
@@ -247,7 +247,7 @@ impl Registry {
 
     /// Waits until nothing remains of any connection. Returns at once if nothing does.
     ///
-    /// What remains: handshakes in progress, live connections, connections that have ended but
+    /// What remains: handshakes in progress, open connections, connections that have ended but
     /// whose transport is not closed (the closing handshake is in progress, the transport waits for
     /// the peer's end of stream, or the handler still holds it), and connections whose hooks have
     /// not all returned.
@@ -264,8 +264,8 @@ impl Registry {
         self.state.admission.wait_idle().await;
     }
 
-    pub(crate) fn tracker(&self) -> Arc<dyn Tracker> {
-        Arc::clone(&self.state) as Arc<dyn Tracker>
+    pub(crate) fn erased(&self) -> Arc<dyn ErasedRegistry> {
+        Arc::clone(&self.state) as Arc<dyn ErasedRegistry>
     }
 
     /// Wraps a hook so that it gets the registry as an argument without keeping it alive.
@@ -285,7 +285,7 @@ impl Registry {
         &self.state.draining
     }
 
-    /// The handles of all live connections. Each shard is copied at a different moment.
+    /// The handles of all open connections. Each shard is copied at a different moment.
     fn handles(&self) -> Vec<Liveness> {
         self.state.live.handles(self.len())
     }

@@ -1,4 +1,4 @@
-//! The set of live connections, sharded so that each lock is held only briefly.
+//! The set of open connections, sharded so that each lock is held only briefly.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

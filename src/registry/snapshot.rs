@@ -8,7 +8,7 @@ use crate::connection::{Liveness, View};
 use crate::eviction::ConnectionId;
 use crate::monitor::{Health, Rtt, Stats};
 
-/// The state of one live connection at one moment: an entry of
+/// The state of one open connection at one moment: an entry of
 /// [`Registry::snapshot`](crate::Registry::snapshot).
 ///
 /// It keeps neither the connection nor its session value alive.

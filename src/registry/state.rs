@@ -1,4 +1,4 @@
-//! The state that all clones of a registry share, and its [`Tracker`] implementation.
+//! The state that all clones of a registry share, and its [`ErasedRegistry`] implementation.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use super::drain::{self, DrainingConnections};
 use super::evictions::Subscribers;
 use super::limit::AdmissionControl;
 use super::shards::Shards;
-use crate::connection::{DrainOrder, ErasedConnection, Liveness, Refused, Tracker};
+use crate::connection::{DrainOrder, ErasedConnection, ErasedRegistry, Liveness, Refused};
 use crate::eviction::{ConnectionId, Eviction};
 use crate::monitor::Reason;
 
@@ -24,7 +24,7 @@ pub(super) struct RegistryState {
     pub(super) draining: DrainingConnections,
 }
 
-impl Tracker for RegistryState {
+impl ErasedRegistry for RegistryState {
     fn admit(&self) -> Result<(), Refused> {
         self.admission.admit()
     }

@@ -1,6 +1,6 @@
 //! Loom models of registrations that race with the end of a connection.
 //!
-//! In every order of events the map holds exactly the seats of live connections, and hooks get
+//! In every order of events the map holds exactly the seats of open connections, and hooks get
 //! exactly the seats that the end of their connection removed.
 
 use std::collections::HashMap;

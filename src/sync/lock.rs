@@ -55,7 +55,7 @@ impl<T> Lock<T> {
     }
 
     /// Whether this thread holds the lock.
-    pub(crate) fn is_held(&self) -> bool {
+    pub(crate) fn is_locked_by_this_thread(&self) -> bool {
         let address = self.address();
         INNERMOST.get() == address
             || OUTER
@@ -68,7 +68,7 @@ impl<T> Lock<T> {
     #[track_caller]
     fn wait(&self, mend: impl FnOnce(&mut T)) -> MutexGuard<'_, T> {
         assert!(
-            MODELLED || !self.is_held(),
+            MODELLED || !self.is_locked_by_this_thread(),
             "a connection's handle was used by its own transport, or by a waker, while that was \
              polled: see `LivenessStream`"
         );
@@ -159,22 +159,22 @@ mod tests {
         let (sender, receiver) = mpsc::channel();
         thread::scope(|scope| {
             let mut value = lock.lock(|_| {});
-            assert!(lock.is_held() && lock_panics(&lock));
+            assert!(lock.is_locked_by_this_thread() && lock_panics(&lock));
             scope.spawn(|| {
-                assert!(!lock.is_held());
+                assert!(!lock.is_locked_by_this_thread());
                 sender.send(()).unwrap();
                 assert_eq!(*lock.lock(|_| {}), 1);
             });
             receiver.recv().unwrap();
             *value = 1;
         });
-        assert!(!lock.is_held() && !lock_panics(&lock));
+        assert!(!lock.is_locked_by_this_thread() && !lock_panics(&lock));
     }
 
     #[test]
     fn outer_locks_are_recorded_as_held() {
         let locks = [Lock::new(0), Lock::new(1), Lock::new(2)];
-        let held = || locks.each_ref().map(Lock::is_held);
+        let held = || locks.each_ref().map(Lock::is_locked_by_this_thread);
         let outer = locks[0].lock(|_| {});
         let inner = locks[1].lock(|_| {});
         let innermost = locks[2].lock(|_| {});
@@ -195,7 +195,7 @@ mod tests {
             let _value = lock.lock(|_| {});
             panic!("under the lock");
         }));
-        assert!(panicked.is_err() && !lock.is_held());
+        assert!(panicked.is_err() && !lock.is_locked_by_this_thread());
         assert_eq!(*lock.lock(|value| *value += 1), 2);
     }
 }

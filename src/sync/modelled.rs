@@ -41,7 +41,7 @@ thread_local! {
 /// Runs `model` in every interleaving with at most `preemptions` preemptions of a runnable thread.
 ///
 /// Only [`advance`] moves time. A run ends when all its threads and tasks have ended: one that
-/// waits for ever is a failure, which loom reports as a deadlock.
+/// waits forever is a failure, which loom reports as a deadlock.
 pub(crate) fn check(name: &str, preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

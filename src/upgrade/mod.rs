@@ -1,7 +1,9 @@
 //! The upgrade: from an opening handshake over HTTP to an open connection.
 //!
 //! - [`detect`]: recognises opening handshakes and their accepting responses
-//! - [`future`]: the response future, which opens the connection once the handshake is accepted
+//! - [`pending_upgrade`]: a handshake between request and response, which opens the connection
+//! - [`future`]: the response future
+//! - [`refusal`]: handshakes answered with 503 or 500
 //! - [`bridge`]: creates the `OnUpgrade` through which the handler gets this crate's stream
 //! - [`handler_stream`]: the stream that the handler gets
 //! - [`transport`]: the stream that hyper provides, as a socket where possible
@@ -14,7 +16,9 @@ mod detect;
 mod extract;
 mod future;
 mod handler_stream;
+mod pending_upgrade;
 mod policy_override;
+mod refusal;
 mod transport;
 
 #[cfg(feature = "axum")]

@@ -90,7 +90,7 @@ impl Transport {
 }
 
 impl Transport {
-    pub(super) const CAPABILITIES: &'static TransportTraits<Self> = &TransportTraits {
+    pub(super) const TRAITS: &'static TransportTraits<Self> = &TransportTraits {
         tune: Self::tune,
         takes_any_bytes: Self::takes_any_bytes,
         poll_writable: Self::poll_writable,

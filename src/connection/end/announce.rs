@@ -24,13 +24,13 @@ where
         if !self.metadata.record_end(&eviction) {
             return;
         }
-        let trackers = self.membership.end(eviction.id());
+        let registries = self.membership.end(eviction.id());
         self.metadata.vacate_seats(&mut eviction);
-        for tracker in trackers {
-            tracker.evicted(&eviction);
+        for registry in registries {
+            registry.evicted(&eviction);
         }
         self.metadata.call_hooks(eviction);
-        self.membership.announced();
+        self.membership.mark_announced();
     }
 
     /// Calls the health hooks for all queued changes, including those that are queued meanwhile.

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_never_opens_is_gone_when_the_upgrade_is_given_up() {
+    fn a_failed_upgrade_closes_the_transport_of_a_connection_that_never_opened() {
         type Failure = fn(&Arc<Connection<DuplexStream>>);
         let failures: [Failure; 2] = [Connection::upgrade_failed, Connection::not_upgraded];
         for fail in failures {
@@ -114,7 +114,10 @@ mod tests {
                 let (connection, live) = opening();
                 if evicted {
                     assert!(live.evict(1000, "bye"));
-                    assert!(!live.is_transport_closed(), "a transport may yet come");
+                    assert!(
+                        !live.is_transport_closed(),
+                        "the upgrade may still complete"
+                    );
                 }
                 fail(&connection);
                 assert_transport_closed(&live, false);
@@ -165,7 +168,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_lives_is_neither_cut_nor_gone() {
+    async fn an_open_connection_is_neither_cut_nor_closed() {
         let (connection, live) = opening();
         let (ours, theirs) = duplex(64);
         let stream = LivenessStream::open(connection, ours).unwrap();

@@ -1,4 +1,4 @@
-//! The end of the transport: who releases it, and how it is dropped.
+//! The end of the transport: when it is released, and how it is dropped.
 
 use std::io;
 use std::pin::Pin;

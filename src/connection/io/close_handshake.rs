@@ -18,7 +18,7 @@ use crate::monitor::{CloseFrame, Reason};
 /// is closed, the kernel resets the connection and discards the bytes that were still to be sent.
 #[derive(Debug)]
 pub(crate) struct CloseHandshake {
-    /// The frame to send, until the outbound half has it.
+    /// The frame to send, until it is queued in the write half.
     frame: Option<CloseFrame>,
     /// Do not wait: the peer is dead, or the time is over. Bytes that the transport does not accept
     /// at once are dropped.

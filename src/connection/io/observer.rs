@@ -36,7 +36,7 @@ impl Observer<'_> {
 
     fn awaits_pong_now(&self) -> bool {
         let waiters = self.ping_waiters.as_ref();
-        if self.monitor.is_waiting() || waiters.is_some_and(|waiters| waiters.any()) {
+        if self.monitor.awaits_answer() || waiters.is_some_and(|waiters| waiters.has_waiting()) {
             return true;
         }
         let until = self.monitor.round_trip_until(self.policy);
@@ -57,8 +57,8 @@ impl Observer<'_> {
     /// A read failed.
     pub(crate) fn read_failed(&mut self, kind: io::ErrorKind) {
         match kind {
-            // TLS reports this for an end of the transport without close_notify: the peer was
-            // killed, or is one of the many that never send it.
+            // TLS reports this for an end without close_notify: the peer was killed, or it never
+            // sends close_notify.
             io::ErrorKind::UnexpectedEof => self.eof(),
             kind => self.monitor.failed(self.clock.now(), kind),
         }
@@ -98,7 +98,7 @@ impl Observer<'_> {
     pub(crate) fn accepted(&mut self, bytes: usize, rest: bool) {
         self.monitor.sent(bytes);
         // The clock is read only if a verdict depends on it.
-        if self.monitor.is_held_up() {
+        if self.monitor.has_output_waiting() {
             let now = self.now();
             self.monitor.accepted(now, rest, self.policy);
         }

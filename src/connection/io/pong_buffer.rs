@@ -20,7 +20,7 @@ impl PongBuffer {
     }
 
     /// Holds a candidate. It is shorter than a ping's frame, or it would have been decided.
-    pub(crate) fn hold(&mut self, candidate: &[u8]) {
+    pub(crate) fn store(&mut self, candidate: &[u8]) {
         self.bytes[..candidate.len()].copy_from_slice(candidate);
         self.len = candidate.len() as u8;
         self.cleared = 0;

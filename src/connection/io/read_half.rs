@@ -13,7 +13,7 @@ use super::report::Direction;
 use crate::monitor::Moment;
 use crate::wire::{OpCode, Probe, Scanner, probe_pong};
 
-/// How many bytes the driver reads on behalf of a handler that does not read.
+/// The most bytes that the driver reads ahead for a handler that does not read.
 pub(crate) const MAX_READ_AHEAD_BYTES: usize = 16 * 1024;
 
 /// Reads that follow one another faster than this belong to one burst.
@@ -32,17 +32,17 @@ pub(crate) struct ReadHalf {
     ended: bool,
     /// The error with which it ended, kept for the handler's next read.
     failure: Option<io::Error>,
-    /// The peer's Close frame has come.
+    /// The peer's Close frame was received.
     closed: bool,
     /// Frame boundaries are lost, and that was reported.
     passive: bool,
     /// The last read found the transport empty.
-    drained: bool,
+    found_empty: bool,
     /// The earliest arrival of the bytes of the present burst, and how many were read in it.
     burst_since: Moment,
     burst_bytes: u32,
-    /// The first read after the transport was last found empty. Bytes that are read now may have
-    /// arrived since then.
+    /// When the first read took place after the transport was found empty: bytes that are read now
+    /// may have arrived since then.
     filled_since: Moment,
 }
 
@@ -68,7 +68,7 @@ impl ReadHalf {
             failure: None,
             closed: false,
             passive: false,
-            drained: false,
+            found_empty: false,
             burst_since: Moment::START,
             burst_bytes: 0,
             filled_since: Moment::START,
@@ -101,13 +101,13 @@ impl ReadHalf {
     }
 
     /// Whether the last read found the transport empty.
-    pub(crate) fn is_drained(&self) -> bool {
-        self.drained
+    pub(crate) fn found_empty(&self) -> bool {
+        self.found_empty
     }
 
     /// The next bytes may have arrived long ago, although the last read found the transport empty.
-    pub(crate) fn mark_undrained(&mut self) {
-        self.drained = false;
+    pub(crate) fn clear_found_empty(&mut self) {
+        self.found_empty = false;
     }
 
     /// Discards the bytes that wait for the handler.
@@ -132,7 +132,7 @@ impl ReadHalf {
     }
 
     /// Whether the read-ahead buffer is full, so that further bytes of the peer cannot be read.
-    pub(crate) fn is_blind(&self) -> bool {
+    pub(crate) fn is_read_ahead_full(&self) -> bool {
         self.ahead() >= MAX_READ_AHEAD_BYTES
     }
 
@@ -143,7 +143,7 @@ impl ReadHalf {
     }
 
     /// The transport panicked and must not be polled again.
-    pub(crate) fn give_up(&mut self) {
+    pub(crate) fn mark_ended(&mut self) {
         self.ended = true;
     }
 
@@ -187,7 +187,7 @@ impl ReadHalf {
         } else {
             self.poll_fill_pong_buffer(io, cx, observer)
         };
-        self.drained = read.is_pending() && observer.found_nothing();
+        self.found_empty = read.is_pending() && observer.found_nothing();
         match ready!(read) {
             Ok(0) => {
                 self.ended = true;
@@ -238,7 +238,7 @@ impl ReadHalf {
             return Poll::Ready(Ok(0));
         }
         let (kept, candidate) = self.scan_and_cut(fresh, read, observer);
-        self.pong_buffer.hold(&fresh[kept..kept + candidate]);
+        self.pong_buffer.store(&fresh[kept..kept + candidate]);
         out.set_filled(before + kept);
         Poll::Ready(Ok(read))
     }
@@ -274,8 +274,8 @@ impl ReadHalf {
     ///
     /// Transports return a record or a buffer at a time, so the bytes of one burst may all have
     /// arrived at its start. A burst is bounded, since a peer that never stops sending is alive.
-    fn unseen(&mut self, now: Moment, last: Moment, read: usize) -> Duration {
-        if self.drained {
+    fn update_burst(&mut self, now: Moment, last: Moment, read: usize) -> Duration {
+        if self.found_empty {
             (self.burst_since, self.burst_bytes, self.filled_since) = (now, 0, now);
         } else if now.since(last) >= SAME_BURST || self.burst_bytes > MAX_READ_AHEAD_BYTES as u32 {
             (self.burst_since, self.burst_bytes) = (last, 0);
@@ -298,8 +298,8 @@ impl ReadHalf {
     ) -> (usize, usize) {
         let now = observer.now();
         let last = observer.monitor.last_inbound();
-        let unseen = self.unseen(now, last, read);
-        let earliest = self.drained.then_some(last);
+        let unseen = self.update_burst(now, last, read);
+        let earliest = self.found_empty.then_some(last);
         // A round trip must not include the handler's delay: only while the driver watches is the
         // time of arrival known.
         let unread = match observer.awaits_pong() {

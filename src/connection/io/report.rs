@@ -14,7 +14,7 @@ pub(crate) struct Report {
     /// bytes still pass; no pong is cut out and no frame is inserted there any more.
     pub(crate) malformed: Option<(Direction, Malformed)>,
     /// The transport refused its socket options. The connection works without them.
-    pub(crate) untuned: Option<ErrorKind>,
+    pub(crate) socket_options_error: Option<ErrorKind>,
     /// A `Pending` may come from tokio's cooperative budget and not from the transport, so the
     /// driver must poll.
     pub(crate) uncertain: bool,
@@ -27,7 +27,10 @@ impl Report {
     /// Whether nothing must be done but to drop it.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        !self.ping_sent && self.malformed.is_none() && self.untuned.is_none() && !self.uncertain
+        !self.ping_sent
+            && self.malformed.is_none()
+            && self.socket_options_error.is_none()
+            && !self.uncertain
     }
 }
 

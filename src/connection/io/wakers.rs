@@ -20,7 +20,7 @@ pub(crate) struct HandlerWaker {
 
 impl HandlerWaker {
     /// Stores the waker of a pending handler. Returns the one that it replaces.
-    pub(crate) fn park(&mut self, waker: &Waker, by_driver: bool) -> Option<Waker> {
+    pub(crate) fn store(&mut self, waker: &Waker, by_driver: bool) -> Option<Waker> {
         self.pending = true;
         self.by_driver = by_driver;
         let known = self.waker.as_ref();

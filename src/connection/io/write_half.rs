@@ -36,7 +36,7 @@ pub(crate) struct WriteHalf {
     stops_at_boundary: bool,
     /// See [`split_pings`](Self::split_pings).
     splits_pings: bool,
-    /// See [`repeats_writes`](Self::repeats_writes).
+    /// See [`set_repeats_writes`](Self::set_repeats_writes).
     repeats_writes: bool,
     claim: Claim,
     control: ControlFrame,
@@ -71,10 +71,10 @@ impl WriteHalf {
 
     /// Writes each ping in four pieces from now on, the last three of one byte each.
     ///
-    /// hyper's HTTP/2 stream reports a flush when fewer than two writes wait behind the one that
-    /// waits for the peer's window. A ping in one piece would thus count as sent to a peer that
-    /// grants no window, and the silence of the peer as its death. With four pieces this is left
-    /// only for a window that ends one or two bytes before the ping does.
+    /// hyper's HTTP/2 stream reports a flush while up to two writes wait for the peer's window. A
+    /// ping in one write would count as flushed although the peer grants no window, and a peer that
+    /// is alive would be evicted. With four writes this happens only if the window ends one or two
+    /// bytes before the end of the ping.
     pub(crate) fn split_pings(&mut self) {
         self.splits_pings = true;
     }
@@ -84,7 +84,7 @@ impl WriteHalf {
     /// OpenSSL has encrypted them by then, and sends them in place of the bytes of the next write.
     /// So such a write claims the transport: until it is repeated, nothing else is written, not
     /// even an empty write.
-    pub(crate) fn repeats_writes(&mut self, repeats_writes: bool) {
+    pub(crate) fn set_repeats_writes(&mut self, repeats_writes: bool) {
         self.repeats_writes = repeats_writes;
     }
 
@@ -128,7 +128,8 @@ impl WriteHalf {
         )
     }
 
-    /// Whether the transport has accepted a part of a ping, or all of it without a flush.
+    /// Whether the transport has accepted a part of a control frame of ours, or a whole ping
+    /// without a flush.
     pub(crate) fn has_unflushed_ping(&self) -> bool {
         self.has_begun() || matches!(self.control, ControlFrame::FlushPing)
     }
@@ -183,7 +184,7 @@ impl WriteHalf {
     pub(crate) fn poll_room<T: AsyncWrite + Unpin>(
         &mut self,
         io: &mut T,
-        capabilities: &TransportTraits<T>,
+        traits: &TransportTraits<T>,
         cx: &mut Context<'_>,
         observer: &mut Observer<'_>,
     ) -> Poll<()> {
@@ -191,7 +192,7 @@ impl WriteHalf {
             observer.unflushed();
             return Poll::Pending;
         }
-        if (capabilities.poll_writable)(io, cx).is_pending() {
+        if (traits.poll_writable)(io, cx).is_pending() {
             observer.refused();
             return Poll::Pending;
         }
@@ -383,7 +384,7 @@ impl WriteHalf {
                     self.closed = true;
                     observer
                         .monitor
-                        .server_closed(observer.now(), frame.close_code);
+                        .handler_closed(observer.now(), frame.close_code);
                 }
                 Some(frame) if frame.opcode.is_control() => {}
                 end => {
@@ -417,7 +418,7 @@ impl WriteHalf {
             observer.accepted(written, rest);
         }
         if self.is_busy() {
-            observer.monitor.mid_message(self.is_mid_message());
+            observer.monitor.set_mid_message(self.is_mid_message());
         }
         // The handler's bytes are accepted whatever happens to ours. An error shows up again at the
         // next operation, and after a refusal the driver continues.

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::connection::metadata::{Listeners, Metadata};
+use crate::connection::metadata::{LayerHooks, Metadata};
 use crate::eviction::{ConnectionId, Eviction};
 use crate::hooks::{OnEvict, OnHealth};
 use crate::monitor::{CloseFrame, Health, Overrides, Policy, Reason, Rtt, Stats};
@@ -57,13 +57,13 @@ pub(crate) trait ErasedConnection: Send + Sync {
     /// Records that the response of an inner layer is an upgrade, so the layer stays.
     fn accept(&self, id: AttachmentId);
     /// Whether a layer of the connection has this registry.
-    fn is_in(&self, tracker: &Arc<dyn Tracker>) -> bool;
+    fn is_in(&self, registry: &Arc<dyn ErasedRegistry>) -> bool;
     /// The registries of the connection's layers.
-    fn trackers(&self) -> Trackers;
+    fn registries(&self) -> Registries;
 }
 
 /// The registries of a connection. Nearly always one, which then needs no allocation.
-pub(crate) type Trackers = SmallVec<[Arc<dyn Tracker>; 1]>;
+pub(crate) type Registries = SmallVec<[Arc<dyn ErasedRegistry>; 1]>;
 
 /// The figures of a connection at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +77,7 @@ pub(crate) struct View {
 }
 
 /// A registry, as the connections of its layers see it.
-pub(crate) trait Tracker: Send + Sync {
+pub(crate) trait ErasedRegistry: Send + Sync {
     /// Admits one more handshake. It counts against the limit until
     /// [`release_permit`](Self::release_permit), and as present until
     /// [`release_presence`](Self::release_presence).
@@ -121,7 +121,7 @@ pub(crate) struct Refused {
 /// What a connection counts for in one registry. Dropping it gives that back, which may wake a
 /// task: drop it without a lock.
 pub(crate) struct Admission {
-    pub(super) tracker: Arc<dyn Tracker>,
+    pub(super) registry: Arc<dyn ErasedRegistry>,
     /// Counts against the limit: from the handshake to the eviction.
     pub(super) permit: bool,
     /// Counts as present, which a shutdown waits for: from the handshake to the end of the
@@ -130,19 +130,19 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
-    fn admit(tracker: &Arc<dyn Tracker>) -> Result<Self, Refused> {
-        tracker.admit()?;
-        Ok(Self::of(tracker, true, true))
+    fn admit(registry: &Arc<dyn ErasedRegistry>) -> Result<Self, Refused> {
+        registry.admit()?;
+        Ok(Self::of(registry, true, true))
     }
 
-    fn admit_always(tracker: &Arc<dyn Tracker>) -> Self {
-        tracker.admit_always();
-        Self::of(tracker, true, true)
+    fn admit_always(registry: &Arc<dyn ErasedRegistry>) -> Self {
+        registry.admit_always();
+        Self::of(registry, true, true)
     }
 
-    pub(super) fn of(tracker: &Arc<dyn Tracker>, permit: bool, presence: bool) -> Self {
+    pub(super) fn of(registry: &Arc<dyn ErasedRegistry>, permit: bool, presence: bool) -> Self {
         Self {
-            tracker: Arc::clone(tracker),
+            registry: Arc::clone(registry),
             permit,
             presence,
         }
@@ -152,10 +152,10 @@ impl Admission {
 impl Drop for Admission {
     fn drop(&mut self) {
         if self.permit {
-            self.tracker.release_permit();
+            self.registry.release_permit();
         }
         if self.presence {
-            self.tracker.release_presence();
+            self.registry.release_presence();
         }
     }
 }
@@ -177,21 +177,21 @@ impl AttachmentId {
 /// Shared by the layer and all its services, which axum clones several times per request.
 pub(crate) struct LayerConfig {
     pub(crate) policy: Policy,
-    pub(crate) tracker: Option<Arc<dyn Tracker>>,
-    pub(crate) listeners: Arc<Listeners>,
+    pub(crate) registry: Option<Arc<dyn ErasedRegistry>>,
+    pub(crate) hooks: Arc<LayerHooks>,
 }
 
 impl LayerConfig {
     pub(crate) fn new(
         policy: Policy,
-        tracker: Option<Arc<dyn Tracker>>,
+        registry: Option<Arc<dyn ErasedRegistry>>,
         hooks: Vec<Arc<dyn OnEvict>>,
         health_hooks: Vec<Arc<dyn OnHealth>>,
     ) -> Self {
         Self {
             policy,
-            tracker,
-            listeners: Arc::new(Listeners {
+            registry,
+            hooks: Arc::new(LayerHooks {
                 hooks,
                 health_hooks,
             }),
@@ -200,12 +200,12 @@ impl LayerConfig {
 
     /// Asks the layer's registry, if it has one, to admit one more handshake.
     pub(crate) fn admit(&self) -> Result<Option<Admission>, Refused> {
-        self.tracker.as_ref().map(Admission::admit).transpose()
+        self.registry.as_ref().map(Admission::admit).transpose()
     }
 
     /// Has the layer's registry admit a stream that cannot be refused.
     pub(crate) fn admit_always(&self) -> Option<Admission> {
-        self.tracker.as_ref().map(Admission::admit_always)
+        self.registry.as_ref().map(Admission::admit_always)
     }
 }
 

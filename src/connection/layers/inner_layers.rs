@@ -15,30 +15,30 @@ use crate::monitor::{Overrides, Policy};
 
 /// Settings of one connection alone.
 #[derive(Default)]
-pub(crate) struct Settings {
+pub(crate) struct ConnectionSettings {
     /// Values that take precedence over those of all layers.
     pub(crate) overrides: Overrides,
     /// Present only while the response of an inner layer is outstanding.
-    pub(crate) attachments: Option<Attachments>,
+    pub(crate) attachments: Option<InnerLayers>,
 }
 
 /// One inner layer of a connection.
-pub(crate) struct Attached {
+pub(crate) struct InnerLayer {
     pub(crate) id: AttachmentId,
     /// The next inner layer further out, if there is one. When that leaves, this one leaves too.
     pub(crate) within: Option<AttachmentId>,
     pub(crate) layer: Arc<LayerConfig>,
     /// This layer added its hooks, so they are removed with it, unless another layer shares them.
-    pub(crate) owns_listeners: bool,
+    pub(crate) owns_hooks: bool,
     /// This layer entered its registry, so that is undone with it, unless another layer shares it.
-    pub(crate) owns_place: bool,
+    pub(crate) owns_admission: bool,
     /// The response of its service was an upgrade.
     pub(crate) accepted: bool,
 }
 
 /// A change of a connection's policy. Kept, so that the others can be applied again without it.
 enum PolicyChange {
-    Layer(Attached),
+    Layer(InnerLayer),
     Overrides {
         /// The layer whose request brought them; `None` if they were set on the handle.
         by: Option<AttachmentId>,
@@ -47,14 +47,14 @@ enum PolicyChange {
 }
 
 /// The changes of a connection's policy that inner layers and overrides have made.
-pub(crate) struct Attachments {
+pub(crate) struct InnerLayers {
     /// Policy and overrides before the first change.
     policy: Policy,
     overrides: Overrides,
     changes: Vec<PolicyChange>,
 }
 
-impl Attachments {
+impl InnerLayers {
     pub(crate) fn new(policy: Policy, overrides: Overrides) -> Self {
         Self {
             policy,
@@ -63,7 +63,7 @@ impl Attachments {
         }
     }
 
-    pub(crate) fn add(&mut self, attached: Attached) {
+    pub(crate) fn add(&mut self, attached: InnerLayer) {
         self.changes.push(PolicyChange::Layer(attached));
     }
 
@@ -86,7 +86,7 @@ impl Attachments {
     }
 
     /// Removes a layer and all layers within it.
-    pub(crate) fn remove(&mut self, id: AttachmentId) -> Vec<Attached> {
+    pub(crate) fn remove(&mut self, id: AttachmentId) -> Vec<InnerLayer> {
         let mut leaving = vec![id];
         // A layer is attached after the one further out, so one pass finds all.
         for attached in self.layers() {
@@ -111,20 +111,24 @@ impl Attachments {
     }
 
     /// Passes the hooks of a layer that leaves to one that shares them. False if there is none.
-    pub(crate) fn inherit_listeners(&mut self, from: &LayerConfig) -> bool {
+    pub(crate) fn inherit_hooks(&mut self, from: &LayerConfig) -> bool {
         let mut layers = self.layers_mut();
-        let heir = layers.find(|heir| Arc::ptr_eq(&heir.layer.listeners, &from.listeners));
-        heir.map(|heir| heir.owns_listeners = true).is_some()
+        let successor = layers.find(|successor| Arc::ptr_eq(&successor.layer.hooks, &from.hooks));
+        successor
+            .map(|successor| successor.owns_hooks = true)
+            .is_some()
     }
 
     /// Passes the place in a registry to a layer that shares the registry. False if there is none.
-    pub(crate) fn inherit_place(&mut self, from: &LayerConfig) -> bool {
-        let is_same = |heir: &Attached| match (&heir.layer.tracker, &from.tracker) {
-            (Some(tracker), Some(known)) => Arc::ptr_eq(tracker, known),
+    pub(crate) fn inherit_admission(&mut self, from: &LayerConfig) -> bool {
+        let is_same = |successor: &InnerLayer| match (&successor.layer.registry, &from.registry) {
+            (Some(registry), Some(known)) => Arc::ptr_eq(registry, known),
             _ => false,
         };
-        let heir = self.layers_mut().find(|heir| is_same(heir));
-        heir.map(|heir| heir.owns_place = true).is_some()
+        let successor = self.layers_mut().find(|successor| is_same(successor));
+        successor
+            .map(|successor| successor.owns_admission = true)
+            .is_some()
     }
 
     /// Returns the policy and the overrides after all changes.
@@ -140,14 +144,14 @@ impl Attachments {
         (policy, overrides)
     }
 
-    fn layers(&self) -> impl Iterator<Item = &Attached> {
+    fn layers(&self) -> impl Iterator<Item = &InnerLayer> {
         self.changes.iter().filter_map(|change| match change {
             PolicyChange::Layer(attached) => Some(attached),
             PolicyChange::Overrides { .. } => None,
         })
     }
 
-    fn layers_mut(&mut self) -> impl Iterator<Item = &mut Attached> {
+    fn layers_mut(&mut self) -> impl Iterator<Item = &mut InnerLayer> {
         self.changes.iter_mut().filter_map(|change| match change {
             PolicyChange::Layer(attached) => Some(attached),
             PolicyChange::Overrides { .. } => None,

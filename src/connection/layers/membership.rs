@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use smallvec::SmallVec;
 
-use super::contracts::{Admission, ErasedConnection, Tracker, Trackers};
+use super::contracts::{Admission, ErasedConnection, ErasedRegistry, Registries};
 use crate::eviction::ConnectionId;
 use crate::monitor::Announced;
 use crate::sync::{Mutex, MutexGuard};
@@ -17,27 +17,27 @@ pub(crate) struct Membership(Mutex<Admissions>);
 
 #[derive(Default)]
 struct Admissions {
-    trackers: Trackers,
+    registries: Registries,
     /// From `InProgress` on, the connection does not count against the limits.
     announced: Announced,
-    /// No transport is left, and none will come. After this and `Announced::Done`, the connection
-    /// is no longer present.
+    /// The transport is closed, or the upgrade failed. After this and `Announced::Done`, the
+    /// connection is no longer present.
     transport_closed: bool,
 }
 
 impl Membership {
-    pub(crate) fn is_in(&self, tracker: &Arc<dyn Tracker>) -> bool {
-        self.lock().is_in(tracker)
+    pub(crate) fn is_in(&self, registry: &Arc<dyn ErasedRegistry>) -> bool {
+        self.lock().is_in(registry)
     }
 
     /// Takes the parts of `admission` that the connection does not hold yet, and returns the rest.
     /// True if it is new in the registry. Drop the rest without a lock, since that may wake a task.
     pub(crate) fn add(&self, mut admission: Admission) -> (bool, Admission) {
         let mut admissions = self.lock();
-        let is_new = !admissions.has_left() && !admissions.is_in(&admission.tracker);
+        let is_new = !admissions.has_released_presence() && !admissions.is_in(&admission.registry);
         if is_new {
-            admissions.trackers.push(Arc::clone(&admission.tracker));
-            admission.permit = admissions.has_vacated();
+            admissions.registries.push(Arc::clone(&admission.registry));
+            admission.permit = admissions.has_released_permit();
             admission.presence = false;
         }
         (is_new, admission)
@@ -45,70 +45,77 @@ impl Membership {
 
     /// Leaves one registry, and returns the admission to it. Drop that without a lock, since it may
     /// wake a task.
-    pub(crate) fn remove(&self, tracker: &Arc<dyn Tracker>, id: ConnectionId) -> Option<Admission> {
+    pub(crate) fn remove(
+        &self,
+        registry: &Arc<dyn ErasedRegistry>,
+        id: ConnectionId,
+    ) -> Option<Admission> {
         let mut admissions = self.lock();
-        let mut trackers = admissions.trackers.iter();
-        let index = trackers.position(|known| Arc::ptr_eq(known, tracker))?;
-        let tracker = admissions.trackers.remove(index);
+        let mut registries = admissions.registries.iter();
+        let index = registries.position(|known| Arc::ptr_eq(known, registry))?;
+        let registry = admissions.registries.remove(index);
         // After the end, the task that announces it removes the connection. Under the lock, since
         // the connection might enter again in between.
-        if !admissions.has_vacated() {
-            tracker.ended(id);
+        if !admissions.has_released_permit() {
+            registry.ended(id);
         }
-        let (permit, presence) = (!admissions.has_vacated(), !admissions.has_left());
-        Some(Admission::of(&tracker, permit, presence))
+        let (permit, presence) = (
+            !admissions.has_released_permit(),
+            !admissions.has_released_presence(),
+        );
+        Some(Admission::of(&registry, permit, presence))
     }
 
-    pub(crate) fn trackers(&self) -> Trackers {
-        self.lock().trackers.clone()
+    pub(crate) fn registries(&self) -> Registries {
+        self.lock().registries.clone()
     }
 
     /// Adds the connection to the sets of all registries, unless it has ended: a set never holds
     /// more than its registry has admitted.
     pub(crate) fn enter(&self, connection: &Arc<dyn ErasedConnection>) {
         let admissions = self.lock();
-        if admissions.has_vacated() {
+        if admissions.has_released_permit() {
             return;
         }
-        let trackers = admissions.trackers.clone();
-        for tracker in &trackers {
-            tracker.opened(Arc::clone(connection));
+        let registries = admissions.registries.clone();
+        for registry in &registries {
+            registry.opened(Arc::clone(connection));
         }
         drop(admissions);
-        for tracker in trackers {
-            tracker.call_alarms();
+        for registry in registries {
+            registry.call_alarms();
         }
     }
 
     /// The connection has ended: removes it from all sets, and stops counting it against the
     /// limits. Returns the registries to pass the eviction to.
-    pub(crate) fn end(&self, id: ConnectionId) -> Trackers {
-        let (trackers, permits) = {
+    pub(crate) fn end(&self, id: ConnectionId) -> Registries {
+        let (registries, permits) = {
             let mut admissions = self.lock();
             let permits = admissions.advance(|all| all.announced.advance(Announced::InProgress));
-            (admissions.trackers.clone(), permits)
+            (admissions.registries.clone(), permits)
         };
-        for tracker in &trackers {
-            tracker.ended(id);
+        for registry in &registries {
+            registry.ended(id);
         }
         drop(permits);
-        trackers
+        registries
     }
 
     /// All hooks have returned.
-    pub(crate) fn announced(&self) {
+    pub(crate) fn mark_announced(&self) {
         self.advance(|admissions| admissions.announced.advance(Announced::Done));
     }
 
-    /// No transport is left, and none will come.
+    /// The transport is closed, or the upgrade failed.
     pub(crate) fn transport_closed(&self) {
         self.advance(|admissions| admissions.transport_closed = true);
     }
 
-    /// The response was no upgrade: for the registries there was no connection.
+    /// The response is not an upgrade: for the registries there was no connection.
     pub(crate) fn dissolve(&self) {
         let left = Admissions {
-            trackers: Trackers::new(),
+            registries: Registries::new(),
             announced: Announced::Done,
             transport_closed: true,
         };
@@ -128,31 +135,32 @@ impl Membership {
 }
 
 impl Admissions {
-    fn is_in(&self, tracker: &Arc<dyn Tracker>) -> bool {
-        let mut trackers = self.trackers.iter();
-        trackers.any(|known| Arc::ptr_eq(known, tracker))
+    fn is_in(&self, registry: &Arc<dyn ErasedRegistry>) -> bool {
+        let mut registries = self.registries.iter();
+        registries.any(|known| Arc::ptr_eq(known, registry))
     }
 
-    fn has_vacated(&self) -> bool {
+    fn has_released_permit(&self) -> bool {
         self.announced > Announced::No
     }
 
-    fn has_left(&self) -> bool {
+    fn has_released_presence(&self) -> bool {
         self.announced == Announced::Done && self.transport_closed
     }
 
     /// Takes a step towards the end, and returns the admissions that are over because of it.
     fn advance(&mut self, step: impl FnOnce(&mut Self)) -> SmallVec<[Admission; 1]> {
-        let (had_vacated, had_left) = (self.has_vacated(), self.has_left());
+        let (had_released_permit, had_released_presence) =
+            (self.has_released_permit(), self.has_released_presence());
         step(self);
-        let permit = self.has_vacated() && !had_vacated;
-        let presence = self.has_left() && !had_left;
+        let permit = self.has_released_permit() && !had_released_permit;
+        let presence = self.has_released_presence() && !had_released_presence;
         if !permit && !presence {
             return SmallVec::new();
         }
-        let trackers = self.trackers.iter();
-        trackers
-            .map(|tracker| Admission::of(tracker, permit, presence))
+        let registries = self.registries.iter();
+        registries
+            .map(|registry| Admission::of(registry, permit, presence))
             .collect()
     }
 }

@@ -5,8 +5,8 @@ mod inner_layers;
 mod membership;
 
 pub(crate) use contracts::{
-    Admission, AttachmentId, DrainOrder, ErasedConnection, LayerConfig, Refused, Tracker, Trackers,
-    View,
+    Admission, AttachmentId, DrainOrder, ErasedConnection, ErasedRegistry, LayerConfig, Refused,
+    Registries, View,
 };
-pub(crate) use inner_layers::{Attached, Attachments, Settings};
+pub(crate) use inner_layers::{ConnectionSettings, InnerLayer, InnerLayers};
 pub(crate) use membership::Membership;

@@ -9,8 +9,8 @@ use loom::sync::atomic::Ordering::{AcqRel, Acquire};
 
 use super::{Peer, TIME, Wire, read, wire};
 use crate::connection::{
-    Connection, DrainOrder, ErasedConnection, LayerConfig, Liveness, LivenessStream, Refused,
-    Tracker, TransportTraits,
+    Connection, DrainOrder, ErasedConnection, ErasedRegistry, LayerConfig, Liveness,
+    LivenessStream, Refused, TransportTraits,
 };
 use crate::eviction::{ConnectionId, Eviction};
 use crate::hooks::OnEvict;
@@ -62,7 +62,7 @@ impl OnEvict for LayerHook {
     }
 }
 
-impl Tracker for Announcements {
+impl ErasedRegistry for Announcements {
     fn admit(&self) -> Result<(), Refused> {
         self.admit_always();
         Ok(())
@@ -161,9 +161,9 @@ fn layer(announced: &Arc<Announcements>) -> LayerConfig {
             ..IdlePolicy::default()
         })),
     };
-    let tracker = Arc::clone(announced) as Arc<dyn Tracker>;
+    let registry = Arc::clone(announced) as Arc<dyn ErasedRegistry>;
     let hook = Arc::new(LayerHook(Arc::clone(announced)));
-    LayerConfig::new(policy, Some(tracker), vec![hook], Vec::new())
+    LayerConfig::new(policy, Some(registry), vec![hook], Vec::new())
 }
 
 pub(super) fn open() -> (LivenessStream<Wire>, Liveness, Peer, Arc<Announcements>) {

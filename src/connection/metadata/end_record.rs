@@ -15,12 +15,12 @@ use crate::monitor::Announced;
 use crate::sync::Notify;
 
 /// The hooks of one layer.
-pub(crate) struct Listeners {
+pub(crate) struct LayerHooks {
     pub(crate) hooks: Vec<Arc<dyn OnEvict>>,
     pub(crate) health_hooks: Vec<Arc<dyn OnHealth>>,
 }
 
-impl Listeners {
+impl LayerHooks {
     pub(crate) fn is_empty(&self) -> bool {
         self.hooks.is_empty() && self.health_hooks.is_empty()
     }
@@ -30,7 +30,7 @@ impl Listeners {
 #[derive(Default)]
 pub(crate) struct EndRecord {
     /// The layers that have hooks, outermost first. Rarely more than one of each kind.
-    layers: [Option<Arc<Listeners>>; 2],
+    layers: [Option<Arc<LayerHooks>>; 2],
     on_demand: Option<Box<OnDemand>>,
     /// How many may still read the session and the seats: the hooks until they have all returned,
     /// and each task that awaits the end. After the last of them and the handler, the slot is
@@ -41,8 +41,8 @@ pub(crate) struct EndRecord {
     /// in its seat to be dropped, such as the sender of its channel.
     pub(crate) handler_reads: bool,
     pub(crate) announced: Announced,
-    /// No transport is left, and none will come. True if the closing handshake of an eviction was
-    /// completed.
+    /// The transport is closed, or the upgrade failed. True if the closing handshake of an eviction
+    /// was completed.
     pub(crate) transport_closed: Option<bool>,
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct OnDemand {
     /// The seats that the connection held at its end.
     pub(crate) seats: Option<Seats>,
     /// Further layers that have hooks.
-    layers: Vec<Arc<Listeners>>,
+    layers: Vec<Arc<LayerHooks>>,
     pub(crate) local_hooks: Vec<LocalHook>,
     /// The end, without session and seats.
     pub(crate) eviction: Option<Box<Eviction>>,
@@ -84,23 +84,21 @@ impl EndRecord {
         self.on_demand.as_deref_mut()
     }
 
-    pub(crate) fn layers(&self) -> impl Iterator<Item = &Arc<Listeners>> {
+    pub(crate) fn layers(&self) -> impl Iterator<Item = &Arc<LayerHooks>> {
         let more = self.on_demand.iter().flat_map(|rest| &rest.layers);
         self.layers.iter().flatten().chain(more)
     }
 
-    pub(crate) fn add_layer(&mut self, listeners: Arc<Listeners>) {
+    pub(crate) fn add_layer(&mut self, hooks: Arc<LayerHooks>) {
         match self.layers.iter_mut().find(|layer| layer.is_none()) {
-            Some(layer) => *layer = Some(listeners),
-            None => self.on_demand().layers.push(listeners),
+            Some(layer) => *layer = Some(hooks),
+            None => self.on_demand().layers.push(hooks),
         }
     }
 
-    pub(crate) fn remove_layer(&mut self, listeners: &Arc<Listeners>) -> Option<Arc<Listeners>> {
+    pub(crate) fn remove_layer(&mut self, hooks: &Arc<LayerHooks>) -> Option<Arc<LayerHooks>> {
         let mut layers = self.take_layers();
-        let index = layers
-            .iter()
-            .position(|known| Arc::ptr_eq(known, listeners));
+        let index = layers.iter().position(|known| Arc::ptr_eq(known, hooks));
         let removed = index.map(|index| layers.remove(index));
         for layer in layers {
             self.add_layer(layer);
@@ -109,7 +107,7 @@ impl EndRecord {
     }
 
     /// Takes all layers that have hooks, outermost first. Drop them without the lock.
-    pub(crate) fn take_layers(&mut self) -> SmallVec<[Arc<Listeners>; 2]> {
+    pub(crate) fn take_layers(&mut self) -> SmallVec<[Arc<LayerHooks>; 2]> {
         let rest = self.on_demand.as_mut();
         let more = rest.map(|rest| mem::take(&mut rest.layers));
         let layers = mem::take(&mut self.layers).into_iter().flatten();

@@ -19,7 +19,7 @@ pub(crate) struct HealthEvents {
     /// The state after the last change, whether delivered or queued.
     health: Health,
     /// When the driver last read the transport.
-    pub(crate) looked: Moment,
+    pub(crate) read_until: Moment,
     queue: VecDeque<HealthChange>,
     /// A thread is calling hooks, and continues until the queue is empty.
     delivering: bool,
@@ -30,14 +30,14 @@ impl HealthEvents {
         Self {
             id,
             health: Health::Live,
-            looked: Moment::START,
+            read_until: Moment::START,
             queue: VecDeque::new(),
             delivering: false,
         }
     }
 
-    pub(crate) fn look(&mut self, now: Moment) {
-        self.looked = self.looked.max(now);
+    pub(crate) fn record_read(&mut self, now: Moment) {
+        self.read_until = self.read_until.max(now);
     }
 
     /// Queues the change to `to`, if it is one.

@@ -1,4 +1,4 @@
-//! What of a connection does not depend on its transport: identity, hooks, seats, registries.
+//! The part of a connection that does not depend on its transport: identity, hooks, seats, session.
 
 mod created_at;
 mod end_record;
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 pub(crate) use created_at::CreatedAt;
 use end_record::EndRecord;
-pub(crate) use end_record::Listeners;
+pub(crate) use end_record::LayerHooks;
 pub(crate) use health_events::HealthEvents;
 pub(crate) use ping_waiters::PingWaiters;
 pub(crate) use registrations::{Registration, RegistrationId, vacate};
@@ -98,21 +98,21 @@ impl Metadata {
     // ---- hooks ---------------------------------------------------------------------------------
 
     /// Adds the hooks of a layer. False if there are none, or if they were added before.
-    pub(crate) fn attach(&self, listeners: &Arc<Listeners>) -> bool {
-        if listeners.is_empty() {
+    pub(crate) fn attach(&self, hooks: &Arc<LayerHooks>) -> bool {
+        if hooks.is_empty() {
             return false;
         }
         let mut record = self.record();
-        let is_new = !record.layers().any(|known| Arc::ptr_eq(known, listeners));
+        let is_new = !record.layers().any(|known| Arc::ptr_eq(known, hooks));
         if is_new {
-            record.add_layer(Arc::clone(listeners));
+            record.add_layer(Arc::clone(hooks));
         }
         is_new
     }
 
     /// Removes the hooks of a layer, unless they have been taken to be called.
-    pub(crate) fn detach(&self, listeners: &Arc<Listeners>) {
-        let removed = self.record().remove_layer(listeners);
+    pub(crate) fn detach(&self, hooks: &Arc<LayerHooks>) {
+        let removed = self.record().remove_layer(hooks);
         // Not the last reference: the caller still has the layer.
         drop(removed);
     }
@@ -255,7 +255,7 @@ impl Metadata {
         })
     }
 
-    /// No transport is left, and none will come. The caller holds no lock.
+    /// The transport is closed, or the upgrade failed. The caller holds no lock.
     pub(crate) fn transport_closed(&self, clean: bool) {
         let changed = {
             let mut record = self.record();
@@ -267,7 +267,7 @@ impl Metadata {
 
     /// Whether the transport is gone: see [`until_transport_closed`](Self::until_transport_closed)
     /// for the value.
-    pub(crate) fn is_transport_closed(&self) -> Option<bool> {
+    pub(crate) fn transport_closed_cleanly(&self) -> Option<bool> {
         self.record().transport_closed
     }
 
@@ -275,7 +275,7 @@ impl Metadata {
     /// completed: false if the peer did not answer in time, if no Close frame could be sent, and if
     /// the connection ended without an eviction.
     pub(crate) async fn until_transport_closed(&self) -> bool {
-        self.until(|| self.is_transport_closed()).await
+        self.until(|| self.transport_closed_cleanly()).await
     }
 
     /// Waits for the end, until all hooks have returned.

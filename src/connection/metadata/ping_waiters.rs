@@ -77,7 +77,7 @@ impl PingWaiters {
         }
     }
 
-    pub(crate) fn any(&self) -> bool {
+    pub(crate) fn has_waiting(&self) -> bool {
         let mut ping_waiters = self.waiting.iter();
         ping_waiters.any(|waiter| !waiter.answer.is_closed())
     }

@@ -11,7 +11,9 @@ impl<T: 'static> State<T> {
         let verdict = self.monitor.deadline(&self.policy);
         match &self.health_events {
             Some(events) => {
-                let change = self.monitor.lasting_deadline(events.looked, &self.policy);
+                let change = self
+                    .monitor
+                    .lasting_deadline(events.read_until, &self.policy);
                 verdict.min(change)
             }
             None => verdict,
@@ -36,7 +38,7 @@ impl<T: 'static> State<T> {
         let Some(events) = self.health_events.as_mut().filter(|_| usable) else {
             return false;
         };
-        let health = self.monitor.lasting_health(events.looked, &self.policy);
+        let health = self.monitor.lasting_health(events.read_until, &self.policy);
         events.queue(health, self.monitor.rtt(), self.monitor.stats());
         events.begin_delivery()
     }

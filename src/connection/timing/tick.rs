@@ -1,4 +1,5 @@
-//! The driver's visit: continue our frames, read for an absent handler, and act on the verdict.
+//! The driver's visit: continues our frames, reads for a handler that does not, acts on the
+//! verdict.
 
 use std::task::{Context, Poll, Waker};
 
@@ -7,10 +8,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::connection::io::{Filled, MAX_READ_AHEAD_BYTES, MAX_READS_PER_VISIT, Observer, Report};
 use crate::connection::state::{Parts, State};
 use crate::driver::DeadlineMove;
-use crate::monitor::{Action, Moment, Outlook, TransportUse};
+use crate::monitor::{Action, IoState, Moment, TransportUse};
 
-/// After so many visits in a row that left bytes unread, the verdict no longer waits for the rest:
-/// a peer that sends without end must not escape it.
+/// The number of consecutive visits with bytes left unread after which the verdict is given anyway,
+/// so that a peer that sends without end does not escape it.
 const MAX_UNFINISHED_VISITS: u8 = 64;
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
@@ -44,7 +45,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         expired: bool,
         report: &mut Report,
     ) {
-        self.monitor.mid_message(self.write_half.is_mid_message());
+        self.monitor
+            .set_mid_message(self.write_half.is_mid_message());
         self.monitor.release_ping(now);
         self.continue_control_frame(waker, report);
         if self.monitor.is_uncertain() {
@@ -54,14 +56,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         // after the deadline, which is rounded up: no verdict without a read.
         let reads = expired
             || self.reader.by_driver
-            || self.reader.pending && !self.read_half.is_drained()
-            || self.monitor.is_waiting()
+            || self.reader.pending && !self.read_half.found_empty()
+            || self.monitor.awaits_answer()
             || now >= self.deadline();
         if reads && !self.has_read_all(waker, scratch, false, report) {
             return;
         }
         if let Some(events) = self.health_events.as_mut().filter(|_| reads) {
-            events.look(now);
+            events.record_read(now);
         }
         loop {
             let Ok(Parts {
@@ -73,18 +75,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             else {
                 return;
             };
-            let outlook = Outlook {
+            let io_state = IoState {
                 can_inject: write_half.can_inject(),
                 mid_message: write_half.is_mid_message(),
                 claimed: write_half.is_claimed(),
-                blind: read_half.is_blind(),
+                read_ahead_full: read_half.is_read_ahead_full(),
             };
-            match observer.monitor.poll(now, observer.policy, outlook) {
+            match observer.monitor.poll(now, observer.policy, io_state) {
                 Action::Wait => return,
                 Action::Ping(payload) => {
                     write_half.queue_ping(payload);
                     self.continue_control_frame(waker, report);
-                    if self.monitor.is_waiting() && !self.has_read_all(waker, scratch, true, report)
+                    if self.monitor.awaits_answer()
+                        && !self.has_read_all(waker, scratch, true, report)
                     {
                         return;
                     }
@@ -194,7 +197,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         for _ in 0..MAX_READS_PER_VISIT {
             let pending = self.reader.pending && !self.reader.due;
             let handler = self.reader.waker.clone().filter(|_| pending);
-            let parked_by_driver = self.reader.by_driver;
+            let was_by_driver = self.reader.by_driver;
             let Ok(Parts {
                 io,
                 read_half,
@@ -210,10 +213,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             if room == 0 || read_half.has_ended() {
                 return true;
             }
-            if pending && !parked_by_driver && !again {
-                // The transport had the handler's waker, so bytes may have been here for long. (A
-                // wake-up of a handler that is gone leaves no trace.)
-                read_half.mark_undrained();
+            if pending && !was_by_driver && !again {
+                // The transport had the handler's waker, so bytes may have been here for long. (The
+                // wake-up of a handler that no longer polls is lost.)
+                read_half.clear_found_empty();
             }
             // The transport wakes a pending handler directly, unless a pong must be kept from it.
             let by_driver = handler.is_none() || read_half.is_watched(&observer);
@@ -229,7 +232,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                 Poll::Ready(Ok(Filled::Bytes)) => {
                     let now = observer.now();
                     read_half.put_ahead(buf.filled());
-                    observer.monitor.bytes_wait(now);
+                    observer.monitor.on_backlog(now);
                     self.reader.due = self.reader.pending;
                 }
                 Poll::Ready(Ok(Filled::Eof)) => self.reader.due = self.reader.pending,
@@ -263,13 +266,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             ping_waiters: &mut self.ping_waiters,
             clock: timer.clock(),
         };
-        let outlook = Outlook {
+        let io_state = IoState {
             can_inject: false,
             mid_message: false,
             claimed: false,
-            blind: false,
+            read_ahead_full: false,
         };
-        let late = observer.monitor.poll(now, observer.policy, outlook) == Action::Cut;
+        let late = observer.monitor.poll(now, observer.policy, io_state) == Action::Cut;
         let cx = &mut Context::from_waker(waker);
         let halves = (&mut self.read_half, &mut self.write_half);
         let clean = match close.poll(io, halves, cx, scratch, &mut observer) {

@@ -234,8 +234,8 @@ fn of_simultaneous_verdicts_a_dead_peer_comes_last() {
             }),
         ));
         sim.data_in(Data::Part);
-        sim.outlook.can_inject = false;
-        sim.monitor.bytes_wait(sim.now);
+        sim.io_state.can_inject = false;
+        sim.monitor.on_backlog(sim.now);
         sim.run_until(10_000);
         sim.monitor.refused(sim.now);
         sim.refuse_writes = true;
@@ -251,7 +251,7 @@ fn of_simultaneous_verdicts_a_dead_peer_comes_last() {
 type EndEvent = fn(&mut Simulation);
 
 const PEER_CLOSES: EndEvent = |sim| sim.monitor.peer_closed(sim.now, Some(1001));
-const SERVER_CLOSES: EndEvent = |sim| sim.monitor.server_closed(sim.now, Some(1000));
+const SERVER_CLOSES: EndEvent = |sim| sim.monitor.handler_closed(sim.now, Some(1000));
 const EOF: EndEvent = |sim| sim.monitor.eof(sim.now);
 const FAILS: EndEvent = |sim| sim.monitor.failed(sim.now, ErrorKind::ConnectionReset);
 const DROPS: EndEvent = |sim| sim.monitor.dropped(sim.now);
@@ -259,17 +259,17 @@ const KICKS: EndEvent = |sim| sim.monitor.end(sim.now, Reason::Kicked { code: 40
 
 #[test]
 fn the_first_event_that_ends_a_connection_is_its_only_reason() {
-    let server_closed = Reason::ServerClosed { code: Some(1000) };
+    let handler_closed = Reason::ServerClosed { code: Some(1000) };
     let table: [(&[EndEvent], Reason); 10] = [
         (&[PEER_CLOSES], Reason::PeerClosed { code: Some(1001) }),
         (&[EOF], Reason::PeerVanished),
         (&[FAILS], Reason::Transport(ErrorKind::ConnectionReset)),
         (&[DROPS], Reason::HandlerDropped),
         (&[KICKS], Reason::Kicked { code: 4000 }),
-        (&[SERVER_CLOSES, PEER_CLOSES], server_closed),
-        (&[SERVER_CLOSES, EOF], server_closed),
-        (&[SERVER_CLOSES, FAILS], server_closed),
-        (&[SERVER_CLOSES, DROPS], server_closed),
+        (&[SERVER_CLOSES, PEER_CLOSES], handler_closed),
+        (&[SERVER_CLOSES, EOF], handler_closed),
+        (&[SERVER_CLOSES, FAILS], handler_closed),
+        (&[SERVER_CLOSES, DROPS], handler_closed),
         (&[SERVER_CLOSES, KICKS], Reason::Kicked { code: 4000 }),
     ];
     for (events, reason) in table {
@@ -277,7 +277,7 @@ fn the_first_event_that_ends_a_connection_is_its_only_reason() {
             let mut sim = Simulation::new(heartbeat(|_| {}));
             sim.run_until(2_000);
             for event in events {
-                assert_eq!(sim.monitor.lifecycle.take_verdict(), None);
+                assert_eq!(sim.monitor.lifecycle.take_unannounced_end(), None);
                 assert_eq!(sim.monitor.reason(), None);
                 sim.monitor.take_moved();
                 event(&mut sim);
@@ -287,9 +287,9 @@ fn the_first_event_that_ends_a_connection_is_its_only_reason() {
             assert!(sim.monitor.has_ended());
             assert_eq!(sim.health(), Health::Ended);
             later(&mut sim);
-            assert_eq!(sim.monitor.lifecycle.take_verdict(), Some(reason));
+            assert_eq!(sim.monitor.lifecycle.take_unannounced_end(), Some(reason));
             later(&mut sim);
-            assert_eq!(sim.monitor.lifecycle.take_verdict(), None, "once");
+            assert_eq!(sim.monitor.lifecycle.take_unannounced_end(), None, "once");
             assert_eq!(sim.monitor.reason(), Some(reason), "unchanged");
             sim.run_until(60_000);
             let over = 2_000 + 500 * (events.len() as u64 - 1);
@@ -305,10 +305,10 @@ fn a_closing_handshake_has_a_timeout_and_stops_all_others() {
         idle(|policy| policy.max_lifetime = Some(ms(50_000))),
     ));
     sim.run_until(10_000);
-    assert!(sim.monitor.is_waiting());
+    assert!(sim.monitor.awaits_answer());
     SERVER_CLOSES(&mut sim);
     assert_eq!(sim.health(), Health::Closing);
-    assert!(!sim.monitor.is_waiting());
+    assert!(!sim.monitor.awaits_answer());
     sim.run_until(20_000);
     SERVER_CLOSES(&mut sim);
     sim.run_until(300_000).assert_log(&[
@@ -317,7 +317,7 @@ fn a_closing_handshake_has_a_timeout_and_stops_all_others() {
         (210_000, Cut),
     ]);
     assert_eq!(
-        sim.monitor.lifecycle.take_verdict(),
+        sim.monitor.lifecycle.take_unannounced_end(),
         Some(Reason::CloseTimeout)
     );
 }
@@ -355,7 +355,7 @@ fn health_shows_each_developing_failure() {
     );
     sim.monitor.refused(sim.now);
     assert_eq!(sim.health(), Health::WriteStalled);
-    sim.monitor.bytes_wait(sim.now);
+    sim.monitor.on_backlog(sim.now);
     assert_eq!(sim.health(), Health::HandlerStalled);
     sim.monitor.handler_read(sim.now, false);
     sim.flush_ping();

@@ -174,7 +174,7 @@ fn a_handler_stall_becomes_lasting_after_half_its_timeout_or_an_interval() {
         };
         // The handler does not read.
         let mut sim = Simulation::new(three_pings(with));
-        sim.monitor.bytes_wait(sim.now);
+        sim.monitor.on_backlog(sim.now);
         assert_eq!(sim.health(), Health::HandlerStalled, "at once");
         sim.assert_changes_at(at(half), Health::Live, Health::HandlerStalled);
         // A slow handler is not stalled.
@@ -243,7 +243,7 @@ fn health_is_idle_after_half_the_idle_timeout_in_the_watched_direction() {
 fn a_full_read_ahead_buffer_does_not_postpone_idle() {
     for watch in [Traffic::Inbound, Traffic::Outbound, Traffic::Either] {
         let mut sim = Simulation::new(idle(|policy| policy.watch = watch));
-        sim.outlook.blind = true;
+        sim.io_state.read_ahead_full = true;
         sim.poll();
         sim.assert_changes_at(at(30_000), Health::Live, Health::Idle);
         assert_eq!(sim.health(), Health::Idle, "{watch:?}");
@@ -281,7 +281,7 @@ fn without_a_heartbeat_its_default_thresholds_apply() {
     sim.assert_changes_at(at(15_000), Health::Live, Health::WriteStalled);
     sim.monitor.accepted(sim.now, false, &sim.policy);
     sim.assert_changes_at(at(465_000), Health::Degraded, Health::Live);
-    sim.monitor.bytes_wait(sim.now);
+    sim.monitor.on_backlog(sim.now);
     sim.assert_changes_at(at(495_000), Health::Live, Health::HandlerStalled);
 }
 
@@ -289,7 +289,7 @@ fn without_a_heartbeat_its_default_thresholds_apply() {
 fn closing_is_lasting_at_once_and_has_no_further_deadline() {
     let mut sim = Simulation::new(both(three_pings(|_| {}), idle(|_| {})));
     sim.run_until(12_000);
-    sim.monitor.server_closed(sim.now, None);
+    sim.monitor.handler_closed(sim.now, None);
     assert_eq!(sim.lasting(), Health::Closing);
     assert_eq!(sim.next_change(), Moment::NEVER);
 }

@@ -96,9 +96,9 @@ fn the_timeout_runs_from_the_flush() {
     sim.run_until(3_600_000).assert_log(&[(10_000, Ping)]);
     assert_eq!(sim.health(), Health::HandlerStalled);
     assert_eq!(sim.deadline(), Moment::NEVER);
-    assert!(sim.monitor.is_waiting(), "the end must be detected");
+    assert!(sim.monitor.awaits_answer(), "the end must be detected");
     sim.flush_ping();
-    assert!(sim.monitor.is_waiting());
+    assert!(sim.monitor.awaits_answer());
     sim.run_until(3_604_000)
         .assert_log(&[(10_000, Ping), (3_604_000, DEAD)]);
 }
@@ -276,7 +276,7 @@ fn without_a_heartbeat_layer_no_pings_are_sent() {
     let mut sim = Simulation::new(Policy::default());
     assert_eq!(sim.deadline(), Moment::NEVER);
     sim.monitor.refused(sim.now);
-    sim.monitor.bytes_wait(sim.now);
+    sim.monitor.on_backlog(sim.now);
     assert_eq!(sim.deadline(), Moment::NEVER);
     sim.pause_until(1_000_000_000).assert_log(&[]);
 }
@@ -385,7 +385,7 @@ fn after_malformed_framing_the_peer_is_neither_pinged_nor_evicted_for_silence() 
         sim.monitor.go_passive();
         assert_eq!(sim.deadline(), at(10_000), "to poll the transport");
         sim.run_until(1_000_000).assert_log(&log);
-        sim.monitor.bytes_wait(sim.now);
+        sim.monitor.on_backlog(sim.now);
         sim.run_until(1_007_000);
         assert_eq!(
             sim.log.last(),

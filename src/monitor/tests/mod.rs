@@ -81,7 +81,7 @@ fn both(heartbeat: Policy, idle: Policy) -> Policy {
 struct Simulation {
     monitor: Monitor,
     policy: Policy,
-    outlook: Outlook,
+    io_state: IoState,
     /// The transport flushes each ping at once.
     auto_flush: bool,
     /// The transport refuses all writes.
@@ -102,11 +102,11 @@ impl Simulation {
         Self {
             monitor: Monitor::new(Moment::START, &policy, random, 0x5eed << 32),
             policy,
-            outlook: Outlook {
+            io_state: IoState {
                 can_inject: true,
                 mid_message: false,
                 claimed: false,
-                blind: false,
+                read_ahead_full: false,
             },
             auto_flush: true,
             refuse_writes: false,
@@ -127,7 +127,7 @@ impl Simulation {
             let deadline = self.deadline();
             if nanosecond_before(deadline) > self.now {
                 let mut early = self.monitor.clone();
-                let action = early.poll(nanosecond_before(deadline), &self.policy, self.outlook);
+                let action = early.poll(nanosecond_before(deadline), &self.policy, self.io_state);
                 assert_eq!(action, Action::Wait, "before the deadline");
             }
             self.now = self.now.max(deadline);
@@ -150,7 +150,7 @@ impl Simulation {
         self.monitor.release_ping(self.now);
         let steps = self.log.len();
         for _ in 0..10 {
-            let action = self.monitor.poll(self.now, &self.policy, self.outlook);
+            let action = self.monitor.poll(self.now, &self.policy, self.io_state);
             let act = match action {
                 Action::Wait => {
                     assert!(

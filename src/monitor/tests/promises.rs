@@ -168,13 +168,13 @@ proptest! {
             sim.run_before(now);
             sim.apply(event);
             // A verdict before `now` is taken late; the log has its time.
-            let verdict = sim.monitor.lifecycle.take_verdict();
+            let verdict = sim.monitor.lifecycle.take_unannounced_end();
             prop_assert!(actual.is_none() || verdict.is_none(), "two verdicts");
             actual = actual.or(verdict);
         }
         let (when, reason) = expected.unwrap_or_else(|| reference.next_verdict());
         sim.run_before(now.max(when) + Duration::from_nanos(1));
-        let last = sim.monitor.lifecycle.take_verdict();
+        let last = sim.monitor.lifecycle.take_unannounced_end();
         prop_assert!(actual.is_none() || last.is_none(), "two verdicts");
         prop_assert_eq!(actual.or(last), Some(reason));
         let logged = sim.log.iter().find(|(_, act)| matches!(act, Act::End(_)));
@@ -288,7 +288,7 @@ proptest! {
         }
         prop_assert!(!alive, "a live peer was evicted");
         prop_assert!(sim.monitor.has_ended(), "the dead peer was not evicted");
-        prop_assert_eq!(sim.monitor.lifecycle.take_verdict(), Some(Reason::HeartbeatTimeout { missed }));
+        prop_assert_eq!(sim.monitor.lifecycle.take_unannounced_end(), Some(Reason::HeartbeatTimeout { missed }));
         let silence = sim.now.since(last_answer);
         let bound = interval + timeout * missed;
         let delay = (tick + flush) * (missed + 1);

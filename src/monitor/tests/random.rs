@@ -163,22 +163,22 @@ impl Simulation {
             Event::Refused => monitor.refused(now),
             Event::BytesWait => {
                 self.bytes_unread = true;
-                monitor.bytes_wait(now);
+                monitor.on_backlog(now);
             }
             // A read of the handler has an effect only if bytes wait, and it makes room in the
             // buffer.
             Event::HandlerRead { rest } if self.bytes_unread => {
                 self.bytes_unread = rest;
-                self.outlook.blind = false;
+                self.io_state.read_ahead_full = false;
                 monitor.handler_read(now, rest);
             }
             Event::HandlerRead { .. } => {}
             Event::Blind(true) => {
-                self.outlook.blind = true;
+                self.io_state.read_ahead_full = true;
                 self.apply(Event::BytesWait);
             }
             Event::Blind(false) => self.apply(Event::HandlerRead { rest: false }),
-            Event::CanInject(can) => self.outlook.can_inject = can,
+            Event::CanInject(can) => self.io_state.can_inject = can,
             Event::Flushed if monitor.stats().pings_sent() < self.payloads.len() as u64 => {
                 self.flush_ping();
             }
@@ -198,7 +198,7 @@ impl Simulation {
             Event::Ends(Reason::Transport(kind)) => monitor.failed(now, kind),
             Event::Ends(Reason::HandlerDropped) => monitor.dropped(now),
             Event::Ends(reason) => monitor.end(now, reason),
-            Event::ServerClosed => monitor.server_closed(now, Some(1000)),
+            Event::ServerClosed => monitor.handler_closed(now, Some(1000)),
         }
     }
 }
@@ -230,11 +230,11 @@ proptest! {
                 // Before the deadline no action is due.
                 let way = sim.deadline().since(sim.now).mul_f64(early as f64 / 1_000.0);
                 if sim.now + way < sim.deadline() {
-                    let action = sim.monitor.clone().poll(sim.now + way, &sim.policy, sim.outlook);
+                    let action = sim.monitor.clone().poll(sim.now + way, &sim.policy, sim.io_state);
                     prop_assert_eq!(action, Action::Wait);
                 }
                 sim.run_one();
-                verdicts.extend(sim.monitor.lifecycle.take_verdict());
+                verdicts.extend(sim.monitor.lifecycle.take_unannounced_end());
             }
             prop_assert!(sim.deadline() >= until || matches!(sim.log.last(), Some((_, Act::Cut))), "no progress");
             sim.now = until;
@@ -245,7 +245,7 @@ proptest! {
                 sim.deadline() >= before || sim.monitor.take_moved(),
                 "{:?} moved the deadline nearer without a report", event
             );
-            verdicts.extend(sim.monitor.lifecycle.take_verdict());
+            verdicts.extend(sim.monitor.lifecycle.take_unannounced_end());
         }
         let ends: Vec<_> = sim.log.iter().filter_map(|(_, act)| match act {
             Act::End(reason) => Some(*reason),

@@ -38,7 +38,7 @@ fn a_stalled_write_is_probed_with_a_ping_before_the_eviction() {
 #[test]
 fn a_stalled_write_inside_a_frame_is_not_probed() {
     let mut sim = Simulation::new(writing(|_| {}));
-    sim.outlook.can_inject = false;
+    sim.io_state.can_inject = false;
     sim.refuse_writes = true;
     sim.run_until(1_000);
     sim.monitor.refused(sim.now);
@@ -61,7 +61,7 @@ fn a_stalled_ping_is_not_probed_with_another_ping() {
 #[test]
 fn an_abandoned_write_is_not_a_stall() {
     let mut sim = Simulation::new(writing(|_| {}));
-    sim.outlook.can_inject = false;
+    sim.io_state.can_inject = false;
     sim.run_until(1_000);
     sim.monitor.refused(sim.now);
     sim.run_until(6_099).assert_log(&[(6_000, Retry)]);
@@ -74,7 +74,7 @@ fn an_abandoned_write_is_not_a_stall() {
 #[test]
 fn a_second_refusal_ends_the_second_try_at_once() {
     let mut sim = Simulation::new(writing(|_| {}));
-    sim.outlook.can_inject = false;
+    sim.io_state.can_inject = false;
     sim.run_until(1_000);
     sim.monitor.refused(sim.now);
     sim.run_until(6_050);
@@ -93,7 +93,7 @@ fn a_probe_that_is_flushed_ends_the_write_stall() {
     sim.monitor.refused(sim.now);
     sim.run_until(5_999);
     sim.now = at(6_000);
-    let Action::Ping(_) = sim.monitor.poll(sim.now, &sim.policy, sim.outlook) else {
+    let Action::Ping(_) = sim.monitor.poll(sim.now, &sim.policy, sim.io_state) else {
         panic!("a probe");
     };
     sim.flush_ping();
@@ -148,7 +148,7 @@ fn after_a_pause_of_the_runtime_a_stalled_write_gets_its_whole_timeout_again() {
     // (lateness in ms, whether that counts as a pause)
     for (late, paused) in [(2_499, false), (2_500, true), (600_000, true)] {
         let mut sim = Simulation::new(writing(|policy| policy.interval = ms(10_000_000)));
-        sim.outlook.can_inject = false;
+        sim.io_state.can_inject = false;
         sim.refuse_writes = true;
         sim.monitor.refused(sim.now);
         let back = 5_000 + late;
@@ -162,14 +162,14 @@ fn after_a_pause_of_the_runtime_a_stalled_write_gets_its_whole_timeout_again() {
 #[test]
 fn a_pause_postpones_the_verdict_on_a_write_only_once_per_stall() {
     let mut sim = Simulation::new(writing(|policy| policy.interval = ms(10_000_000)));
-    sim.outlook.can_inject = false;
+    sim.io_state.can_inject = false;
     sim.refuse_writes = true;
     sim.monitor.refused(sim.now);
     sim.pause_until(8_000).pause_until(16_000);
     sim.assert_log(&[(16_000, Retry), (16_000, End(Reason::WriteStalled))]);
     // Accepted bytes end the stall.
     let mut sim = Simulation::new(writing(|policy| policy.interval = ms(10_000_000)));
-    sim.outlook.can_inject = false;
+    sim.io_state.can_inject = false;
     sim.refuse_writes = true;
     sim.monitor.refused(sim.now);
     sim.pause_until(8_000);
@@ -185,11 +185,11 @@ fn a_pause_postpones_the_verdict_on_a_write_only_once_per_stall() {
 fn a_handler_that_does_not_read_is_evicted() {
     let mut sim = Simulation::new(stalling(|_| {}));
     sim.run_until(1_000).receive_frame();
-    sim.monitor.bytes_wait(sim.now);
+    sim.monitor.on_backlog(sim.now);
     assert!(sim.monitor.take_moved());
     assert_eq!(sim.health(), Health::HandlerStalled);
     sim.run_until(2_000).receive_frame();
-    sim.monitor.bytes_wait(sim.now);
+    sim.monitor.on_backlog(sim.now);
     sim.run_until(8_000)
         .assert_log(&[(8_000, End(Reason::HandlerStalled))]);
 }
@@ -197,7 +197,7 @@ fn a_handler_that_does_not_read_is_evicted() {
 #[test]
 fn a_handler_that_reads_slowly_is_not_evicted() {
     let mut sim = Simulation::new(stalling(|policy| policy.interval = ms(10_000_000)));
-    sim.monitor.bytes_wait(sim.now);
+    sim.monitor.on_backlog(sim.now);
     for turn in 1..100 {
         sim.run_until(turn * 6_999);
         sim.monitor.handler_read(sim.now, true);
@@ -211,7 +211,7 @@ fn a_handler_that_reads_slowly_is_not_evicted() {
 #[test]
 fn without_a_handler_stall_timeout_unread_bytes_do_not_cause_an_eviction() {
     let mut sim = Simulation::new(heartbeat(|_| {}));
-    sim.monitor.bytes_wait(sim.now);
+    sim.monitor.on_backlog(sim.now);
     sim.run_until(9_999).assert_log(&[]);
 }
 
@@ -229,7 +229,7 @@ fn of_two_handler_stalls_the_older_sets_the_deadline() {
         let mut sim = Simulation::new(stalling(|_| {}));
         sim.auto_flush = false;
         sim.run_until(bytes_at);
-        sim.monitor.bytes_wait(sim.now);
+        sim.monitor.on_backlog(sim.now);
         sim.run_until(end);
         assert_eq!(sim.log.last(), Some(&(end, End(Reason::HandlerStalled))));
     }
@@ -277,7 +277,7 @@ fn a_frame_whose_write_is_abandoned_is_a_handler_stall_from_then_on() {
 fn after_a_pause_of_the_runtime_the_handler_gets_its_whole_timeout_again() {
     for (late, paused) in [(3_499, false), (3_500, true), (600_000, true)] {
         let mut sim = Simulation::new(stalling(|policy| policy.interval = ms(10_000_000)));
-        sim.monitor.bytes_wait(sim.now);
+        sim.monitor.on_backlog(sim.now);
         let back = 7_000 + late;
         sim.pause_until(back);
         let end = if paused { back + 7_000 } else { back };
@@ -299,22 +299,22 @@ fn a_pause_postpones_the_verdict_on_the_handler_only_once_per_stall() {
         // The handler reads, but does not finish its frame.
         (true, true, Some(reads)),
     ];
-    for (bytes_wait, unfinished, progress) in table {
+    for (on_backlog, unfinished, progress) in table {
         let mut sim = Simulation::new(stalling(|policy| policy.interval = ms(1_000)));
         sim.auto_flush = false;
         sim.monitor.passive = !unfinished;
-        if bytes_wait {
-            sim.monitor.bytes_wait(sim.now);
+        if on_backlog {
+            sim.monitor.on_backlog(sim.now);
         }
         sim.run_until(1_000).pause_until(12_000);
         assert!(!sim.monitor.has_ended());
         sim.run_until(13_000);
-        let ends = progress.is_some() && bytes_wait != unfinished;
+        let ends = progress.is_some() && on_backlog != unfinished;
         if let Some(progress) = progress {
             progress(&mut sim);
         }
         sim.pause_until(24_000);
-        assert_eq!(sim.monitor.has_ended(), !ends, "{bytes_wait} {unfinished}");
+        assert_eq!(sim.monitor.has_ended(), !ends, "{on_backlog} {unfinished}");
         sim.run_until(25_000).pause_until(36_000);
         let mut acts = sim.log.iter().map(|(_, act)| *act);
         assert!(acts.any(|act| act == End(Reason::HandlerStalled)));
@@ -345,15 +345,15 @@ fn a_full_read_ahead_buffer_suspends_the_peers_timeouts() {
     for policy in policies {
         let mut sim = Simulation::new(policy);
         sim.data_in(Data::Part);
-        sim.outlook.blind = true;
-        sim.monitor.bytes_wait(sim.now);
+        sim.io_state.read_ahead_full = true;
+        sim.monitor.on_backlog(sim.now);
         // `poll` asserts progress at every deadline.
         sim.poll();
         sim.run_until(1_000_000);
         assert!(!sim.monitor.has_ended(), "{:?}", sim.policy);
         // The handler reads and makes room, and no more bytes are received.
         sim.monitor.take_moved();
-        sim.outlook.blind = false;
+        sim.io_state.read_ahead_full = false;
         sim.monitor.handler_read(sim.now, false);
         assert!(sim.monitor.take_moved(), "the timeouts run again");
         sim.poll();
@@ -368,9 +368,9 @@ fn a_read_ahead_buffer_that_fills_just_before_the_deadline_causes_no_busy_loop()
         policy.timeout = ms(10_000_000);
         policy.first_message = Some(ms(50_000));
     }));
-    sim.monitor.bytes_wait(sim.now);
+    sim.monitor.on_backlog(sim.now);
     sim.run_until(49_999);
-    sim.outlook.blind = true;
+    sim.io_state.read_ahead_full = true;
     sim.run_until(1_000_000).assert_log(&[]);
     assert_eq!(sim.deadline(), at(10_000_000), "that of an idle connection");
     sim.monitor.handler_read(sim.now, true);
@@ -380,7 +380,7 @@ fn a_read_ahead_buffer_that_fills_just_before_the_deadline_causes_no_busy_loop()
     assert_eq!(sim.deadline(), at(10_000_000), "still full");
     sim.monitor.handler_read(sim.now, false);
     sim.data_in(Data::End);
-    sim.outlook.blind = false;
+    sim.io_state.read_ahead_full = false;
     sim.run_until(11_000_000)
         .assert_log(&[(11_000_000, End(Reason::IdleTimeout))]);
 }
@@ -410,14 +410,14 @@ fn a_full_read_ahead_buffer_suspends_no_other_verdicts() {
         ),
     ] {
         let mut sim = Simulation::new(policy);
-        sim.outlook = Outlook {
+        sim.io_state = IoState {
             can_inject: false,
             mid_message: false,
             claimed: false,
-            blind: true,
+            read_ahead_full: true,
         };
         sim.refuse_writes = true;
-        sim.monitor.bytes_wait(sim.now);
+        sim.monitor.on_backlog(sim.now);
         sim.monitor.refused(sim.now);
         sim.data_out(Data::Part);
         sim.run_until(60_000);
@@ -433,11 +433,11 @@ fn a_message_gets_its_whole_timeout_again_when_the_handler_makes_room() {
             policy.message_timeout = Some(ms(20_000));
         }));
         sim.data_in(Data::Part);
-        sim.monitor.bytes_wait(sim.now);
-        sim.outlook.blind = true;
+        sim.monitor.on_backlog(sim.now);
+        sim.io_state.read_ahead_full = true;
         sim.poll();
         sim.run_until(50_000).assert_log(&[]);
-        sim.outlook.blind = false;
+        sim.io_state.read_ahead_full = false;
         sim.monitor.handler_read(sim.now, rest);
         // A read while the buffer is not full does not extend the timeout.
         sim.run_until(60_000);
@@ -465,9 +465,9 @@ fn a_write_that_makes_progress_in_its_second_try_gets_its_whole_timeout_again() 
 fn a_first_message_that_the_handler_delayed_gets_its_whole_timeout_again() {
     let mut sim = Simulation::new(idle(|policy| policy.first_message = Some(ms(1_000))));
     sim.monitor.data_in(sim.now, Data::Part, &sim.policy);
-    sim.outlook.blind = true;
+    sim.io_state.read_ahead_full = true;
     sim.run_until(3_000).assert_log(&[]);
-    sim.outlook.blind = false;
+    sim.io_state.read_ahead_full = false;
     sim.monitor.handler_read(sim.now, true);
     sim.run_until(4_000)
         .assert_log(&[(4_000, End(Reason::FirstMessageTimeout))]);

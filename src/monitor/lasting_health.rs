@@ -1,4 +1,4 @@
-//! Health that has lasted: health hooks report it, so that not every ping is a change.
+//! Health that has lasted: health hooks are called for it and not for every ping.
 
 use super::Monitor;
 use super::health::Health;
@@ -7,14 +7,14 @@ use super::lifecycle::Lifecycle;
 use super::moment::Moment;
 use super::policy::Policy;
 
-/// From when on each state counts as lasting, if nothing happens until then. `None` if the state
-/// does not apply.
+/// The moment from which each state counts as lasting if nothing changes until then; `None` if the
+/// state does not apply.
 #[derive(Clone, Copy, Debug)]
 struct LastingFrom {
     backlog: Option<Moment>,
     write_stall: Option<Moment>,
     silence: Option<Moment>,
-    half_written: Option<Moment>,
+    unfinished_frame_since: Option<Moment>,
     /// Past errors count *until* then.
     errors_expire: Option<Moment>,
     idle: Option<Moment>,
@@ -26,7 +26,7 @@ impl LastingFrom {
         let silence = match monitor.pings.missed() {
             0 => monitor
                 .pings
-                .waiting()
+                .timeout_since()
                 .map(|since| since + thresholds.silence),
             _ => Some(Moment::START),
         };
@@ -38,8 +38,8 @@ impl LastingFrom {
                 .blocked
                 .map(|blocked| blocked.refused + thresholds.write_stall),
             silence,
-            half_written: monitor
-                .half_written()
+            unfinished_frame_since: monitor
+                .unfinished_frame_since()
                 .map(|since| since + thresholds.handler_stall),
             errors_expire: monitor.history.over(&thresholds),
             idle: monitor.idle_from(policy),
@@ -51,7 +51,7 @@ impl LastingFrom {
             self.backlog,
             self.write_stall,
             self.silence,
-            self.half_written,
+            self.unfinished_frame_since,
             self.errors_expire,
             self.idle,
         ]
@@ -72,7 +72,7 @@ impl Monitor {
             Lifecycle::Open if reached(marks.silence, now) => Health::PeerSilent {
                 missed: self.pings.missed(),
             },
-            Lifecycle::Open if reached(marks.half_written, now) => Health::HandlerStalled,
+            Lifecycle::Open if reached(marks.unfinished_frame_since, now) => Health::HandlerStalled,
             Lifecycle::Open => self.faultless_health(now, policy),
         }
     }
@@ -103,7 +103,7 @@ impl Monitor {
     /// From when on the connection counts as idle: half of the idle timeout.
     fn idle_from(&self, policy: &Policy) -> Option<Moment> {
         let idle = policy.idle.as_ref()?;
-        Some(self.active(idle.watch) + idle.timeout / 2)
+        Some(self.last_data(idle.watch) + idle.timeout / 2)
     }
 }
 
