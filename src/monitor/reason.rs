@@ -84,7 +84,7 @@ impl Reason {
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::PeerClosed { .. } => "peer_closed",
-            Self::ServerClosed { .. } => "handler_closed",
+            Self::ServerClosed { .. } => "server_closed",
             Self::HandlerDropped => "handler_dropped",
             Self::PeerVanished => "peer_vanished",
             Self::Transport(_) => "transport",
@@ -248,13 +248,13 @@ mod tests {
             ),
             (
                 Reason::ServerClosed { code: Some(4321) },
-                "handler_closed",
+                "server_closed",
                 "closed by the server (4321)",
                 ErrorKind::BrokenPipe,
             ),
             (
                 Reason::ServerClosed { code: None },
-                "handler_closed",
+                "server_closed",
                 "closed by the server (no code)",
                 ErrorKind::BrokenPipe,
             ),
