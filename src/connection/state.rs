@@ -96,6 +96,10 @@ impl<T: 'static> State<T> {
         let granularity = self.policy.step_millis();
         let deadline = self.deadline();
         let Some(timer) = TimerEntry::insert(driver, connection, deadline, granularity) else {
+            if self.monitor.lifecycle == Lifecycle::Open {
+                // The handler never gets it, so it was never open.
+                self.monitor = Monitor::opening(&self.policy);
+            }
             self.monitor.dropped(now);
             self.monitor.lifecycle.release(false);
             return false;
@@ -171,10 +175,8 @@ impl<T: 'static> State<T> {
     /// Whether nothing follows from the last operation, as after nearly every one.
     #[inline]
     pub(crate) fn is_settled(&self) -> bool {
-        matches!(
-            self.monitor.lifecycle,
-            Lifecycle::Open | Lifecycle::Closing { .. }
-        ) && !self.monitor.has_moved()
+        self.monitor.lifecycle.is_settled()
+            && !self.monitor.has_moved()
             && self.health_events.is_none()
             && !self.has_pongs_to_deliver()
             && !self.reader.due

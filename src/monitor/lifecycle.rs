@@ -32,7 +32,8 @@ pub(crate) enum Lifecycle {
 pub(crate) enum TransportUse {
     /// The upgrade is not complete. If it completes, the closing handshake follows.
     Awaited,
-    /// The peer ended the connection. The handler may read and write until `close_timeout`.
+    /// The peer ended the connection, or the transport failed. The handler may read and write until
+    /// `close_timeout`.
     Handler,
     /// The driver closes it.
     CloseHandshake,
@@ -49,6 +50,18 @@ impl Lifecycle {
         match self {
             Self::Open | Self::Closing { .. } => true,
             Self::Ended { transport, .. } => *transport == TransportUse::Handler,
+            Self::Opening => false,
+        }
+    }
+
+    /// Whether the handler may use the transport, and no end waits to be announced.
+    #[inline]
+    pub(crate) fn is_settled(&self) -> bool {
+        match self {
+            Self::Open | Self::Closing { .. } => true,
+            Self::Ended {
+                transport, taken, ..
+            } => *transport == TransportUse::Handler && *taken,
             Self::Opening => false,
         }
     }

@@ -14,11 +14,11 @@ impl<T: 'static> State<T> {
         frame: CloseFrame,
     ) -> bool {
         let lifecycle = self.monitor.lifecycle;
+        if lifecycle.is_usable() && self.close.is_some() {
+            return false;
+        }
         if !lifecycle.is_usable() || lifecycle.is_ended() || !self.write_half.awaits_boundary() {
             return self.evict(now, reason, frame);
-        }
-        if self.close.is_some() {
-            return false;
         }
         self.close = Some(Box::new(CloseHandshake::deferred(reason, frame)));
         self.write_half.stop_at_boundary();
@@ -52,8 +52,8 @@ impl<T: 'static> State<T> {
     }
 
     /// Waits no longer for an end that has come or is deferred: neither for the handler's frame nor
-    /// for the peer. Returns whether the driver must visit the connection now, to send what the
-    /// transport accepts at once.
+    /// for the peer. Returns whether the caller must drive the connection now, so that the bytes that
+    /// the transport accepts immediately are sent.
     pub(crate) fn stop_waiting(&mut self, now: Moment) -> bool {
         if self.monitor.lifecycle.is_usable() {
             self.evict_deferred_at(now);

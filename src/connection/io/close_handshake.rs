@@ -132,6 +132,7 @@ impl CloseHandshake {
     ) -> Poll<io::Result<bool>> {
         loop {
             match self.step {
+                // The handler still has the transport.
                 Step::Deferred(_) => return Poll::Pending,
                 Step::Send => {
                     if write_half.has_begun() {

@@ -142,7 +142,7 @@ impl ReadHalf {
         self.failure = Some(error);
     }
 
-    /// The transport panicked and must not be polled again.
+    /// A poll panicked: no more bytes are read.
     pub(crate) fn mark_ended(&mut self) {
         self.ended = true;
     }

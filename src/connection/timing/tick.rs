@@ -59,7 +59,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             || self.reader.pending && !self.read_half.found_empty()
             || self.monitor.awaits_answer()
             || now >= self.deadline();
-        if reads && !self.has_read_all(waker, scratch, false, report) {
+        if reads && !self.read_before_verdict(waker, scratch, false, report) {
             return;
         }
         if let Some(events) = self.health_events.as_mut().filter(|_| reads) {
@@ -87,7 +87,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                     write_half.queue_ping(payload);
                     self.continue_control_frame(waker, report);
                     if self.monitor.awaits_answer()
-                        && !self.has_read_all(waker, scratch, true, report)
+                        && !self.read_before_verdict(waker, scratch, true, report)
                     {
                         return;
                     }
@@ -166,7 +166,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
 
     /// Reads, and returns whether a verdict may be given: all bytes were read, or too many visits
     /// in a row left some.
-    fn has_read_all(
+    fn read_before_verdict(
         &mut self,
         waker: &Waker,
         scratch: &mut [u8],
