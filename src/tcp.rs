@@ -80,7 +80,7 @@ const MAX_KEEPALIVE_PROBES: u32 = 127;
 pub struct TcpOptions {
     /// How many unsent bytes the kernel buffers (`TCP_NOTSENT_LOWAT`). Default: 16 KiB.
     ///
-    /// Without a limit the kernel accepts megabytes from the handler at once, and a ping is queued
+    /// Without a limit the kernel accepts megabytes from the handler at the same time, and a ping is queued
     /// behind them: over a slow link its round trip includes the whole queue and may take longer
     /// than `timeout`. With the limit, a ping is queued behind at most this many bytes and the
     /// unacknowledged ones. The layer also notices sooner that a writer is blocked. The kernel

@@ -116,8 +116,8 @@ where
     ///
     /// During a poll of this connection's transport.
     pub(super) fn lock(&self) -> Locked<'_, State<T>> {
-        // After a panic of the transport or of a waker, no more bytes are read, and the transport is
-        // dropped without a shutdown.
+        // After a panic of the transport or of a waker, no more bytes are read, and the transport
+        // is dropped without a shutdown.
         self.state.lock(|state| {
             state.read_half.mark_ended();
             state.write_half.skip_shutdown();

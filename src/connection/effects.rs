@@ -50,8 +50,8 @@ where
     }
 }
 
-/// The report of an operation. If the operation panics, dropping it acts on the report, so that no log
-/// line and no visit of the driver is lost.
+/// The report of an operation. If the operation panics, dropping it acts on the report, so that no
+/// log line and no visit of the driver is lost.
 struct Reported<'a, T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,

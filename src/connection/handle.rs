@@ -180,8 +180,8 @@ impl Liveness {
 
     /// Changes the interval of this connection's pings: the silence after which a ping is sent.
     ///
-    /// Takes effect at once: if the peer has been silent for longer, it is pinged now. To change
-    /// the interval from the beginning of a request's connection, see
+    /// Takes effect immediately: if the peer has been silent for longer, it is pinged now. To
+    /// change the interval from the beginning of a request's connection, see
     /// [`PolicyOverride`](crate::PolicyOverride). After the end this does nothing.
     ///
     /// # Errors
@@ -199,8 +199,8 @@ impl Liveness {
 
     /// Changes the timeout of this connection's pings.
     ///
-    /// Takes effect at once, also for a ping that is unanswered: if it has been for longer, it is
-    /// missed now.
+    /// Takes effect immediately, also for a ping that is unanswered: if it has been for longer, it
+    /// is missed now.
     ///
     /// # Errors
     ///
@@ -215,7 +215,7 @@ impl Liveness {
 
     /// Changes the idle timeout of this connection.
     ///
-    /// Takes effect at once, counted from the last byte of data.
+    /// Takes effect immediately, counted from the last byte of data.
     ///
     /// # Errors
     ///
@@ -248,7 +248,7 @@ impl Liveness {
     ///
     /// No Close frame is sent while the handler is in the middle of a frame. If the upgrade is not
     /// complete, the handler's side of it fails, and the Close frame is sent once the transport
-    /// exists. All hooks are called at once in that case too, whatever the response will be.
+    /// exists. All hooks are called immediately in that case too, whatever the response will be.
     ///
     /// Returns without waiting for the network. When it returns true, the connection's seats have
     /// left their maps, all hooks have returned, and the handler's pending reads and writes fail;
@@ -303,8 +303,8 @@ impl Liveness {
     }
 
     /// Waits until a registry of the connection's layers begins to be drained (see
-    /// [`Registry::begin_drain`](crate::Registry::begin_drain)). Returns at once if one is being
-    /// drained.
+    /// [`Registry::begin_drain`](crate::Registry::begin_drain)). Returns immediately if one is
+    /// being drained.
     ///
     /// For handlers that close their connection themselves, in their `select!`. In a loop, pin one
     /// future before it instead of making one per message: each allocates, and waits in a list that
@@ -348,7 +348,7 @@ impl Liveness {
     ///
     /// The slot is emptied when the connection has ended, all hooks have returned, the handler has
     /// dropped its socket, and no task awaits [`evicted`](Self::evicted); a value that is set after
-    /// that is dropped at once. An [`Eviction`] that is kept, or waits in a stream of
+    /// that is dropped immediately. An [`Eviction`] that is kept, or waits in a stream of
     /// [`evictions`](crate::Registry::evictions), keeps its value. So the value may hold this
     /// handle without keeping both alive forever. Do not put the only sender of a channel there if
     /// the handler waits for the end of that channel: it would wait forever.

@@ -20,8 +20,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         driver_waker: impl Fn() -> Waker,
         report: &mut Report,
     ) -> Poll<io::Result<()>> {
-        // After an end by the peer, bytes that were read ahead remain the handler's. Every other end
-        // discards them.
+        // After an end by the peer, bytes that were read ahead remain the handler's. Every other
+        // end discards them.
         if !self.monitor.lifecycle.is_usable() && self.read_half.take_unread(out) {
             return Poll::Ready(Ok(()));
         }

@@ -33,7 +33,7 @@ use crate::wire::Role;
 /// and discard the bytes that were written last. In that case the driver shuts the transport down
 /// and discards inbound bytes, until the peer ends its direction or `close_timeout` has passed. It
 /// does the same after an eviction, unless the peer is dead. After a shutdown of the runtime there
-/// is no driver, and the transport is dropped at once.
+/// is no driver, and the transport is dropped immediately.
 ///
 /// The stream may be split (`tokio::io::split`, or the library's own halves): one task may read
 /// while another writes.
@@ -107,7 +107,7 @@ where
         // Panics without a runtime, before a registry counts the connection.
         let _driver = Driver::expect_current();
         let (stream, live) = Self::opening(role, io.is_write_vectored(), layer);
-        // If another task finds it in a registry and evicts it at once, the stream fails.
+        // If another task finds it in a registry and evicts it immediately, the stream fails.
         stream.complete(io);
         (stream, live)
     }

@@ -2,8 +2,8 @@
 //!
 //! A connection has one entry in the timer [`wheel`], however many layers it has. Traffic does not
 //! touch the wheel: a deadline that traffic postponed expires too early there, and the driver
-//! re-arms the entry. The wheel is updated at once only for a deadline that moves nearer, and after
-//! the driver has driven the connection.
+//! re-arms the entry. The wheel is updated immediately only for a deadline that moves nearer, and
+//! after the driver has driven the connection.
 //!
 //! The task (in [`task`]) starts with the first connection of a runtime and ends with the last. A
 //! handler that blocks its worker thread does not delay it (see [`workers`]), but a transport that

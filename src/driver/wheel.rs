@@ -15,10 +15,10 @@
 //! *cascade*): at most four times in all, plus once per 12 days for deadlines beyond the range.
 //!
 //! A slot can hold any number of entries, and the caller holds a lock while it advances the wheel.
-//! So a call sets the time at once, but drains the slots that time has reached only up to a limit
-//! of entries; later calls continue. Between two calls the remaining entries can be rearmed and
-//! removed like any others. New entries may be inserted into a slot that is being drained; they are
-//! then visited once more than needed.
+//! So a call sets the time immediately, but drains the slots that time has reached only up to a
+//! limit of entries; later calls continue. Between two calls the remaining entries can be rearmed
+//! and removed like any others. New entries may be inserted into a slot that is being drained; they
+//! are then visited once more than needed.
 //!
 //! # Cost
 //!

@@ -19,7 +19,7 @@
 ///
 /// impl OnEvict for Audit {
 ///     fn on_evict(&self, ev: &Eviction) {
-///         println!("{} is gone: {}", ev.id(), ev.reason());
+///         println!("{} ended: {}", ev.id(), ev.reason());
 ///     }
 /// }
 ///

@@ -17,7 +17,7 @@ use crate::panic_guard;
 ///
 /// # fn main() -> Result<(), ConfigError> {
 /// let layer = HeartbeatLayer::builder()
-///     .on_evict(|ev: &Eviction| println!("{} is gone: {}", ev.id(), ev.reason()))
+///     .on_evict(|ev: &Eviction| println!("{} ended: {}", ev.id(), ev.reason()))
 ///     .build()?;
 /// # Ok(())
 /// # }

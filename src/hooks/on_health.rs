@@ -32,16 +32,16 @@ use crate::panic_guard;
 /// [`Health::Live`]. It is called neither when the connection opens nor at its end, for which there
 /// is [`OnEvict`](crate::OnEvict). Transient states are not reported, because every ping makes its
 /// peer silent for a moment: the following states are reported when they have lasted, while
-/// [`Liveness::health`](crate::Liveness::health) shows them at once:
+/// [`Liveness::health`](crate::Liveness::health) shows them immediately:
 ///
 /// | state | is reported |
 /// |---|---|
 /// | [`PeerSilent`](Health::PeerSilent) | when a ping is unanswered for half of `timeout`, and at each ping that is missed |
 /// | [`WriteStalled`](Health::WriteStalled) | when the transport has accepted no byte for half of `write_timeout`, or of its default of 30 s where it is off |
 /// | [`HandlerStalled`](Health::HandlerStalled) | when the handler has left bytes unread, or its frame unfinished, for half of `handler_stall_timeout`, or for an `interval` where that is off |
-/// | [`Degraded`](Health::Degraded) | at once; when the last error no longer counts, the state without it is reported |
+/// | [`Degraded`](Health::Degraded) | immediately; when the last error no longer counts, the state without it is reported |
 /// | [`Idle`](Health::Idle) | after half of the idle timeout |
-/// | [`Closing`](Health::Closing), [`Live`](Health::Live) | at once |
+/// | [`Closing`](Health::Closing), [`Live`](Health::Live) | immediately |
 ///
 /// The times are those of the heartbeat, or its defaults where there is none; one tick of the
 /// driver may be added (see [`HeartbeatLayerBuilder`](crate::HeartbeatLayerBuilder)). Time for

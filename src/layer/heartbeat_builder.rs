@@ -113,8 +113,8 @@ impl HeartbeatLayerBuilder {
     ///
     /// The layer sends the first ping of a connection at a random point in the last `jitter`
     /// fraction of the first interval: with 0.5 in its second half, with 0.0 at its end, with 1.0
-    /// anywhere in it. Clients that all reconnect at once, after a deployment for example, are then
-    /// not pinged all at once.
+    /// anywhere in it. Clients that all reconnect at the same time, after a deployment for example, are then
+    /// not pinged at the same time.
     ///
     /// Refused: NaN, and any value outside `0.0..=1.0`.
     pub fn jitter(mut self, jitter: f64) -> Self {
@@ -160,10 +160,10 @@ impl HeartbeatLayerBuilder {
     /// Sets how many control frames the peer may send per second: pings, and pongs that answer no
     /// ping of the layer. `None` turns the check off. Default: off.
     ///
-    /// The frames of one second may arrive all at once. Frames that are read after a pause are
+    /// The frames of one second may arrive at the same time. Frames that are read after a pause are
     /// assumed to have arrived as slowly as the pause allows, because the layer cannot know whether
     /// they were there earlier (the runtime may have been stopped, or the handler busy). So after a
-    /// quiet minute, a minute's worth of frames may arrive at once, and a peer that keeps the limit
+    /// quiet minute, a minute's worth of frames may arrive at the same time, and a peer that keeps the limit
     /// is not evicted because its frames are read late. Frames that the network holds back for
     /// seconds may still arrive in two pieces, the second of which is a burst: keep the limit well
     /// above the rate at which clients send.

@@ -71,7 +71,7 @@ impl IdleTimeoutLayerBuilder {
     /// the time restarts if it finds data. Bytes behind a full read-ahead buffer do not count.
     ///
     /// Time during which the server's process is stopped counts too: the layer first reads the data
-    /// that has arrived meanwhile, and then the connection may be idle at once.
+    /// that has arrived meanwhile, and then the connection may be idle immediately.
     ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     ///

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::moment::Moment;
 
-/// The limit is per second, and as many frames may arrive at once.
+/// The limit is per second, and as many frames may arrive at the same time.
 const WINDOW: Duration = Duration::from_secs(1);
 
 /// A leaky bucket that holds one second's frames and drains at the limit, stored as the time at

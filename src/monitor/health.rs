@@ -6,10 +6,11 @@ use std::fmt;
 ///
 /// It combines three signals: the state of the transport, the behaviour of the application, and
 /// past errors. The three kinds of failure have separate states while they develop, as they have
-/// separate [`Reason`](crate::Reason)s when they end the connection. If several apply at once,
-/// unread bytes take precedence, then a stalled write, a silent peer, a past error, and idleness. A
-/// state holds for the moment and may be brief; it leads to an eviction only if the setting for its
-/// kind is on. [`OnHealth`](crate::OnHealth) hooks are called only for states that have lasted.
+/// separate [`Reason`](crate::Reason)s when they end the connection. If several apply at the same
+/// time, unread bytes take precedence, then a stalled write, a silent peer, a past error, and
+/// idleness. A state holds for the moment and may be brief; it leads to an eviction only if the
+/// setting for its kind is on. [`OnHealth`](crate::OnHealth) hooks are called only for states that
+/// have lasted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Health {

@@ -59,8 +59,8 @@ impl LastingFrom {
 }
 
 impl Monitor {
-    /// The state that has lasted until `now`. A state that [`health`](Self::health) shows at once
-    /// appears here after half the time that a verdict would take.
+    /// The state that has lasted until `now`. A state that [`health`](Self::health) shows
+    /// immediately appears here after half the time that a verdict would take.
     pub(crate) fn lasting_health(&self, now: Moment, policy: &Policy) -> Health {
         let marks = LastingFrom::of(self, policy);
         match self.lifecycle {

@@ -45,11 +45,11 @@ pub(crate) enum Action {
 impl Monitor {
     /// What must be done at `now`. The caller has read the bytes of the peer first.
     ///
-    /// When several verdicts are due at once, the first of these is returned: `MaxLifetime`,
-    /// `FirstMessageTimeout`, `MessageTimeout`, `IdleTimeout`, `ControlFlood`, `HandlerStalled`,
-    /// `WriteStalled`, `HeartbeatTimeout`.
-    /// What was configured for a healthy connection comes before faults, and the fault of the peer
-    /// comes last. In the closing handshake only `CloseTimeout` is left.
+    /// When several verdicts are due at the same time, the first of these is returned:
+    /// `MaxLifetime`, `FirstMessageTimeout`, `MessageTimeout`, `IdleTimeout`, `ControlFlood`,
+    /// `HandlerStalled`, `WriteStalled`, `HeartbeatTimeout`. What was configured for a healthy
+    /// connection comes before faults, and the fault of the peer comes last. In the closing
+    /// handshake only `CloseTimeout` is left.
     pub(crate) fn poll(&mut self, now: Moment, policy: &Policy, io_state: IoState) -> Action {
         self.read_ahead_full = io_state.read_ahead_full;
         self.set_mid_message(io_state.mid_message);

@@ -35,7 +35,7 @@ pub(super) const DEFAULT_CAPACITY: usize = 1024;
 /// let mut evictions = registry.evictions();
 /// while let Some(next) = evictions.recv().await {
 ///     match next {
-///         Ok(ev) => println!("{} is gone: {}", ev.id(), ev.reason()),
+///         Ok(ev) => println!("{} ended: {}", ev.id(), ev.reason()),
 ///         Err(overrun) => println!("too slow: missed {}", overrun.missed()),
 ///     }
 /// }

@@ -138,7 +138,7 @@ impl Registry {
         self.state.admission.set_retry_after(delay);
     }
 
-    /// The highest number of connections that were ever live at once.
+    /// The highest number of connections that were ever live at the same time.
     #[must_use]
     pub fn high_water(&self) -> usize {
         self.state.counters.high_water()
@@ -217,12 +217,13 @@ impl Registry {
     ///
     /// A handshake that was admitted before and completes after this call, and a stream that is
     /// passed to [`wrap_server`](crate::HeartbeatLayer::wrap_server) or
-    /// [`wrap_client`](crate::HeartbeatLayer::wrap_client) after it, opens and is ended at once
+    /// [`wrap_client`](crate::HeartbeatLayer::wrap_client) after it, opens and is ended immediately
     /// with [`Reason::Drained`](crate::Reason::Drained) and the Close code 1001. So a caller that
     /// lists the open connections after this call misses none.
     ///
-    /// All handlers that wait in `draining` are woken at once. If there are many, let each wait a
-    /// random time before it sends its Close frame, or their clients all reconnect at once as well.
+    /// All handlers that wait in `draining` are woken at the same time. If there are many, let each
+    /// wait a random time before it sends its Close frame, or their clients all reconnect at the
+    /// same time as well.
     pub fn begin_drain(&self) {
         self.state.admission.begin_drain();
     }
@@ -233,7 +234,7 @@ impl Registry {
         self.state.admission.is_draining()
     }
 
-    /// Waits until a drain begins. Returns at once if one has begun.
+    /// Waits until a drain begins. Returns immediately if one has begun.
     ///
     /// Handlers can use [`Liveness::draining`], which needs no registry. Any number of tasks may
     /// wait.
@@ -245,7 +246,7 @@ impl Registry {
         self.state.admission.draining().await;
     }
 
-    /// Waits until nothing remains of any connection. Returns at once if nothing does.
+    /// Waits until nothing remains of any connection. Returns immediately if nothing does.
     ///
     /// What remains: handshakes in progress, open connections, connections that have ended but
     /// whose transport is not closed (the closing handshake is in progress, the transport waits for

@@ -73,7 +73,7 @@ impl Liveness {
     /// This call takes the map's lock, and calls the hooks of a connection that is replaced: do not
     /// call it while you hold a lock that one of them takes.
     ///
-    /// Connections keep the maps alive in which they are registered. If you remove a seat from the
+    /// A connection keeps alive the maps in which it is registered. If you remove a seat from the
     /// map yourself, the connection still keeps its registration; [`unregister`](Self::unregister)
     /// removes both.
     ///

@@ -11,7 +11,7 @@ use crate::eviction::{ConnectionId, Eviction};
 ///
 /// Created by [`Liveness::register`]. It dereferences to the value. Cloning is cheap, and clones
 /// share the value: to push to seats, clone them, release the map's lock, and then push. The layer
-/// removes only the seat in the map; clones that the application stores are its own to remove.
+/// removes only the seat in the map; the application must remove the clones that it stores.
 pub struct Seat<V> {
     live: Liveness,
     value: Arc<V>,

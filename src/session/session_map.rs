@@ -11,11 +11,11 @@ use crate::eviction::ConnectionId;
 /// Seat<V>>` and `scc::HashMap<K, Seat<V>>` (of dashmap 6, papaya 0.2 and scc 3), and an `Arc` of
 /// any of them. The application reads such a map as usual.
 ///
-/// `papaya` frees a removed value when no thread reads the map, which is usually at once. If other
-/// threads read it at that moment, the value may stay in memory until the same thread removes more
-/// seats or the map is dropped, and the last thread that leaves the map drops it. Do not rely on
-/// the drop of a value there: use [`Liveness::evicted`](crate::Liveness::evicted) or a hook to
-/// notice the end.
+/// `papaya` frees a removed value when no thread reads the map, which is usually immediately. If
+/// other threads read it at that moment, the value may stay in memory until the same thread removes
+/// more seats or the map is dropped; it is then freed by the last thread that stops reading the
+/// map. Do not rely on the drop of a value there: use
+/// [`Liveness::evicted`](crate::Liveness::evicted) or a hook to notice the end.
 ///
 /// A map of your own needs two methods. Each must be atomic: no other change of the same key may
 /// happen between the check of the seat and the change.
@@ -55,9 +55,9 @@ use crate::eviction::ConnectionId;
 /// Both methods are called from async code, on the task that notices the end of a connection, which
 /// may be the driver of all connections. They must not block for long, and neither must code that
 /// holds a lock which they take. The end of a connection waits until an `insert_if` of its seat has
-/// returned. So do not end other connections in these methods, and do not drop values that do: two
-/// maps that each insert the seat of one connection and end the other one wait for each other
-/// forever. A map may end the connection whose seat it inserts.
+/// returned. So do not end other connections in these methods, and do not drop values that do: if
+/// two maps each insert a seat and end the connection that the other one is inserting, they wait
+/// for each other forever. A map may end the connection whose seat it inserts.
 ///
 /// If a method panics during a registration, the panic reaches the caller of `register`, and a seat
 /// that was already inserted is removed when its connection ends. If a method panics at the end of

@@ -51,7 +51,7 @@ pub(crate) enum NotHandshake {
 /// Request extension: an opening handshake passed a layer, but cannot be upgraded because it has no
 /// [`OnUpgrade`].
 ///
-/// The extractor distinguishes it by this from a request on a route without layers.
+/// By this mark the extractor distinguishes it from a request on a route without layers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NotUpgradable;
 

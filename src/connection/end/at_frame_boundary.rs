@@ -52,8 +52,8 @@ impl<T: 'static> State<T> {
     }
 
     /// Waits no longer for an end that has come or is deferred: neither for the handler's frame nor
-    /// for the peer. Returns whether the caller must drive the connection now, so that the bytes that
-    /// the transport accepts immediately are sent.
+    /// for the peer. Returns whether the caller must drive the connection now, so that the bytes
+    /// that the transport accepts immediately are sent.
     pub(crate) fn stop_waiting(&mut self, now: Moment) -> bool {
         if self.monitor.lifecycle.is_usable() {
             self.evict_deferred_at(now);

@@ -48,8 +48,8 @@ impl<T: 'static> State<T> {
         pinged && !self.read_half.has_ended()
     }
 
-    /// The runtime was shut down, and its driver with it: the connection ends with `HandlerDropped`,
-    /// and its transport is released.
+    /// The runtime was shut down, and its driver with it: the connection ends with
+    /// `HandlerDropped`, and its transport is released.
     pub(crate) fn runtime_shut_down(&mut self) {
         let lifecycle = self.monitor.lifecycle;
         if let (true, Some(timer)) = (lifecycle.is_usable(), &self.timer) {

@@ -21,7 +21,7 @@ pub(crate) struct CloseHandshake {
     /// The frame to send, until it is queued in the write half.
     frame: Option<CloseFrame>,
     /// Do not wait: the peer is dead, or the time is over. Bytes that the transport does not accept
-    /// at once are dropped.
+    /// immediately are dropped.
     no_wait: bool,
     /// The driver has not been scheduled for it yet.
     unscheduled: bool,
@@ -88,7 +88,7 @@ impl CloseHandshake {
         std::mem::take(&mut self.unscheduled)
     }
 
-    /// From now on, bytes that the transport does not accept at once are dropped.
+    /// From now on, bytes that the transport does not accept immediately are dropped.
     pub(crate) fn stop_waiting(&mut self) {
         self.no_wait = true;
     }

@@ -132,8 +132,8 @@ impl Observer<'_> {
     /// A read returned `Pending`. Returns whether the transport is known to have nothing to read.
     ///
     /// In a task whose cooperative budget is spent, tokio's transports return `Pending` in any
-    /// state and wake the task at once. Other transports return it only if they are not ready, and
-    /// do not wake the task. So the driver, whose task has no budget, polls again, here as for
+    /// state and wake the task immediately. Other transports return it only if they are not ready,
+    /// and do not wake the task. So the driver, whose task has no budget, polls again, here as for
     /// writes.
     pub(crate) fn found_nothing(&mut self) -> bool {
         let certain = has_budget_remaining();

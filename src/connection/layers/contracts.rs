@@ -30,7 +30,7 @@ pub(crate) trait ErasedConnection: Send + Sync {
     /// already.
     fn evict_at_boundary(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool;
     /// Drops the transport of a connection that has ended or whose eviction is deferred. Sends what
-    /// the transport accepts at once, and waits for nothing. Does nothing to other connections.
+    /// the transport accepts immediately, and waits for nothing. Does nothing to other connections.
     fn cut(self: Arc<Self>);
     /// Replaces values of the layers' settings, also of layers that are added later.
     fn override_policy(self: Arc<Self>, overrides: &Overrides);

@@ -140,7 +140,7 @@ impl Metadata {
         hooks
     }
 
-    /// Adds a hook of this connection alone. After the end it is called at once.
+    /// Adds a hook of this connection alone. After the end it is called immediately.
     pub(crate) fn add_local_hook(&self, hook: LocalHook) {
         let mut record = self.record();
         if record.announced == Announced::No {

@@ -1,6 +1,6 @@
-//! Exactly one eviction event on every path by which a connection can end.
+//! Exactly one eviction on every path by which a connection can end.
 //!
-//! Every listener receives the same event, and no further one when all is closed.
+//! Every hook and stream gets the same eviction, and no second one after the transport is closed.
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use tokio::time::sleep;
