@@ -54,7 +54,7 @@ pub(crate) enum Of {
 pub(crate) enum Feature {
     Echo,
     Pings,
-    Death,
+    DeadPeer,
     Idle,
     Kick,
     Deflate,
@@ -64,7 +64,7 @@ impl Feature {
     pub(crate) const ALL: [Self; 6] = [
         Self::Echo,
         Self::Pings,
-        Self::Death,
+        Self::DeadPeer,
         Self::Idle,
         Self::Kick,
         Self::Deflate,
@@ -75,7 +75,7 @@ impl Feature {
         match self {
             Self::Echo => "echo",
             Self::Pings => "pings",
-            Self::Death => "death",
+            Self::DeadPeer => "dead peer",
             Self::Idle => "idle",
             Self::Kick => "kick",
             Self::Deflate => "deflate",

@@ -172,20 +172,20 @@ impl Behaviour {
     /// The heading of the row.
     pub(crate) fn heading(self) -> &'static str {
         match self {
-            Self::Echo => "messages come and go, up to 300,000 bytes",
+            Self::Echo => "messages are echoed, up to 300,000 bytes",
             Self::Pings => "answers pings, and shows none to its application",
-            Self::Await => "lives while its application awaits something else",
-            Self::Block => "lives while its application blocks its thread",
-            Self::Stop => "stopped: evicted, and finds code 3008 when it goes on",
-            Self::Kill => "killed: gone at once",
+            Self::Await => "stays connected while its application awaits something else",
+            Self::Block => "stays connected while its application blocks its thread",
+            Self::Stop => "stopped: evicted, and finds code 3008 when it resumes",
+            Self::Kill => "killed: evicted immediately",
             Self::Kick => "kicked: is shown the code and the reason",
             Self::Close => "closes: the server reports its code",
             Self::Deflate => "permessage-deflate",
-            Self::HiddenTab => "a tab in the background lives",
-            Self::FrozenTab => "a frozen tab lives",
-            Self::StoppedTab => "a tab whose process is stopped lives",
-            Self::ClosedTab => "a closed tab is gone at once",
-            Self::LeftPage => "a page that is left is gone at once",
+            Self::HiddenTab => "a background tab stays connected",
+            Self::FrozenTab => "a frozen tab stays connected",
+            Self::StoppedTab => "a tab whose process is stopped stays connected",
+            Self::ClosedTab => "a closed tab is evicted immediately",
+            Self::LeftPage => "a page that is left is evicted immediately",
         }
     }
 

@@ -13,7 +13,7 @@ use crate::support::{ms, never, within};
 
 /// A peer that stops answering pings is evicted after the timeout; a closed socket is detected
 /// immediately.
-pub(super) async fn death(stack: Stack, protocol: Protocol) {
+pub(super) async fn dead_peer(stack: Stack, protocol: Protocol) {
     let rig = Rig::start(
         stack,
         protocol,

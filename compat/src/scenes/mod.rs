@@ -30,7 +30,7 @@ pub(crate) async fn run(stack: Stack, protocol: Protocol, feature: Feature) -> C
     match feature {
         Feature::Echo => echo::run(stack, protocol).await,
         Feature::Pings => pings::run(stack, protocol).await,
-        Feature::Death => ends::death(stack, protocol).await,
+        Feature::DeadPeer => ends::dead_peer(stack, protocol).await,
         Feature::Idle => return ends::idle(stack, protocol).await,
         Feature::Kick => ends::kick(stack, protocol).await,
         Feature::Deflate => return deflate::run(stack, protocol).await,
