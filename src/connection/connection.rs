@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
-use super::io::TransportTraits;
+use super::io::{Report, TransportTraits};
 use super::layers::{
     Admission, AttachmentId, ErasedConnection, ErasedRegistry, InnerLayer, LayerConfig, Membership,
     Registries, View,
@@ -206,14 +206,17 @@ where
         // Acquires what happened before the wake-up: this visit may be the one to see it.
         self.scheduled.swap(false, Ordering::AcqRel);
         let waker = self.waker();
+        let mut report = Report::default();
         let driven = panic_guard::catch(|| {
-            self.enter(|state, report| state.drive(now, &waker, scratch, report));
+            self.enter_with(&mut report, |state, report| {
+                state.drive(now, &waker, scratch, report);
+            });
         });
         if driven.is_none() {
             let message = "a transport panicked while it was driven";
             let id = self.metadata.id();
             panic_guard::log(|| tracing::warn!(conn_id = %id, "{message}"));
-            self.enter(|state, _| state.transport_panicked());
+            self.enter_with(&mut report, |state, _| state.transport_panicked());
         }
     }
 

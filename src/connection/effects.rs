@@ -26,15 +26,20 @@ where
         self: &Arc<Self>,
         operation: impl FnOnce(&mut State<T>, &mut Report) -> R,
     ) -> R {
-        // Dropped after the lock is released, with the waker in it.
-        let mut reported = Reported {
-            connection: self,
-            report: Report::default(),
-        };
+        self.enter_with(&mut Report::default(), operation)
+    }
+
+    /// Like [`enter`](Self::enter), with a report that survives a panic of the operation.
+    #[inline]
+    pub(super) fn enter_with<R>(
+        self: &Arc<Self>,
+        report: &mut Report,
+        operation: impl FnOnce(&mut State<T>, &mut Report) -> R,
+    ) -> R {
         let mut state = self.lock();
-        let result = operation(&mut state, &mut reported.report);
-        if !state.is_settled() || !reported.report.is_empty() {
-            self.settle(state, &mut reported.report);
+        let result = operation(&mut state, report);
+        if !state.is_settled() || !report.is_empty() {
+            self.settle(state, report);
         }
         result
     }
@@ -47,43 +52,6 @@ where
         if let Some(effects) = effects {
             effects.run(self);
         }
-    }
-}
-
-/// The report of an operation. If the operation panics, dropping it acts on the report, so that no
-/// log line and no visit of the driver is lost.
-struct Reported<'a, T>
-where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    connection: &'a Arc<Connection<T>>,
-    report: Report,
-}
-
-impl<T> Drop for Reported<'_, T>
-where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    #[inline]
-    fn drop(&mut self) {
-        // Effects::collect has taken it, unless the operation panicked.
-        if !self.report.is_empty() {
-            self.act_after_panic();
-        }
-    }
-}
-
-impl<T> Reported<'_, T>
-where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    #[cold]
-    fn act_after_panic(&self) {
-        log(self.connection.metadata.id(), &self.report);
-        if self.report.malformed.is_some() {
-            self.connection.lock().write_half.cancel_ping();
-        }
-        self.connection.schedule();
     }
 }
 

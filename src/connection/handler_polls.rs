@@ -56,6 +56,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                     return Poll::Ready(Err(error));
                 }
                 Poll::Pending => {
+                    wake_driver_if_uncertain(report, driver_waker);
                     report.replaced_waker = self.reader.store(cx.waker(), by_driver);
                     return Poll::Pending;
                 }
@@ -144,7 +145,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             operation(io, write_half, cx, &mut observer)
         };
         match &result {
-            Poll::Pending => report.replaced_waker = self.writer.store(cx.waker(), by_driver),
+            Poll::Pending => {
+                wake_driver_if_uncertain(report, driver_waker);
+                report.replaced_waker = self.writer.store(cx.waker(), by_driver);
+            }
             Poll::Ready(done) => {
                 self.writer.pending = false;
                 if let Err(error) = done {
@@ -154,5 +158,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             }
         }
         result
+    }
+}
+
+/// Has the driver visit the connection before the handler's waker is cloned: if that panics, the
+/// report is lost.
+#[inline]
+fn wake_driver_if_uncertain(report: &Report, driver_waker: impl Fn() -> Waker) {
+    if report.uncertain {
+        driver_waker().wake();
     }
 }

@@ -47,23 +47,26 @@ impl Lifecycle {
     /// Whether the handler may use the transport.
     #[inline]
     pub(crate) fn is_usable(&self) -> bool {
-        match self {
-            Self::Open | Self::Closing { .. } => true,
-            Self::Ended { transport, .. } => *transport == TransportUse::Handler,
-            Self::Opening => false,
-        }
+        matches!(self, Self::Open | Self::Closing { .. })
+            || self.transport() == Some(TransportUse::Handler)
     }
 
     /// Whether the handler may use the transport, and no end waits to be announced.
     #[inline]
     pub(crate) fn is_settled(&self) -> bool {
-        match self {
-            Self::Open | Self::Closing { .. } => true,
+        matches!(self, Self::Open | Self::Closing { .. }) || self.is_announced_to_handler()
+    }
+
+    #[cold]
+    fn is_announced_to_handler(&self) -> bool {
+        matches!(
+            self,
             Self::Ended {
-                transport, taken, ..
-            } => *transport == TransportUse::Handler && *taken,
-            Self::Opening => false,
-        }
+                transport: TransportUse::Handler,
+                taken: true,
+                ..
+            }
+        )
     }
 
     /// Whether the upgrade may still provide a transport.

@@ -131,18 +131,18 @@ impl Registry {
     /// Evicts all connections with [`Reason::Drained`] and waits until their transports are closed.
     ///
     /// 1. Upgrades are refused from now on, as by [`begin_drain`](Self::begin_drain). This cannot
-    ///   be undone.
+    ///    be undone.
     /// 2. The open connections are evicted in batches, oldest first, all within the first half of
-    ///   the deadline. An eviction calls the connection's hooks, fails its handler's reads and
-    ///   writes, and sends its peer a Close frame (RFC 6455 section 5.5.1). If the handler has
-    ///   written part of a frame, the connection is evicted after that frame, so that no message is
-    ///   torn, provided that the frame ends before the deadline. (The drain does not wait for the
-    ///   remaining *fragments* of a message.)
+    ///    the deadline. An eviction calls the connection's hooks, fails its handler's reads and
+    ///    writes, and sends its peer a Close frame (RFC 6455 section 5.5.1). If the handler has
+    ///    written part of a frame, the connection is evicted after that frame, so that no message
+    ///    is torn, provided that the frame ends before the deadline. (The drain does not wait for
+    ///    the remaining *fragments* of a message.)
     /// 3. The drain waits for the closing handshakes, each for at most the `close_timeout` of its
-    ///   layer, and for everything else that keeps [`wait_idle`](Self::wait_idle) from returning,
-    ///   including handshakes that were admitted before.
+    ///    layer, and for everything else that keeps [`wait_idle`](Self::wait_idle) from returning,
+    ///    including handshakes that were admitted before.
     /// 4. At the deadline every remaining connection is cut: its transport is dropped. A peer that
-    ///   was not sent a Close frame yet gets one if the transport accepts it immediately.
+    ///    was not sent a Close frame yet gets one if the transport accepts it immediately.
     ///
     /// When this returns, the registry is empty, the transports of all connections that were in it
     /// are dropped, and the hooks of the connections that this drain ended have returned. After the
