@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::io::{Filled, MAX_READS_PER_VISIT, Observer, Outgoing, Report, WriteHalf};
-use super::state::{Parts, State};
+use super::state::{Parts, State, no_transport};
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
     pub(crate) fn poll_read(
@@ -20,10 +20,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         driver_waker: impl Fn() -> Waker,
         report: &mut Report,
     ) -> Poll<io::Result<()>> {
-        // After an end by the peer, bytes that were read ahead remain the handler's. Every other
-        // end discards them.
-        if !self.monitor.lifecycle.is_usable() && self.read_half.take_unread(out) {
-            return Poll::Ready(Ok(()));
+        if !self.monitor.lifecycle.is_usable() {
+            return Poll::Ready(self.read_without_transport(out));
         }
         let Parts {
             io,
@@ -68,6 +66,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         report.replaced_waker = self.reader.store(cx.waker(), false);
         self.reader.due = true;
         Poll::Pending
+    }
+
+    /// After an end by the peer, bytes that were read ahead remain the handler's. Every other end
+    /// discards them.
+    #[cold]
+    fn read_without_transport(&mut self, out: &mut ReadBuf<'_>) -> io::Result<()> {
+        if self.read_half.take_unread(out) {
+            return Ok(());
+        }
+        Err(no_transport(&self.monitor))
     }
 
     pub(crate) fn poll_write(

@@ -165,10 +165,7 @@ impl<T: 'static> State<T> {
                     clock: timer.clock(),
                 },
             }),
-            _ => Err(match self.monitor.reason() {
-                Some(reason) => Evicted::new(reason).into_io_error(),
-                None => io::ErrorKind::NotConnected.into(),
-            }),
+            _ => Err(no_transport(&self.monitor)),
         }
     }
 
@@ -200,5 +197,14 @@ impl<T: 'static> State<T> {
     /// Takes both wakers of the handler that must be woken.
     pub(crate) fn take_due_wakers(&mut self) -> [Option<Waker>; 2] {
         [self.reader.take_due(), self.writer.take_due()]
+    }
+}
+
+/// The handler's error where it may not use the transport.
+#[cold]
+pub(crate) fn no_transport(monitor: &Monitor) -> io::Error {
+    match monitor.reason() {
+        Some(reason) => Evicted::new(reason).into_io_error(),
+        None => io::ErrorKind::NotConnected.into(),
     }
 }

@@ -238,7 +238,9 @@ impl ReadHalf {
             return Poll::Ready(Ok(0));
         }
         let (kept, candidate) = self.scan_and_cut(fresh, read, observer);
-        self.pong_buffer.store(&fresh[kept..kept + candidate]);
+        if candidate > 0 {
+            self.pong_buffer.store(&fresh[kept..kept + candidate]);
+        }
         out.set_filled(before + kept);
         Poll::Ready(Ok(read))
     }
@@ -345,7 +347,9 @@ impl ReadHalf {
                 }
             }
         }
-        bytes.copy_within(from..from + candidate, kept);
+        if candidate > 0 {
+            bytes.copy_within(from..from + candidate, kept);
+        }
         if let (Some(rule), false) = (self.scanner.malformed(), self.passive) {
             self.passive = true;
             observer.malformed(Direction::Inbound, rule);
