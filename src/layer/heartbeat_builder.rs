@@ -113,8 +113,8 @@ impl HeartbeatLayerBuilder {
     ///
     /// The layer sends the first ping of a connection at a random point in the last `jitter`
     /// fraction of the first interval: with 0.5 in its second half, with 0.0 at its end, with 1.0
-    /// anywhere in it. Clients that all reconnect at the same time, after a deployment for example, are then
-    /// not pinged at the same time.
+    /// anywhere in it. Clients that all reconnect at the same time, after a deployment for example,
+    /// are then not pinged at the same time.
     ///
     /// Refused: NaN, and any value outside `0.0..=1.0`.
     pub fn jitter(mut self, jitter: f64) -> Self {
@@ -163,10 +163,10 @@ impl HeartbeatLayerBuilder {
     /// The frames of one second may arrive at the same time. Frames that are read after a pause are
     /// assumed to have arrived as slowly as the pause allows, because the layer cannot know whether
     /// they were there earlier (the runtime may have been stopped, or the handler busy). So after a
-    /// quiet minute, a minute's worth of frames may arrive at the same time, and a peer that keeps the limit
-    /// is not evicted because its frames are read late. Frames that the network holds back for
-    /// seconds may still arrive in two pieces, the second of which is a burst: keep the limit well
-    /// above the rate at which clients send.
+    /// quiet minute, a minute's worth of frames may arrive at the same time, and a peer that keeps
+    /// the limit is not evicted because its frames are read late. Frames that the network holds
+    /// back for seconds may still arrive in two pieces, the second of which is a burst: keep the
+    /// limit well above the rate at which clients send.
     ///
     /// Ends the connection with [`Reason::ControlFlood`] and close code 1008 (RFC 6455 section
     /// 7.4.1). A flood is expensive because the WebSocket library must answer every ping (section

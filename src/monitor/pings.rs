@@ -81,7 +81,7 @@ impl Pings {
         self.queue_extra(now, hold)
     }
 
-    /// Like [`next`](Self::next), but the timeout of the ping in flight continues. Otherwise an
+    /// Like [`queue_next`](Self::queue_next), but the timeout of the ping in flight continues. Otherwise an
     /// application that requests pings regularly would keep a dead peer forever.
     pub(crate) fn queue_extra(&mut self, now: Moment, hold: Duration) -> [u8; 8] {
         self.requested = false;

@@ -99,8 +99,8 @@ impl Monitor {
             return self.evict(now, Reason::ControlFlood);
         }
         if let Some(late) = due(self.handler_deadline(heartbeat), now) {
-            let once = self.handler_stalled_since() != self.handler_verdict_postponed_at;
-            if !once || !was_paused(late, heartbeat.handler_stall_timeout) {
+            let was_postponed = self.handler_stalled_since() == self.handler_verdict_postponed_at;
+            if was_postponed || !was_paused(late, heartbeat.handler_stall_timeout) {
                 return self.evict(now, Reason::HandlerStalled);
             }
             // While the runtime was paused, so was the handler.
@@ -350,8 +350,8 @@ impl Monitor {
         let interval = heartbeat.interval;
         if self.pings.has_pinged() {
             // While the application awaits a pong, other traffic does not postpone the next ping.
-            let called = self.pings.requested_since().unwrap_or(self.last_proof);
-            return self.last_proof.min(called) + interval;
+            let requested = self.pings.requested_since().unwrap_or(self.last_proof);
+            return self.last_proof.min(requested) + interval;
         }
         // Only the part left out is computed as a float, or the interval would be rounded.
         let left_out = interval.mul_f64(f64::from(self.first_interval_jitter));

@@ -316,14 +316,18 @@ proptest! {
                 prop_assert!(next > sim.now, "the deadline is not in the future");
                 let before = sim.lasting();
                 let here = sim.health();
-                if matches!(before, Health::PeerSilent { .. } | Health::HandlerStalled | Health::WriteStalled) {
-                    prop_assert!(!matches!(here, Health::Live | Health::Idle | Health::Degraded), "{here:?}, {before:?}");
-                } else {
-                    prop_assert!(before == here || matches!(
+                let agrees = match before {
+                    Health::PeerSilent { .. } | Health::HandlerStalled | Health::WriteStalled => {
+                        !matches!(here, Health::Live | Health::Idle | Health::Degraded)
+                    }
+                    _ => before == here || matches!(
                         here,
-                        Health::PeerSilent { missed: 0 } | Health::HandlerStalled | Health::WriteStalled
-                    ), "{here:?}, {before:?}");
-                }
+                        Health::PeerSilent { missed: 0 }
+                            | Health::HandlerStalled
+                            | Health::WriteStalled
+                    ),
+                };
+                prop_assert!(agrees, "{here:?}, {before:?}");
                 let end = until.min(next);
                 let way = end.since(sim.now).mul_f64(early as f64 / 1_000.0);
                 let between = sim.now + way;
