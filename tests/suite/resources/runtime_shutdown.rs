@@ -1,6 +1,6 @@
 //! Connections opened while or after their runtime shuts down, and reads after an eviction.
 
-use std::future::Future;
+use std::future::{self, Future};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Waker};
@@ -64,19 +64,21 @@ fn a_connection_may_be_opened_while_its_runtime_shuts_down() {
     let live = returns_in_time(|| {
         let runtime = runtime();
         let (started, starts) = mpsc::channel();
-        let (resume, resumed) = mpsc::channel::<()>();
         let (wrapped, wraps) = mpsc::channel();
+        // The first task that the runtime cancels drops the only sender.
+        let (pending, cancelled) = mpsc::channel::<()>();
+        runtime.spawn(async move {
+            let _pending = pending;
+            future::pending::<()>().await;
+        });
         runtime.spawn(async move {
             started.send(()).unwrap();
-            // A handler that is busy when the runtime is dropped.
-            resumed.recv().unwrap();
-            // By now the runtime cancels its tasks, which this task cannot observe.
-            thread::sleep(ms(100));
+            // A handler that is busy while the runtime cancels its other tasks.
+            cancelled.recv().unwrap_err();
             wrapped.send(wrap_without_driver()).unwrap();
         });
         starts.recv().unwrap();
         let dropping = thread::spawn(move || drop(runtime));
-        resume.send(()).unwrap();
         dropping.join().unwrap();
         wraps.recv().unwrap()
     });
