@@ -363,22 +363,20 @@ async fn the_extractor_names_the_missing_layer() {
     assert_eq!(response.body(), "no layer");
 }
 
+/// A route that needs a [`Liveness`], and one that works without.
+fn liveness_routes() -> Router {
+    let maybe = async |live: Option<Liveness>| match live {
+        Some(_) => "alive",
+        None => "no upgrade",
+    };
+    Router::new()
+        .route("/live", any(async |_: Liveness| "alive"))
+        .route("/maybe", any(maybe))
+}
+
 #[tokio::test]
 async fn a_request_without_upgrade_has_no_liveness() {
-    let (app, recorder, registry) = layered(
-        Router::new()
-            .route("/live", any(|_: Liveness| async { "alive" }))
-            .route(
-                "/maybe",
-                any(|live: Option<Liveness>| async move {
-                    if live.is_some() {
-                        "alive"
-                    } else {
-                        "no upgrade"
-                    }
-                }),
-            ),
-    );
+    let (app, recorder, registry) = layered(liveness_routes());
     let server = Server::start(app).await;
     let mut http = Http::connect(server.addr).await;
     let response = http.send(request("/maybe", "")).await;
@@ -501,21 +499,7 @@ async fn the_extractor_finds_a_websocket_among_other_protocols() {
 /// A unit test of an axum application has no hyper connection, and so no `OnUpgrade`.
 #[tokio::test]
 async fn a_handler_with_an_optional_liveness_is_testable_without_a_server() {
-    let routes = || {
-        Router::new()
-            .route("/live", any(|_: Liveness| async { "alive" }))
-            .route(
-                "/maybe",
-                any(|live: Option<Liveness>| async move {
-                    if live.is_some() {
-                        "alive"
-                    } else {
-                        "no upgrade"
-                    }
-                }),
-            )
-    };
-    let (app, recorder, registry) = layered(routes());
+    let (app, recorder, registry) = layered(liveness_routes());
     let respond = async |app: Router, path: &str| {
         let request = upgrade(path, "13").map(Body::new);
         let (head, body) = app.oneshot(request).await.unwrap().into_parts();
@@ -531,7 +515,7 @@ async fn a_handler_with_an_optional_liveness_is_testable_without_a_server() {
     assert_eq!(headers[CONNECTION], "upgrade");
     assert!(body.contains("OnUpgrade"), "{body}");
     // Without a layer the extractor reports the missing layer first.
-    let (status, _, body) = respond(routes(), "/live").await;
+    let (status, _, body) = respond(liveness_routes(), "/live").await;
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
     assert!(body.contains("HeartbeatLayer"), "{body}");
     assert!(registry.is_empty());
