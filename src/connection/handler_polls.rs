@@ -54,7 +54,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                     return Poll::Ready(Err(error));
                 }
                 Poll::Pending => {
-                    wake_driver_if_uncertain(report, driver_waker);
                     report.replaced_waker = self.reader.store(cx.waker(), by_driver);
                     return Poll::Pending;
                 }
@@ -154,7 +153,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         };
         match &result {
             Poll::Pending => {
-                wake_driver_if_uncertain(report, driver_waker);
                 report.replaced_waker = self.writer.store(cx.waker(), by_driver);
             }
             Poll::Ready(done) => {
@@ -166,14 +164,5 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             }
         }
         result
-    }
-}
-
-/// Has the driver visit the connection before the handler's waker is cloned: if that panics, the
-/// report is lost.
-#[inline]
-fn wake_driver_if_uncertain(report: &Report, driver_waker: impl Fn() -> Waker) {
-    if report.uncertain {
-        driver_waker().wake();
     }
 }
