@@ -32,6 +32,13 @@ pub(crate) fn wake(conn_id: impl Display, wake: impl FnOnce()) {
     }
 }
 
+/// Like [`wake`], for tasks that wait for no single connection.
+pub(crate) fn wake_waiting(wake: impl FnOnce()) {
+    if catch(wake).is_none() {
+        log(|| tracing::warn!("a waker panicked"));
+    }
+}
+
 /// Calls of foreign code that block other connections for this long or longer are logged.
 pub(crate) const SLOW: Duration = Duration::from_millis(100);
 

@@ -13,6 +13,7 @@ use super::handle::Liveness;
 use super::io::{Outgoing, TransportTraits};
 use super::layers::{ErasedConnection, LayerConfig};
 use crate::driver::Driver;
+use crate::eviction::ConnectionId;
 use crate::wire::Role;
 
 /// A stream of WebSocket frames under liveness.
@@ -131,6 +132,10 @@ where
     /// The opening handshake failed, so for the layer there was no connection.
     pub(crate) fn not_upgraded(&self) {
         self.connection.not_upgraded();
+    }
+
+    pub(crate) fn id(&self) -> ConnectionId {
+        self.connection.metadata.id()
     }
 
     fn new(connection: Arc<Connection<T>>, vectored: bool) -> Self {

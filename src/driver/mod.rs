@@ -18,7 +18,6 @@ mod timer_entry;
 mod wheel;
 mod workers;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 use std::task::Waker;
 
@@ -34,6 +33,7 @@ use wheel::Wheel;
 use workers::Workers;
 
 use crate::monitor::Moment;
+use crate::panic_guard;
 use crate::sync::{Mutex, MutexGuard, spawn};
 
 /// A connection as seen by the driver.
@@ -197,9 +197,9 @@ impl Driver {
         let ready = std::mem::take(&mut queue.ready);
         drop(queue);
         for connection in wheel.into_values().chain(ready) {
-            // Panics of hooks are caught elsewhere. If a waker or a tracing subscriber of the
-            // application panics, the other connections must still be abandoned.
-            let _ = catch_unwind(AssertUnwindSafe(|| connection.abandon()));
+            // Foreign code is guarded where it is called. Should a panic get here, the other
+            // connections must still be abandoned.
+            panic_guard::catch(|| connection.abandon());
         }
     }
 }

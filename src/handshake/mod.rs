@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use self::exchange::{Exchange, Outcome};
 use self::rewind::Rewind;
 use crate::connection::{LayerConfig, Liveness, LivenessStream};
+use crate::panic_guard;
 use crate::wire::Role;
 
 /// A stream that comes under liveness when its opening handshake completes.
@@ -91,7 +92,10 @@ where
                 self.stream.not_upgraded();
             }
         }
-        wakers.into_iter().flatten().for_each(Waker::wake);
+        let id = self.stream.id();
+        for waker in wakers.into_iter().flatten() {
+            panic_guard::wake(id, || waker.wake());
+        }
     }
 }
 

@@ -166,7 +166,7 @@ impl Drop for Subscribers {
     fn drop(&mut self) {
         let queues = std::mem::take(&mut *self.list());
         for queue in queues.iter() {
-            queue.close();
+            panic_guard::wake_waiting(|| queue.close());
         }
     }
 }

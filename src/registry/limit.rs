@@ -91,7 +91,7 @@ impl AdmissionControl {
 
     pub(super) fn release_presence(&self) {
         if self.present.fetch_sub(1, SeqCst) == 1 {
-            notify_all(&self.idle);
+            panic_guard::wake_waiting(|| self.idle.notify_waiters());
         }
     }
 
@@ -108,7 +108,7 @@ impl AdmissionControl {
 
     pub(super) fn begin_drain(&self) {
         if !self.draining.swap(true, SeqCst) {
-            notify_all(&self.drain_begun);
+            panic_guard::wake_waiting(|| self.drain_begun.notify_waiters());
         }
     }
 
@@ -149,14 +149,6 @@ impl AdmissionControl {
             cause,
             retry_after: self.retry_after_seconds.load(Relaxed),
         }
-    }
-}
-
-/// Wakes all waiting tasks. A waker that panics must stop neither the end of a connection nor a
-/// drain.
-fn notify_all(notify: &Notify) {
-    if panic_guard::catch(|| notify.notify_waiters()).is_none() {
-        panic_guard::log(|| tracing::warn!("a waker panicked"));
     }
 }
 

@@ -14,6 +14,7 @@ use super::session_map::SessionMap;
 use crate::connection::{Liveness, Registration, RegistrationId};
 use crate::eviction::ConnectionId;
 use crate::monitor::Reason;
+use crate::panic_guard;
 use crate::sync::{AtomicBool, Mutex, ThreadId, current_thread};
 
 impl Liveness {
@@ -163,8 +164,7 @@ impl Liveness {
                 // Only the map knows whether it has inserted the seat, so the registration is kept:
                 // the seat is removed at the end, or here if the connection has ended meanwhile.
                 if ended_meanwhile {
-                    let remove = AssertUnwindSafe(|| map.remove_if(&registration.key, id));
-                    let _removed = catch_unwind(remove);
+                    panic_guard::catch(|| drop(map.remove_if(&registration.key, id)));
                 }
                 resume_unwind(panicked)
             }

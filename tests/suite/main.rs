@@ -12,6 +12,7 @@ mod layers;
 mod live_peer;
 #[path = "../support/logs.rs"]
 mod logs;
+mod panicking_waker;
 mod raw_streams;
 mod recorded;
 mod registry;

@@ -201,7 +201,7 @@ impl Metadata {
         let before = record.on_demand().session.replace(session);
         let changed = record.changed();
         drop(record);
-        changed.notify();
+        panic_guard::wake(self.id, || changed.notify());
         before
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use axum::Router;
@@ -19,6 +19,7 @@ use tower_ws_liveness::{
 };
 
 use crate::logs::Logs;
+use crate::panicking_waker::{PANIC, PanickingWaker};
 use crate::script::{Peer, Stream, Wakes, script};
 use crate::support::raw::{RawClient, opening};
 use crate::support::scene::{patient, quiet};
@@ -267,19 +268,11 @@ async fn an_eviction_in_the_stream_is_no_longer_in_the_registry() {
 
 #[tokio::test]
 async fn a_waker_that_panics_affects_no_other_consumer() {
-    struct PanickingWaker;
-
-    impl Wake for PanickingWaker {
-        fn wake(self: Arc<Self>) {
-            panic!("as the test wants");
-        }
-    }
-
     let logs = Logs::keep();
     let registry = Registry::new();
     let layer = layer(&registry);
     let (mut first, mut second) = (registry.evictions(), registry.evictions());
-    let panics = Waker::from(Arc::new(PanickingWaker));
+    let panics = PanickingWaker::armed();
     let waiting = pin!(first.recv()).poll(&mut Context::from_waker(&panics));
     assert!(waiting.is_pending());
     let (stream, live, _peer) = connect(&layer);
@@ -295,8 +288,26 @@ async fn a_waker_that_panics_affects_no_other_consumer() {
     let warnings = logs.panics();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     let conn_id = format!("conn_id={}", live.id());
-    for wanted in ["waker", "as the test wants", &conn_id] {
+    for wanted in ["waker", PANIC, &conn_id] {
         assert!(warnings[0].contains(wanted), "{wanted}: {warnings:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_waker_that_panics_keeps_no_other_consumer_from_the_end_of_the_streams() {
+    let registry = Registry::new();
+    let (mut first, mut second) = (registry.evictions(), registry.evictions());
+    let wakes = Wakes::new();
+    let wakers = [PanickingWaker::armed(), Waker::from(Arc::clone(&wakes))];
+    for (evictions, waker) in [&mut first, &mut second].into_iter().zip(wakers) {
+        let waiting = pin!(evictions.recv()).poll(&mut Context::from_waker(&waker));
+        assert!(waiting.is_pending());
+    }
+    drop(registry);
+    assert_eq!(wakes.count(), 1);
+    for mut evictions in [first, second] {
+        let next = evictions.recv().now_or_never();
+        assert!(matches!(next, Some(None)), "{next:?}");
     }
 }
 

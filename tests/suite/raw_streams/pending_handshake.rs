@@ -1,14 +1,19 @@
 //! Tasks that wait, and evictions, while the opening handshake passes through a wrapped stream.
 
 use std::io::IoSlice;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, duplex, split};
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::accept_async;
 use tower_ws_liveness::{Evicted, Health, Reason};
 
 use super::handshakes::{SWITCHING, heartbeat};
+use crate::panicking_waker::PanickingWaker;
+use crate::script::{Wakes, poll_write};
 use crate::support::raw::{CLOSE, Frame, PING, RawClient, opening};
 use crate::support::{self, ms, never, within};
 
@@ -101,6 +106,30 @@ async fn an_early_frame_of_a_client_is_held_back_until_the_response() {
     assert_eq!(got, frame);
     assert_eq!(live.stats().messages_sent(), 1);
     drop(io);
+}
+
+/// The reader registered this waker before, in a task that it has left.
+#[tokio::test]
+async fn a_waker_that_panics_keeps_no_writer_from_the_end_of_the_handshake() {
+    let (layer, _) = heartbeat();
+    let (near, mut far) = duplex(4096);
+    let (mut io, _live) = layer.wrap_client_handshake(near);
+    io.write_all(opening("/").as_bytes()).await.unwrap();
+    let panics = Arc::new(PanickingWaker::default());
+    let waker = Waker::from(Arc::clone(&panics));
+    let mut head = vec![0; SWITCHING.len()];
+    let mut buf = ReadBuf::new(&mut head);
+    let reading = Pin::new(&mut io).poll_read(&mut Context::from_waker(&waker), &mut buf);
+    assert!(reading.is_pending());
+    let wakes = Wakes::new();
+    let frame = Frame::text("early").masked();
+    assert!(poll_write(&mut io, &wakes, &frame).is_pending());
+    far.write_all(SWITCHING.as_bytes()).await.unwrap();
+    panics.arm();
+    io.read_exact(&mut head).await.unwrap();
+    assert_eq!(head, SWITCHING.as_bytes());
+    assert_eq!(wakes.count(), 1);
+    assert!(poll_write(&mut io, &wakes, &frame).is_ready());
 }
 
 #[tokio::test]

@@ -1,7 +1,10 @@
 //! The lifetime of the session: until its last user is done, even if it holds its own handle.
 
 use std::collections::HashMap;
+use std::future::Future;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, Weak, mpsc};
+use std::task::Context;
 use std::time::Duration;
 
 use axum::extract::ws::WebSocketUpgrade;
@@ -15,6 +18,7 @@ use tower_ws_liveness::{
     Evicted, Eviction, HeartbeatLayer, HeartbeatLayerBuilder, Liveness, Reason, Seat,
 };
 
+use crate::panicking_waker::PanickingWaker;
 use crate::script::*;
 use crate::support::raw::RawClient;
 use crate::support::{Server, alive_tasks, until, within};
@@ -194,6 +198,18 @@ async fn wait_for_session_completes_when_the_session_is_set() {
     // A later call completes immediately.
     assert_eq!(*live.wait_for_session::<String>().await.unwrap(), "alice");
     drop(stream);
+}
+
+#[tokio::test(start_paused = true)]
+async fn set_session_returns_the_previous_value_if_the_waker_of_a_waiting_task_panics() {
+    let (_stream, live, _peer) = wrapped();
+    live.set_session("alice".to_owned());
+    let mut waiting = pin!(live.wait_for_session::<u32>());
+    let panics = PanickingWaker::armed();
+    let poll = waiting.as_mut().poll(&mut Context::from_waker(&panics));
+    assert!(poll.is_pending());
+    let previous = live.set_session("bob".to_owned());
+    assert_eq!(*previous.expect("the previous value"), "alice");
 }
 
 #[tokio::test(start_paused = true)]
