@@ -57,8 +57,12 @@
 //!   sets socket options that follow from the heartbeat's times; `TcpOptions` for other servers.
 //! - `dashmap`, `papaya`, `scc`: [`SessionMap`] for the concurrent maps of these crates.
 //!
-//! The [`guide`] explains the position among [other layers](guide::other_layers), and the
-//! [requirements and limits](guide::limits). The README lists the promises.
+//! # Guide
+//!
+//! The [`guide`] has pages on [installation](guide::getting_started), [choosing the
+//! times](guide::times), the [session map](guide::session_map), [shutdown](guide::shutdown),
+//! [testing](guide::testing), [other layers](guide::other_layers), and on [what each reason
+//! means](guide::troubleshooting). [Promises and limits](guide::promises) says what is guaranteed.
 //!
 //! [tower]: https://docs.rs/tower
 //! [RFC 6455 section 5.2]: https://www.rfc-editor.org/rfc/rfc6455#section-5.2

@@ -7,8 +7,9 @@
 //! cargo test --manifest-path compat/Cargo.toml
 //! ```
 //!
-//! `tests/libraries.rs` generates the table in the project's README from the results and fails if
-//! the README differs. With `COMPAT_README=write` in the environment it writes the table.
+//! `tests/libraries.rs` generates the tables of libraries in `docs/compatibility.md` and in the
+//! project's README from the results and fails if they differ. With `COMPAT_TABLES=write` in the
+//! environment it writes the tables.
 //!
 //! To add a library, add a file to `stacks` that serves an echo at `/ws`, and a line to
 //! `stacks::ALL`. Declare a feature that cannot work there as a `Limit` with its reason. The limit

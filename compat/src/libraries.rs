@@ -14,7 +14,7 @@ use crate::table::{self, Outcome};
 
 type Outcomes = Arc<Mutex<Vec<Outcome>>>;
 
-/// Runs the scenes that the command line selects. Checks the README's table if all of them ran.
+/// Runs the scenes that the command line selects. Checks the tables if all of them ran.
 pub fn run() -> ExitCode {
     let arguments = Arguments::from_args();
     let outcomes = Outcomes::default();
@@ -29,7 +29,11 @@ pub fn run() -> ExitCode {
         eprintln!("no table: {} of {count} scenes ran", outcomes.len());
         return conclusion.exit_code();
     }
-    match table::check_readme("libraries", &table::libraries(stacks::ALL, &outcomes)) {
+    let libraries = table::libraries(stacks::ALL, &outcomes);
+    let summary = table::summary(stacks::ALL, &outcomes);
+    let checked = table::check_page(table::GUIDE_PAGE, "libraries", &libraries)
+        .and(table::check_page("README.md", "summary", &summary));
+    match checked {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");

@@ -10,7 +10,7 @@ use crate::site::Site;
 /// A server under test and its known limits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stack {
-    /// The name in the README's table.
+    /// The name in the tables.
     pub(crate) name: &'static str,
     /// The crate whose version is in the table.
     pub(crate) library: &'static str,
@@ -38,7 +38,7 @@ pub(crate) enum Dialect {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
     pub(crate) of: Of,
-    /// The reason, as in the README.
+    /// The reason, as in the table.
     pub(crate) why: &'static str,
 }
 

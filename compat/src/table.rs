@@ -1,4 +1,4 @@
-//! Generates the table of libraries and compares it with the README.
+//! Generates the tables of libraries and compares them with the project's documentation.
 
 use std::fmt::Write;
 use std::fs;
@@ -8,6 +8,9 @@ use crate::http_version::HttpVersion;
 use crate::protocol::Protocol;
 use crate::scenes::Cell;
 use crate::stack::{Feature, Stack};
+
+/// The guide's page with the tables.
+pub(crate) const GUIDE_PAGE: &str = "docs/compatibility.md";
 
 /// Holds the required versions of the libraries.
 const MANIFEST: &str = include_str!("../Cargo.toml");
@@ -44,7 +47,7 @@ pub(crate) fn libraries(stacks: &'static [Stack], outcomes: &[Outcome]) -> Strin
                 match cell {
                     Cell::Works => table.push_str(" yes |"),
                     Cell::Not(reason) => {
-                        write!(table, " no [{}] |", number(&mut reasons, reason))
+                        write!(table, " no ({}) |", number(&mut reasons, reason))
                             .expect("a write to a string");
                     }
                 }
@@ -56,6 +59,34 @@ pub(crate) fn libraries(stacks: &'static [Stack], outcomes: &[Outcome]) -> Strin
         write!(table, "\n{}. {reason}", at + 1).expect("a write to a string");
     }
     table.push('\n');
+    table
+}
+
+/// Returns the README's table in Markdown: the libraries whose dead peers are evicted over the same
+/// versions of HTTP.
+pub(crate) fn summary(stacks: &'static [Stack], outcomes: &[Outcome]) -> String {
+    let mut rows: Vec<(Vec<HttpVersion>, Vec<String>)> = Vec::new();
+    for stack in stacks {
+        let over = HttpVersion::ALL.into_iter().filter(|http| {
+            let results = outcomes.iter().filter(|outcome| {
+                (outcome.stack.name, outcome.protocol.http, outcome.feature)
+                    == (stack.name, *http, Feature::DeadPeer)
+            });
+            unanimous(results.map(|outcome| outcome.cell)) == Some(Cell::Works)
+        });
+        let over: Vec<HttpVersion> = over.collect();
+        let library = format!("{} {}", stack.name, version(stack.library));
+        match rows.iter_mut().find(|(known, _)| *known == over) {
+            Some((_, libraries)) => libraries.push(library),
+            None => rows.push((over, vec![library])),
+        }
+    }
+    let mut table = "| over | unmodified library |\n|---|---|\n".to_owned();
+    for (over, libraries) in rows {
+        let over: Vec<String> = over.iter().map(HttpVersion::to_string).collect();
+        writeln!(table, "| {} | {} |", over.join(", "), libraries.join("; "))
+            .expect("a write to a string");
+    }
     table
 }
 
@@ -103,31 +134,31 @@ pub(crate) fn unanimous(mut cells: impl Iterator<Item = Cell>) -> Option<Cell> {
     Some(cell)
 }
 
-/// Compares `table` with the README's text between the marks of `name`, or replaces that text if
-/// `COMPAT_README=write` is set.
-pub(crate) fn check_readme(name: &str, table: &str) -> Result<(), String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-    let readme = fs::read_to_string(&path).map_err(|error| format!("README.md: {error}"))?;
+/// Compares `table` with the text of `page` between the marks of `name`, or replaces that text if
+/// `COMPAT_TABLES=write` is set. `page` is relative to the project's root.
+pub(crate) fn check_page(page: &str, name: &str, table: &str) -> Result<(), String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(page);
+    let text = fs::read_to_string(&path).map_err(|error| format!("{page}: {error}"))?;
     let (begin, end) = (
         format!("<!-- {name}: begin -->\n"),
         format!("<!-- {name}: end -->"),
     );
-    let marked = readme.split_once(&begin).and_then(|(before, rest)| {
+    let marked = text.split_once(&begin).and_then(|(before, rest)| {
         let (between, after) = rest.split_once(&end)?;
         Some((before, between, after))
     });
     let Some((before, between, after)) = marked else {
-        return Err(format!("README.md has no {begin} … {end}"));
+        return Err(format!("{page} has no {begin} … {end}"));
     };
     if between == table {
         return Ok(());
     }
-    if std::env::var("COMPAT_README").is_ok_and(|what| what == "write") {
-        let readme = format!("{before}{begin}{table}{end}{after}");
-        return fs::write(&path, readme).map_err(|error| format!("README.md: {error}"));
+    if std::env::var("COMPAT_TABLES").is_ok_and(|what| what == "write") {
+        let text = format!("{before}{begin}{table}{end}{after}");
+        return fs::write(&path, text).map_err(|error| format!("{page}: {error}"));
     }
     Err(format!(
-        "The table {name} in README.md differs from the results. COMPAT_README=write writes:\n{table}"
+        "The table {name} in {page} differs from the results. COMPAT_TABLES=write writes:\n{table}"
     ))
 }
 

@@ -1,4 +1,4 @@
-//! Runs the scenes of `src/scenes/` and checks the README's table of libraries.
+//! Runs the scenes of `src/scenes/` and checks the tables of libraries.
 
 use std::process::ExitCode;
 

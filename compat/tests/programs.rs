@@ -1,4 +1,4 @@
-//! Runs the scenes of `src/programs/` and checks the README's tables of client programs.
+//! Runs the scenes of `src/programs/` and checks the guide's tables of client programs.
 
 use std::process::ExitCode;
 

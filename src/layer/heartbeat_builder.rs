@@ -226,8 +226,10 @@ impl HeartbeatLayerBuilder {
     /// | [`HandlerStalled`] | 1013 | "handler stalled" | IANA: Try Again Later. The server is at fault; the client should reconnect |
     /// | [`ControlFlood`] | 1008 | "too many control frames" | RFC 6455 section 7.4.1: Policy Violation. The client is at fault |
     ///
-    /// The stock clients in the README's table reconnect after 3008 and 1013. After 1011, which RFC
-    /// 6455 section 7.4.1 assigns to server errors, some of them never reconnect.
+    /// The [tested stock clients] reconnect after 3008 and 1013. After 1011, which RFC 6455 section
+    /// 7.4.1 assigns to server errors, some of them never reconnect.
+    ///
+    /// [tested stock clients]: crate::guide::compatibility#clients-that-reconnect
     ///
     /// A frame that is set here replaces the defaults of all these reasons except `ControlFlood`.
     /// The reason may be empty. Sending is best effort, since the peer is most likely dead. While

@@ -170,7 +170,9 @@ impl IdleTimeoutLayerBuilder {
     /// | [`MessageTimeout`] | 3008 | "message not complete in time" | IANA: Timeout |
     /// | [`MaxLifetime`] | 1012 | "maximum lifetime reached" | IANA: Service Restart. The client should reconnect after a random delay |
     ///
-    /// The stock clients in the README's table reconnect after all of these.
+    /// The [tested stock clients] reconnect after all of these.
+    ///
+    /// [tested stock clients]: crate::guide::compatibility#clients-that-reconnect
     ///
     /// A frame that is set here replaces the defaults of all these reasons. The reason may be
     /// empty.

@@ -62,7 +62,7 @@ const TIMEOUT_CODE: u16 = 3008;
 impl CloseFrame {
     /// The frame for an eviction by a layer that has no `close_frame` configured.
     ///
-    /// All clients in the README's table of reconnecting clients reconnect after every code but
+    /// All clients in the guide's table of reconnecting clients reconnect after every code but
     /// 1008. The text is the beginning of [`Reason`]'s `Display`, so that the logs of both ends
     /// match.
     const fn by_default(reason: Reason) -> Self {

@@ -361,7 +361,14 @@ mod tests {
                 ErrorKind::BrokenPipe,
             ),
         ];
+        let guide = include_str!("../../docs/troubleshooting.md");
         for (reason, word, text, kind) in table {
+            let heading = format!("\n### `{word}`\n");
+            let (_, section) = guide.split_once(&heading).expect(word);
+            let section = section.split("\n#").next().expect(word);
+            for part in ["**What happened:**", "**Check:**", "**Change:**"] {
+                assert!(section.contains(part), "{word} has no {part}");
+            }
             assert_eq!(reason.as_str(), word);
             assert_eq!(reason.to_string(), text, "{reason:?}");
             assert_eq!(reason.io_error_kind(), kind, "{reason:?}");

@@ -33,9 +33,11 @@ impl ReplacePolicy {
     /// The older peer gets a Close frame with code 4000 (RFC 6455 section 7.4.2: private use) and
     /// the reason "replaced by a newer connection", so that a client can distinguish this end from
     /// others and does not take the seat back immediately. See
-    /// [`newest_wins_with`](Self::newest_wins_with) for another code: all stock clients in the
-    /// README's table reconnect after 4000, and some after every code. Two clients with one key
-    /// then replace each other in turns, unless the application closes one of them.
+    /// [`newest_wins_with`](Self::newest_wins_with) for another code: all [tested stock clients]
+    /// reconnect after 4000, and some after every code. Two clients with one key then replace each
+    /// other in turns, unless the application closes one of them.
+    ///
+    /// [tested stock clients]: crate::guide::compatibility#clients-that-reconnect
     #[must_use]
     pub const fn newest_wins() -> Self {
         Self {

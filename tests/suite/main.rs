@@ -5,6 +5,7 @@
 //! of which says why.
 
 mod dead_peer;
+mod documentation;
 mod eviction;
 mod examples;
 mod hostile;

@@ -33,7 +33,7 @@ struct SharedResults<T>(Arc<Mutex<Vec<T>>>);
 /// Number of scenes that run at the same time. They mostly wait, so there can be more than cores.
 const SCENES_AT_ONCE: usize = 6;
 
-/// Runs the scenes that the command line selects. Checks a table of the README if all of its scenes
+/// Runs the scenes that the command line selects. Checks a table of the guide if all of its scenes
 /// ran.
 pub fn run() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -46,10 +46,10 @@ pub fn run() -> ExitCode {
     if conclusion.has_failed() {
         return conclusion.exit_code();
     }
-    let programs = outcomes.check_readme("programs", count, |outcomes| {
+    let programs = outcomes.check_table("programs", count, |outcomes| {
         table::programs(program::ALL, outcomes)
     });
-    let reconnects = reconnects.check_readme("reconnects", reconnects::count(), reconnects::table);
+    let reconnects = reconnects.check_table("reconnects", reconnects::count(), reconnects::table);
     match programs.and(reconnects) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -65,8 +65,8 @@ impl<T> SharedResults<T> {
         shared.extend(outcomes);
     }
 
-    /// Compares the README's table `name` with the one generated from all `count` outcomes.
-    fn check_readme(
+    /// Compares the guide's table `name` with the one generated from all `count` outcomes.
+    fn check_table(
         &self,
         name: &str,
         count: usize,
@@ -79,7 +79,7 @@ impl<T> SharedResults<T> {
         }
         let table = table(&outcomes);
         println!("{table}");
-        crate::table::check_readme(name, &table)
+        crate::table::check_page(crate::table::GUIDE_PAGE, name, &table)
     }
 }
 

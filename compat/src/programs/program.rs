@@ -6,7 +6,7 @@ use crate::stack::{Dialect, Of, Stack};
 /// A client program.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Program {
-    /// The name in the README's table.
+    /// The name in the guide's table.
     pub(crate) name: &'static str,
     /// The package whose version is in the table; `None` if Debian chooses the version.
     pub(crate) package: Option<&'static str>,

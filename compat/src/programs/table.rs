@@ -38,7 +38,7 @@ pub(crate) fn programs(programs: &'static [Program], outcomes: &[ProgramOutcome]
             let cell = match unanimous(results.map(|outcome| outcome.cell)) {
                 None => "–".to_owned(),
                 Some(Cell::Works) => "yes".to_owned(),
-                Some(Cell::Not(reason)) => format!("no [{}]", number(&mut reasons, reason)),
+                Some(Cell::Not(reason)) => format!("no ({})", number(&mut reasons, reason)),
             };
             write!(table, " {cell} |").expect("a write to a string");
         }

@@ -393,7 +393,7 @@ async fn a_timeout_that_has_already_expired_evicts_without_a_second_ping() {
 }
 
 // A client whose library passes pings to the application, which fails on the first one: the
-// settings that the README recommends for it.
+// settings that the guide recommends for it.
 
 /// The interval at which the client sends a message.
 const KEEPALIVE: Duration = Duration::from_secs(20);

@@ -9,7 +9,7 @@ use crate::programs::program::RunsOn;
 /// A reconnecting client program.
 #[derive(Debug)]
 pub(super) struct ReconnectingClient {
-    /// The name in the README's table.
+    /// The name in the guide's table.
     pub(super) name: &'static str,
     /// The package whose version is in the table.
     pub(super) package: &'static str,

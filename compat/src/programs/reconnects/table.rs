@@ -26,7 +26,7 @@ pub(crate) fn table(outcomes: &[ReconnectOutcome]) -> String {
                 .expect("every ending has an outcome");
             match (outcome.reaction, client.no_reconnect_after(ending)) {
                 (Reaction::StaysDisconnected, Some(reason)) => {
-                    write!(table, " no [{}] |", number(&mut reasons, reason))
+                    write!(table, " no ({}) |", number(&mut reasons, reason))
                         .expect("a write to a string");
                 }
                 _ => table.push_str(" yes |"),
