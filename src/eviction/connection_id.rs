@@ -11,6 +11,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// ordered by creation. They have no meaning across processes and restarts.
 ///
 /// Its `Display` output is a plain number.
+///
+/// ```
+/// use tokio::io::duplex;
+/// use tower_ws_liveness::{ConnectionId, HeartbeatLayer};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let layer = HeartbeatLayer::default();
+/// let (_io, live) = layer.wrap_server(duplex(64).0);
+/// // Kept by another task, an id does not keep the connection's state alive.
+/// let id: ConnectionId = live.id();
+/// let found = layer.registry().get(id).expect("an open connection");
+/// assert!(found.evict(4000, "kicked"));
+/// assert!(layer.registry().get(id).is_none());
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(NonZeroU64);
 

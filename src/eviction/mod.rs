@@ -60,6 +60,27 @@ impl Drop for RemovedSeats {
 ///
 /// A snapshot: it can be cloned, sent to other tasks and kept, and does not keep the connection
 /// open. It keeps the session value and the seats alive, if there are any.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tokio::{io::duplex, time::sleep};
+/// use tower_ws_liveness::{HeartbeatLayer, Reason};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let (_io, live) = HeartbeatLayer::default().wrap_server(duplex(64).0);
+/// live.set_session("alice".to_owned());
+/// sleep(Duration::from_secs(5)).await;
+/// live.evict(4000, "kicked");
+///
+/// let eviction = live.evicted().await;
+/// assert_eq!(eviction.reason(), Reason::Kicked { code: 4000 });
+/// assert_eq!(eviction.lifetime().as_secs(), 5);
+/// let user = eviction.session::<String>().expect("the session's value");
+/// assert_eq!(*user, "alice");
+/// # }
+/// ```
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Eviction {

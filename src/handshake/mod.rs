@@ -57,6 +57,25 @@ use crate::wire::Role;
 ///
 /// See [`HeartbeatLayer::wrap_server_handshake`](crate::HeartbeatLayer::wrap_server_handshake) and
 /// [`wrap_client_handshake`](crate::HeartbeatLayer::wrap_client_handshake), which create it.
+///
+/// ```
+/// use tokio::io::{DuplexStream, duplex};
+/// use tokio_tungstenite::{WebSocketStream, accept_async, client_async, tungstenite::Error};
+/// use tower_ws_liveness::{HandshakeStream, Health, HeartbeatLayer};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Error> {
+/// let (io, peer) = duplex(1024);
+/// let (io, live) = HeartbeatLayer::default().wrap_server_handshake(io);
+/// assert_eq!(live.health(), Health::Opening);
+/// let client = client_async("ws://localhost/ws", peer);
+/// let (socket, _client) = tokio::join!(accept_async(io), client);
+/// let socket: WebSocketStream<HandshakeStream<DuplexStream>> = socket?;
+/// assert_eq!(live.health(), Health::Live);
+/// # drop(socket);
+/// # Ok(())
+/// # }
+/// ```
 pub struct HandshakeStream<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,

@@ -105,6 +105,28 @@ impl fmt::Debug for dyn OnHealth {
 }
 
 /// A change of a connection's health, and the connection's state at that moment.
+///
+/// ```
+/// use tokio::{io::duplex, sync::mpsc};
+/// use tower_ws_liveness::{Health, HealthChange, HeartbeatLayer};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), tower_ws_liveness::ConfigError> {
+/// let (tx, mut changes) = mpsc::unbounded_channel();
+/// let layer = HeartbeatLayer::builder()
+///     .on_health(move |change: &HealthChange| {
+///         let _ = tx.send(change.clone());
+///     })
+///     .build()?;
+/// let (io, _peer) = duplex(64);
+/// let (_io, _live) = layer.wrap_server(io);
+/// // Half of the timeout after the first ping.
+/// let change = changes.recv().await.expect("a change");
+/// assert_eq!((change.from(), change.to()), (Health::Live, Health::PeerSilent { missed: 0 }));
+/// assert_eq!(change.stats().pings_sent(), 1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct HealthChange {

@@ -10,9 +10,43 @@ use crate::connection::LayerConfig;
 use crate::upgrade::{self, ResponseFuture};
 
 /// Service of [`HeartbeatLayer`](crate::HeartbeatLayer).
+///
+/// ```
+/// use tower::Layer;
+/// use tower_ws_liveness::{Heartbeat, HeartbeatLayer};
+///
+/// struct App<S> {
+///     service: Heartbeat<S>,
+/// }
+///
+/// impl<S> App<S> {
+///     fn new(service: S) -> Self {
+///         Self {
+///             service: HeartbeatLayer::default().layer(service),
+///         }
+///     }
+/// }
+/// # let _ = App::new(()).service;
+/// ```
 pub type Heartbeat<S> = LivenessService<S>;
 
 /// Service of [`IdleTimeoutLayer`](crate::IdleTimeoutLayer).
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tower::ServiceBuilder;
+/// use tower_ws_liveness::{Heartbeat, HeartbeatLayer, IdleTimeout, IdleTimeoutLayer};
+///
+/// /// Puts a service under both layers, the heartbeat outside.
+/// fn with_liveness<S>(service: S) -> Heartbeat<IdleTimeout<S>> {
+///     ServiceBuilder::new()
+///         .layer(HeartbeatLayer::default())
+///         .layer(IdleTimeoutLayer::new(Duration::from_secs(600)))
+///         .service(service)
+/// }
+/// # with_liveness(());
+/// ```
 pub type IdleTimeout<S> = LivenessService<S>;
 
 /// Puts the WebSocket connections that `S` accepts under the settings of a layer.

@@ -11,6 +11,27 @@ use std::fmt;
 /// idleness. A state holds for the moment and may be brief; it leads to an eviction only if the
 /// setting for its kind is on. [`OnHealth`](crate::OnHealth) hooks are called only for states that
 /// have lasted.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tokio::{io::duplex, time::sleep};
+/// use tower_ws_liveness::{Health, HeartbeatLayer};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), tower_ws_liveness::ConfigError> {
+/// // Pings after 30 s of silence, and waits 15 s for the pong.
+/// let layer = HeartbeatLayer::builder().jitter(0.0).build()?;
+/// let (io, _peer) = duplex(1024);
+/// let (_io, live) = layer.wrap_server(io);
+/// assert_eq!(live.health(), Health::Live);
+/// sleep(Duration::from_secs(40)).await;
+/// assert_eq!(live.health(), Health::PeerSilent { missed: 0 });
+/// sleep(Duration::from_secs(10)).await;
+/// assert_eq!(live.health(), Health::Ended);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Health {

@@ -7,6 +7,19 @@ use std::time::Duration;
 use super::reason::Reason;
 
 /// Which inbound traffic proves that the peer is alive.
+///
+/// ```
+/// use tower_ws_liveness::{ConfigError, HeartbeatLayer, ProofOfLife};
+///
+/// # fn main() -> Result<(), ConfigError> {
+/// // Pings clients that send all the time too, so that their round trips are measured.
+/// let layer = HeartbeatLayer::builder()
+///     .proof_of_life(ProofOfLife::MatchingPong)
+///     .build()?;
+/// assert_eq!(ProofOfLife::default(), ProofOfLife::AnyBytes);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ProofOfLife {
@@ -34,6 +47,23 @@ pub enum ProofOfLife {
 /// Data is every byte of a text or binary message (RFC 6455 section 5.6), including the headers of
 /// its frames, whether or not the message is complete. Pings, pongs and Close frames do not count.
 /// After malformed input, which leaves the frame boundaries unknown, every byte counts.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tower_ws_liveness::{ConfigError, IdleTimeoutLayer, Traffic};
+///
+/// # fn main() -> Result<(), ConfigError> {
+/// // The server of a price feed sends all the time. Only the client's messages show that the feed
+/// // is still used.
+/// let layer = IdleTimeoutLayer::builder()
+///     .timeout(Duration::from_secs(3600))
+///     .watch(Traffic::Inbound)
+///     .build()?;
+/// assert_eq!(Traffic::default(), Traffic::Either);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Traffic {

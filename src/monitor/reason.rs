@@ -12,6 +12,24 @@ use std::io;
 /// human readers and may change.
 ///
 /// [`Display`]: fmt::Display
+///
+/// ```
+/// use tower_ws_liveness::{Eviction, Reason};
+///
+/// /// An eviction hook that logs only the ends that need attention.
+/// fn log_end(ev: &Eviction) {
+///     match ev.reason() {
+///         Reason::PeerClosed { .. } | Reason::ServerClosed { .. } | Reason::Drained => {}
+///         Reason::WriteStalled => eprintln!("{} is too slow for what we send", ev.id()),
+///         reason => eprintln!("{} ended: {reason}", ev.id()),
+///     }
+/// }
+///
+/// let reason = Reason::HeartbeatTimeout { missed: 2 };
+/// assert_eq!(reason.as_str(), "heartbeat_timeout");
+/// assert_eq!(reason.to_string(), "heartbeat timeout (2 pings unanswered)");
+/// # let _ = tower_ws_liveness::HeartbeatLayer::builder().on_evict(log_end);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
@@ -192,6 +210,19 @@ impl fmt::Display for Reason {
 /// How soon the end of a connection is detected: see [`Reason::tier`].
 ///
 /// The later the tier, the longer an unusable session was counted as live.
+///
+/// ```
+/// use tower_ws_liveness::{Reason, Tier};
+///
+/// /// Whether messages may have been sent to a client that was no longer there.
+/// fn may_have_lost_messages(reason: Reason) -> bool {
+///     reason.tier() > Tier::Immediate
+/// }
+///
+/// assert!(!may_have_lost_messages(Reason::PeerVanished));
+/// assert!(may_have_lost_messages(Reason::HeartbeatTimeout { missed: 1 }));
+/// assert_eq!(Reason::IdleTimeout.tier().as_str(), "long");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Tier {

@@ -9,6 +9,32 @@ use std::time::Duration;
 /// it arrived after other bytes, since the layer may not have polled for it in time, or if its ping
 /// is older than the last four. A sample includes delays that the layer cannot separate: the time
 /// that bytes before the ping take on a slow link, and pauses of the server's own process.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use futures_util::StreamExt;
+/// use tokio::{io::duplex, time::sleep};
+/// use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
+/// use tower_ws_liveness::HeartbeatLayer;
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (io, peer) = duplex(1024);
+/// let (_io, live) = HeartbeatLayer::default().wrap_server(io);
+/// tokio::spawn(async move {
+///     let mut client = WebSocketStream::from_raw_socket(peer, Role::Client, None).await;
+///     sleep(Duration::from_millis(80)).await;
+///     while client.next().await.is_some() {} // answers pings
+/// });
+/// assert_eq!(live.rtt(), None);
+/// live.ping().await?;
+/// let rtt = live.rtt().expect("a sample");
+/// assert!(rtt.last() >= Duration::from_millis(80));
+/// assert_eq!(rtt.smoothed(), rtt.min()); // of one sample
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rtt {
     last: Duration,

@@ -1,6 +1,26 @@
 //! Traffic, ping and error counters of one connection.
 
 /// Counters of one connection since its opening handshake.
+///
+/// ```
+/// use futures_util::SinkExt;
+/// use tokio::io::duplex;
+/// use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
+/// use tower_ws_liveness::HeartbeatLayer;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tokio_tungstenite::tungstenite::Error> {
+/// let (io, _peer) = duplex(1024);
+/// let (io, live) = HeartbeatLayer::default().wrap_server(io);
+/// let mut socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
+/// socket.send("hello".into()).await?;
+///
+/// let stats = live.stats();
+/// assert_eq!((stats.messages_sent(), stats.bytes_sent()), (1, 7)); // the header has 2 bytes
+/// assert_eq!(stats.missed_pings(), 0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     pub(crate) bytes_received: u64,

@@ -13,6 +13,22 @@ use crate::panic_guard;
 
 /// The number of open connections has risen above a mark: see
 /// [`Registry::on_high_water`](crate::Registry::on_high_water).
+///
+/// ```
+/// use tokio::io::duplex;
+/// use tower_ws_liveness::{HeartbeatLayer, HighWater, Registry};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let layer = HeartbeatLayer::default();
+/// let (tx, alarms) = std::sync::mpsc::channel();
+/// layer.registry().on_high_water(1, move |_: &Registry, high_water: &HighWater| {
+///     let _ = tx.send(format!("{} connections", high_water.live()));
+/// });
+/// let _connections = [(); 2].map(|()| layer.wrap_server(duplex(64).0));
+/// assert_eq!(alarms.try_recv().unwrap(), "2 connections");
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HighWater {
@@ -36,6 +52,21 @@ impl HighWater {
 
 /// The number of open connections has grown by more than a limit: see
 /// [`Registry::on_growth`](crate::Registry::on_growth).
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tower_ws_liveness::{ConfigError, Growth, Registry};
+///
+/// # fn main() -> Result<(), ConfigError> {
+/// let registry = Registry::new();
+/// registry.on_growth(1_000, Duration::from_secs(10), |_: &Registry, growth: &Growth| {
+///     let per_second = growth.grown_by() as f64 / growth.within().as_secs_f64();
+///     eprintln!("{} connections, {per_second:.0} more per second", growth.live());
+/// })?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Growth {

@@ -27,11 +27,17 @@ const TIMER_STEP: Duration = Duration::from_millis(1);
 ///
 /// use tower_ws_liveness::Drain;
 ///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// # let registry = tower_ws_liveness::Registry::new();
+/// // The orchestrator kills the process after 15 s.
 /// let drain = Drain {
 ///     deadline: Duration::from_secs(10),
 ///     ..Drain::default()
 /// };
-/// # assert_eq!(drain.code, 1001);
+/// registry.drain(drain).await;
+/// assert!(registry.is_empty());
+/// # }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drain {
@@ -89,6 +95,28 @@ impl Drain {
 }
 
 /// The result of [`Registry::drain`]. Each connection that the drain found is counted once.
+///
+/// ```
+/// use futures_util::StreamExt;
+/// use tokio::io::duplex;
+/// use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
+/// use tower_ws_liveness::{Drain, HeartbeatLayer};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let layer = HeartbeatLayer::default();
+/// let (io, peer) = duplex(1024);
+/// let (_io, _live) = layer.wrap_server(io);
+/// tokio::spawn(async move {
+///     let mut client = WebSocketStream::from_raw_socket(peer, Role::Client, None).await;
+///     while client.next().await.is_some() {} // answers the Close frame
+/// });
+///
+/// let report = layer.registry().drain(Drain::default()).await;
+/// println!("{} of {} connections were cut", report.cut(), report.total());
+/// assert_eq!((report.clean(), report.total()), (1, 1));
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainReport {

@@ -51,6 +51,38 @@ pub struct Evictions {
 ///
 /// It takes their place in the stream, which continues after it; note that `?` and `try_next` stop
 /// here. Hooks are called for missed evictions as for all others.
+///
+/// A consumer that mirrors the open connections rebuilds its copy after an overrun:
+///
+/// ```
+/// use std::collections::HashSet;
+///
+/// use tokio::io::duplex;
+/// use tower_ws_liveness::HeartbeatLayer;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let layer = HeartbeatLayer::default();
+/// let registry = layer.registry();
+/// let mut evictions = registry.evictions_with_capacity(1);
+/// # let connections = [(); 3].map(|()| layer.wrap_server(duplex(64).0));
+/// let mut open: HashSet<_> = registry.snapshot().iter().map(|found| found.id()).collect();
+/// # assert_eq!(open.len(), 3);
+/// # drop(connections);
+/// # for expected in [2, 0] {
+/// match evictions.recv().await.expect("the registry exists") {
+///     Ok(ev) => {
+///         open.remove(&ev.id());
+///     }
+///     Err(overrun) => {
+///         assert_eq!(overrun.missed(), 2);
+///         open = registry.snapshot().iter().map(|found| found.id()).collect();
+///     }
+/// }
+/// # assert_eq!(open.len(), expected);
+/// # }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Overrun {

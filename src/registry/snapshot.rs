@@ -14,6 +14,31 @@ use crate::monitor::{Health, Rtt, Stats};
 /// It keeps neither the connection nor its session value alive.
 /// [`Registry::get`](crate::Registry::get) returns the handle of the connection by its id while it
 /// is live.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tokio::{io::duplex, time::sleep};
+/// use tower_ws_liveness::{HeartbeatLayer, Registry};
+///
+/// /// The lines of a status page, the oldest connection first.
+/// fn status(registry: &Registry) -> Vec<String> {
+///     let connections = registry.snapshot();
+///     let lines = connections.iter().map(|connection| {
+///         let age = connection.age().as_secs();
+///         format!("{}: {}, {age} s", connection.id(), connection.health())
+///     });
+///     lines.collect()
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let layer = HeartbeatLayer::default();
+/// let (_io, live) = layer.wrap_server(duplex(64).0);
+/// sleep(Duration::from_secs(5)).await;
+/// assert_eq!(status(&layer.registry()), [format!("{}: live, 5 s", live.id())]);
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct ConnectionSnapshot {

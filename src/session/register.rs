@@ -211,6 +211,37 @@ impl Liveness {
 }
 
 /// The error of a registration that failed.
+///
+/// ```
+/// use std::collections::HashMap;
+/// use std::sync::{Arc, Mutex};
+///
+/// use tower_ws_liveness::{Liveness, RegisterError, ReplacePolicy, Seat};
+///
+/// type Sessions = Arc<Mutex<HashMap<String, Seat<u32>>>>;
+///
+/// /// Gives each user one connection. A second one is closed.
+/// fn join(live: &Liveness, sessions: &Sessions, user: String) -> bool {
+///     let policy = ReplacePolicy::oldest_wins();
+///     match live.register_with(sessions, user, 0, &policy) {
+///         Ok(_) => true,
+///         Err(RegisterError::Occupied { occupant, .. }) => {
+///             live.evict(4001, format!("connection {} is open", occupant.id()));
+///             false
+///         }
+///         Err(_) => false, // the connection has ended
+///     }
+/// }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// #     let layer = tower_ws_liveness::HeartbeatLayer::default();
+/// #     let (sessions, user) = (Sessions::default(), || "alice".to_owned());
+/// #     let (_first_io, first) = layer.wrap_server(tokio::io::duplex(64).0);
+/// #     let (_second_io, second) = layer.wrap_server(tokio::io::duplex(64).0);
+/// #     assert!(join(&first, &sessions, user()) && !join(&second, &sessions, user()));
+/// #     assert!(!join(&second, &sessions, user()));
+/// # }
+/// ```
 #[non_exhaustive]
 pub enum RegisterError<V> {
     /// The connection has ended. The map does not hold the value.

@@ -10,6 +10,29 @@ use crate::monitor::CloseFrame;
 ///
 /// All three policies keep one seat per key. For several connections per user, use keys that
 /// distinguish them: `(user, device)`, or `(user, live.id())`.
+///
+/// ```
+/// use std::collections::HashMap;
+/// use std::sync::{Arc, Mutex};
+///
+/// use tokio::io::duplex;
+/// use tower_ws_liveness::{HeartbeatLayer, Reason, ReplacePolicy, Seat};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let layer = HeartbeatLayer::default();
+/// let (_phone_io, phone) = layer.wrap_server(duplex(64).0);
+/// let (_laptop_io, laptop) = layer.wrap_server(duplex(64).0);
+///
+/// let sessions: Arc<Mutex<HashMap<&str, Seat<()>>>> = Arc::default();
+/// let policy = ReplacePolicy::newest_wins_with(4001, "signed in elsewhere")?;
+/// phone.register_with(&sessions, "alice", (), &policy)?;
+/// laptop.register_with(&sessions, "alice", (), &policy)?;
+/// assert_eq!(phone.evicted().await.reason(), Reason::Replaced);
+/// assert_eq!(sessions.lock().unwrap()["alice"].id(), laptop.id());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplacePolicy {
     pub(super) action: ReplaceAction,

@@ -12,6 +12,30 @@ use crate::eviction::{ConnectionId, Eviction};
 /// Created by [`Liveness::register`]. It dereferences to the value. Cloning is cheap, and clones
 /// share the value: to push to seats, clone them, release the map's lock, and then push. The layer
 /// removes only the seat in the map; the application must remove the clones that it stores.
+///
+/// ```
+/// use std::collections::HashMap;
+/// use std::sync::{Arc, Mutex};
+///
+/// use tokio::{io::duplex, sync::mpsc};
+/// use tower_ws_liveness::{HeartbeatLayer, Seat};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let sessions: Arc<Mutex<HashMap<&str, Seat<mpsc::Sender<String>>>>> = Arc::default();
+/// let (_io, live) = HeartbeatLayer::default().wrap_server(duplex(64).0);
+/// let (tx, mut rx) = mpsc::channel(8);
+/// live.register(&sessions, "alice", tx)?;
+///
+/// // Cloned, so that the lock is released before the send.
+/// let seat = sessions.lock().unwrap()["alice"].clone();
+/// seat.send("hello".to_owned()).await?; // a method of the value
+/// assert_eq!(rx.recv().await.as_deref(), Some("hello"));
+/// seat.live().evict(4000, "kicked");
+/// assert!(sessions.lock().unwrap().is_empty());
+/// # Ok(())
+/// # }
+/// ```
 pub struct Seat<V> {
     live: Liveness,
     value: Arc<V>,

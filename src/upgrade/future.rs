@@ -44,6 +44,22 @@ where
 
 pin_project! {
     /// Response future of [`LivenessService`](crate::LivenessService).
+    ///
+    /// A service that delegates to a layer's service needs no box for the future:
+    ///
+    /// ```
+    /// use http::{Request, Response};
+    /// use tower::Service;
+    /// use tower_ws_liveness::{Heartbeat, ResponseFuture};
+    ///
+    /// fn call<S, B, R>(service: &mut Heartbeat<S>, req: Request<B>) -> ResponseFuture<S::Future>
+    /// where
+    ///     S: Service<Request<B>, Response = Response<R>>,
+    ///     R: Default,
+    /// {
+    ///     service.call(req)
+    /// }
+    /// ```
     pub struct ResponseFuture<F> {
         #[pin]
         state: ResponseState<F>,

@@ -1,3 +1,4 @@
-//! Behaviour that the examples promise, over in-memory connections.
+//! Behaviour that the examples promise, and the examples in the docs.
 
 mod chat_room;
+mod docs;
