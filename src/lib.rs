@@ -68,6 +68,9 @@
 //! [RFC 6455 section 5.2]: https://www.rfc-editor.org/rfc/rfc6455#section-5.2
 //! [RFC 8441]: https://www.rfc-editor.org/rfc/rfc8441
 
+// docs.rs sets this cfg. rustdoc then shows which feature an item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod config_error;
 mod connection;
 mod driver;
