@@ -22,6 +22,8 @@ use crate::wire::Role;
 /// in a row, the layer evicts the connection. This works whether the handler reads, writes, or is
 /// stuck.
 ///
+/// With axum, add the layer after the routes: `Router::layer` applies to the routes added before it.
+///
 /// The default is an interval of 30 s, a timeout of 15 s, and one missed ping; see
 /// [`HeartbeatLayerBuilder`](crate::HeartbeatLayerBuilder) for all settings.
 ///

@@ -15,6 +15,8 @@ use crate::monitor::{IdlePolicy, Policy};
 /// message counts as use (RFC 6455 section 5.6), also before the message is complete. Pings and
 /// pongs do not count.
 ///
+/// With axum, add the layer after the routes: `Router::layer` applies to the routes added before it.
+///
 /// The default is a timeout of 5 min, with all other checks off; see
 /// [`IdleTimeoutLayerBuilder`](crate::IdleTimeoutLayerBuilder) for all settings.
 ///

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
@@ -11,6 +12,7 @@ use http::{StatusCode, Version};
 
 use super::detect::{NotHandshake, NotUpgradable, classify};
 use crate::connection::Liveness;
+use crate::panic_guard;
 
 /// Rejection of the [`Liveness`] extractor: the request has no [`Liveness`].
 ///
@@ -40,7 +42,10 @@ use crate::connection::Liveness;
 #[non_exhaustive]
 pub enum LivenessRejection {
     /// The request opens a WebSocket, but the route has no layer of this crate. An error of the
-    /// server: 500 Internal Server Error.
+    /// server: 500 Internal Server Error. Logged at ERROR once per process, with the path.
+    ///
+    /// The layer may have been added before the route: axum's `Router::layer` applies to the routes
+    /// added before it.
     MissingLayer,
     /// `Upgrade` is missing, or `websocket` is not among its tokens: 426 Upgrade Required.
     NotWebSocket,
@@ -85,7 +90,9 @@ impl fmt::Display for LivenessRejection {
         f.write_str("no `Liveness` in the request: ")?;
         match self {
             Self::MissingLayer => f.write_str(
-                "neither `HeartbeatLayer` nor `IdleTimeoutLayer` is applied to this route",
+                "neither `HeartbeatLayer` nor `IdleTimeoutLayer` is applied to this route; add \
+                 the layer after the route: axum's `Router::layer` applies to the routes added \
+                 before it",
             ),
             Self::NotWebSocket => f.write_str("it is not a WebSocket opening handshake"),
             Self::MethodNotGet => f.write_str("its method is not `GET`"),
@@ -133,8 +140,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Liveness {
     type Rejection = LivenessRejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        let live = parts.extensions.get::<Self>().cloned();
-        live.ok_or_else(|| LivenessRejection::of(parts))
+        if let Some(live) = parts.extensions.get::<Self>() {
+            return Ok(live.clone());
+        }
+        let rejection = LivenessRejection::of(parts);
+        if rejection == LivenessRejection::MissingLayer {
+            log_missing_layer(parts.uri.path());
+        }
+        Err(rejection)
     }
 }
 
@@ -143,5 +156,45 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Liveness {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
         Ok(parts.extensions.get::<Self>().cloned())
+    }
+}
+
+/// Logs the mistake once per process, since every handshake on such a route meets it.
+fn log_missing_layer(path: &str) {
+    static LOGGED: AtomicBool = AtomicBool::new(false);
+
+    if !LOGGED.swap(true, Ordering::Relaxed) {
+        let rejection = LivenessRejection::MissingLayer;
+        panic_guard::log(|| tracing::error!(path, "{rejection}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+    use tracing_test::traced_test;
+
+    /// The only test of this binary in which a layer is missing, since a process logs it once.
+    #[traced_test]
+    #[tokio::test]
+    async fn a_missing_layer_is_logged_once_with_the_path() {
+        for path in ["/first", "/second"] {
+            let handshake = Request::get(path).header(UPGRADE, "websocket").body(());
+            let (mut parts, ()) = handshake.unwrap().into_parts();
+            // An optional handle that is missing is no mistake.
+            let optional = <Liveness as OptionalFromRequestParts<()>>::from_request_parts;
+            assert!(optional(&mut parts, &()).await.unwrap().is_none());
+            let required = <Liveness as FromRequestParts<()>>::from_request_parts;
+            let rejection = required(&mut parts, &()).await.unwrap_err();
+            assert_eq!(rejection, LivenessRejection::MissingLayer);
+        }
+        logs_assert(|lines| {
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            for wanted in ["ERROR", "add the layer after the route", "path=\"/first\""] {
+                assert!(lines[0].contains(wanted), "{wanted:?} is not in {lines:?}");
+            }
+            Ok(())
+        });
     }
 }

@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tower::ServiceExt;
-use tower_ws_liveness::{Liveness, Reason, Registry};
+use tower_ws_liveness::{HeartbeatLayer, Liveness, Reason, Registry};
 
 use crate::support::raw::{Frame, RawClient};
 use crate::support::recorder::Recorder;
@@ -340,9 +340,11 @@ async fn the_layers_add_one_task_in_total() {
 
 // The extractor without a connection to extract.
 
+/// The layer is not missing in the source: `Router::layer` applies to the routes added before it.
 #[tokio::test]
-async fn the_extractor_names_the_missing_layer() {
+async fn the_extractor_names_the_missing_layer_and_its_place() {
     let app = Router::new()
+        .layer(HeartbeatLayer::default())
         .route(
             "/ws",
             any(|ws: WebSocketUpgrade, _: Liveness| async { ws.on_upgrade(echo) }),
@@ -358,7 +360,9 @@ async fn the_extractor_names_the_missing_layer() {
     let response = http.send(upgrade("/ws", "13")).await;
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
     let body = String::from_utf8_lossy(response.body());
-    assert!(body.contains("HeartbeatLayer"), "{body}");
+    for wanted in ["HeartbeatLayer", "add the layer after the route"] {
+        assert!(body.contains(wanted), "{wanted:?} is not in {body}");
+    }
     let response = http.send(upgrade("/maybe", "13")).await;
     assert_eq!(response.body(), "no layer");
 }
