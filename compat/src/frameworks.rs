@@ -49,6 +49,15 @@ pub async fn a_full_registry_responds_503_on_every_stack() {
 /// Every framework gives its handlers access to the connection's handle in the request's
 /// extensions.
 pub async fn handlers_of_every_framework_find_the_handle() {
+    fn axum07(site: Site) -> BoxFuture<'static, ()> {
+        // `Liveness` is an extractor for axum 0.8 only.
+        let connect = |ws: axum07::extract::WebSocketUpgrade,
+                       axum07::Extension(live): axum07::Extension<Liveness>| async {
+            ws.on_upgrade(async move |_| evict(&live))
+        };
+        let router = axum07::Router::new().route("/ws", axum07::routing::any(connect));
+        stacks::axum07::serve_router(site, router).boxed()
+    }
     fn warp(site: Site) -> BoxFuture<'static, ()> {
         let routes = warp::path("ws")
             .and(warp::ws())
@@ -88,6 +97,10 @@ pub async fn handlers_of_every_framework_find_the_handle() {
         stacks::jsonrpsee::serve_module(site, module).boxed()
     }
     let all = [
+        Stack {
+            serve: axum07,
+            ..stacks::axum07::STACK
+        },
         Stack {
             serve: warp,
             ..stacks::warp::STACK

@@ -36,10 +36,12 @@ pub(crate) fn libraries(stacks: &'static [Stack], outcomes: &[Outcome]) -> Strin
             let version = version(stack.library);
             let format_protocols = HttpVersion::ALL.map(|http| format_protocols(http, &protocols));
             let format_protocols: Vec<String> = format_protocols.into_iter().flatten().collect();
-            let name = stack.name;
+            // Of a library in two versions, the name of the older has its version.
+            let name = stack.name.strip_suffix(version).unwrap_or(stack.name);
             write!(
                 table,
-                "\n| {name} {version} | {} |",
+                "\n| {} {version} | {} |",
+                name.trim_end(),
                 format_protocols.join(", ")
             )
             .expect("a write to a string");

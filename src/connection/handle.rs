@@ -21,6 +21,9 @@ use crate::monitor::{CloseFrame, Health, Overrides, Reason, Rtt, Stats};
 /// [`Registry`](crate::Registry). It is cheap to clone and may outlive the connection; it does not
 /// keep the socket open.
 ///
+/// The extractor is for axum 0.8. With axum 0.7 the layers work as well, and handlers take
+/// `Extension<Liveness>`.
+///
 /// The handle exists as soon as the request has passed the first layer, before the upgrade is
 /// complete, so a handler can use it before it responds.
 ///

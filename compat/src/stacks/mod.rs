@@ -1,6 +1,7 @@
 //! The stacks under test, one file for each library.
 
 pub(crate) mod axum;
+pub(crate) mod axum07;
 pub(crate) mod axum_server;
 mod axum_tws;
 mod fastwebsockets;
@@ -21,6 +22,7 @@ use crate::stack::Stack;
 /// In the order of the table.
 pub(crate) const ALL: &[Stack] = &[
     axum::STACK,
+    axum07::STACK,
     axum_server::STACK,
     axum_tws::STACK,
     yawc::STACK,
