@@ -33,15 +33,12 @@ pub(crate) fn libraries(stacks: &'static [Stack], outcomes: &[Outcome]) -> Strin
     let mut reasons: Vec<&'static str> = Vec::new();
     for stack in stacks {
         for (cells, protocols) in distinct_rows(stack, outcomes) {
-            let version = version(stack.library);
             let format_protocols = HttpVersion::ALL.map(|http| format_protocols(http, &protocols));
             let format_protocols: Vec<String> = format_protocols.into_iter().flatten().collect();
-            // Of a library in two versions, the name of the older has its version.
-            let name = stack.name.strip_suffix(version).unwrap_or(stack.name);
             write!(
                 table,
-                "\n| {} {version} | {} |",
-                name.trim_end(),
+                "\n| {} | {} |",
+                name_with_version(stack),
                 format_protocols.join(", ")
             )
             .expect("a write to a string");
@@ -77,7 +74,7 @@ pub(crate) fn summary(stacks: &'static [Stack], outcomes: &[Outcome]) -> String 
             unanimous(results.map(|outcome| outcome.cell)) == Some(Cell::Works)
         });
         let over: Vec<HttpVersion> = over.collect();
-        let library = format!("{} {}", stack.name, version(stack.library));
+        let library = name_with_version(stack);
         match rows.iter_mut().find(|(known, _)| *known == over) {
             Some((_, libraries)) => libraries.push(library),
             None => rows.push((over, vec![library])),
@@ -90,6 +87,15 @@ pub(crate) fn summary(stacks: &'static [Stack], outcomes: &[Outcome]) -> String 
             .expect("a write to a string");
     }
     table
+}
+
+/// Of a library in two versions, the name of the older one has its version already.
+fn name_with_version(stack: &Stack) -> String {
+    let version = version(stack.library);
+    match stack.name.ends_with(version) {
+        true => stack.name.to_owned(),
+        false => format!("{} {version}", stack.name),
+    }
 }
 
 /// Returns the distinct rows of a library with the protocols that each row applies to.
