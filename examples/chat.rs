@@ -23,6 +23,7 @@ use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{any, get};
 use axum::{Json, Router};
+use pico_args::Arguments;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -60,17 +61,17 @@ async fn main() -> ExitCode {
 
 /// Serves until the process ends. `args` are the command-line flags without the program's name.
 pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let addr = match args.as_slice() {
-        [] => SocketAddr::from(([127, 0, 0, 1], 3000)),
-        [flag, addr] if flag == "--addr" => {
-            addr.parse().map_err(|e| format!("--addr {addr}: {e}"))?
-        }
-        [flag] if flag == "--help" => {
-            writeln!(io::stdout(), "{USAGE}")?;
-            return Ok(());
-        }
-        _ => return Err(USAGE.into()),
-    };
+    let mut args = Arguments::from_vec(args.into_iter().map(Into::into).collect());
+    if args.contains("--help") {
+        writeln!(io::stdout(), "{USAGE}")?;
+        return Ok(());
+    }
+    let addr = args
+        .opt_value_from_str("--addr")?
+        .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 3000)));
+    if !args.finish().is_empty() {
+        return Err(USAGE.into());
+    }
     let app = app(INTERVAL, TIMEOUT, IDLE_TIMEOUT)?;
     let listener = TcpListener::bind(addr).await?;
     let addr = listener.local_addr()?;

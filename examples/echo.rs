@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::num::ParseIntError;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
@@ -33,6 +34,7 @@ use axum::routing::any;
 use axum::serve::ListenerExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
+use pico_args::Arguments;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tower_ws_liveness::{Eviction, HeartbeatLayer, IdleTimeoutLayer, Liveness, Seat};
@@ -334,45 +336,30 @@ struct Options {
 
 impl Options {
     /// Parses the flags. Returns `None` for `--help`.
-    fn parse(args: Vec<String>) -> Result<Option<Self>, String> {
-        let mut options = Self {
-            addr: SocketAddr::from(([127, 0, 0, 1], 9001)),
-            interval: None,
-            timeout: None,
-            missed: None,
-            idle: None,
-            bare: false,
-            http2_only: false,
-            log_evictions: false,
+    fn parse(args: Vec<String>) -> Result<Option<Self>, Box<dyn Error + Send + Sync>> {
+        let mut args = Arguments::from_vec(args.into_iter().map(Into::into).collect());
+        if args.contains(["-h", "--help"]) {
+            return Ok(None);
+        }
+        let options = Self {
+            addr: args
+                .opt_value_from_str("--addr")?
+                .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9001))),
+            interval: args.opt_value_from_fn("--interval-ms", millis)?,
+            timeout: args.opt_value_from_fn("--timeout-ms", millis)?,
+            missed: args.opt_value_from_str("--missed")?,
+            idle: args.opt_value_from_fn("--idle-ms", millis)?,
+            bare: args.contains("--bare"),
+            http2_only: args.contains("--http2-only"),
+            log_evictions: args.contains("--log-evictions"),
         };
-        let mut args = args.into_iter();
-        while let Some(flag) = args.next() {
-            match flag.as_str() {
-                "--addr" => options.addr = value(&flag, args.next())?,
-                "--interval-ms" => options.interval = Some(millis(&flag, args.next())?),
-                "--timeout-ms" => options.timeout = Some(millis(&flag, args.next())?),
-                "--missed" => options.missed = Some(value(&flag, args.next())?),
-                "--idle-ms" => options.idle = Some(millis(&flag, args.next())?),
-                "--bare" => options.bare = true,
-                "--http2-only" => options.http2_only = true,
-                "--log-evictions" => options.log_evictions = true,
-                "--help" | "-h" => return Ok(None),
-                _ => return Err(format!("unknown flag {flag}\n\n{USAGE}")),
-            }
+        if let Some(unknown) = args.finish().first() {
+            return Err(format!("unknown flag {unknown:?}\n\n{USAGE}").into());
         }
         Ok(Some(options))
     }
 }
 
-fn millis(flag: &str, text: Option<String>) -> Result<Duration, String> {
-    value(flag, text).map(Duration::from_millis)
-}
-
-fn value<T>(flag: &str, text: Option<String>) -> Result<T, String>
-where
-    T: std::str::FromStr<Err: std::fmt::Display>,
-{
-    let text = text.ok_or_else(|| format!("{flag} needs a value\n\n{USAGE}"))?;
-    text.parse()
-        .map_err(|error| format!("{flag} {text}: {error}\n\n{USAGE}"))
+fn millis(text: &str) -> Result<Duration, ParseIntError> {
+    text.parse().map(Duration::from_millis)
 }

@@ -33,6 +33,7 @@ use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgr
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, post};
+use pico_args::Arguments;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -63,14 +64,16 @@ async fn main() -> ExitCode {
 
 /// Serves until a signal arrives. `args` are the command-line flags without the program's name.
 pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let addr = match args.as_slice() {
-        [] => SocketAddr::from(([127, 0, 0, 1], 3000)),
-        [flag, addr] if flag == "--addr" => {
-            addr.parse().map_err(|e| format!("--addr {addr}: {e}"))?
-        }
-        [flag] if flag == "--help" => return Ok(print_line(USAGE)?),
-        _ => return Err(USAGE.into()),
-    };
+    let mut args = Arguments::from_vec(args.into_iter().map(Into::into).collect());
+    if args.contains("--help") {
+        return Ok(print_line(USAGE)?);
+    }
+    let addr = args
+        .opt_value_from_str("--addr")?
+        .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 3000)));
+    if !args.finish().is_empty() {
+        return Err(USAGE.into());
+    }
     // Installed before the server listens, so that no signal after the first line is missed.
     let signal = stop_signal()?;
     let heartbeat = HeartbeatLayer::default();

@@ -29,6 +29,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use pico_args::Arguments;
 use tokio::net::TcpListener;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -51,14 +52,16 @@ async fn main() -> ExitCode {
 
 /// Serves until the process ends. `args` are the command-line flags without the program's name.
 pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let addr = match args.as_slice() {
-        [] => SocketAddr::from(([127, 0, 0, 1], 9003)),
-        [flag, addr] if flag == "--addr" => {
-            addr.parse().map_err(|e| format!("--addr {addr}: {e}"))?
-        }
-        [flag] if flag == "--help" => return Ok(print_line(USAGE)?),
-        _ => return Err(USAGE.into()),
-    };
+    let mut args = Arguments::from_vec(args.into_iter().map(Into::into).collect());
+    if args.contains("--help") {
+        return Ok(print_line(USAGE)?);
+    }
+    let addr = args
+        .opt_value_from_str("--addr")?
+        .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9003)));
+    if !args.finish().is_empty() {
+        return Err(USAGE.into());
+    }
     let heartbeat = HeartbeatLayer::builder()
         .interval(Duration::from_secs(2))
         .timeout(Duration::from_secs(2))

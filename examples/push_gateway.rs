@@ -28,6 +28,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::num::ParseIntError;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -40,6 +41,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use axum::serve::ListenerExt;
 use axum::{Json, Router};
+use pico_args::Arguments;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{self, error::TrySendError};
@@ -80,20 +82,25 @@ async fn main() -> ExitCode {
 
 /// Serves until the process ends. `args` are the command-line flags without the program's name.
 pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let mut addr = SocketAddr::from(([127, 0, 0, 1], 3000));
+    let mut args = Arguments::from_vec(args.into_iter().map(Into::into).collect());
+    if args.contains(["-h", "--help"]) {
+        return Ok(print_line(USAGE)?);
+    }
+    let addr = args
+        .opt_value_from_str("--addr")?
+        .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 3000)));
     let mut heartbeat = HeartbeatLayer::builder();
-    let mut args = args.into_iter();
-    while let Some(flag) = args.next() {
-        match flag.as_str() {
-            "--addr" => addr = value(&flag, args.next())?,
-            "--interval-ms" => heartbeat = heartbeat.interval(millis(&flag, args.next())?),
-            "--timeout-ms" => heartbeat = heartbeat.timeout(millis(&flag, args.next())?),
-            "--write-timeout-ms" => {
-                heartbeat = heartbeat.write_timeout(millis(&flag, args.next())?);
-            }
-            "--help" | "-h" => return Ok(print_line(USAGE)?),
-            _ => return Err(format!("unknown flag {flag}\n\n{USAGE}").into()),
-        }
+    if let Some(interval) = args.opt_value_from_fn("--interval-ms", millis)? {
+        heartbeat = heartbeat.interval(interval);
+    }
+    if let Some(timeout) = args.opt_value_from_fn("--timeout-ms", millis)? {
+        heartbeat = heartbeat.timeout(timeout);
+    }
+    if let Some(timeout) = args.opt_value_from_fn("--write-timeout-ms", millis)? {
+        heartbeat = heartbeat.write_timeout(timeout);
+    }
+    if let Some(unknown) = args.finish().first() {
+        return Err(format!("unknown flag {unknown:?}\n\n{USAGE}").into());
     }
     let log = start_log();
     let heartbeat = heartbeat.on_evict(move |ev: &Eviction| {
@@ -296,17 +303,6 @@ fn print_line(line: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-// The command line.
-
-fn millis(flag: &str, text: Option<String>) -> Result<Duration, String> {
-    value(flag, text).map(Duration::from_millis)
-}
-
-fn value<T>(flag: &str, text: Option<String>) -> Result<T, String>
-where
-    T: std::str::FromStr<Err: std::fmt::Display>,
-{
-    let text = text.ok_or_else(|| format!("{flag} needs a value\n\n{USAGE}"))?;
-    text.parse()
-        .map_err(|error| format!("{flag} {text}: {error}\n\n{USAGE}"))
+fn millis(text: &str) -> Result<Duration, ParseIntError> {
+    text.parse().map(Duration::from_millis)
 }

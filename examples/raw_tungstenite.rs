@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use pico_args::Arguments;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_tungstenite::accept_hdr_async;
@@ -53,14 +54,16 @@ async fn main() -> ExitCode {
 
 /// Serves until Ctrl-C. `args` are the command-line flags without the program's name.
 pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let addr = match args.as_slice() {
-        [] => SocketAddr::from(([127, 0, 0, 1], 9002)),
-        [flag, addr] if flag == "--addr" => {
-            addr.parse().map_err(|e| format!("--addr {addr}: {e}"))?
-        }
-        [flag] if flag == "--help" => return Ok(print_line(USAGE)?),
-        _ => return Err(USAGE.into()),
-    };
+    let mut args = Arguments::from_vec(args.into_iter().map(Into::into).collect());
+    if args.contains("--help") {
+        return Ok(print_line(USAGE)?);
+    }
+    let addr = args
+        .opt_value_from_str("--addr")?
+        .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9002)));
+    if !args.finish().is_empty() {
+        return Err(USAGE.into());
+    }
     let heartbeat = HeartbeatLayer::new(Duration::from_secs(2), Duration::from_secs(2));
     let sessions = Sessions::default();
     let listener = TcpListener::bind(addr).await?;

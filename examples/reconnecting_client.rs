@@ -32,11 +32,13 @@
 
 use std::error::Error;
 use std::io::{self, Write};
+use std::num::ParseIntError;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::{SinkExt, StreamExt};
+use pico_args::Arguments;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -471,40 +473,34 @@ struct Options {
 
 impl Options {
     /// Parses the flags. Returns `None` for `--help`.
-    fn parse(args: Vec<String>) -> Result<Option<Self>, String> {
-        let mut options = Self {
-            url: Uri::from_static("ws://127.0.0.1:9001/ws"),
-            authority: String::new(),
-            interval: Duration::from_secs(30),
-            timeout: Duration::from_secs(15),
-            connect_timeout: Duration::from_secs(10),
-            min_backoff: Duration::from_secs(1),
-            max_backoff: Duration::from_secs(60),
-            stable: Duration::from_secs(60),
-            restart: Duration::from_secs(5),
-            jsonl: false,
+    fn parse(args: Vec<String>) -> Result<Option<Self>, Box<dyn Error + Send + Sync>> {
+        let mut args = Arguments::from_vec(args.into_iter().map(Into::into).collect());
+        if args.contains(["-h", "--help"]) {
+            return Ok(None);
+        }
+        let mut millis_or = |flag, default_secs| {
+            let given = args.opt_value_from_fn(flag, millis)?;
+            Ok::<_, pico_args::Error>(given.unwrap_or(Duration::from_secs(default_secs)))
         };
-        let mut args = args.into_iter();
-        while let Some(flag) = args.next() {
-            match flag.as_str() {
-                "--url" => options.url = value(&flag, args.next())?,
-                "--interval-ms" => options.interval = millis(&flag, args.next())?,
-                "--timeout-ms" => options.timeout = millis(&flag, args.next())?,
-                "--connect-timeout-ms" => options.connect_timeout = millis(&flag, args.next())?,
-                "--min-backoff-ms" => options.min_backoff = millis(&flag, args.next())?,
-                "--max-backoff-ms" => options.max_backoff = millis(&flag, args.next())?,
-                "--stable-ms" => options.stable = millis(&flag, args.next())?,
-                "--restart-ms" => options.restart = millis(&flag, args.next())?,
-                "--jsonl" => options.jsonl = true,
-                "--help" | "-h" => return Ok(None),
-                _ => return Err(format!("unknown flag {flag}\n\n{USAGE}")),
-            }
+        let mut options = Self {
+            interval: millis_or("--interval-ms", 30)?,
+            timeout: millis_or("--timeout-ms", 15)?,
+            connect_timeout: millis_or("--connect-timeout-ms", 10)?,
+            min_backoff: millis_or("--min-backoff-ms", 1)?,
+            max_backoff: millis_or("--max-backoff-ms", 60)?,
+            stable: millis_or("--stable-ms", 60)?,
+            restart: millis_or("--restart-ms", 5)?,
+            url: args
+                .opt_value_from_str("--url")?
+                .unwrap_or(Uri::from_static("ws://127.0.0.1:9001/ws")),
+            authority: String::new(),
+            jsonl: args.contains("--jsonl"),
+        };
+        if let Some(unknown) = args.finish().first() {
+            return Err(format!("unknown flag {unknown:?}\n\n{USAGE}").into());
         }
         let (Some("ws"), Some(host)) = (options.url.scheme_str(), options.url.host()) else {
-            return Err(format!(
-                "--url {}: not of the form ws://host/path",
-                options.url
-            ));
+            return Err(format!("--url {}: not of the form ws://host/path", options.url).into());
         };
         options.authority = format!("{host}:{}", options.url.port_u16().unwrap_or(80));
         if options.min_backoff.is_zero() || options.min_backoff > options.max_backoff {
@@ -514,15 +510,6 @@ impl Options {
     }
 }
 
-fn millis(flag: &str, text: Option<String>) -> Result<Duration, String> {
-    value(flag, text).map(Duration::from_millis)
-}
-
-fn value<T>(flag: &str, text: Option<String>) -> Result<T, String>
-where
-    T: std::str::FromStr<Err: std::fmt::Display>,
-{
-    let text = text.ok_or_else(|| format!("{flag} needs a value\n\n{USAGE}"))?;
-    text.parse()
-        .map_err(|error| format!("{flag} {text}: {error}\n\n{USAGE}"))
+fn millis(text: &str) -> Result<Duration, ParseIntError> {
+    text.parse().map(Duration::from_millis)
 }

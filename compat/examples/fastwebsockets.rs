@@ -10,6 +10,7 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::net::SocketAddr;
+use std::num::ParseIntError;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use hyper::server::conn::http1;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use pico_args::Arguments;
 use tokio::net::TcpListener;
 use tower::{ServiceBuilder, service_fn};
 use tower_ws_liveness::{Evictions, HeartbeatLayer, IdleTimeoutLayer};
@@ -148,37 +150,30 @@ struct Options {
 
 impl Options {
     /// Parses the flags. Returns `None` for `--help`.
-    fn parse(args: Vec<String>) -> Result<Option<Self>, String> {
-        let mut options = Self {
-            addr: SocketAddr::from(([127, 0, 0, 1], 9001)),
-            interval: Duration::from_secs(30),
-            timeout: Duration::from_secs(15),
-            idle: Duration::from_secs(300),
+    fn parse(args: Vec<String>) -> Result<Option<Self>, Box<dyn Error + Send + Sync>> {
+        let mut args = Arguments::from_vec(args.into_iter().map(Into::into).collect());
+        if args.contains(["-h", "--help"]) {
+            return Ok(None);
+        }
+        let mut millis_or = |flag, default_secs| {
+            let given = args.opt_value_from_fn(flag, millis)?;
+            Ok::<_, pico_args::Error>(given.unwrap_or(Duration::from_secs(default_secs)))
         };
-        let mut args = args.into_iter();
-        while let Some(flag) = args.next() {
-            match flag.as_str() {
-                "--addr" => options.addr = value(&flag, args.next())?,
-                "--interval-ms" => options.interval = millis(&flag, args.next())?,
-                "--timeout-ms" => options.timeout = millis(&flag, args.next())?,
-                "--idle-ms" => options.idle = millis(&flag, args.next())?,
-                "--help" | "-h" => return Ok(None),
-                _ => return Err(format!("unknown flag {flag}\n\n{USAGE}")),
-            }
+        let options = Self {
+            interval: millis_or("--interval-ms", 30)?,
+            timeout: millis_or("--timeout-ms", 15)?,
+            idle: millis_or("--idle-ms", 300)?,
+            addr: args
+                .opt_value_from_str("--addr")?
+                .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9001))),
+        };
+        if let Some(unknown) = args.finish().first() {
+            return Err(format!("unknown flag {unknown:?}\n\n{USAGE}").into());
         }
         Ok(Some(options))
     }
 }
 
-fn millis(flag: &str, text: Option<String>) -> Result<Duration, String> {
-    value(flag, text).map(Duration::from_millis)
-}
-
-fn value<T>(flag: &str, text: Option<String>) -> Result<T, String>
-where
-    T: std::str::FromStr<Err: std::fmt::Display>,
-{
-    let text = text.ok_or_else(|| format!("{flag} needs a value\n\n{USAGE}"))?;
-    text.parse()
-        .map_err(|error| format!("{flag} {text}: {error}\n\n{USAGE}"))
+fn millis(text: &str) -> Result<Duration, ParseIntError> {
+    text.parse().map(Duration::from_millis)
 }
