@@ -82,6 +82,9 @@ pub mod guide;
 mod handshake;
 mod hooks;
 mod layer;
+#[cfg(test)]
+#[path = "../tests/support/logs.rs"]
+mod logs;
 mod monitor;
 mod panic_guard;
 mod registry;

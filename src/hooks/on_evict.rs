@@ -133,11 +133,11 @@ fn call_guarded(what: &'static str, eviction: &Eviction, call: impl FnOnce()) {
 mod tests {
     use super::*;
     use crate::eviction::Reason;
+    use crate::logs::Logs;
     use crate::panic_guard::SLOW;
     use std::mem;
     use std::panic::{self, AssertUnwindSafe};
     use std::sync::atomic::{AtomicU32, Ordering};
-    use tracing_test::traced_test;
 
     fn eviction() -> Eviction {
         Eviction::for_test(Reason::HandlerDropped)
@@ -173,9 +173,9 @@ mod tests {
         assert_eq!(count.load(Ordering::Relaxed), 111);
     }
 
-    #[traced_test]
     #[test]
     fn panics_are_caught_and_logged() {
+        let logs = Logs::keep();
         let eviction = eviction();
         call_on_evict(&|_: &Eviction| panic!("a literal"), &eviction);
         call_on_evict(
@@ -185,40 +185,38 @@ mod tests {
         call_local(Box::new(|_| panic!("a local one")), &eviction);
         call_on_evict(&|_: &Eviction| panic::panic_any(7_u8), &eviction);
 
-        logs_assert(|lines| {
-            let expected = [
-                "a literal".to_owned(),
-                format!("formatted for {}", eviction.id()),
-                "a local one".to_owned(),
-                "(no message)".to_owned(),
+        let lines = logs.lines();
+        let expected = [
+            "a literal".to_owned(),
+            format!("formatted for {}", eviction.id()),
+            "a local one".to_owned(),
+            "(no message)".to_owned(),
+        ];
+        let conn_id = format!("conn_id={}", eviction.id());
+        // A panic that prints its backtrace on a busy machine may be slow as well.
+        let lines: Vec<_> = lines
+            .iter()
+            .filter(|line| !line.contains("slow at"))
+            .collect();
+        assert_eq!(lines.len(), expected.len(), "{lines:?}");
+        for (line, expected) in lines.iter().zip(expected) {
+            let wanted = [
+                "WARN",
+                "what=\"eviction hook\"",
+                "panicked at a connection's end",
+                "handler_dropped",
+                &conn_id,
+                &expected,
             ];
-            let conn_id = format!("conn_id={}", eviction.id());
-            // A panic that prints its backtrace on a busy machine may be slow as well.
-            let lines: Vec<_> = lines
-                .iter()
-                .filter(|line| !line.contains("slow at"))
-                .collect();
-            assert_eq!(lines.len(), expected.len(), "{lines:?}");
-            for (line, expected) in lines.iter().zip(expected) {
-                let wanted = [
-                    "WARN",
-                    "what=\"eviction hook\"",
-                    "panicked at a connection's end",
-                    "handler_dropped",
-                    &conn_id,
-                    &expected,
-                ];
-                for wanted in wanted {
-                    assert!(line.contains(wanted), "{wanted:?} is not in {line}");
-                }
+            for wanted in wanted {
+                assert!(line.contains(wanted), "{wanted:?} is not in {line}");
             }
-            Ok(())
-        });
+        }
     }
 
-    #[traced_test]
     #[test]
     fn slow_hooks_are_logged_with_their_duration() {
+        let logs = Logs::keep();
         let eviction = eviction();
         call_on_evict(&|_: &Eviction| {}, &eviction);
         call_on_evict(&|_: &Eviction| std::thread::sleep(SLOW), &eviction);
@@ -226,22 +224,20 @@ mod tests {
             std::thread::sleep(SLOW);
             panic!("slow and panicked");
         });
-        logs_assert(|lines| {
-            let conn_id = format!("conn_id={}", eviction.id());
-            for what in ["eviction hook", "session map"] {
-                let wanted = ["WARN", "slow at", "handler_dropped", &conn_id, what];
-                let found = |line: &&&str| wanted.iter().all(|wanted| line.contains(wanted));
-                assert!(lines.iter().any(|line| found(&line)), "{what}: {lines:?}");
-            }
-            // The fast hook is logged only if the machine was busy enough to make it slow.
-            for line in lines.iter().filter(|line| line.contains("slow at")) {
-                let (_, took) = line.split_once("took_ms=").unwrap();
-                let took = took.split(' ').next().unwrap();
-                assert!(took.parse::<u64>().unwrap() >= 100, "{line}");
-            }
-            assert!(lines.iter().any(|line| line.contains("slow and panicked")));
-            Ok(())
-        });
+        let lines = logs.lines();
+        let conn_id = format!("conn_id={}", eviction.id());
+        for what in ["eviction hook", "session map"] {
+            let wanted = ["WARN", "slow at", "handler_dropped", &conn_id, what];
+            let found = |line: &&String| wanted.iter().all(|wanted| line.contains(wanted));
+            assert!(lines.iter().any(|line| found(&line)), "{what}: {lines:?}");
+        }
+        // The fast hook is logged only if the machine was busy enough to make it slow.
+        for line in lines.iter().filter(|line| line.contains("slow at")) {
+            let (_, took) = line.split_once("took_ms=").unwrap();
+            let took = took.split(' ').next().unwrap();
+            assert!(took.parse::<u64>().unwrap() >= 100, "{line}");
+        }
+        assert!(lines.iter().any(|line| line.contains("slow and panicked")));
     }
 
     #[test]

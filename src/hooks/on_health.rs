@@ -193,10 +193,10 @@ pub(crate) fn call_on_health(hook: &dyn OnHealth, change: &HealthChange) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logs::Logs;
     use std::panic;
     use std::thread;
     use std::time::Duration;
-    use tracing_test::traced_test;
 
     fn change() -> HealthChange {
         HealthChange {
@@ -214,42 +214,38 @@ mod tests {
         assert_eq!(format!("{hooks:?}"), "[OnHealth]");
     }
 
-    #[traced_test]
     #[test]
     fn panics_of_health_hooks_are_caught_and_logged() {
+        let logs = Logs::keep();
         let change = change();
         call_on_health(
             &|change: &HealthChange| panic!("at {}", change.to()),
             &change,
         );
         call_on_health(&|_: &HealthChange| panic::panic_any(7_u8), &change);
-        logs_assert(|lines| {
-            let conn_id = format!("conn_id={}", change.id());
-            for text in ["at write stalled", "(no message)"] {
-                let wanted = ["WARN", "a health hook panicked", &conn_id, text];
-                let found = |line: &&&str| wanted.iter().all(|wanted| line.contains(wanted));
-                assert_eq!(lines.iter().filter(found).count(), 1, "{text}: {lines:?}");
-            }
-            Ok(())
-        });
+        let lines = logs.lines();
+        let conn_id = format!("conn_id={}", change.id());
+        for text in ["at write stalled", "(no message)"] {
+            let wanted = ["WARN", "a health hook panicked", &conn_id, text];
+            let found = |line: &&String| wanted.iter().all(|wanted| line.contains(wanted));
+            assert_eq!(lines.iter().filter(found).count(), 1, "{text}: {lines:?}");
+        }
     }
 
-    #[traced_test]
     #[test]
     fn slow_health_hooks_are_logged_with_their_duration() {
+        let logs = Logs::keep();
         let slow = |_: &HealthChange| thread::sleep(Duration::from_millis(150));
         let change = change();
         call_on_health(&slow, &change);
-        logs_assert(|lines| {
-            assert_eq!(lines.len(), 1, "{lines:?}");
-            let conn_id = format!("conn_id={}", change.id());
-            for wanted in ["WARN", "a health hook was slow", "write stalled", &conn_id] {
-                assert!(lines[0].contains(wanted), "{wanted:?} is not in {lines:?}");
-            }
-            let (_, took) = lines[0].split_once("took_ms=").unwrap();
-            let took = took.split(' ').next().unwrap();
-            assert!(took.parse::<u64>().unwrap() >= 150, "{lines:?}");
-            Ok(())
-        });
+        let lines = logs.lines();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        let conn_id = format!("conn_id={}", change.id());
+        for wanted in ["WARN", "a health hook was slow", "write stalled", &conn_id] {
+            assert!(lines[0].contains(wanted), "{wanted:?} is not in {lines:?}");
+        }
+        let (_, took) = lines[0].split_once("took_ms=").unwrap();
+        let took = took.split(' ').next().unwrap();
+        assert!(took.parse::<u64>().unwrap() >= 150, "{lines:?}");
     }
 }

@@ -251,11 +251,11 @@ impl Alarms {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tracing_test::traced_test;
+    use crate::logs::Logs;
 
-    #[traced_test]
     #[test]
     fn slow_hooks_are_logged_with_their_duration() {
+        let logs = Logs::keep();
         let counters = Counters::default();
         let duration = Duration::from_millis(150);
         let slow_high_water = move |_: &HighWater| std::thread::sleep(duration);
@@ -266,24 +266,22 @@ mod tests {
             counters.increment();
             counters.call_alarms();
         }
-        logs_assert(|lines| {
-            let expected = [("high water", "live=1"), ("growth", "live=2")];
-            assert_eq!(lines.len(), expected.len(), "{lines:?}");
-            for (line, (alarm, live)) in lines.iter().zip(expected) {
-                for wanted in ["WARN", "a hook of a registry was slow", alarm, live] {
-                    assert!(line.contains(wanted), "{wanted:?} is not in {line}");
-                }
-                let (_, took) = line.split_once("took_ms=").unwrap();
-                let took = took.split(' ').next().unwrap();
-                assert!(took.parse::<u64>().unwrap() >= 150, "{line}");
+        let lines = logs.lines();
+        let expected = [("high water", "live=1"), ("growth", "live=2")];
+        assert_eq!(lines.len(), expected.len(), "{lines:?}");
+        for (line, (alarm, live)) in lines.iter().zip(expected) {
+            for wanted in ["WARN", "a hook of a registry was slow", alarm, live] {
+                assert!(line.contains(wanted), "{wanted:?} is not in {line}");
             }
-            Ok(())
-        });
+            let (_, took) = line.split_once("took_ms=").unwrap();
+            let took = took.split(' ').next().unwrap();
+            assert!(took.parse::<u64>().unwrap() >= 150, "{line}");
+        }
     }
 
-    #[traced_test]
     #[test]
     fn a_hook_that_panics_is_logged_and_the_others_are_called() {
+        let logs = Logs::keep();
         let counters = Counters::default();
         let (sender, calls) = std::sync::mpsc::channel();
         counters.on_high_water(0, Arc::new(|_: &HighWater| panic!("a literal")));
@@ -296,20 +294,18 @@ mod tests {
             counters.call_alarms();
         }
         assert_eq!(calls.try_iter().collect::<Vec<_>>(), [2]);
-        logs_assert(|lines| {
-            let expected = [("high water", "a literal"), ("growth", "grown by 2")];
-            // A panic that prints its backtrace on a busy machine may be slow as well.
-            let lines: Vec<_> = lines
-                .iter()
-                .filter(|line| !line.contains("was slow"))
-                .collect();
-            assert_eq!(lines.len(), expected.len(), "{lines:?}");
-            for (line, (alarm, panic)) in lines.iter().zip(expected) {
-                for wanted in ["WARN", "a hook of a registry panicked", alarm, panic] {
-                    assert!(line.contains(wanted), "{wanted:?} is not in {line}");
-                }
+        let lines = logs.lines();
+        let expected = [("high water", "a literal"), ("growth", "grown by 2")];
+        // A panic that prints its backtrace on a busy machine may be slow as well.
+        let lines: Vec<_> = lines
+            .iter()
+            .filter(|line| !line.contains("was slow"))
+            .collect();
+        assert_eq!(lines.len(), expected.len(), "{lines:?}");
+        for (line, (alarm, panic)) in lines.iter().zip(expected) {
+            for wanted in ["WARN", "a hook of a registry panicked", alarm, panic] {
+                assert!(line.contains(wanted), "{wanted:?} is not in {line}");
             }
-            Ok(())
-        });
+        }
     }
 }

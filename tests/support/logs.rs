@@ -5,6 +5,11 @@ use std::cell::RefCell;
 use std::io::{self, Write};
 use std::sync::Once;
 
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
 thread_local! {
     static LINES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
@@ -20,11 +25,15 @@ impl Logs {
         static SUBSCRIBER: Once = Once::new();
 
         SUBSCRIBER.call_once(|| {
-            tracing_subscriber::fmt()
+            // hyper and h2 log every frame at lower levels.
+            let levels = Targets::new()
+                .with_default(LevelFilter::WARN)
+                .with_target("tower_ws_liveness", LevelFilter::TRACE);
+            let lines = tracing_subscriber::fmt::layer()
                 .with_ansi(false)
-                .with_max_level(tracing::Level::WARN)
                 .with_writer(|| ThisThread)
-                .init();
+                .with_filter(levels);
+            tracing_subscriber::registry().with(lines).init();
         });
         LINES.with_borrow_mut(Vec::clear);
         Self(())
@@ -32,18 +41,24 @@ impl Logs {
 
     /// The warnings so far, in order.
     pub(crate) fn warnings(&self) -> Vec<String> {
-        self.lines("WARN")
+        self.lines_of("WARN")
     }
 
     /// The errors so far, in order.
     pub(crate) fn errors(&self) -> Vec<String> {
-        self.lines("ERROR")
+        self.lines_of("ERROR")
     }
 
-    fn lines(&self, level: &str) -> Vec<String> {
+    /// The lines so far of all levels, in order.
+    pub(crate) fn lines(&self) -> Vec<String> {
         let text = LINES.with_borrow(|bytes| String::from_utf8(bytes.clone()).unwrap());
-        let lines = text.lines().filter(|line| line.contains(level));
-        lines.map(str::to_owned).collect()
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn lines_of(&self, level: &str) -> Vec<String> {
+        let mut lines = self.lines();
+        lines.retain(|line| line.contains(level));
+        lines
     }
 
     /// The warnings, without those about slow hooks and maps: on a loaded machine a panic that

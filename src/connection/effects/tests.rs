@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Builder;
 use tokio::time::sleep;
-use tracing_test::traced_test;
 
+use crate::logs::Logs;
 use crate::monitor::{CloseFrame, Reason};
 use crate::{Health, HeartbeatLayer, HeartbeatLayerBuilder, Registry};
 
@@ -77,16 +77,17 @@ fn heartbeat() -> HeartbeatLayerBuilder {
         .jitter(0.0)
 }
 
-#[traced_test]
 #[tokio::test(start_paused = true)]
 async fn a_panic_later_in_the_same_visit_loses_no_log_line() {
+    let logs = Logs::keep();
     let io = Panicking::default();
     let (_stream, live) = heartbeat().build().unwrap().wrap_server(io.clone());
     sleep(Duration::from_millis(500)).await;
     io.script().reads = Some(0);
     sleep(Duration::from_secs(2)).await;
     assert_eq!(live.health(), Health::Ended);
-    assert!(logs_contain("malformed frame"));
+    let lines = logs.lines();
+    assert!(lines.iter().any(|line| line.contains("malformed frame")));
 }
 
 #[tokio::test(start_paused = true)]
