@@ -7,13 +7,13 @@ use std::net::TcpStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tungstenite::{Message, WebSocket, client};
 
 use crate::child::{PATIENCE, Process};
 use crate::examples::chat;
+use crate::harness::Trial;
 use crate::roles;
 
 pub(crate) const SERVER: &str = "role-chat-server";

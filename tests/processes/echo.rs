@@ -4,9 +4,9 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 
+use crate::harness::Trial;
 use crate::process::{Client, Server};
 use crate::roles;
 

@@ -13,6 +13,8 @@ mod graceful_drain;
 #[path = "../support/h2_client.rs"]
 #[allow(dead_code)] // the client uses a part of it
 mod h2_client;
+#[path = "../support/harness.rs"]
+mod harness;
 #[cfg(feature = "tcp")]
 mod network_faults;
 #[path = "../support/process.rs"]
@@ -26,7 +28,7 @@ mod roles;
 
 use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Trial};
+use harness::{Arguments, Trial};
 
 /// Number of tests at a time. Each starts processes, and some measure wall-clock time.
 const AT_ONCE: usize = 2;
@@ -52,12 +54,12 @@ fn main() -> ExitCode {
         Some(raw_streams::CLIENT) => raw_streams::talk(&args.next().unwrap()),
         #[cfg(feature = "tcp")]
         Some(reconnecting_client::CLIENT) => reconnecting_client::role(args.collect()),
-        _ => harness(),
+        _ => test(),
     }
 }
 
-fn harness() -> ExitCode {
-    let mut arguments = Arguments::from_args();
+fn test() -> ExitCode {
+    let mut arguments = Arguments::from_env();
     let at_once = if arguments.ignored {
         AT_ONCE_WHEN_IGNORED
     } else {
@@ -73,16 +75,15 @@ fn harness() -> ExitCode {
     trials.extend(reconnecting_client::trials());
     #[cfg(feature = "tcp")]
     trials.extend(network_faults::trials());
-    libtest_mimic::run(&arguments, trials).exit_code()
+    harness::run(&arguments, trials)
 }
 
 /// The trials of a module, with its name as their prefix.
 fn trials<const N: usize>(module: &str, tests: [(&str, fn()); N]) -> Vec<Trial> {
-    let trial = |(name, test): (&str, fn())| {
-        Trial::test(format!("{module}::{name}"), move || {
-            test();
-            Ok(())
-        })
+    let trial = |(name, test): (&str, fn())| Trial {
+        name: format!("{module}::{name}"),
+        test,
+        ignored: None,
     };
     tests.map(trial).into()
 }

@@ -6,11 +6,11 @@ use std::net::TcpStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use tungstenite::{Error, Message, client};
 
 use crate::child::{PATIENCE, Process};
+use crate::harness::Trial;
 
 pub(crate) const RAW: &str = "role-raw-tungstenite";
 pub(crate) const HYPER: &str = "role-hyper-server";

@@ -5,6 +5,8 @@
 //! the harness. All other bots are sockets of the harness.
 
 mod gateway;
+#[path = "../support/harness.rs"]
+mod harness;
 #[allow(dead_code)] // shared with `tests/processes`
 #[path = "../support/process.rs"]
 mod process;
@@ -19,7 +21,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use gateway::{Bot, Http, Received, ShortLivedBots, raw};
-use libtest_mimic::{Arguments, Trial};
+use harness::{Arguments, Trial};
 use nix::sys::signal::Signal;
 use process::{Client, Server};
 use roles::runtime;
@@ -46,11 +48,11 @@ fn main() -> ExitCode {
     match args.next().as_deref() {
         Some(roles::SERVER) => roles::server(args.collect()),
         Some(roles::CLIENT) => roles::client(&args.collect::<Vec<_>>()),
-        _ => harness(),
+        _ => test(),
     }
 }
 
-fn harness() -> ExitCode {
+fn test() -> ExitCode {
     let tests: [(&str, fn()); 8] = [
         ("a_killed_bot_is_pushed_nothing_after_the_verdict", killed),
         (
@@ -74,19 +76,17 @@ fn harness() -> ExitCode {
         ("invalid_bots_and_events_are_refused", refused),
     ];
     let trial = |(name, test): (&str, fn())| {
-        // Memory is read from `/proc`.
-        let unknown =
-            name == "memory_stays_flat_while_bots_are_evicted" && !cfg!(target_os = "linux");
-        let trial = Trial::test(name, move || {
-            test();
-            Ok(())
-        });
-        trial.with_ignored_flag(unknown)
+        let reads_proc = name == "memory_stays_flat_while_bots_are_evicted";
+        Trial {
+            name: name.into(),
+            test,
+            ignored: (reads_proc && !cfg!(target_os = "linux")).then_some("reads /proc"),
+        }
     };
-    let mut arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_env();
     // One at a time by default: the tests measure times.
     arguments.test_threads.get_or_insert(1);
-    libtest_mimic::run(&arguments, tests.map(trial).into()).exit_code()
+    harness::run(&arguments, tests.map(trial).into())
 }
 
 // The tests.

@@ -17,14 +17,14 @@ pub(crate) use fault_server::{ROLE as SERVER, main as server};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use libtest_mimic::Trial;
 use netns::Way;
 use nix::sys::signal::Signal;
 use scene::{ALLOWANCE, Scene, Times, ms};
 
+use crate::harness::Trial;
 use crate::roles;
 
-/// Why the tests are ignored. `libtest-mimic` has no reasons, but prints a test's kind.
+/// Why the tests are ignored.
 const NEEDS: &str = "needs root and network namespaces";
 
 /// For most faults: a peer may be silent for a little more than a second.
@@ -92,10 +92,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             lost_link_with_pings,
         ),
     ];
-    let trials = crate::trials("network_faults", tests).into_iter();
+    let mut trials = crate::trials("network_faults", tests);
+    for trial in &mut trials {
+        trial.ignored = Some(NEEDS);
+    }
     trials
-        .map(|trial| trial.with_kind(NEEDS).with_ignored_flag(true))
-        .collect()
 }
 
 // Peers that end without FIN or RST. Only the layer notices.

@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use processes::{PATIENCE, Process, Relay, answer, client, close, echo_all, serve, serve_on};
 use serde_json::Value;
@@ -24,6 +23,7 @@ use tungstenite::handshake::derive_accept_key;
 use tungstenite::{Error, HandshakeError, Message, WebSocket};
 
 use crate::examples::reconnecting_client;
+use crate::harness::Trial;
 use crate::roles;
 
 /// Short backoff, with the default heartbeat: no server is declared dead.
