@@ -22,7 +22,6 @@ use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::compression::CompressionLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::map_response_body::MapResponseBodyLayer;
 use tower_http::metrics::InFlightRequestsLayer;
@@ -47,7 +46,6 @@ async fn outside_layers_whose_bodies_are_default() {
             StatusCode::REQUEST_TIMEOUT,
             ms(1_000),
         ))
-        .layer(CompressionLayer::new())
         .layer(RequestBodyLimitLayer::new(16));
     stack
         .full_lifecycle(stack.routes().layer(layers), "/ws")
@@ -69,7 +67,6 @@ async fn inside_any_layer() {
         .layer(TraceLayer::new_for_http())
         .layer(InFlightRequestsLayer::pair().0)
         .layer(ResponseBodyTimeoutLayer::new(ms(100)))
-        .layer(CompressionLayer::new())
         .layer(stack.heartbeat.clone())
         .layer(stack.idle.clone());
     stack

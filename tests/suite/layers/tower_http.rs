@@ -9,8 +9,8 @@ use axum::extract::Request;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::routing::any;
 use hyper::header::{
-    ACCEPT_ENCODING, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION,
-    CONTENT_ENCODING, HeaderName, HeaderValue, SERVER,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, HeaderName,
+    HeaderValue, SERVER,
 };
 use hyper::{Method, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,7 +19,6 @@ use tower::Layer;
 use tower_http::add_extension::AddExtensionLayer;
 use tower_http::auth::{AddAuthorizationLayer, AsyncRequireAuthorizationLayer};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::compression::CompressionLayer;
 use tower_http::cors::{Any, CorsLayer};
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::map_request_body::MapRequestBodyLayer;
@@ -33,11 +32,11 @@ use tower_http::sensitive_headers::SetSensitiveHeadersLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 use tower_http::timeout::{RequestBodyTimeoutLayer, ResponseBodyTimeoutLayer, TimeoutLayer};
 use tower_http::trace::TraceLayer;
-use tower_ws_liveness::{Liveness, Reason};
+use tower_ws_liveness::Liveness;
 
 use super::stack::{
     Position, Stack, TOKEN, WEBSITE, echoes, handshake, http1, http2, refused, send_http1,
-    send_http2, works_in, works_in_every_position,
+    works_in, works_in_every_position,
 };
 use crate::support::h2_client::H2Client;
 use crate::support::raw::{RawClient, opening};
@@ -46,11 +45,6 @@ use crate::support::{Server, ms, until, within};
 #[tokio::test]
 async fn trace() {
     works_in_every_position(|app| app.layer(TraceLayer::new_for_http())).await;
-}
-
-#[tokio::test]
-async fn compression() {
-    works_in_every_position(|app| app.layer(CompressionLayer::new())).await;
 }
 
 #[tokio::test]
@@ -130,56 +124,6 @@ async fn a_handshake_that_times_out_leaves_no_connection() {
         stack.assert_no_connection().await;
         let server = Server::start(stack.around(stack.routes())).await;
         echoes(&mut http1(server.addr, "/ws").await).await;
-    }
-}
-
-/// Covers HTTP/1.1 and HTTP/2, where the response to the handshake is an ordinary 200.
-#[tokio::test]
-async fn compression_of_all_responses_does_not_compress_frames() {
-    for position in Position::ALL {
-        let everything =
-            CompressionLayer::new().compress_when(|_: StatusCode, _: _, _: &_, _: &_| true);
-        let stack = Stack::new();
-        let app = stack.with(position, stack.routes(), |app| {
-            app.layer(everything.clone())
-        });
-        let server = Server::start(app).await;
-        let (response, upgraded) = send_http1(server.addr, &handshake("/ws")).await;
-        assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
-        // The header is wrong but harmless: what follows the head of a 101 is another protocol.
-        assert_eq!(response.headers()[CONTENT_ENCODING], "gzip");
-        echoes(&mut RawClient::over(Box::new(upgraded.unwrap()))).await;
-        let h2 = H2Client::connect(server.addr).await.unwrap();
-        let (response, stream) = send_http2(&h2, "/ws").await;
-        assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(response.headers()[CONTENT_ENCODING], "gzip");
-        echoes(&mut RawClient::over(Box::new(stream))).await;
-    }
-}
-
-/// tower-http turns even a 101 into a 406. Inside our layers this is a refused handshake. Outside
-/// them our layers have already seen the 101, and the stream ends when the client disconnects.
-#[tokio::test]
-async fn compression_that_is_not_acceptable_refuses_the_upgrade() {
-    for position in [Position::Inside, Position::Outside] {
-        let stack = Stack::new();
-        let app = stack.with(position, stack.routes(), |app| {
-            app.layer(CompressionLayer::new())
-        });
-        let server = Server::start(app).await;
-        let mut request = handshake("/ws");
-        let nothing = HeaderValue::from_static("identity;q=0, br;q=0");
-        request.headers_mut().insert(ACCEPT_ENCODING, nothing);
-        let (response, _) = send_http1(server.addr, &request).await;
-        assert_eq!(response.status(), StatusCode::NOT_ACCEPTABLE);
-        match position {
-            Position::Inside => stack.assert_no_connection().await,
-            _ => {
-                let event = stack.recorder.nth(1).await;
-                assert_eq!(event.reason, Reason::PeerVanished);
-                within("the end", stack.registry.wait_idle()).await;
-            }
-        }
     }
 }
 
