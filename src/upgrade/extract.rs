@@ -172,13 +172,13 @@ fn log_missing_layer(path: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logs::Logs;
     use http::Request;
-    use tracing_test::traced_test;
 
     /// The only test of this binary in which a layer is missing, since a process logs it once.
-    #[traced_test]
     #[tokio::test]
     async fn a_missing_layer_is_logged_once_with_the_path() {
+        let logs = Logs::keep();
         for path in ["/first", "/second"] {
             let handshake = Request::get(path).header(UPGRADE, "websocket").body(());
             let (mut parts, ()) = handshake.unwrap().into_parts();
@@ -189,12 +189,13 @@ mod tests {
             let rejection = required(&mut parts, &()).await.unwrap_err();
             assert_eq!(rejection, LivenessRejection::MissingLayer);
         }
-        logs_assert(|lines| {
-            assert_eq!(lines.len(), 1, "{lines:?}");
-            for wanted in ["ERROR", "add the layer after the route", "path=\"/first\""] {
-                assert!(lines[0].contains(wanted), "{wanted:?} is not in {lines:?}");
-            }
-            Ok(())
-        });
+        let errors = logs.errors();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        for wanted in ["add the layer after the route", "path=\"/first\""] {
+            assert!(
+                errors[0].contains(wanted),
+                "{wanted:?} is not in {errors:?}"
+            );
+        }
     }
 }
