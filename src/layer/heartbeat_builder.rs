@@ -222,7 +222,7 @@ impl HeartbeatLayerBuilder {
     /// | evicted for | code | reason | because |
     /// |---|---|---|---|
     /// | [`HeartbeatTimeout`] | 3008 | "heartbeat timeout" | IANA: Timeout. The device may have slept; its client should reconnect |
-    /// | [`WriteStalled`] | 3008 | "write stalled" | IANA: Timeout. The device may have slept while the server kept sending |
+    /// | [`WriteStalled`] | 3008 | "write stalled" | IANA: Timeout. Best effort: rarely accepted by a transport that is full |
     /// | [`HandlerStalled`] | 1013 | "handler stalled" | IANA: Try Again Later. The server is at fault; the client should reconnect |
     /// | [`ControlFlood`] | 1008 | "too many control frames" | RFC 6455 section 7.4.1: Policy Violation. The client is at fault |
     ///

@@ -106,8 +106,7 @@ impl CloseFrame {
             // Try Again Later, by IANA's registry: the server cannot serve the client now. 1011
             // would fit too, but graphql-ws does not reconnect after it.
             Reason::HandlerStalled => (1013, "handler stalled"),
-            // A suspended device gets this instead of a heartbeat timeout if the server kept
-            // sending.
+            // Best effort: a transport that is full accepts no frame.
             Reason::WriteStalled => (TIMEOUT_CODE, "write stalled"),
             Reason::FirstMessageTimeout => (TIMEOUT_CODE, "no first message in time"),
             Reason::MessageTimeout => (TIMEOUT_CODE, "message not complete in time"),
