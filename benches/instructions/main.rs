@@ -15,19 +15,18 @@
 
 use std::cell::Cell;
 use std::error::Error;
+use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Duration;
-use std::{fs, io};
 
 use futures_util::future::try_join_all;
+use support::callgrind::Profiles;
 use support::options::{Kind, Options};
 use support::peer::{Frame, Peer};
-use support::process::{SERVE, Server};
+use support::process::SERVE;
 use support::server;
 use tokio::sync::Notify;
-use tokio::time::timeout;
 
 #[allow(dead_code, reason = "each bench uses what it needs of it")]
 #[path = "../support/mod.rs"]
@@ -51,9 +50,6 @@ const MAX_ADDED: [f64; 3] = [2_350.0, 9_000.0, 39_000.0];
 /// default buffers, which tungstenite zeroes at every read. With small buffers little but system
 /// calls is left.
 const MAX_ECHO_RATIO: f64 = 1.03;
-
-/// Limit for one run. Callgrind slows a server down about fifty times.
-const RUN_LIMIT: Duration = Duration::from_secs(180);
 
 /// Read buffers of the WebSocket library.
 const BUFFERS: [(&str, Option<usize>); 2] = [("axum's buffers", None), ("4 KiB", Some(4096))];
@@ -86,13 +82,7 @@ fn measure(args: &[String]) -> Result<bool> {
         return Err(format!("unknown measurement: {unknown}").into());
     }
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| *wanted == name);
-    let found = Command::new("valgrind")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .status();
-    found.map_err(|error| format!("valgrind is needed, and did not start: {error}"))?;
-    let directory = profiles();
-    fs::create_dir_all(&directory)?;
+    let profiles = Profiles::create()?;
     let echoes = |kind, buffer| {
         let options = Options {
             kind,
@@ -100,7 +90,7 @@ fn measure(args: &[String]) -> Result<bool> {
             workers: 0,
             ..Options::default()
         };
-        instructions_per_unit("echo", options, ECHOES, 1)
+        instructions_per_unit(&profiles, "echo", options, ECHOES, 1)
     };
     let pings = |kind, buffer| {
         let options = Options {
@@ -110,7 +100,7 @@ fn measure(args: &[String]) -> Result<bool> {
             interval: Duration::from_millis(200),
             timeout: Duration::from_secs(60),
         };
-        instructions_per_unit("ping", options, PINGS, PINGED_PEERS)
+        instructions_per_unit(&profiles, "ping", options, PINGS, PINGED_PEERS)
     };
     let upgrades = |kind, buffer| {
         let options = Options {
@@ -119,7 +109,7 @@ fn measure(args: &[String]) -> Result<bool> {
             workers: 0,
             ..Options::default()
         };
-        instructions_per_unit("upgrade", options, UPGRADES, 1)
+        instructions_per_unit(&profiles, "upgrade", options, UPGRADES, 1)
     };
     println!("| instructions in user mode | bare | hand-written | layered | ratio |");
     println!("|---|---|---|---|---|");
@@ -166,7 +156,7 @@ fn measure(args: &[String]) -> Result<bool> {
         all_met &= check("an upgrade", added, MAX_ADDED[2]);
     }
     if !args.iter().any(|arg| arg == "--keep") {
-        fs::remove_dir_all(directory)?;
+        profiles.remove()?;
     }
     Ok(all_met)
 }
@@ -181,6 +171,7 @@ fn check(what: &str, added: f64, bar: f64) -> bool {
 
 /// Returns the instructions of one more echo, ping or upgrade.
 fn instructions_per_unit(
+    profiles: &Profiles,
     name: &str,
     options: Options,
     counts: [u32; 2],
@@ -188,35 +179,17 @@ fn instructions_per_unit(
 ) -> Result<f64> {
     let mut totals = [0.0; 2];
     for (total, count) in totals.iter_mut().zip(counts) {
-        let buffer = options.buffer.unwrap_or(0);
-        let profile = profiles().join(format!("{name}-{}-{buffer}-{count}", options.kind.name()));
-        let mut command = Command::new("valgrind");
-        command
-            .arg("--tool=callgrind")
-            .arg(format!("--callgrind-out-file={}", profile.display()))
-            .arg(format!("--log-file={}.log", profile.display()))
-            .arg(std::env::current_exe()?)
-            .arg(SERVE)
-            .args(options.to_args());
-        let server = Server::spawn(command)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        runtime.block_on(async {
+        let work = async |addr| {
             let any_local = ([0, 0, 0, 0], 0).into();
-            let peers = (0..peers).map(|_| Peer::connect(server.addr, any_local));
+            let peers = (0..peers).map(|_| Peer::connect(addr, any_local));
             let mut peers = try_join_all(peers).await?;
-            let work = async {
-                match name {
-                    "echo" => echo(&mut peers[0], count).await,
-                    "upgrade" => upgrade(server.addr, count).await,
-                    _ => pong(peers, count).await,
-                }
-            };
-            timeout(RUN_LIMIT, work).await?
-        })?;
-        server.end()?;
-        *total = read_total(&profile)?;
+            match name {
+                "echo" => echo(&mut peers[0], count).await,
+                "upgrade" => upgrade(addr, count).await,
+                _ => pong(peers, count).await,
+            }
+        };
+        *total = profiles.instructions(&format!("{name}-{count}"), options, work)?;
     }
     Ok((totals[1] - totals[0]) / f64::from(counts[1] - counts[0]))
 }
@@ -255,15 +228,4 @@ async fn pong(peers: Vec<Peer>, count: u32) -> io::Result<()> {
         failed = try_join_all(peers) => failed.map(|_| ()),
         () = enough.notified() => Ok(()),
     }
-}
-
-/// Reads the total at the end of a profile.
-fn read_total(profile: &Path) -> Result<f64> {
-    let text = fs::read_to_string(profile)?;
-    let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
-    Ok(total.ok_or("a profile without a total")?.trim().parse()?)
-}
-
-fn profiles() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/callgrind")
 }

@@ -1,5 +1,6 @@
 //! Shared by the benches of whole processes: servers, child processes, peers and statistics.
 
+pub(crate) mod callgrind;
 pub(crate) mod comparison;
 pub(crate) mod connection_stats;
 pub(crate) mod floor;
