@@ -17,6 +17,7 @@ pub(crate) struct Peer {
     /// Range of the buffer that has been read and not been parsed yet.
     unparsed: Range<usize>,
     close_code: Option<u16>,
+    last_ping: Vec<u8>,
 }
 
 /// A frame from the server.
@@ -59,6 +60,7 @@ impl Peer {
             buffer: vec![0; 512],
             unparsed: 0..0,
             close_code: None,
+            last_ping: Vec::new(),
         };
         let head = peer.read_parsed(|bytes| {
             let end = bytes.windows(4).position(|bytes| bytes == b"\r\n\r\n")?;
@@ -107,6 +109,11 @@ impl Peer {
         self.close_code
     }
 
+    /// The payload of the last received ping.
+    pub(crate) fn last_ping(&self) -> &[u8] {
+        &self.last_ping
+    }
+
     /// Encodes a masked binary message with `payload` bytes.
     pub(crate) fn message(payload: usize) -> Vec<u8> {
         let mut frame = vec![0x82];
@@ -150,7 +157,11 @@ impl Peer {
     pub(crate) async fn receive(&mut self) -> io::Result<Frame> {
         let (frame, payload) = self.read_parsed(parse).await?;
         match (frame, payload) {
-            (Frame::Ping, Some((payload, len))) => self.control(0x8a, &payload[..len]).await?,
+            (Frame::Ping, Some((payload, len))) => {
+                self.last_ping.clear();
+                self.last_ping.extend_from_slice(&payload[..len]);
+                self.control(0x8a, &payload[..len]).await?;
+            }
             (Frame::Close, Some((payload, 2..))) => {
                 self.close_code = Some(u16::from_be_bytes([payload[0], payload[1]]));
             }
@@ -178,10 +189,7 @@ impl Peer {
     }
 
     async fn control(&mut self, first: u8, payload: &[u8]) -> io::Result<()> {
-        let mut frame = vec![first, 0x80 | payload.len() as u8];
-        frame.extend_from_slice(&MASK);
-        frame.extend_from_slice(payload);
-        self.socket.write_all(&frame).await
+        self.socket.write_all(&short_frame(first, payload)).await
     }
 
     /// Reads until `parse` succeeds on the unparsed bytes, and consumes the length that it returns.
@@ -213,6 +221,14 @@ impl Peer {
             self.buffer.resize(2 * self.unparsed.end, 0);
         }
     }
+}
+
+/// Encodes a masked frame whose first byte is `first`, with at most 125 bytes.
+pub(crate) fn short_frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first, 0x80 | payload.len() as u8];
+    frame.extend_from_slice(&MASK);
+    frame.extend_from_slice(payload);
+    frame
 }
 
 /// Length of a masked frame's header (RFC 6455 section 5.2).
