@@ -4,3 +4,4 @@ mod control_frames;
 mod handle_calls;
 mod malformed;
 mod peers;
+mod unbounded;

@@ -13,7 +13,8 @@ use axum::routing::{MethodRouter, any, get};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
-use tower_ws_liveness::{HeartbeatLayerBuilder, Liveness, Reason, Registry};
+use tokio::time::{Instant, sleep};
+use tower_ws_liveness::{HeartbeatLayerBuilder, IdleTimeoutLayer, Liveness, Reason, Registry};
 
 use super::counts::{count, until_empty};
 use crate::support::h2_client::H2Client;
@@ -404,6 +405,56 @@ async fn wrapped_streams_count_and_are_never_refused() {
     drop((server, client));
     until_empty("they are gone", &registry).await;
     assert!(is_accepted(&app).await);
+}
+
+/// The layers set no deadline before the upgrade: hyper writes the response.
+#[tokio::test(start_paused = true)]
+async fn a_handshake_whose_response_is_not_read_keeps_its_slot() {
+    let registry = Registry::new();
+    registry.limit(1);
+    let idle = IdleTimeoutLayer::builder()
+        .first_message(ms(1_000))
+        .max_lifetime(ms(1_000));
+    let app = app(&registry, echo_route()).layer(idle.build().unwrap());
+    // Smaller than the response.
+    let mut unread = in_memory(app.clone(), 64);
+    let request = opening("/ws");
+    unread.write_all(request.as_bytes()).await.unwrap();
+    sleep(ms(3_600_000)).await;
+    assert_eq!(count(&registry, "admitted"), 1);
+    assert!(!is_accepted(&app).await);
+    drop(unread);
+    until_empty("the client has gone", &registry).await;
+}
+
+/// The sockets of a server may exceed the limit by those that ended within the `close_timeout`.
+#[tokio::test(start_paused = true)]
+async fn a_closing_handshake_takes_no_slot_and_at_most_the_close_timeout() {
+    let registry = Registry::new();
+    registry.limit(1);
+    let heartbeat = with(&registry).close_timeout(ms(5_000)).build().unwrap();
+    let app = Router::new().route("/ws", echo_route()).layer(heartbeat);
+    let mut clients = Vec::new();
+    let begun = Instant::now();
+    for _ in 0..20 {
+        // None of them answers the Close frame.
+        let mut client = in_memory(app.clone(), 4096);
+        assert!(!is_refused(&send_handshake(&mut client).await));
+        until("it is open", || registry.len() == 1).await;
+        assert_eq!(registry.snapshot().len(), 1);
+        assert!(
+            registry
+                .get(registry.snapshot()[0].id())
+                .unwrap()
+                .evict(4_000, "")
+        );
+        clients.push(client);
+    }
+    assert_eq!(count(&registry, "admitted"), 0);
+    assert_eq!(count(&registry, "present"), 20);
+    within("the transports are closed", registry.wait_idle()).await;
+    assert!(begun.elapsed() <= ms(5_000 + 500), "{:?}", begun.elapsed());
+    drop(clients);
 }
 
 /// Several threads open and end connections concurrently. The limit is never exceeded, and in the
