@@ -121,6 +121,14 @@ impl ReadHalf {
         let ahead = self.ahead.get_or_insert_default();
         ahead.bytes.drain(..ahead.taken);
         ahead.taken = 0;
+        let len = ahead.bytes.len() + bytes.len();
+        if len > ahead.bytes.capacity() {
+            // `extend_from_slice` would double the capacity beyond the limit.
+            let capacity = (2 * ahead.bytes.capacity()).min(MAX_READ_AHEAD_BYTES);
+            ahead
+                .bytes
+                .reserve_exact(capacity.max(len) - ahead.bytes.len());
+        }
         ahead.bytes.extend_from_slice(bytes);
     }
 
@@ -368,4 +376,22 @@ struct ReadAhead {
     bytes: Vec<u8>,
     /// How many of them the handler has read.
     taken: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_read_ahead_buffer_never_holds_more_than_the_limit() {
+        for first in [1, 9_000, MAX_READ_AHEAD_BYTES - 1] {
+            let mut half = ReadHalf::new();
+            half.put_ahead(&vec![0; first]);
+            while half.ahead() < MAX_READ_AHEAD_BYTES {
+                half.put_ahead(&[0]);
+            }
+            let capacity = half.ahead.as_ref().map(|ahead| ahead.bytes.capacity());
+            assert_eq!(capacity, Some(MAX_READ_AHEAD_BYTES), "first {first}");
+        }
+    }
 }
