@@ -67,7 +67,8 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
         return Ok(());
     }
     let addr = args
-        .opt_value_from_str("--addr")?
+        .opt_value_from_str("--addr")
+        .map_err(|error| format!("--addr: {error}"))?
         .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 3000)));
     if !args.finish().is_empty() {
         return Err(USAGE.into());

@@ -19,7 +19,6 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::num::ParseIntError;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
@@ -343,12 +342,15 @@ impl Options {
         }
         let options = Self {
             addr: args
-                .opt_value_from_str("--addr")?
+                .opt_value_from_str("--addr")
+                .map_err(|error| format!("--addr: {error}"))?
                 .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9001))),
-            interval: args.opt_value_from_fn("--interval-ms", millis)?,
-            timeout: args.opt_value_from_fn("--timeout-ms", millis)?,
-            missed: args.opt_value_from_str("--missed")?,
-            idle: args.opt_value_from_fn("--idle-ms", millis)?,
+            interval: millis(&mut args, "--interval-ms")?,
+            timeout: millis(&mut args, "--timeout-ms")?,
+            missed: args
+                .opt_value_from_str("--missed")
+                .map_err(|error| format!("--missed: {error}"))?,
+            idle: millis(&mut args, "--idle-ms")?,
             bare: args.contains("--bare"),
             http2_only: args.contains("--http2-only"),
             log_evictions: args.contains("--log-evictions"),
@@ -360,6 +362,9 @@ impl Options {
     }
 }
 
-fn millis(text: &str) -> Result<Duration, ParseIntError> {
-    text.parse().map(Duration::from_millis)
+/// Takes a flag with a number of milliseconds.
+fn millis(args: &mut Arguments, flag: &'static str) -> Result<Option<Duration>, String> {
+    let given = args.opt_value_from_str(flag);
+    let given: Option<u64> = given.map_err(|error| format!("{flag}: {error}"))?;
+    Ok(given.map(Duration::from_millis))
 }

@@ -28,7 +28,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::num::ParseIntError;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -87,16 +86,17 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
         return Ok(print_line(USAGE)?);
     }
     let addr = args
-        .opt_value_from_str("--addr")?
+        .opt_value_from_str("--addr")
+        .map_err(|error| format!("--addr: {error}"))?
         .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 3000)));
     let mut heartbeat = HeartbeatLayer::builder();
-    if let Some(interval) = args.opt_value_from_fn("--interval-ms", millis)? {
+    if let Some(interval) = millis(&mut args, "--interval-ms")? {
         heartbeat = heartbeat.interval(interval);
     }
-    if let Some(timeout) = args.opt_value_from_fn("--timeout-ms", millis)? {
+    if let Some(timeout) = millis(&mut args, "--timeout-ms")? {
         heartbeat = heartbeat.timeout(timeout);
     }
-    if let Some(timeout) = args.opt_value_from_fn("--write-timeout-ms", millis)? {
+    if let Some(timeout) = millis(&mut args, "--write-timeout-ms")? {
         heartbeat = heartbeat.write_timeout(timeout);
     }
     if let Some(unknown) = args.finish().first() {
@@ -303,6 +303,9 @@ fn print_line(line: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-fn millis(text: &str) -> Result<Duration, ParseIntError> {
-    text.parse().map(Duration::from_millis)
+/// Takes a flag with a number of milliseconds.
+fn millis(args: &mut Arguments, flag: &'static str) -> Result<Option<Duration>, String> {
+    let given = args.opt_value_from_str(flag);
+    let given: Option<u64> = given.map_err(|error| format!("{flag}: {error}"))?;
+    Ok(given.map(Duration::from_millis))
 }

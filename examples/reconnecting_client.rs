@@ -32,7 +32,6 @@
 
 use std::error::Error;
 use std::io::{self, Write};
-use std::num::ParseIntError;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -479,8 +478,8 @@ impl Options {
             return Ok(None);
         }
         let mut millis_or = |flag, default_secs| {
-            let given = args.opt_value_from_fn(flag, millis)?;
-            Ok::<_, pico_args::Error>(given.unwrap_or(Duration::from_secs(default_secs)))
+            let given = millis(&mut args, flag)?;
+            Ok::<_, String>(given.unwrap_or(Duration::from_secs(default_secs)))
         };
         let mut options = Self {
             interval: millis_or("--interval-ms", 30)?,
@@ -491,7 +490,8 @@ impl Options {
             stable: millis_or("--stable-ms", 60)?,
             restart: millis_or("--restart-ms", 5)?,
             url: args
-                .opt_value_from_str("--url")?
+                .opt_value_from_str("--url")
+                .map_err(|error| format!("--url: {error}"))?
                 .unwrap_or(Uri::from_static("ws://127.0.0.1:9001/ws")),
             authority: String::new(),
             jsonl: args.contains("--jsonl"),
@@ -510,6 +510,9 @@ impl Options {
     }
 }
 
-fn millis(text: &str) -> Result<Duration, ParseIntError> {
-    text.parse().map(Duration::from_millis)
+/// Takes a flag with a number of milliseconds.
+fn millis(args: &mut Arguments, flag: &'static str) -> Result<Option<Duration>, String> {
+    let given = args.opt_value_from_str(flag);
+    let given: Option<u64> = given.map_err(|error| format!("{flag}: {error}"))?;
+    Ok(given.map(Duration::from_millis))
 }

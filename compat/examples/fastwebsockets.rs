@@ -10,7 +10,6 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::net::SocketAddr;
-use std::num::ParseIntError;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -156,15 +155,16 @@ impl Options {
             return Ok(None);
         }
         let mut millis_or = |flag, default_secs| {
-            let given = args.opt_value_from_fn(flag, millis)?;
-            Ok::<_, pico_args::Error>(given.unwrap_or(Duration::from_secs(default_secs)))
+            let given = millis(&mut args, flag)?;
+            Ok::<_, String>(given.unwrap_or(Duration::from_secs(default_secs)))
         };
         let options = Self {
             interval: millis_or("--interval-ms", 30)?,
             timeout: millis_or("--timeout-ms", 15)?,
             idle: millis_or("--idle-ms", 300)?,
             addr: args
-                .opt_value_from_str("--addr")?
+                .opt_value_from_str("--addr")
+                .map_err(|error| format!("--addr: {error}"))?
                 .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9001))),
         };
         if let Some(unknown) = args.finish().first() {
@@ -174,6 +174,9 @@ impl Options {
     }
 }
 
-fn millis(text: &str) -> Result<Duration, ParseIntError> {
-    text.parse().map(Duration::from_millis)
+/// Takes a flag with a number of milliseconds.
+fn millis(args: &mut Arguments, flag: &'static str) -> Result<Option<Duration>, String> {
+    let given = args.opt_value_from_str(flag);
+    let given: Option<u64> = given.map_err(|error| format!("{flag}: {error}"))?;
+    Ok(given.map(Duration::from_millis))
 }
