@@ -88,6 +88,21 @@ fn every_page_of_the_guide_says_first_what_it_answers() {
     }
 }
 
+/// rustdoc hides these lines, but the repository shows them.
+#[test]
+fn no_snippet_has_hidden_lines() {
+    for page in pages("").into_iter().chain(pages("docs")) {
+        let text = read(&page);
+        for snippet in text.split("```rust").skip(1) {
+            let (snippet, _) = snippet.split_once("```").expect("the end of the snippet");
+            let hidden = snippet
+                .lines()
+                .find(|line| line.trim_start().starts_with("# "));
+            assert_eq!(hidden, None, "{}", page.display());
+        }
+    }
+}
+
 #[test]
 fn the_readme_and_rustdoc_have_every_page_of_the_guide() {
     let (readme, guide) = (

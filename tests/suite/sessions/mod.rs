@@ -8,6 +8,7 @@ mod panicking_keys;
 mod panics;
 mod reconnects;
 mod reentry;
+mod rooms;
 mod seats;
 mod seeded;
 mod slow_maps;
