@@ -144,11 +144,17 @@ fn measure(args: &[String]) -> Result<bool> {
         all_met &= check("a ping", layered, MAX_ADDED[1]);
     }
     for (name, buffer) in BUFFERS.into_iter().filter(|_| wanted("upgrade")) {
-        let [bare, hand, layered] = [
+        let (bare, hand) = (
             upgrades(Kind::Bare, buffer)?,
             upgrades(Kind::HandWritten, buffer)?,
-            upgrades(Kind::Layered, buffer)?,
-        ];
+        );
+        // The median of three: how often the driver is woken depends on timing.
+        let mut layered = [0.0; 3];
+        for run in &mut layered {
+            *run = upgrades(Kind::Layered, buffer)?;
+        }
+        layered.sort_by(f64::total_cmp);
+        let layered = layered[1];
         let added = layered - bare;
         println!(
             "| upgrade and end, {name} | {bare:.0} | {hand:.0} | {layered:.0} | {added:.0} more than bare |"
