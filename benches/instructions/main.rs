@@ -148,7 +148,8 @@ fn measure(args: &[String]) -> Result<bool> {
             upgrades(Kind::Bare, buffer)?,
             upgrades(Kind::HandWritten, buffer)?,
         );
-        // The median of three: how often the driver is woken depends on timing.
+        // The median of three: how often the driver is woken depends on timing, and the cost of
+        // malloc on the layout of the heap.
         let mut layered = [0.0; 3];
         for run in &mut layered {
             *run = upgrades(Kind::Layered, buffer)?;
