@@ -269,27 +269,25 @@ impl Policy {
     /// verdict takes up to `1 + missed_pings` steps, each of which may be late by one rounding, so
     /// the granularity is that total divided by the number of steps.
     pub(crate) fn step_millis(&self) -> u32 {
-        let heartbeat = self.heartbeat.iter().flat_map(|policy| {
-            [
-                Some(policy.interval),
-                Some(policy.timeout),
-                Some(policy.close_timeout),
-            ]
-            .into_iter()
-            .chain([policy.write_timeout, policy.handler_stall_timeout])
+        let never = Duration::MAX;
+        let heartbeat = self.heartbeat.as_ref().map_or(never, |policy| {
+            policy
+                .interval
+                .min(policy.timeout)
+                .min(policy.close_timeout)
+                .min(policy.write_timeout.unwrap_or(never))
+                .min(policy.handler_stall_timeout.unwrap_or(never))
         });
-        let idle = self.idle.iter().flat_map(|policy| {
-            [Some(policy.timeout), Some(policy.close_timeout)]
-                .into_iter()
-                .chain([policy.first_message, policy.message_timeout])
-                .chain([policy.max_lifetime])
+        let idle = self.idle.as_ref().map_or(never, |policy| {
+            policy
+                .timeout
+                .min(policy.close_timeout)
+                .min(policy.first_message.unwrap_or(never))
+                .min(policy.message_timeout.unwrap_or(never))
+                .min(policy.max_lifetime.unwrap_or(never))
         });
-        let shortest = heartbeat
-            .chain(idle)
-            .flatten()
-            .min()
-            .unwrap_or(Duration::MAX);
-        let total = u32::try_from(shortest.as_millis() / 32).unwrap_or(u32::MAX);
+        let total = heartbeat.min(idle).as_millis() / 32;
+        let total = u32::try_from(total).unwrap_or(u32::MAX);
         let missed = self
             .heartbeat
             .as_ref()
