@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::connection::connection::Connection;
 use crate::connection::metadata::{Metadata, vacate};
 use crate::eviction::Eviction;
-use crate::hooks::{self, OnEvict};
+use crate::hooks;
 use crate::monitor::{Announced, Reason};
 use crate::panic_guard;
 
@@ -103,11 +103,10 @@ impl Metadata {
         for hook in local {
             hooks::call_local(hook, &eviction);
         }
-        // A hook that several layers share is called once.
-        let mut called: Vec<&Arc<dyn OnEvict>> = Vec::new();
-        for hook in layers.iter().flat_map(|layer| &layer.hooks) {
-            if !called.iter().any(|known| Arc::ptr_eq(known, hook)) {
-                called.push(hook);
+        let all = || layers.iter().flat_map(|layer| &layer.hooks);
+        for (index, hook) in all().enumerate() {
+            // A hook that several layers share is called once.
+            if !all().take(index).any(|known| Arc::ptr_eq(known, hook)) {
                 hooks::call_on_evict(&**hook, &eviction);
             }
         }
