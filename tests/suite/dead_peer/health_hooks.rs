@@ -256,11 +256,9 @@ fn hooks_on_two_threads_are_called_in_order_and_never_overlap() {
         assert!(recoveries.count() >= 10, "{states:?}");
         assert_eq!(overlaps.load(Ordering::SeqCst), 0);
         sleep(ms(50)).await;
-        assert_eq!(
-            changes.states().len(),
-            states.len(),
-            "nothing after the end"
-        );
+        // The call that was under way at the end may have returned since.
+        let later = changes.states().len() - states.len();
+        assert!(later <= 1, "{later} calls after the end");
     });
 }
 
