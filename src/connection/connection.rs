@@ -70,17 +70,16 @@ where
     }
 
     /// The upgrade is complete, and `io` carries frames from now on. Enters the registries and
-    /// starts the driver. False if the connection was evicted before; the driver then does the
+    /// starts the driver's task. False if the connection was evicted before; the driver then does the
     /// closing handshake over `io`.
-    pub(crate) fn open(self: &Arc<Self>, io: T) -> bool {
-        let driver = Driver::expect_current();
-        self.metadata.set_driver(Arc::clone(&driver));
+    pub(crate) fn open(self: &Arc<Self>, io: T, driver: &Arc<Driver>) -> bool {
+        self.metadata.set_driver(Arc::clone(driver));
         // First, so that an eviction from now on finds the connection in its registries.
         let erased = Arc::clone(self) as Arc<dyn ErasedConnection>;
         self.membership.enter(&erased);
         let connection = Arc::clone(self) as Arc<dyn Drive>;
         let opened =
-            self.enter(|state, report| state.open(io, connection, Arc::clone(&driver), report));
+            self.enter(|state, report| state.open(io, connection, Arc::clone(driver), report));
         driver.start();
         if opened {
             let id = self.metadata.id();

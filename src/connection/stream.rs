@@ -93,9 +93,13 @@ where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     /// Opens `connection` over `io`. `None` if it was evicted before.
-    pub(crate) fn open(connection: Arc<Connection<T>>, io: T) -> Option<Self> {
+    pub(crate) fn open(
+        connection: Arc<Connection<T>>,
+        io: T,
+        driver: &Arc<Driver>,
+    ) -> Option<Self> {
         let vectored = io.is_write_vectored();
-        if !connection.open(io) {
+        if !connection.open(io, driver) {
             return None;
         }
         let stream = Self::new(connection, vectored);
@@ -106,10 +110,10 @@ where
     /// Puts a stream of frames under a layer.
     pub(crate) fn wrap(io: T, role: Role, layer: &LayerConfig) -> (Self, Liveness) {
         // Panics without a runtime, before a registry counts the connection.
-        let _driver = Driver::expect_current();
+        let driver = Driver::expect_current();
         let (stream, live) = Self::opening(role, io.is_write_vectored(), layer);
         // If another task finds it in a registry and evicts it immediately, the stream fails.
-        stream.complete(io);
+        stream.open_in(io, &driver);
         (stream, live)
     }
 
@@ -124,8 +128,16 @@ where
 
     /// The opening handshake is complete, and `io` carries frames from now on. If the connection
     /// was evicted meanwhile, the stream fails.
+    ///
+    /// # Panics
+    ///
+    /// If the current thread has no driver.
     pub(crate) fn complete(&self, io: T) {
-        self.connection.open(io);
+        self.open_in(io, &Driver::expect_current());
+    }
+
+    fn open_in(&self, io: T, driver: &Arc<Driver>) {
+        self.connection.open(io, driver);
         self.connection.evict_if_draining();
     }
 

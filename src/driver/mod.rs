@@ -133,11 +133,11 @@ impl Driver {
         }
         queue.task = TaskState::Running;
         drop(queue);
+        let workers = Workers::of(&self.runtime);
+        let task = DriverTask::new(Arc::clone(self), workers.clone());
         // Unconstrained: with tokio's cooperative budget used up, a transport would return
         // `Pending` though it is ready. The task yields in each iteration.
-        let workers = Workers::current();
-        let task = DriverTask::new(Arc::clone(self), workers.clone());
-        spawn(unconstrained(task::run(task)));
+        spawn(&self.runtime, unconstrained(task::run(task)));
         workers.displace_from_lifo_slot();
     }
 

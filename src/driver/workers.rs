@@ -29,11 +29,9 @@ const YIELD_TIMEOUT: Duration = Duration::from_millis(10);
 pub(super) struct Workers(Option<Handle>);
 
 impl Workers {
-    /// The workers of the current runtime.
-    pub(super) fn current() -> Self {
-        let runtime = Handle::current();
+    pub(super) fn of(runtime: &Handle) -> Self {
         let has_several = runtime.metrics().num_workers() > 1;
-        Self(has_several.then_some(runtime))
+        Self(has_several.then(|| runtime.clone()))
     }
 
     /// Lets any worker run the driver's task, which was just woken or spawned.

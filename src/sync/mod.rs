@@ -25,10 +25,18 @@ pub(crate) use std::thread::{ThreadId, current as current_thread};
 
 #[cfg(not(all(test, liveness_loom)))]
 pub(crate) use tokio::{
-    spawn,
     sync::Notify,
     time::{Sleep, sleep_until},
 };
+
+/// Spawns a task in `runtime`. Works on any thread.
+#[cfg(not(all(test, liveness_loom)))]
+pub(crate) fn spawn(
+    runtime: &tokio::runtime::Handle,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
+    drop(runtime.spawn(task));
+}
 
 /// Calls `act` in the context of `runtime`. Works on any thread.
 #[cfg(not(all(test, liveness_loom)))]

@@ -111,9 +111,9 @@ pub(crate) fn in_runtime<R>(_: &tokio::runtime::Handle, act: impl FnOnce() -> R)
     act()
 }
 
-/// Runs a task on its own thread. The task is dropped, finished or not, when the runtime is shut
-/// down.
-pub(crate) fn spawn(task: impl Future + Send + 'static) {
+/// Runs a task on its own thread. The task is dropped, finished or not, when the model's runtime is
+/// shut down.
+pub(crate) fn spawn(_: &tokio::runtime::Handle, task: impl Future<Output = ()> + Send + 'static) {
     let parker = Arc::new(Parker::default());
     let waker = Waker::from(Arc::clone(&parker));
     model_runtime().tasks.lock().unwrap().push(waker);

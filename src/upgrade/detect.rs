@@ -106,7 +106,7 @@ pub(crate) fn is_accepted<B>(kind: HandshakeKind, res: &Response<B>) -> bool {
     match kind {
         HandshakeKind::Http1 => {
             res.status() == StatusCode::SWITCHING_PROTOCOLS
-                && (!res.headers().contains_key(UPGRADE) || names_websocket(res.headers()))
+                && (names_websocket(res.headers()) || !res.headers().contains_key(UPGRADE))
         }
         #[cfg(feature = "http2")]
         HandshakeKind::ExtendedConnect => res.status().is_success(),

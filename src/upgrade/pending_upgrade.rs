@@ -1,11 +1,13 @@
 //! An opening handshake between the request and its response.
 
+use std::mem;
 use std::sync::Arc;
 
+use async_task::Runnable;
 use http::{Request, Response, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::runtime::Handle;
+use tokio::task::unconstrained;
 
 use super::bridge::Bridge;
 use super::detect::{HandshakeKind, NotUpgradable, detect, is_accepted};
@@ -73,10 +75,10 @@ impl PendingLayer {
         // abandoned here, by the drop of `self`.
         match self {
             Self::Outermost(upgrade) if is_accepted(upgrade.kind, response) => {
-                upgrade.spawn_opening();
+                upgrade.open_once_upgraded();
             }
             Self::Outermost(upgrade) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                upgrade.spawn_passthrough();
+                upgrade.pass_through_once_upgraded();
             }
             Self::Inner(kind, attachment) if is_accepted(kind, response) => {
                 attachment.accept();
@@ -88,8 +90,8 @@ impl PendingLayer {
 
 /// The connection and the replaced upgrade of a handshake that has not been answered yet.
 pub(super) struct PendingUpgrade {
-    /// Stored because the response may be polled outside of the runtime.
-    runtime: Handle,
+    /// Stored because the upgrade may be completed outside of the driver's runtime.
+    driver: Arc<Driver>,
     kind: HandshakeKind,
     /// hyper's own, removed from the request.
     on_upgrade: OnUpgrade,
@@ -106,19 +108,16 @@ impl PendingUpgrade {
         overrides: Option<&Overrides>,
         req: &mut Request<B>,
     ) -> Result<Option<Self>, Refusal> {
-        // A request that cannot be upgraded needs no driver.
-        if req.extensions().get::<OnUpgrade>().is_some() {
-            Driver::current().map_err(Refusal::NoDriver)?;
-        }
+        let Some(on_upgrade) = req.extensions_mut().get_mut::<OnUpgrade>() else {
+            return Ok(None);
+        };
+        let driver = Driver::current().map_err(Refusal::NoDriver)?;
         let admission = config.admit().map_err(Refusal::ByRegistry)?;
-        // The bridge first: if there is none, the request keeps its own `OnUpgrade`.
         let Some((bridge, bridged)) = Bridge::new() else {
             req.extensions_mut().insert(NotUpgradable);
             return Ok(None);
         };
-        let Some(on_upgrade) = req.extensions_mut().remove::<OnUpgrade>() else {
-            return Ok(None);
-        };
+        let on_upgrade = mem::replace(on_upgrade, bridged);
         let connection = Connection::new(Role::Server, Transport::TRAITS);
         if kind.is_multiplexed() {
             connection.set_over_http2();
@@ -128,10 +127,9 @@ impl PendingUpgrade {
         if let Some(overrides) = overrides {
             live.override_policy(overrides);
         }
-        req.extensions_mut().insert(bridged);
         req.extensions_mut().insert(live);
         Ok(Some(Self {
-            runtime: Handle::current(),
+            driver,
             kind,
             on_upgrade,
             bridge,
@@ -139,23 +137,22 @@ impl PendingUpgrade {
         }))
     }
 
-    /// The handshake was accepted: spawns a task that opens the connection.
-    ///
-    /// The task ends when hyper resolves the upgrade, which it does as soon as it has written the
-    /// response head, or when the upgrade fails.
-    fn spawn_opening(self) {
+    /// The handshake was accepted: opens the connection as soon as hyper resolves the upgrade, which
+    /// it does when it has written the response head.
+    fn open_once_upgraded(self) {
         let Self {
-            runtime,
+            driver,
             kind,
             on_upgrade,
             bridge,
             connection,
         } = self;
         let connection = connection.into_accepted();
-        runtime.spawn(async move {
+        run_where_woken(async move {
             match on_upgrade.await {
                 Ok(upgraded) => {
-                    if let Some(stream) = connection.open(Transport::new(kind, upgraded)) {
+                    let transport = Transport::new(kind, upgraded);
+                    if let Some(stream) = connection.open(transport, &driver) {
                         bridge.complete(HandlerStream::WebSocket(TokioIo::new(stream)));
                     }
                 }
@@ -168,21 +165,32 @@ impl PendingUpgrade {
         });
     }
 
-    /// The handler switched to another protocol that the client offered: spawns a task that gives
-    /// it hyper's stream unchanged.
-    fn spawn_passthrough(self) {
+    /// The handler switched to another protocol that the client offered: it gets hyper's stream
+    /// unchanged.
+    fn pass_through_once_upgraded(self) {
         let Self {
-            runtime,
-            on_upgrade,
-            bridge,
-            ..
+            on_upgrade, bridge, ..
         } = self;
-        runtime.spawn(async move {
+        run_where_woken(async move {
             if let Ok(upgraded) = on_upgrade.await {
                 bridge.complete(HandlerStream::Other(Box::new(upgraded)));
             }
         });
     }
+}
+
+/// Polls `future` now, and then inside each wake-up: hyper resolves an upgrade by waking whoever
+/// awaits it. A task of the runtime would be woken too, and run later, perhaps by another thread.
+///
+/// tokio's cooperative budget does not apply: when it is used up, tokio may wake the future in the
+/// middle of its poll, which would then be polled without end.
+fn run_where_woken(future: impl Future<Output = ()> + Send + 'static) {
+    let run = |future: Runnable| {
+        panic_guard::catch(|| future.run());
+    };
+    let (runnable, task) = async_task::spawn(unconstrained(future), run);
+    task.detach();
+    run(runnable);
 }
 
 /// A connection whose handshake is not answered yet. Dropping it reports that no upgrade happened.
@@ -206,8 +214,8 @@ impl Drop for NotUpgradedGuard {
 struct UpgradeFailedGuard(Option<Arc<Connection<Transport>>>);
 
 impl UpgradeFailedGuard {
-    fn open(mut self, io: Transport) -> Option<LivenessStream<Transport>> {
-        LivenessStream::open(self.0.take()?, io)
+    fn open(mut self, io: Transport, driver: &Arc<Driver>) -> Option<LivenessStream<Transport>> {
+        LivenessStream::open(self.0.take()?, io, driver)
     }
 }
 
@@ -216,5 +224,101 @@ impl Drop for UpgradeFailedGuard {
         if let Some(connection) = self.0.take() {
             connection.upgrade_failed();
         }
+    }
+}
+
+#[cfg(all(test, not(liveness_loom)))]
+mod tests {
+    use std::convert::Infallible;
+    use std::pin::{Pin, pin};
+    use std::sync::Mutex;
+    use std::task::{Context, Poll, Waker};
+    use std::time::Duration;
+
+    use http::header::UPGRADE;
+    use tokio::io::{DuplexStream, duplex};
+    use tokio::runtime::Handle;
+    use tokio::task::consume_budget;
+    use tokio::task::coop::has_budget_remaining;
+    use tower::{ServiceExt, service_fn};
+    use tower_layer::Layer;
+
+    use super::*;
+    use crate::IdleTimeoutLayer;
+
+    /// The end of an upgrade that hyper has.
+    type Server = Bridge<TokioIo<DuplexStream>>;
+
+    /// Passes an opening handshake through a layer, to a handler that accepts it. Returns the
+    /// handler's upgrade too.
+    async fn accepted() -> (Server, OnUpgrade) {
+        let (server, on_upgrade) = Server::new().unwrap();
+        let mut req = Request::get("/")
+            .header(UPGRADE, "websocket")
+            .body(())
+            .unwrap();
+        req.extensions_mut().insert(on_upgrade);
+        let handler_upgrade = Arc::new(Mutex::new(None));
+        let slot = Arc::clone(&handler_upgrade);
+        let handler = service_fn(move |mut req: Request<()>| {
+            *slot.lock().unwrap() = req.extensions_mut().remove::<OnUpgrade>();
+            let mut res = Response::new(String::new());
+            *res.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            async { Ok::<_, Infallible>(res) }
+        });
+        let service = IdleTimeoutLayer::new(Duration::from_secs(60)).layer(handler);
+        service.oneshot(req).await.unwrap();
+        let handler_upgrade = handler_upgrade.lock().unwrap().take().unwrap();
+        (server, handler_upgrade)
+    }
+
+    fn is_upgraded(on_upgrade: &mut OnUpgrade) -> bool {
+        let cx = &mut Context::from_waker(Waker::noop());
+        matches!(pin!(unconstrained(on_upgrade)).poll(cx), Poll::Ready(Ok(_)))
+    }
+
+    #[tokio::test]
+    async fn the_handler_is_upgraded_as_soon_as_hyper_is_and_without_a_task() {
+        let (server, mut on_upgrade) = accepted().await;
+        let tasks = || Handle::current().metrics().num_alive_tasks();
+        assert!(!is_upgraded(&mut on_upgrade));
+        assert_eq!(tasks(), 0);
+        let (ours, _theirs) = duplex(64);
+        server.complete(TokioIo::new(ours));
+        assert!(is_upgraded(&mut on_upgrade));
+        assert_eq!(tasks(), 1, "the driver's");
+    }
+
+    #[tokio::test]
+    async fn the_handler_is_upgraded_though_the_budget_of_hypers_task_is_used_up() {
+        let (server, mut on_upgrade) = accepted().await;
+        let (ours, _theirs) = duplex(64);
+        while has_budget_remaining() {
+            consume_budget().await;
+        }
+        server.complete(TokioIo::new(ours));
+        assert!(is_upgraded(&mut on_upgrade));
+    }
+
+    #[tokio::test]
+    async fn the_handlers_upgrade_fails_as_soon_as_hypers_does() {
+        let (server, mut on_upgrade) = accepted().await;
+        drop(server);
+        let cx = &mut Context::from_waker(Waker::noop());
+        let failed = Pin::new(&mut on_upgrade).poll(cx);
+        assert!(matches!(failed, Poll::Ready(Err(_))), "{failed:?}");
+    }
+
+    #[test]
+    fn the_handler_is_upgraded_where_hyper_has_no_runtime() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let (server, mut on_upgrade) = runtime.block_on(accepted());
+        let (ours, _theirs) = duplex(64);
+        server.complete(TokioIo::new(ours));
+        assert!(is_upgraded(&mut on_upgrade));
+        assert_eq!(runtime.metrics().num_alive_tasks(), 1, "the driver's");
     }
 }

@@ -89,6 +89,7 @@ mod tests {
     use crate::connection::{
         Connection, ErasedConnection, Liveness, LivenessStream, TransportTraits,
     };
+    use crate::driver::Driver;
     use crate::wire::Role;
 
     fn opening() -> (Arc<Connection<DuplexStream>>, Liveness) {
@@ -137,7 +138,7 @@ mod tests {
             assert!(!live.is_transport_closed());
             let (ours, mut theirs) = duplex(64);
             let opened = Instant::now();
-            assert!(LivenessStream::open(connection, ours).is_none());
+            assert!(LivenessStream::open(connection, ours, &Driver::expect_current()).is_none());
             let mut frame = [0; 7];
             theirs.read_exact(&mut frame).await.unwrap();
             assert_eq!(frame, close);
@@ -159,7 +160,7 @@ mod tests {
         live.cut();
         let (ours, mut theirs) = duplex(64);
         let opened = Instant::now();
-        assert!(LivenessStream::open(connection, ours).is_none());
+        assert!(LivenessStream::open(connection, ours, &Driver::expect_current()).is_none());
         let mut received = Vec::new();
         theirs.read_to_end(&mut received).await.unwrap();
         assert_eq!(received, [0x88, 5, 0x03, 0xe8, b'b', b'y', b'e']);
@@ -171,7 +172,7 @@ mod tests {
     async fn an_open_connection_is_neither_cut_nor_closed() {
         let (connection, live) = opening();
         let (ours, theirs) = duplex(64);
-        let stream = LivenessStream::open(connection, ours).unwrap();
+        let stream = LivenessStream::open(connection, ours, &Driver::expect_current()).unwrap();
         live.cut();
         assert!(!live.is_transport_closed());
         assert_eq!(live.health().to_string(), "live");

@@ -12,6 +12,7 @@ use crate::connection::{
     Connection, DrainOrder, ErasedConnection, ErasedRegistry, LayerConfig, Liveness,
     LivenessStream, Refused, TransportTraits,
 };
+use crate::driver::Driver;
 use crate::eviction::{ConnectionId, Eviction};
 use crate::hooks::OnEvict;
 use crate::monitor::{CloseFrame, IdlePolicy, Policy, Reason};
@@ -173,6 +174,11 @@ pub(super) fn open() -> (LivenessStream<Wire>, Liveness, Peer, Arc<Announcements
     (stream, live, peer, announced)
 }
 
+/// Ends the upgrade of a connection whose handshake was accepted.
+fn upgrade(connection: Arc<Connection<Wire>>, wire: Wire) -> Option<LivenessStream<Wire>> {
+    LivenessStream::open(connection, wire, &Driver::expect_current())
+}
+
 pub(super) fn assert_tracked_once(announced: &Announcements) {
     assert_eq!(
         (
@@ -307,7 +313,7 @@ fn loom_an_eviction_during_the_upgrade() {
         thread(move || assert!(live.evict(4_000, "")));
         let stream = Arc::new(Mutex::new(None));
         let opened = Arc::clone(&stream);
-        thread(move || *opened.lock().unwrap() = LivenessStream::open(connection, wire));
+        thread(move || *opened.lock().unwrap() = upgrade(connection, wire));
         all_done();
         assert_eq!(announced.end(1), KICKED);
         assert!(peer.is_transport_dropped());
@@ -328,7 +334,7 @@ fn loom_an_admission_is_given_back_once() {
         thread(move || {
             live.evict(4_000, "");
         });
-        thread(move || drop(LivenessStream::open(connection, wire)));
+        thread(move || drop(upgrade(connection, wire)));
         all_done();
         announced.end(0);
         assert_eq!(announced.ended.load(Acquire), 1);
@@ -356,7 +362,7 @@ fn loom_no_connection_escapes_a_drain() {
             }
         });
         // The handler keeps its stream, if it gets one, and does nothing.
-        let stream = LivenessStream::open(connection, wire);
+        let stream = upgrade(connection, wire);
         all_done();
         let reason = announced.end(0);
         let possible = [Reason::Drained, Reason::Kicked { code: 1001 }];
