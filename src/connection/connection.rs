@@ -115,9 +115,19 @@ where
     ///
     /// During a poll of this connection's transport.
     pub(super) fn lock(&self) -> Locked<'_, State<T>> {
+        let mut state = self.lock_for_handler();
+        state.routine = false;
+        state
+    }
+
+    /// [`lock`](Self::lock) for an operation of the handler, which may be
+    /// [routine](State::routine).
+    #[inline(always)]
+    pub(super) fn lock_for_handler(&self) -> Locked<'_, State<T>> {
         // After a panic of the transport or of a waker, no more bytes are read, and the transport
         // is dropped without a shutdown.
         self.state.lock(|state| {
+            state.routine = false;
             state.read_half.mark_ended();
             state.write_half.skip_shutdown();
         })

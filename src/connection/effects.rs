@@ -44,6 +44,28 @@ where
         result
     }
 
+    /// Does an operation of the handler that is not [routine](State::routine), or the rest of one that
+    /// turned out not to be.
+    #[inline(never)]
+    pub(super) fn continue_operation<R>(
+        self: &Arc<Self>,
+        mut state: Locked<'_, State<T>>,
+        operation: impl FnOnce(&mut State<T>, &mut Report) -> R,
+    ) -> R {
+        let mut report = Report::default();
+        let result = operation(&mut state, &mut report);
+        let effects = match state.is_settled() && report.is_empty() {
+            true => None,
+            false => Effects::collect(self, &mut state, &mut report),
+        };
+        state.update_routine();
+        drop(state);
+        if let Some(effects) = effects {
+            effects.run(self);
+        }
+        result
+    }
+
     /// The rare part of [`enter`](Self::enter), out of line.
     #[inline(never)]
     fn settle(self: &Arc<Self>, mut state: Locked<'_, State<T>>, report: &mut Report) {

@@ -1,22 +1,116 @@
 //! The handler's reads, writes, flushes and shutdowns, under the lock.
 //!
+//! Most operations are routine: `poll_routine_*` polls the transport with the handler's waker, and
+//! that is all. The others may have to do more.
+//!
 //! A transport keeps one waker per direction. This file decides whether it is the handler's or the
 //! driver's. Each operation gets the handler's context and `driver_waker`, which makes a waker that
 //! schedules the driver for this connection.
 
 use std::io;
+use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop::has_budget_remaining;
 
 use super::io::{Filled, MAX_READS_PER_VISIT, Observer, Outgoing, Report, WriteHalf};
 use super::state::{Parts, State, no_transport};
 
+/// The result of a [routine](State::routine) operation.
+pub(crate) enum Routine<R, P = R> {
+    /// There is nothing more to do.
+    Done(R),
+    /// There is: what the transport returned, if it was polled.
+    Unusual(Option<P>),
+}
+
+/// A read of the transport, and how many bytes the buffer held before.
+type PolledRead = (Poll<io::Result<()>>, usize);
+
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
+    /// Reads, if that is routine: one message, or nothing.
+    #[inline]
+    pub(crate) fn poll_routine_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Routine<Poll<io::Result<()>>, PolledRead> {
+        let (Some(io), Some(timer), true) = (&mut self.io, &self.timer, self.routine) else {
+            return Routine::Unusual(None);
+        };
+        let before = out.filled().len();
+        let read = Pin::new(io).poll_read(cx, out);
+        let done = match &read {
+            Poll::Ready(Ok(())) => {
+                self.reader.pending = false;
+                let bytes = &out.filled()[before..];
+                let (monitor, clock) = (&mut self.monitor, timer.clock());
+                self.read_half
+                    .record_message(bytes, clock, monitor, &self.policy)
+            }
+            Poll::Ready(Err(_)) => false,
+            Poll::Pending => {
+                let empty = has_budget_remaining() && self.reader.keep(cx.waker());
+                if empty {
+                    self.read_half.record_empty();
+                }
+                empty
+            }
+        };
+        match done {
+            true => Routine::Done(read),
+            false => Routine::Unusual(Some((read, before))),
+        }
+    }
+
+    /// Writes, if that is routine: one message.
+    #[inline]
+    pub(crate) fn poll_routine_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Routine<Poll<io::Result<usize>>> {
+        let (Some(io), Some(timer), true) = (&mut self.io, &self.timer, self.routine) else {
+            return Routine::Unusual(None);
+        };
+        let written = Pin::new(io).poll_write(cx, bytes);
+        let (monitor, clock) = (&mut self.monitor, timer.clock());
+        let all = matches!(written, Poll::Ready(Ok(written)) if written == bytes.len());
+        if all
+            && self
+                .write_half
+                .record_message(bytes, clock, monitor, &self.policy)
+        {
+            self.writer.pending = false;
+            return Routine::Done(written);
+        }
+        Routine::Unusual(Some(written))
+    }
+
+    /// Flushes, if that is routine.
+    #[inline]
+    pub(crate) fn poll_routine_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Routine<Poll<io::Result<()>>> {
+        let (Some(io), true) = (&mut self.io, self.routine) else {
+            return Routine::Unusual(None);
+        };
+        let flushed = Pin::new(io).poll_flush(cx);
+        if matches!(flushed, Poll::Ready(Ok(()))) {
+            self.writer.pending = false;
+            return Routine::Done(flushed);
+        }
+        Routine::Unusual(Some(flushed))
+    }
+
+    /// `polled` if the transport was polled already.
     pub(crate) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
+        mut polled: Option<PolledRead>,
         driver_waker: impl Fn() -> Waker,
         report: &mut Report,
     ) -> Poll<io::Result<()>> {
@@ -39,8 +133,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         for _ in 0..MAX_READS_PER_VISIT {
             // While a ping is unanswered the driver watches the transport: the handler must not be
             // woken for the pong, and the round trip must not include the handler's delay.
-            let by_driver = read_half.is_watched(&observer);
-            let filled = if by_driver {
+            let by_driver = polled.is_none() && read_half.is_watched(&observer);
+            let filled = if let Some((read, before)) = polled.take() {
+                read_half.digest(read, before, out, &mut observer)
+            } else if by_driver {
                 let waker = driver_waker();
                 read_half.poll_fill(io, &mut Context::from_waker(&waker), out, &mut observer)
             } else {
@@ -77,33 +173,43 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         Err(no_transport(&self.monitor))
     }
 
+    /// `polled` if `bytes` were offered to the transport already.
     pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
-        driver_waker: impl Fn() -> Waker,
         bytes: Outgoing<'_>,
+        polled: Option<Poll<io::Result<usize>>>,
+        driver_waker: impl Fn() -> Waker,
         report: &mut Report,
     ) -> Poll<io::Result<usize>> {
+        self.poll_out(cx, driver_waker, report, |io, half, cx, observer| {
+            match (bytes, polled) {
+                (Outgoing::Slice(bytes), Some(written)) => {
+                    half.digest_write(io, cx, written, bytes, observer)
+                }
+                (Outgoing::Slice(bytes), None) => half.poll_write(io, cx, bytes, observer),
+                (Outgoing::Slices(slices), _) => half.poll_write_vectored(io, cx, slices, observer),
+            }
+        })
+    }
+
+    /// `polled` if the transport was flushed already.
+    pub(crate) fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Option<Poll<io::Result<()>>>,
+        driver_waker: impl Fn() -> Waker,
+        report: &mut Report,
+    ) -> Poll<io::Result<()>> {
         self.poll_out(
             cx,
             driver_waker,
             report,
-            |io, half, cx, observer| match bytes {
-                Outgoing::Slice(bytes) => half.poll_write(io, cx, bytes, observer),
-                Outgoing::Slices(slices) => half.poll_write_vectored(io, cx, slices, observer),
+            |io, half, cx, observer| match polled {
+                Some(flushed) => half.digest_flush(flushed, observer),
+                None => half.poll_flush(io, cx, observer),
             },
         )
-    }
-
-    pub(crate) fn poll_flush(
-        &mut self,
-        cx: &mut Context<'_>,
-        driver_waker: impl Fn() -> Waker,
-        report: &mut Report,
-    ) -> Poll<io::Result<()>> {
-        self.poll_out(cx, driver_waker, report, |io, half, cx, observer| {
-            half.poll_flush(io, cx, observer)
-        })
     }
 
     pub(crate) fn poll_shutdown(

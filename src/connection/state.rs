@@ -31,6 +31,9 @@ pub(crate) struct State<T: 'static> {
     pub(crate) write_half: WriteHalf,
     /// Visits of the driver in a row that left bytes unread.
     pub(crate) unfinished_visits: u8,
+    /// The handler's next operation needs only the transport: nothing else waits or is due. Set after
+    /// an operation of the handler; every other access clears it, whatever it changes.
+    pub(crate) routine: bool,
     pub(crate) ping_waiters: Option<Box<PingWaiters>>,
     /// `None` without health hooks.
     pub(crate) health_events: Option<Box<HealthEvents>>,
@@ -61,6 +64,7 @@ impl<T: 'static> State<T> {
             read_half: ReadHalf::new(),
             write_half: WriteHalf::new(role),
             unfinished_visits: 0,
+            routine: false,
             ping_waiters: None,
             health_events: None,
             reader: HandlerWaker::default(),
@@ -178,6 +182,16 @@ impl<T: 'static> State<T> {
             && !self.has_pongs_to_deliver()
             && !self.reader.due
             && !self.writer.due
+    }
+
+    /// Finds out whether the handler's next operation is [routine](Self::routine).
+    pub(crate) fn update_routine(&mut self) {
+        self.routine = self.is_settled()
+            && self.monitor.is_routine()
+            && self.read_half.is_routine()
+            && self.write_half.is_routine()
+            && self.ping_waiters.is_none()
+            && self.close.is_none();
     }
 
     fn has_pongs_to_deliver(&self) -> bool {

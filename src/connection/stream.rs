@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connection::Connection;
 use super::handle::Liveness;
+use super::handler_polls::Routine;
 use super::io::{Outgoing, TransportTraits};
 use super::layers::{ErasedConnection, LayerConfig};
 use crate::driver::Driver;
@@ -172,7 +173,17 @@ where
             return Poll::Ready(Ok(()));
         }
         let connection = &self.connection;
-        connection.enter(|state, report| state.poll_read(cx, buf, || connection.waker(), report))
+        let mut state = connection.lock_for_handler();
+        let polled = match state.poll_routine_read(cx, buf) {
+            Routine::Done(read) => {
+                state.unlock();
+                return read;
+            }
+            Routine::Unusual(polled) => polled,
+        };
+        connection.continue_operation(state, |state, report| {
+            state.poll_read(cx, buf, polled, || connection.waker(), report)
+        })
     }
 }
 
@@ -185,8 +196,19 @@ where
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let (connection, bytes) = (&self.connection, Outgoing::Slice(buf));
-        connection.enter(|state, report| state.poll_write(cx, || connection.waker(), bytes, report))
+        let connection = &self.connection;
+        let mut state = connection.lock_for_handler();
+        let polled = match state.poll_routine_write(cx, buf) {
+            Routine::Done(written) => {
+                state.unlock();
+                return written;
+            }
+            Routine::Unusual(polled) => polled,
+        };
+        let bytes = Outgoing::Slice(buf);
+        connection.continue_operation(state, |state, report| {
+            state.poll_write(cx, bytes, polled, || connection.waker(), report)
+        })
     }
 
     fn poll_write_vectored(
@@ -195,7 +217,9 @@ where
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let (connection, bytes) = (&self.connection, Outgoing::Slices(bufs));
-        connection.enter(|state, report| state.poll_write(cx, || connection.waker(), bytes, report))
+        connection.continue_operation(connection.lock_for_handler(), |state, report| {
+            state.poll_write(cx, bytes, None, || connection.waker(), report)
+        })
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -204,7 +228,17 @@ where
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let connection = &self.connection;
-        connection.enter(|state, report| state.poll_flush(cx, || connection.waker(), report))
+        let mut state = connection.lock_for_handler();
+        let polled = match state.poll_routine_flush(cx) {
+            Routine::Done(flushed) => {
+                state.unlock();
+                return flushed;
+            }
+            Routine::Unusual(polled) => polled,
+        };
+        connection.continue_operation(state, |state, report| {
+            state.poll_flush(cx, polled, || connection.waker(), report)
+        })
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -32,6 +32,7 @@ impl DataClock {
 
     /// Records bytes that passed at `now`. Returns whether they start a message without completing
     /// it.
+    #[inline]
     pub(super) fn pass(&mut self, now: Moment, data: Data) -> bool {
         self.last = now;
         let started = self.message;

@@ -20,6 +20,7 @@ const MAX_PROVING_REFUSAL: Duration = Duration::from_millis(100);
 impl Monitor {
     /// `bytes` bytes of the peer were read at `now`, up to `unseen` after their arrival.
     /// `mid_frame` if they end inside a frame.
+    #[inline]
     pub(crate) fn received(
         &mut self,
         now: Moment,
@@ -79,6 +80,7 @@ impl Monitor {
         }
     }
 
+    #[inline]
     fn on_proof_of_life(&mut self, now: Moment, unseen: Duration) {
         // The next ping may now be due before the awaited timeout would have been.
         self.moved |= self.pings.timeout_since().is_some();
@@ -87,6 +89,7 @@ impl Monitor {
     }
 
     /// Data was received.
+    #[inline]
     pub(crate) fn data_in(&mut self, now: Moment, data: Data, policy: &Policy) {
         let begins = self.inbound.pass(now, data);
         self.moved |= begins && policy.limits_messages();
@@ -95,6 +98,7 @@ impl Monitor {
     }
 
     /// The transport accepted data of the handler's.
+    #[inline]
     pub(crate) fn data_out(&mut self, now: Moment, data: Data, policy: &Policy) {
         let begins = self.outbound.pass(now, data);
         self.moved |= begins && policy.limits_messages();
@@ -102,6 +106,7 @@ impl Monitor {
     }
 
     /// The transport accepted `bytes`.
+    #[inline]
     pub(crate) fn sent(&mut self, bytes: usize) {
         self.stats.bytes_sent += bytes as u64;
     }

@@ -24,6 +24,12 @@ impl Monitor {
         self.pings.all_answered()
     }
 
+    /// Whether the connection is open, no ping is queued or unanswered, and the transport has not
+    /// refused bytes.
+    pub(crate) fn is_routine(&self) -> bool {
+        self.lifecycle == Lifecycle::Open && self.has_answers_to_all_pings() && !self.is_blocked()
+    }
+
     /// Whether a ping is out, or waits to be written, and nothing has come since. The driver must
     /// then watch for bytes and for the end of the stream.
     pub(crate) fn awaits_answer(&self) -> bool {

@@ -26,7 +26,7 @@ pub(crate) struct Lock<T>(Mutex<T>);
 /// The guard of a [`Lock`]. Dropping it unlocks.
 pub(crate) struct Locked<'a, T> {
     value: MutexGuard<'a, T>,
-    _record: HeldRecord,
+    record: HeldRecord,
 }
 
 impl<T> Lock<T> {
@@ -50,7 +50,7 @@ impl<T> Lock<T> {
         };
         Locked {
             value: free.unwrap_or_else(|| self.wait(mend)),
-            _record: HeldRecord::new(self.address()),
+            record: HeldRecord::new(self.address()),
         }
     }
 
@@ -81,6 +81,15 @@ impl<T> Lock<T> {
 
     fn address(&self) -> usize {
         ptr::from_ref(self).addr()
+    }
+}
+
+impl<T> Locked<'_, T> {
+    /// Unlocks. The same as a drop, whose code the compiler does not inline.
+    #[inline(always)]
+    pub(crate) fn unlock(self) {
+        drop(self.value);
+        drop(self.record);
     }
 }
 
@@ -123,7 +132,8 @@ impl Drop for HeldRecord {
         if MODELLED {
             return;
         }
-        INNERMOST.set(self.outer);
+        // `LocalKey::set` is not inlined.
+        INNERMOST.with(|innermost| innermost.set(self.outer));
         if self.outer != 0 {
             pop_outer();
         }

@@ -73,6 +73,7 @@ impl Header {
     ///
     /// The MASK bit is not checked against the sender's role (section 5.1), only used to find the
     /// end of the frame; a violation is left to the application's codec.
+    #[inline]
     pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, Malformed> {
         let Some((&first, rest)) = bytes.split_first() else {
             return Ok(None);

@@ -128,6 +128,15 @@ impl Scanner {
         (header_len + payload.len(), end)
     }
 
+    /// Whether `bytes` are exactly one data frame that is not, or no longer, fragmented. Consuming
+    /// them would not change the scanner.
+    #[inline]
+    pub(crate) fn is_message(&self, bytes: &[u8]) -> bool {
+        self.at_boundary()
+            && complete_frame(bytes)
+                .is_some_and(|(len, end)| len == bytes.len() && end.fin && !end.opcode.is_control())
+    }
+
     /// The number of bytes up to the first frame boundary after at least one byte. `None` if there
     /// is no boundary in `bytes`, or the stream is malformed.
     pub(crate) fn boundary_within(&self, bytes: &[u8]) -> Option<usize> {
@@ -139,6 +148,7 @@ impl Scanner {
 
 /// The common case: `bytes` begin with a complete frame other than a Close frame. The state of the
 /// scanner does not change.
+#[inline]
 fn complete_frame(bytes: &[u8]) -> Option<(usize, FrameEnd)> {
     let (header, header_len) = Header::parse(bytes).ok()??;
     let payload_len = usize::try_from(header.payload_len).ok()?;

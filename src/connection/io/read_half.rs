@@ -10,7 +10,8 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::observer::{Observer, data_of};
 use super::pong_buffer::PongBuffer;
 use super::report::Direction;
-use crate::monitor::Moment;
+use crate::driver::Clock;
+use crate::monitor::{Data, Moment, Monitor, Policy};
 use crate::wire::{OpCode, Probe, Scanner, probe_pong};
 
 /// The most bytes that the driver reads ahead for a handler that does not read.
@@ -170,6 +171,37 @@ impl ReadHalf {
         self.ended
     }
 
+    /// Whether a read needs only the transport: nothing is held back or read ahead.
+    pub(crate) fn is_routine(&self) -> bool {
+        self.ahead.is_none() && self.pong_buffer.is_empty() && !self.ended
+    }
+
+    /// Records a read of exactly one message. Returns false and does nothing if `bytes` are
+    /// anything else.
+    #[inline]
+    pub(crate) fn record_message(
+        &mut self,
+        bytes: &[u8],
+        clock: &Clock,
+        monitor: &mut Monitor,
+        policy: &Policy,
+    ) -> bool {
+        if !self.scanner.is_message(bytes) {
+            return false;
+        }
+        let now = clock.now();
+        let unseen = self.update_burst(now, monitor.last_inbound(), bytes.len());
+        self.found_empty = false;
+        monitor.data_in(now, Data::End, policy);
+        monitor.received(now, unseen, bytes.len(), false, policy);
+        true
+    }
+
+    /// Records that a read found the transport empty.
+    pub(crate) fn record_empty(&mut self) {
+        self.found_empty = true;
+    }
+
     /// Reads once from `io` into `out`, scans the bytes and cuts out our pongs.
     ///
     /// `out` must have room.
@@ -190,11 +222,38 @@ impl ReadHalf {
                 None => Ok(Filled::Eof),
             });
         }
-        let read = if self.pong_buffer.is_empty() {
-            self.poll_fill_in_place(io, cx, out, observer)
-        } else {
-            self.poll_fill_pong_buffer(io, cx, observer)
+        if self.pong_buffer.is_empty() {
+            let read = Pin::new(io).poll_read(cx, out);
+            return self.digest(read, before, out, observer);
+        }
+        let read = self.poll_fill_pong_buffer(io, cx, observer);
+        self.after_read(read, before, out, observer)
+    }
+
+    /// Scans the bytes of a read, those behind the first `before` of `out`, and cuts out our pongs.
+    pub(crate) fn digest(
+        &mut self,
+        read: Poll<io::Result<()>>,
+        before: usize,
+        out: &mut ReadBuf<'_>,
+        observer: &mut Observer<'_>,
+    ) -> Poll<io::Result<Filled>> {
+        let read = match read {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(self.scan_in_place(before, out, observer))),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
         };
+        self.after_read(read, before, out, observer)
+    }
+
+    /// What follows from a read of this many bytes, which are scanned.
+    fn after_read(
+        &mut self,
+        read: Poll<io::Result<usize>>,
+        before: usize,
+        out: &mut ReadBuf<'_>,
+        observer: &mut Observer<'_>,
+    ) -> Poll<io::Result<Filled>> {
         self.found_empty = read.is_pending() && observer.found_nothing();
         match ready!(read) {
             Ok(0) => {
@@ -230,27 +289,24 @@ impl ReadHalf {
         self.pong_buffer.give(out)
     }
 
-    /// The usual case: reads into the caller's buffer and scans it there.
-    fn poll_fill_in_place<T: AsyncRead + Unpin>(
+    /// Scans bytes in the caller's buffer. Returns how many were read.
+    fn scan_in_place(
         &mut self,
-        io: &mut T,
-        cx: &mut Context<'_>,
+        before: usize,
         out: &mut ReadBuf<'_>,
         observer: &mut Observer<'_>,
-    ) -> Poll<io::Result<usize>> {
-        let before = out.filled().len();
-        ready!(Pin::new(io).poll_read(cx, out))?;
+    ) -> usize {
         let fresh = &mut out.filled_mut()[before..];
         let read = fresh.len();
         if read == 0 {
-            return Poll::Ready(Ok(0));
+            return 0;
         }
         let (kept, candidate) = self.scan_and_cut(fresh, read, observer);
         if candidate > 0 {
             self.pong_buffer.store(&fresh[kept..kept + candidate]);
         }
         out.set_filled(before + kept);
-        Poll::Ready(Ok(read))
+        read
     }
 
     /// After a read that ended inside a possible pong: reads its rest into the pong buffer,
@@ -284,6 +340,7 @@ impl ReadHalf {
     ///
     /// Transports return a record or a buffer at a time, so the bytes of one burst may all have
     /// arrived at its start. A burst is bounded, since a peer that never stops sending is alive.
+    #[inline]
     fn update_burst(&mut self, now: Moment, last: Moment, read: usize) -> Duration {
         if self.found_empty {
             (self.burst_since, self.burst_bytes, self.filled_since) = (now, 0, now);

@@ -19,6 +19,19 @@ pub(crate) struct HandlerWaker {
 }
 
 impl HandlerWaker {
+    /// The transport has the handler's waker. Returns false and does nothing if that is another than
+    /// the stored one.
+    #[inline]
+    pub(crate) fn keep(&mut self, waker: &Waker) -> bool {
+        let known = self.waker.as_ref();
+        let same = known.is_some_and(|known| known.will_wake(waker));
+        if same {
+            self.pending = true;
+            self.by_driver = false;
+        }
+        same
+    }
+
     /// Stores the waker of a pending handler. Returns the one that it replaces.
     pub(crate) fn store(&mut self, waker: &Waker, by_driver: bool) -> Option<Waker> {
         self.pending = true;

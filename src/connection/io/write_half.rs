@@ -10,6 +10,8 @@ use super::control_frame::ControlFrame;
 use super::observer::{Observer, data_of};
 use super::report::Direction;
 use super::transport_traits::TransportTraits;
+use crate::driver::Clock;
+use crate::monitor::{Data, Monitor, Policy};
 use crate::wire::{OpCode, Role, Scanner, encode_close, encode_ping};
 
 /// What the handler writes.
@@ -309,13 +311,50 @@ impl WriteHalf {
         ready!(self.poll_control_bytes(io, cx, observer))?;
         let end = self.end_of_write(bytes);
         let written = Pin::new(&mut *io).poll_write(cx, &bytes[..end]);
-        self.record_claim(&written, end);
+        self.digest_write(io, cx, written, &bytes[..end], observer)
+    }
+
+    /// What follows from a write of `bytes` to the transport.
+    pub(crate) fn digest_write<T: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+        bytes: &[u8],
+        observer: &mut Observer<'_>,
+    ) -> Poll<io::Result<usize>> {
+        self.record_claim(&written, bytes.len());
         let Poll::Ready(written) = written? else {
             observer.refused();
             return Poll::Pending;
         };
         self.scan(&bytes[..written], observer);
-        self.after_write(io, cx, written, written < end, observer)
+        self.after_write(io, cx, written, written < bytes.len(), observer)
+    }
+
+    /// Whether a write or flush needs only the transport: no frame of ours waits, and no write must
+    /// be repeated or stop at a frame boundary.
+    pub(crate) fn is_routine(&self) -> bool {
+        !self.is_busy() && !self.stops_at_boundary && self.claim == Claim::None
+    }
+
+    /// Records that the transport accepted exactly one message. Returns false and does nothing if
+    /// `bytes` are anything else.
+    #[inline]
+    pub(crate) fn record_message(
+        &mut self,
+        bytes: &[u8],
+        clock: &Clock,
+        monitor: &mut Monitor,
+        policy: &Policy,
+    ) -> bool {
+        if !self.scanner.is_message(bytes) {
+            return false;
+        }
+        self.mid_message = false;
+        monitor.data_out(clock.now(), Data::End, policy);
+        monitor.sent(bytes.len());
+        true
     }
 
     /// How many of `bytes` to offer to the transport. If a control frame or an eviction waits for a
@@ -434,7 +473,17 @@ impl WriteHalf {
         observer: &mut Observer<'_>,
     ) -> Poll<io::Result<()>> {
         ready!(self.poll_control_bytes(io, cx, observer))?;
-        if Pin::new(io).poll_flush(cx)?.is_pending() {
+        let flushed = Pin::new(io).poll_flush(cx);
+        self.digest_flush(flushed, observer)
+    }
+
+    /// What follows from a flush of the transport.
+    pub(crate) fn digest_flush(
+        &mut self,
+        flushed: Poll<io::Result<()>>,
+        observer: &mut Observer<'_>,
+    ) -> Poll<io::Result<()>> {
+        if flushed?.is_pending() {
             observer.unflushed();
             return Poll::Pending;
         }
