@@ -64,13 +64,11 @@ impl Transport {
         }
     }
 
-    /// Moves as many early bytes into `buf` as fit. False if there are none left.
-    fn take_early(&mut self, buf: &mut ReadBuf<'_>) -> bool {
-        let Self::Tcp { early, .. } = self else {
-            return false;
-        };
+    /// Moves as many early bytes into `buf` as fit. Only the first reads return any.
+    #[cold]
+    fn take_early(early: &mut Option<Box<Bytes>>, buf: &mut ReadBuf<'_>) {
         let Some(bytes) = early else {
-            return false;
+            return;
         };
         let count = bytes.len().min(buf.remaining());
         buf.put_slice(&bytes[..count]);
@@ -78,7 +76,6 @@ impl Transport {
         if bytes.is_empty() {
             *early = None;
         }
-        true
     }
 
     fn from_socket(socket: TokioIo<TcpStream>, early: Bytes) -> Self {
@@ -177,6 +174,7 @@ macro_rules! with_stream {
 }
 
 impl AsyncRead for Transport {
+    #[inline]
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -184,7 +182,12 @@ impl AsyncRead for Transport {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         #[cfg(feature = "tcp")]
-        if this.take_early(buf) {
+        if let Self::Tcp {
+            early: early @ Some(_),
+            ..
+        } = this
+        {
+            Self::take_early(early, buf);
             return Poll::Ready(Ok(()));
         }
         with_stream!(this, io => io.poll_read(cx, buf))
