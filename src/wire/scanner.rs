@@ -5,7 +5,7 @@
 //! connection 48 bytes.
 
 use super::OpCode;
-use super::header::{Header, MAX_HEADER_BYTES, Malformed};
+use super::header::{Header, MAX_HEADER_BYTES, Malformed, is_final_data_frame};
 
 /// The end of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,13 +128,11 @@ impl Scanner {
         (header_len + payload.len(), end)
     }
 
-    /// Whether `bytes` are exactly one data frame that is not, or no longer, fragmented. Consuming
-    /// them would not change the scanner.
+    /// Whether `bytes` are exactly one data frame that ends its message. Consuming them would not
+    /// change the scanner. False also for such a frame of more than 64 KiB.
     #[inline]
     pub(crate) fn is_message(&self, bytes: &[u8]) -> bool {
-        self.at_boundary()
-            && complete_frame(bytes)
-                .is_some_and(|(len, end)| len == bytes.len() && end.fin && !end.opcode.is_control())
+        self.at_boundary() && is_final_data_frame(bytes)
     }
 
     /// The number of bytes up to the first frame boundary after at least one byte. `None` if there
@@ -148,7 +146,6 @@ impl Scanner {
 
 /// The common case: `bytes` begin with a complete frame other than a Close frame. The state of the
 /// scanner does not change.
-#[inline]
 fn complete_frame(bytes: &[u8]) -> Option<(usize, FrameEnd)> {
     let (header, header_len) = Header::parse(bytes).ok()??;
     let payload_len = usize::try_from(header.payload_len).ok()?;

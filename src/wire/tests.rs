@@ -346,6 +346,12 @@ proptest! {
         prop_assert_eq!(&scan_bytewise(&bytes), &whole);
         prop_assert_eq!(&scan(&bytes, chunks.iter().copied().cycle()), &whole);
 
+        let only = whole.ends.first().filter(|_| whole.ends.len() == 1);
+        let is_message = only.is_some_and(|(end, frame)| {
+            *end == bytes.len() && frame.fin && !frame.opcode.is_control()
+        });
+        prop_assert_eq!(Scanner::new().is_message(&bytes), is_message);
+
         // The frames before a violation end where tungstenite's parser says.
         let mut pos = 0;
         for (end, frame) in &whole.ends {
