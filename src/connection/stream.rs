@@ -164,6 +164,7 @@ impl<T> AsyncRead for LivenessStream<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    #[inline]
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -191,6 +192,7 @@ impl<T> AsyncWrite for LivenessStream<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    #[inline]
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -226,6 +228,7 @@ where
         self.vectored
     }
 
+    #[inline]
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let connection = &self.connection;
         let mut state = connection.lock_for_handler();

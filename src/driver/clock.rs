@@ -18,10 +18,12 @@ impl Clock {
         }
     }
 
+    #[inline]
     pub(crate) fn now(&self) -> Moment {
         self.moment(Instant::now())
     }
 
+    #[inline]
     pub(crate) fn moment(&self, instant: Instant) -> Moment {
         Moment::after_start(instant.saturating_duration_since(self.epoch))
     }

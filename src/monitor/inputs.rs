@@ -20,7 +20,6 @@ const MAX_PROVING_REFUSAL: Duration = Duration::from_millis(100);
 impl Monitor {
     /// `bytes` bytes of the peer were read at `now`, up to `unseen` after their arrival.
     /// `mid_frame` if they end inside a frame.
-    #[inline]
     pub(crate) fn received(
         &mut self,
         now: Moment,
@@ -31,15 +30,32 @@ impl Monitor {
     ) {
         self.last_inbound = now;
         self.stats.bytes_received += bytes as u64;
-        let proof = policy
-            .heartbeat
-            .as_ref()
-            .map(|heartbeat| heartbeat.proof_of_life);
-        match proof.unwrap_or_default() {
+        match policy.proof_of_life() {
             ProofOfLife::AnyBytes => self.on_proof_of_life(now, unseen),
             // The peer cannot send a pong before its frame ends.
             ProofOfLife::MatchingPong if mid_frame => self.pings.extend(now),
             ProofOfLife::MatchingPong => {}
+        }
+    }
+
+    /// One message of `bytes` bytes was received at `now`, as [`data_in`](Self::data_in) and
+    /// [`received`](Self::received) would record it while the connection
+    /// [is routine](Self::is_routine): there is no silence of the peer to end.
+    #[inline]
+    pub(crate) fn message_in(
+        &mut self,
+        now: Moment,
+        arrived: Moment,
+        bytes: usize,
+        policy: &Policy,
+    ) {
+        self.inbound.pass(now, Data::End);
+        self.first_message = true;
+        self.stats.messages_received += 1;
+        self.last_inbound = now;
+        self.stats.bytes_received += bytes as u64;
+        if policy.proof_of_life() == ProofOfLife::AnyBytes {
+            self.last_proof = self.last_proof.max(arrived);
         }
     }
 
@@ -80,7 +96,6 @@ impl Monitor {
         }
     }
 
-    #[inline]
     fn on_proof_of_life(&mut self, now: Moment, unseen: Duration) {
         // The next ping may now be due before the awaited timeout would have been.
         self.moved |= self.pings.timeout_since().is_some();
@@ -89,7 +104,6 @@ impl Monitor {
     }
 
     /// Data was received.
-    #[inline]
     pub(crate) fn data_in(&mut self, now: Moment, data: Data, policy: &Policy) {
         let begins = self.inbound.pass(now, data);
         self.moved |= begins && policy.limits_messages();

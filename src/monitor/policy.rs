@@ -256,6 +256,14 @@ impl Policy {
         )
     }
 
+    /// What proves that the peer is alive; without a heartbeat the default.
+    pub(super) fn proof_of_life(&self) -> ProofOfLife {
+        let heartbeat = self.heartbeat.as_ref();
+        heartbeat
+            .map(|heartbeat| heartbeat.proof_of_life)
+            .unwrap_or_default()
+    }
+
     /// Whether messages have a deadline, so that the start of a message may move the deadline.
     pub(super) fn limits_messages(&self) -> bool {
         let idle = self.idle.as_ref();

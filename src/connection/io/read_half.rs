@@ -11,7 +11,7 @@ use super::observer::{Observer, data_of};
 use super::pong_buffer::PongBuffer;
 use super::report::Direction;
 use crate::driver::Clock;
-use crate::monitor::{Data, Moment, Monitor, Policy};
+use crate::monitor::{Moment, Monitor, Policy};
 use crate::wire::{OpCode, Probe, Scanner, probe_pong};
 
 /// The most bytes that the driver reads ahead for a handler that does not read.
@@ -190,10 +190,9 @@ impl ReadHalf {
             return false;
         }
         let now = clock.now();
-        let unseen = self.update_burst(now, monitor.last_inbound(), bytes.len());
+        self.update_burst(now, monitor.last_inbound(), bytes.len());
         self.found_empty = false;
-        monitor.data_in(now, Data::End, policy);
-        monitor.received(now, unseen, bytes.len(), false, policy);
+        monitor.message_in(now, self.burst_since, bytes.len(), policy);
         true
     }
 
@@ -335,13 +334,13 @@ impl ReadHalf {
         Poll::Ready(Ok(read))
     }
 
-    /// The longest time that the `read` bytes can have waited unread. `last` is the moment of the
-    /// previous read.
+    /// Updates the earliest time at which the `read` bytes can have arrived. `last` is the moment of
+    /// the previous read.
     ///
     /// Transports return a record or a buffer at a time, so the bytes of one burst may all have
     /// arrived at its start. A burst is bounded, since a peer that never stops sending is alive.
     #[inline]
-    fn update_burst(&mut self, now: Moment, last: Moment, read: usize) -> Duration {
+    fn update_burst(&mut self, now: Moment, last: Moment, read: usize) {
         if self.found_empty {
             (self.burst_since, self.burst_bytes, self.filled_since) = (now, 0, now);
         } else if now.since(last) >= SAME_BURST || self.burst_bytes > MAX_READ_AHEAD_BYTES as u32 {
@@ -350,7 +349,6 @@ impl ReadHalf {
         self.burst_bytes = self
             .burst_bytes
             .saturating_add(u32::try_from(read).unwrap_or(u32::MAX));
-        now.since(self.burst_since)
     }
 
     /// Scans `bytes`, the last `read` of which are new, and cuts out our pongs.
@@ -365,7 +363,8 @@ impl ReadHalf {
     ) -> (usize, usize) {
         let now = observer.now();
         let last = observer.monitor.last_inbound();
-        let unseen = self.update_burst(now, last, read);
+        self.update_burst(now, last, read);
+        let unseen = now.since(self.burst_since);
         let earliest = self.found_empty.then_some(last);
         // A round trip must not include the handler's delay: only while the driver watches is the
         // time of arrival known.
