@@ -41,6 +41,7 @@ macro_rules! with_stream {
 }
 
 impl Read for HandlerStream {
+    #[inline]
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -51,6 +52,7 @@ impl Read for HandlerStream {
 }
 
 impl Write for HandlerStream {
+    #[inline]
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -74,6 +76,7 @@ impl Write for HandlerStream {
         }
     }
 
+    #[inline]
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         with_stream!(self, io => io.poll_flush(cx))
     }
