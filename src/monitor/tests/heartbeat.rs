@@ -416,3 +416,34 @@ fn a_pong_that_may_have_waited_unread_gives_no_round_trip_sample() {
         assert_eq!(sim.monitor.stats().pongs_received(), 1, "still counted");
     }
 }
+
+// ---- messages ------------------------------------------------------------------------------------
+
+/// The short way records what the long way does, in every state in which it may be taken.
+#[test]
+fn a_routine_message_is_recorded_like_any_other() {
+    for proof in [ProofOfLife::AnyBytes, ProofOfLife::MatchingPong] {
+        let heartbeat = heartbeat(|policy| policy.proof_of_life = proof);
+        let idle = idle(|policy| policy.message_timeout = Some(ms(5_000)));
+        let new = || Simulation::new(both(heartbeat.clone(), idle.clone()));
+        let mut fragmented = new();
+        fragmented.run_until(1_000).data_in(Data::Part);
+        let mut answered = new();
+        answered.run_until(10_100);
+        assert!(answered.receive_pong(0));
+        let mut unread = new();
+        unread.monitor.on_backlog(at(0));
+        for mut sim in [new(), fragmented, answered, unread] {
+            sim.monitor.take_moved();
+            let now = sim.now + ms(3_000);
+            for arrived in [at(0), sim.now, now] {
+                assert!(sim.monitor.is_routine());
+                let (mut short, mut long) = (sim.monitor.clone(), sim.monitor.clone());
+                short.message_in(now, arrived, 131, &sim.policy);
+                long.data_in(now, Data::End, &sim.policy);
+                long.received(now, now.since(arrived), 131, false, &sim.policy);
+                assert_eq!(format!("{short:?}"), format!("{long:?}"));
+            }
+        }
+    }
+}
