@@ -1,7 +1,7 @@
 //! The handler's reads, writes, flushes and shutdowns, under the lock.
 //!
-//! Most operations are routine: `poll_routine_*` polls the transport with the handler's waker, and
-//! that is all. The others may have to do more.
+//! Most operations are routine: `poll_routine_*` polls the transport with the handler's waker and
+//! records what passed. The others may have to do more.
 //!
 //! A transport keeps one waker per direction. This file decides whether it is the handler's or the
 //! driver's. Each operation gets the handler's context and `driver_waker`, which makes a waker that

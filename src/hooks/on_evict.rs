@@ -23,12 +23,15 @@ use crate::panic_guard;
 /// # }
 /// ```
 ///
-/// A hook is called on the task or thread that notices the end, outside every lock and before the
-/// Close frame is sent. On every thread it runs in the context of the runtime in which the
-/// connection was opened, so `tokio::spawn` starts a task there; if that runtime is shut down or
-/// shutting down, the task is dropped without being run. A connection that was never open has no
-/// such runtime: its hooks run in the context of the caller that ended it. On a plain thread there
-/// is none, and `tokio::spawn` panics.
+/// A hook is called on the task or thread that notices the end, outside every lock of this crate and
+/// before the Close frame is sent. If hyper's connection is dropped before the response is written,
+/// that is the thread that drops it, perhaps under a lock of the server.
+///
+/// On every thread a hook runs in the context of the runtime in which the connection was opened, so
+/// `tokio::spawn` starts a task there; if that runtime is shut down or shutting down, the task is
+/// dropped without being run. A connection that was never open has no such runtime: its hooks run in
+/// that of the layers if its upgrade failed after the response, else in the context of the caller
+/// that ended it. On a plain thread there is none, and `tokio::spawn` panics.
 ///
 /// A hook must not block: hand slow work to a task or a channel. A hook that takes 100 ms or longer
 /// is logged at WARN, with its duration, because it has probably delayed the driver, and with it

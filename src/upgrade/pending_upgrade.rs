@@ -22,6 +22,7 @@ use crate::connection::{
 use crate::driver::Driver;
 use crate::monitor::Overrides;
 use crate::panic_guard;
+use crate::sync::in_runtime;
 use crate::wire::Role;
 
 /// A layer whose service has not answered the opening handshake yet.
@@ -149,10 +150,13 @@ impl PendingUpgrade {
         } = self;
         let connection = connection.into_accepted();
         run_where_woken(async move {
-            match on_upgrade.await {
+            let upgraded = on_upgrade.await;
+            let driver = &driver;
+            // For the hooks: the thread that wakes this may have no runtime, or another one.
+            in_runtime(driver.runtime(), move || match upgraded {
                 Ok(upgraded) => {
                     let transport = Transport::new(kind, upgraded);
-                    if let Some(stream) = connection.open(transport, &driver) {
+                    if let Some(stream) = connection.open(transport, driver) {
                         bridge.complete(HandlerStream::WebSocket(TokioIo::new(stream)));
                     }
                 }
@@ -161,7 +165,7 @@ impl PendingUpgrade {
                 Err(error) => panic_guard::log(
                     || tracing::debug!(%error, "upgrade failed after the handshake"),
                 ),
-            }
+            });
         });
     }
 
@@ -232,26 +236,31 @@ mod tests {
     use std::convert::Infallible;
     use std::pin::{Pin, pin};
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::{Context, Poll, Waker};
     use std::time::Duration;
 
     use http::header::UPGRADE;
     use tokio::io::{DuplexStream, duplex};
-    use tokio::runtime::Handle;
+    use tokio::runtime::{Builder, Handle};
     use tokio::task::consume_budget;
     use tokio::task::coop::has_budget_remaining;
     use tower::{ServiceExt, service_fn};
     use tower_layer::Layer;
 
     use super::*;
-    use crate::IdleTimeoutLayer;
+    use crate::{Eviction, IdleTimeoutLayer, Registry};
 
     /// The end of an upgrade that hyper has.
     type Server = Bridge<TokioIo<DuplexStream>>;
 
-    /// Passes an opening handshake through a layer, to a handler that accepts it. Returns the
+    fn layer() -> IdleTimeoutLayer {
+        IdleTimeoutLayer::new(Duration::from_secs(60))
+    }
+
+    /// Passes an opening handshake through `layer`, to a handler that accepts it. Returns the
     /// handler's upgrade too.
-    async fn accepted() -> (Server, OnUpgrade) {
+    async fn accepted(layer: IdleTimeoutLayer) -> (Server, OnUpgrade) {
         let (server, on_upgrade) = Server::new().unwrap();
         let mut req = Request::get("/")
             .header(UPGRADE, "websocket")
@@ -266,7 +275,7 @@ mod tests {
             *res.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             async { Ok::<_, Infallible>(res) }
         });
-        let service = IdleTimeoutLayer::new(Duration::from_secs(60)).layer(handler);
+        let service = layer.layer(handler);
         service.oneshot(req).await.unwrap();
         let handler_upgrade = handler_upgrade.lock().unwrap().take().unwrap();
         (server, handler_upgrade)
@@ -279,7 +288,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_handler_is_upgraded_as_soon_as_hyper_is_and_without_a_task() {
-        let (server, mut on_upgrade) = accepted().await;
+        let (server, mut on_upgrade) = accepted(layer()).await;
         let tasks = || Handle::current().metrics().num_alive_tasks();
         assert!(!is_upgraded(&mut on_upgrade));
         assert_eq!(tasks(), 0);
@@ -291,7 +300,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_handler_is_upgraded_though_the_budget_of_hypers_task_is_used_up() {
-        let (server, mut on_upgrade) = accepted().await;
+        let (server, mut on_upgrade) = accepted(layer()).await;
         let (ours, _theirs) = duplex(64);
         while has_budget_remaining() {
             consume_budget().await;
@@ -302,7 +311,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_handlers_upgrade_fails_as_soon_as_hypers_does() {
-        let (server, mut on_upgrade) = accepted().await;
+        let (server, mut on_upgrade) = accepted(layer()).await;
         drop(server);
         let cx = &mut Context::from_waker(Waker::noop());
         let failed = Pin::new(&mut on_upgrade).poll(cx);
@@ -310,15 +319,33 @@ mod tests {
     }
 
     #[test]
-    fn the_handler_is_upgraded_where_hyper_has_no_runtime() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()
-            .unwrap();
-        let (server, mut on_upgrade) = runtime.block_on(accepted());
-        let (ours, _theirs) = duplex(64);
-        server.complete(TokioIo::new(ours));
-        assert!(is_upgraded(&mut on_upgrade));
-        assert_eq!(runtime.metrics().num_alive_tasks(), 1, "the driver's");
+    fn hooks_have_a_runtime_where_hyper_has_none() {
+        let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+        for completes in [true, false] {
+            let calls = Arc::new(AtomicUsize::new(0));
+            let called = Arc::clone(&calls);
+            let hook = move || {
+                // Panics without a runtime.
+                drop(tokio::spawn(async {}));
+                called.fetch_add(1, Ordering::SeqCst);
+            };
+            let registry = Registry::new();
+            let alarm = hook.clone();
+            registry.on_high_water(0, move |_, _| alarm());
+            let layer = IdleTimeoutLayer::builder()
+                .registry(registry)
+                .on_evict(move |_: &Eviction| hook())
+                .build()
+                .unwrap();
+            let (server, on_upgrade) = runtime.block_on(accepted(layer));
+            let (ours, _theirs) = duplex(64);
+            if completes {
+                server.complete(TokioIo::new(ours));
+            } else {
+                drop(server);
+            }
+            assert_eq!(calls.load(Ordering::SeqCst), 1, "completes: {completes}");
+            drop(on_upgrade);
+        }
     }
 }
