@@ -15,9 +15,9 @@ use super::process::{SERVE, Server};
 /// Limit for one run. Callgrind slows a server down about fifty times.
 const RUN_LIMIT: Duration = Duration::from_secs(180);
 
-/// Has glibc copy in loops of vector instructions. It copies 2 KiB and more with `rep movsb`, of which
-/// callgrind counts every byte: an upgrade cost up to 9,000 instructions more wherever the layout of
-/// the heap kept hyper's read buffer from growing in place.
+/// Has glibc copy in loops of vector instructions. It copies 2 KiB and more with `rep movsb`, of
+/// which callgrind counts every byte: an upgrade cost up to 9,000 instructions more wherever the
+/// layout of the heap kept hyper's read buffer from growing in place.
 const NO_REP_MOVSB: (&str, &str) = (
     "GLIBC_TUNABLES",
     "glibc.cpu.x86_rep_movsb_threshold=1073741824",

@@ -70,8 +70,8 @@ where
     }
 
     /// The upgrade is complete, and `io` carries frames from now on. Enters the registries and
-    /// starts the driver's task. False if the connection was evicted before; the driver then does the
-    /// closing handshake over `io`.
+    /// starts the driver's task. False if the connection was evicted before; the driver then does
+    /// the closing handshake over `io`.
     pub(crate) fn open(self: &Arc<Self>, io: T, driver: &Arc<Driver>) -> bool {
         self.metadata.set_driver(Arc::clone(driver));
         // First, so that an eviction from now on finds the connection in its registries.

@@ -44,8 +44,8 @@ where
         result
     }
 
-    /// Does an operation of the handler that is not [routine](State::routine), or the rest of one that
-    /// turned out not to be.
+    /// Does an operation of the handler that is not [routine](State::routine), or the rest of one
+    /// that turned out not to be.
     #[inline(never)]
     pub(super) fn continue_operation<R>(
         self: &Arc<Self>,

@@ -31,8 +31,8 @@ pub(crate) struct State<T: 'static> {
     pub(crate) write_half: WriteHalf,
     /// Visits of the driver in a row that left bytes unread.
     pub(crate) unfinished_visits: u8,
-    /// The handler's next operation needs only the transport: nothing else waits or is due. Set after
-    /// an operation of the handler; every other access clears it, whatever it changes.
+    /// The handler's next operation needs only the transport: nothing else waits or is due. Set
+    /// after an operation of the handler; every other access clears it, whatever it changes.
     pub(crate) routine: bool,
     pub(crate) ping_waiters: Option<Box<PingWaiters>>,
     /// `None` without health hooks.

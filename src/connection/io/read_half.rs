@@ -171,7 +171,7 @@ impl ReadHalf {
         self.ended
     }
 
-    /// Whether a read needs only the transport: nothing is held back or read ahead.
+    /// Whether a read needs only the transport: no bytes were read before that the handler lacks.
     pub(crate) fn is_routine(&self) -> bool {
         self.ahead.is_none() && self.pong_buffer.is_empty() && !self.ended
     }

@@ -221,6 +221,9 @@ async fn an_upgrade_replaced_by_a_refusal_outside_the_layers_fails() {
     stack.registry.limit(1);
     let mut client = KeepAlive::connect(server.addr).await;
     client.expect("/ws", StatusCode::FORBIDDEN).await;
+    let mut other = KeepAlive::connect(server.addr).await;
+    other.expect("/ws", StatusCode::SERVICE_UNAVAILABLE).await;
+    drop(other);
     // The first upgrade fails before the layers see the second request, so the limit admits it.
     client.expect("/ws", StatusCode::FORBIDDEN).await;
     assert_eq!(stack.recorder.nth(2).await.reason, Reason::UpgradeFailed);
