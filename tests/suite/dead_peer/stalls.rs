@@ -376,6 +376,33 @@ async fn the_transport_of_a_reader_with_a_spent_budget_is_polled_at_once() {
     }
 }
 
+/// The handler's second read in a row that returns one message, or nothing, takes a shorter way.
+#[tokio::test(start_paused = true)]
+async fn a_routine_read_with_a_spent_budget_does_not_prove_that_nothing_came() {
+    let (mut stream, live, peer) = wrap_with(heartbeat().interval(ms(1_000)));
+    let wakes = Wakes::new();
+    assert!(poll_read(&mut stream, &wakes, 64).is_pending());
+    peer.send(&peer_frame(b"x"));
+    got(poll_read(&mut stream, &wakes, 64));
+    assert!(poll_read(&mut stream, &wakes, 64).is_pending());
+    peer.wire().cooperative = true;
+    peer.send(&peer_frame(b"y"));
+    let arrived = Instant::now();
+    while has_budget_remaining() {
+        consume_budget().await;
+    }
+    assert!(poll_read(&mut stream, &wakes, 64).is_pending());
+    sleep(ms(900)).await;
+    // The interval runs from the arrival, since the driver has looked at once.
+    got(poll_read(&mut stream, &wakes, 64));
+    while peer.pings().is_empty() {
+        sleep(ms(1)).await;
+    }
+    let after = arrived.elapsed();
+    assert!(after < ms(1_500), "{after:?}");
+    drop(live);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_cancelled_send_is_no_write_stall_if_the_peer_drains() {
     // In the middle of a frame, and before its first byte.
