@@ -259,6 +259,14 @@ where
         self.view_of(&self.lock())
     }
 
+    fn stats(&self) -> Stats {
+        let state = self.lock();
+        match state.kernel_view() {
+            Some(kernel) => state.monitor.stats_with(&kernel),
+            None => state.monitor.stats(),
+        }
+    }
+
     fn is_polled(&self) -> bool {
         self.state.is_locked_by_this_thread()
     }

@@ -175,10 +175,11 @@ impl Liveness {
         self.connection.view().idle_for
     }
 
-    /// Counters since the upgrade.
+    /// Counters since the upgrade, and what the kernel says of the connection now: this takes up to
+    /// two system calls where [`Stats::unacknowledged_bytes`] is known.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.connection.view().stats
+        self.connection.stats()
     }
 
     /// Changes the interval of this connection's pings: the silence after which a ping is sent.

@@ -14,7 +14,7 @@ use super::layers::ConnectionSettings;
 use super::metadata::{HealthEvents, PingWaiters};
 use crate::driver::{Drive, Driver, TimerEntry};
 use crate::eviction::Evicted;
-use crate::monitor::{Lifecycle, Moment, Monitor, Policy};
+use crate::monitor::{KernelView, Lifecycle, Moment, Monitor, Policy};
 use crate::wire::Role;
 
 /// The state of one connection. How far the connection has come is in
@@ -130,6 +130,11 @@ impl<T: 'static> State<T> {
             let tuned = (self.transport.tune)(io, heartbeat);
             report.socket_options_error = tuned.err().map(|error| error.kind());
         }
+    }
+
+    /// What the kernel knows of the connection now, if it can be asked.
+    pub(crate) fn kernel_view(&self) -> Option<KernelView> {
+        (self.transport.kernel_view)(self.io.as_ref()?)
     }
 
     /// Requests a ping. The receiver fails if the connection ends before the pong, or has ended.

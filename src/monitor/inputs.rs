@@ -29,7 +29,7 @@ impl Monitor {
         policy: &Policy,
     ) {
         self.last_inbound = now;
-        self.stats.bytes_received += bytes as u64;
+        self.counters.bytes_received += bytes as u64;
         match policy.proof_of_life() {
             ProofOfLife::AnyBytes => self.on_proof_of_life(now, unseen),
             // The peer cannot send a pong before its frame ends.
@@ -51,9 +51,9 @@ impl Monitor {
     ) {
         self.inbound.pass(now, Data::End);
         self.first_message = true;
-        self.stats.messages_received += 1;
+        self.counters.messages_received += 1;
         self.last_inbound = now;
-        self.stats.bytes_received += bytes as u64;
+        self.counters.bytes_received += bytes as u64;
         if policy.proof_of_life() == ProofOfLife::AnyBytes {
             self.last_proof = self.last_proof.max(arrived);
         }
@@ -73,14 +73,14 @@ impl Monitor {
         if answer.fresh {
             self.moved = true;
             self.on_proof_of_life(now, unseen);
-            self.stats.pongs_received = self.stats.pongs_received.saturating_add(1);
+            self.counters.pongs_received = self.counters.pongs_received.saturating_add(1);
             // The peer may have answered before the transport confirms the flush.
-            self.stats.pings_sent = self.stats.pings_sent.max(answer.sequence);
+            self.counters.pings_sent = self.counters.pings_sent.max(answer.sequence);
         }
         if let Some(rtt) = answer.rtt.filter(|rtt| unseen.max(unread) <= *rtt / 8) {
             self.rtt.sample(rtt);
             if rtt > Thresholds::of(policy).silence {
-                self.stats.slow_pongs = self.stats.slow_pongs.saturating_add(1);
+                self.counters.slow_pongs = self.counters.slow_pongs.saturating_add(1);
                 self.history.error(now);
             }
         }
@@ -108,7 +108,7 @@ impl Monitor {
         let begins = self.inbound.pass(now, data);
         self.moved |= begins && policy.limits_messages();
         self.first_message |= data != Data::Part;
-        self.stats.messages_received += u64::from(data == Data::End);
+        self.counters.messages_received += u64::from(data == Data::End);
     }
 
     /// The transport accepted data of the handler's.
@@ -116,13 +116,13 @@ impl Monitor {
     pub(crate) fn data_out(&mut self, now: Moment, data: Data, policy: &Policy) {
         let begins = self.outbound.pass(now, data);
         self.moved |= begins && policy.limits_messages();
-        self.stats.messages_sent += u64::from(data == Data::End);
+        self.counters.messages_sent += u64::from(data == Data::End);
     }
 
     /// The transport accepted `bytes`.
     #[inline]
     pub(crate) fn sent(&mut self, bytes: usize) {
-        self.stats.bytes_sent += bytes as u64;
+        self.counters.bytes_sent += bytes as u64;
     }
 
     /// The transport accepted bytes; `rest` if more of the same write or frame waits. Needed only
@@ -142,7 +142,7 @@ impl Monitor {
             false => now.since(blocked.refused),
         };
         if refused >= Thresholds::of(policy).write_stall {
-            self.stats.write_stalls = self.stats.write_stalls.saturating_add(1);
+            self.counters.write_stalls = self.counters.write_stalls.saturating_add(1);
             self.history.error(now);
         }
         // Bytes that fit into a send buffer prove nothing, or a server that always writes could
@@ -256,7 +256,7 @@ impl Monitor {
     pub(crate) fn ping_flushed(&mut self, now: Moment) {
         self.pings.flushed(now);
         self.moved = true;
-        self.stats.pings_sent = self.pings.flushed_count();
+        self.counters.pings_sent = self.pings.flushed_count();
         if self.passive {
             self.pings.cancel_all();
         }

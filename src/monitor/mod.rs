@@ -19,6 +19,7 @@ mod data_activity;
 mod health;
 mod history;
 mod inputs;
+mod kernel_view;
 mod lasting_health;
 mod lifecycle;
 mod moment;
@@ -39,6 +40,7 @@ pub(crate) use data_activity::Data;
 use data_activity::DataClock;
 pub use health::Health;
 use history::History;
+pub(crate) use kernel_view::KernelView;
 pub(crate) use lifecycle::{Announced, Lifecycle, TransportUse};
 pub(crate) use moment::Moment;
 pub(crate) use overrides::Overrides;
@@ -49,6 +51,7 @@ pub use policy::{ProofOfLife, Traffic};
 pub use reason::{Reason, Tier};
 pub use rtt::Rtt;
 use rtt::RttEstimate;
+use stats::Counters;
 pub use stats::Stats;
 pub(crate) use verdict::{Action, IoState};
 
@@ -74,7 +77,7 @@ pub(crate) struct Monitor {
     first_interval_jitter: f32,
     pings: Pings,
     rtt: RttEstimate,
-    stats: Stats,
+    counters: Counters,
     /// The peer's first message is complete, or its end cannot be found since frame boundaries are
     /// lost.
     first_message: bool,
@@ -110,7 +113,7 @@ impl Monitor {
             first_interval_jitter: jitter as f32 * random,
             pings: Pings::new(tag),
             rtt: RttEstimate::default(),
-            stats: Stats::default(),
+            counters: Counters::default(),
             first_message: false,
             read_ahead_was_full: false,
             read_ahead_full: false,

@@ -2,6 +2,7 @@
 
 use super::Monitor;
 use super::health::Health;
+use super::kernel_view::KernelView;
 use super::lifecycle::Lifecycle;
 use super::moment::Moment;
 use super::policy::{Policy, Traffic};
@@ -119,7 +120,12 @@ impl Monitor {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        self.stats
+        Stats::new(self.counters, None)
+    }
+
+    /// The statistics with what the kernel says now.
+    pub(crate) fn stats_with(&self, kernel: &KernelView) -> Stats {
+        Stats::new(self.counters, Some(kernel))
     }
 
     /// The state at `now`, however short it has lasted.

@@ -1,6 +1,10 @@
 //! Traffic, ping and error counters of one connection.
 
-/// Counters of one connection since its opening handshake.
+use std::time::Duration;
+
+use super::kernel_view::KernelView;
+
+/// Counters of one connection since its opening handshake, and figures of the kernel.
 ///
 /// ```
 /// use futures_util::SinkExt;
@@ -23,6 +27,14 @@
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
+    pub(crate) counters: Counters,
+    unacknowledged: Option<u32>,
+    kernel_rtt_micros: Option<u32>,
+}
+
+/// The part of [`Stats`] that the layers count themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counters {
     pub(crate) bytes_received: u64,
     pub(crate) bytes_sent: u64,
     pub(crate) messages_received: u64,
@@ -35,40 +47,48 @@ pub struct Stats {
 }
 
 impl Stats {
+    pub(crate) fn new(counters: Counters, kernel: Option<&KernelView>) -> Self {
+        Self {
+            counters,
+            unacknowledged: kernel.map(|view| view.unacknowledged),
+            kernel_rtt_micros: kernel.and_then(|view| view.rtt_micros),
+        }
+    }
+
     /// Bytes read from the transport, control frames and headers included.
     #[must_use]
     pub fn bytes_received(&self) -> u64 {
-        self.bytes_received
+        self.counters.bytes_received
     }
 
     /// Bytes accepted by the transport, the layer's own control frames included.
     #[must_use]
     pub fn bytes_sent(&self) -> u64 {
-        self.bytes_sent
+        self.counters.bytes_sent
     }
 
     /// Complete data messages from the peer (a fragmented message counts once).
     #[must_use]
     pub fn messages_received(&self) -> u64 {
-        self.messages_received
+        self.counters.messages_received
     }
 
     /// Complete data messages to the peer (a fragmented message counts once).
     #[must_use]
     pub fn messages_sent(&self) -> u64 {
-        self.messages_sent
+        self.counters.messages_sent
     }
 
     /// Pings of the layer that were handed to the transport; the handler's own are not counted.
     #[must_use]
     pub fn pings_sent(&self) -> u64 {
-        u64::from(self.pings_sent)
+        u64::from(self.counters.pings_sent)
     }
 
     /// Pongs that answered a ping of the layer.
     #[must_use]
     pub fn pongs_received(&self) -> u64 {
-        u64::from(self.pongs_received)
+        u64::from(self.counters.pongs_received)
     }
 
     /// Pings of the layer whose timeout expired without a sign of life from the peer, including
@@ -76,7 +96,7 @@ impl Stats {
     /// paused, or if the handler left so many bytes unread that the layer could not read on.
     #[must_use]
     pub fn missed_pings(&self) -> u64 {
-        u64::from(self.missed_pings)
+        u64::from(self.counters.missed_pings)
     }
 
     /// Pongs to pings of the layer whose round trip was more than half the heartbeat's `timeout`
@@ -84,7 +104,7 @@ impl Stats {
     /// [`Rtt`](crate::Rtt) is not counted.
     #[must_use]
     pub fn slow_pongs(&self) -> u64 {
-        u64::from(self.slow_pongs)
+        u64::from(self.counters.slow_pongs)
     }
 
     /// How many times the transport accepted no bytes for half of the heartbeat's `write_timeout`
@@ -94,6 +114,30 @@ impl Stats {
     /// cannot detect.
     #[must_use]
     pub fn write_stalls(&self) -> u64 {
-        u64::from(self.write_stalls)
+        u64::from(self.counters.write_stalls)
+    }
+
+    /// Bytes that are with the server's kernel and that the peer's kernel has not acknowledged,
+    /// sent or not. They include bytes from before the upgrade.
+    ///
+    /// The kernel is asked when [`Liveness::stats`](crate::Liveness::stats) is called, and at an
+    /// eviction for `HeartbeatTimeout` or `WriteStalled`. `None` in other evictions, in health
+    /// changes and in snapshots; without the feature `tcp`; and unless the transport is a tokio
+    /// `TcpStream`, without TLS or HTTP/2, on Linux or Android.
+    #[must_use]
+    pub fn unacknowledged_bytes(&self) -> Option<u64> {
+        self.unacknowledged.map(u64::from)
+    }
+
+    /// The kernel's smoothed round-trip time (RFC 6298), to the peer's kernel and not to its
+    /// program. It is also known without pings, unlike [`Rtt`](crate::Rtt). It may be old on a
+    /// connection on which the server sends nothing.
+    ///
+    /// `None` where [`unacknowledged_bytes`](Self::unacknowledged_bytes) is `None`, and before the
+    /// first measurement.
+    #[must_use]
+    pub fn kernel_rtt(&self) -> Option<Duration> {
+        let micros = self.kernel_rtt_micros?;
+        Some(Duration::from_micros(micros.into()))
     }
 }

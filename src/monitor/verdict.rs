@@ -197,7 +197,7 @@ impl Monitor {
             return self.ping_again(now, heartbeat);
         }
         let missed = self.pings.miss();
-        self.stats.missed_pings = self.stats.missed_pings.saturating_add(1);
+        self.counters.missed_pings = self.counters.missed_pings.saturating_add(1);
         self.history.error(now);
         if missed >= heartbeat.missed_pings {
             self.evict(now, Reason::HeartbeatTimeout { missed })

@@ -21,9 +21,9 @@ use tokio::net::TcpStream;
 
 use super::detect::HandshakeKind;
 use crate::connection::TransportTraits;
-use crate::monitor::HeartbeatPolicy;
+use crate::monitor::{HeartbeatPolicy, KernelView};
 #[cfg(feature = "tcp")]
-use crate::tcp::TcpOptions;
+use crate::tcp::{self, TcpOptions};
 
 /// The most bytes of one write to an HTTP/2 stream: the DATA frame size that every peer accepts
 /// (RFC 9113 section 6.5.2).
@@ -91,6 +91,7 @@ impl Transport {
         tune: Self::tune,
         takes_any_bytes: Self::takes_any_bytes,
         poll_writable: Self::poll_writable,
+        kernel_view: Self::kernel_view,
     };
 
     /// Sets the socket options that follow from the heartbeat's times, on a plain TCP transport.
@@ -123,6 +124,16 @@ impl Transport {
     #[cfg(not(feature = "tcp"))]
     fn poll_writable(&self, _: &mut Context<'_>) -> Poll<()> {
         Poll::Ready(())
+    }
+
+    #[cfg(feature = "tcp")]
+    fn kernel_view(&self) -> Option<KernelView> {
+        self.tcp().and_then(tcp::kernel_view)
+    }
+
+    #[cfg(not(feature = "tcp"))]
+    fn kernel_view(&self) -> Option<KernelView> {
+        None
     }
 
     /// Wraps the upgraded stream of a handshake of this kind.

@@ -6,7 +6,9 @@ use std::task::{Context, Poll};
 #[cfg(feature = "tcp")]
 use std::any::Any;
 
-use crate::monitor::HeartbeatPolicy;
+use crate::monitor::{HeartbeatPolicy, KernelView};
+#[cfg(feature = "tcp")]
+use crate::tcp;
 
 /// Functions that query or configure a transport of one kind.
 pub(crate) struct TransportTraits<T> {
@@ -21,6 +23,9 @@ pub(crate) struct TransportTraits<T> {
     ///
     /// An empty write is no substitute: a transport that frames messages may send an empty message.
     pub(crate) poll_writable: fn(&T, &mut Context<'_>) -> Poll<()>,
+    /// What the kernel knows of the connection; `None` if the transport is no TCP socket, or the
+    /// kernel cannot be asked. Up to two system calls.
+    pub(crate) kernel_view: fn(&T) -> Option<KernelView>,
 }
 
 impl<T: 'static> TransportTraits<T> {
@@ -29,6 +34,7 @@ impl<T: 'static> TransportTraits<T> {
         tune: |_, _| Ok(()),
         takes_any_bytes: is_socket,
         poll_writable,
+        kernel_view,
     };
 }
 
@@ -63,4 +69,15 @@ fn poll_writable<T: 'static>(io: &T, cx: &mut Context<'_>) -> Poll<()> {
 #[cfg(not(feature = "tcp"))]
 fn poll_writable<T>(_: &T, _: &mut Context<'_>) -> Poll<()> {
     Poll::Ready(())
+}
+
+#[cfg(feature = "tcp")]
+fn kernel_view<T: 'static>(io: &T) -> Option<KernelView> {
+    let io: &dyn Any = io;
+    io.downcast_ref().and_then(tcp::kernel_view)
+}
+
+#[cfg(not(feature = "tcp"))]
+fn kernel_view<T>(_: &T) -> Option<KernelView> {
+    None
 }

@@ -5,6 +5,8 @@ mod deadlines;
 mod health;
 mod health_changes;
 mod health_hooks;
+#[cfg(all(feature = "tcp", target_os = "linux"))]
+mod kernel;
 mod long_messages;
 mod stalls;
 #[cfg(all(feature = "tcp", target_os = "linux"))] // Linux has all of its socket options
