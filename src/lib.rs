@@ -124,7 +124,7 @@ pub use registry::{
 // Evictions and hooks.
 pub use eviction::{ConnectionId, Evicted, Eviction};
 pub use hooks::{HealthChange, IntoHook, OnEvict, OnHealth};
-pub use monitor::{Reason, Tier};
+pub use monitor::{PeerKernel, Reason, Tier};
 
 #[cfg(all(doctest, feature = "axum", feature = "tcp"))]
 #[doc = include_str!("../README.md")]

@@ -138,8 +138,9 @@ where
         Waker::from(Arc::clone(self))
     }
 
-    pub(super) fn describe(&self, reason: Reason, state: &State<T>) -> Eviction {
+    pub(super) fn describe(&self, reason: Reason, state: &State<T>, report: &Report) -> Eviction {
         let view = self.view_of(state);
+        let kernel = report.kernel.as_deref();
         Eviction {
             id: self.metadata.id(),
             reason,
@@ -147,7 +148,8 @@ where
             last_seen: view.last_seen,
             idle_for: view.idle_for,
             rtt: view.rtt,
-            stats: view.stats,
+            stats: kernel.map_or(view.stats, |kernel| state.monitor.stats_with(&kernel.view)),
+            peer_kernel: kernel.map(|kernel| kernel.peer_kernel).unwrap_or_default(),
             session: self.metadata.session(),
             seats: None,
         }

@@ -154,7 +154,7 @@ where
         if nothing {
             return None;
         }
-        let eviction = verdict.map(|reason| connection.describe(reason, state));
+        let eviction = verdict.map(|reason| connection.describe(reason, state, report));
         let wakers = state.take_due_wakers();
         let dropped_wakers = match gone || closing {
             true => [state.reader.waker.take(), state.writer.waker.take()],

@@ -175,8 +175,8 @@ impl Liveness {
         self.connection.view().idle_for
     }
 
-    /// Counters since the upgrade, and what the kernel says of the connection now: this takes up to
-    /// two system calls where [`Stats::unacknowledged_bytes`] is known.
+    /// Counters since the upgrade, and what our kernel knows of the connection now: this takes up
+    /// to three system calls where the transport is a tokio `TcpStream`.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.connection.stats()

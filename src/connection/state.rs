@@ -134,7 +134,8 @@ impl<T: 'static> State<T> {
 
     /// What the kernel knows of the connection now, if it can be asked.
     pub(crate) fn kernel_view(&self) -> Option<KernelView> {
-        (self.transport.kernel_view)(self.io.as_ref()?)
+        let clock = self.timer.as_ref()?.clock();
+        (self.transport.kernel_view)(self.io.as_ref()?, &|| clock.now())
     }
 
     /// Requests a ping. The receiver fails if the connection ends before the pong, or has ended.

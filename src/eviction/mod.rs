@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::monitor::{Rtt, Stats};
+use crate::monitor::{PeerKernel, Rtt, Stats};
 use crate::panic_guard::discard;
 
 pub(crate) use crate::monitor::Reason;
@@ -91,6 +91,7 @@ pub struct Eviction {
     pub(crate) idle_for: Duration,
     pub(crate) rtt: Option<Rtt>,
     pub(crate) stats: Stats,
+    pub(crate) peer_kernel: PeerKernel,
     pub(crate) session: Option<Arc<dyn Any + Send + Sync>>,
     pub(crate) seats: Option<Seats>,
 }
@@ -142,6 +143,15 @@ impl Eviction {
         self.stats
     }
 
+    /// Whether the peer's kernel still acknowledged bytes when its program no longer answered.
+    ///
+    /// Known for [`Reason::HeartbeatTimeout`] and [`Reason::WriteStalled`] where the kernel can be
+    /// asked: see [`Stats::unacknowledged_bytes`]. [`PeerKernel::Unknown`] otherwise.
+    #[must_use]
+    pub fn peer_kernel(&self) -> PeerKernel {
+        self.peer_kernel
+    }
+
     /// The value in the connection's session slot.
     ///
     /// `None` if no value was set, if the value has another type, or if the slot had been emptied
@@ -166,6 +176,7 @@ impl fmt::Debug for Eviction {
             .field("idle_for", &self.idle_for)
             .field("rtt", &self.rtt)
             .field("stats", &self.stats)
+            .field("peer_kernel", &self.peer_kernel)
             // The value's type is unknown here, so only its presence is shown.
             .field("has_session", &self.session.is_some())
             .field("seats", &self.seats.as_ref().map_or(0, Seats::len))
@@ -185,6 +196,7 @@ impl Eviction {
             idle_for: Duration::from_secs(20),
             rtt: None,
             stats: Stats::default(),
+            peer_kernel: PeerKernel::Unknown,
             session: None,
             seats: None,
         }

@@ -21,6 +21,8 @@ pub(super) struct BlockedWrite {
     pub(super) in_flush: bool,
     /// The refusal may come from tokio's cooperative budget and not from the transport.
     pub(super) uncertain: bool,
+    /// The verdict was postponed since the runtime was paused.
+    pub(super) pause_postponed: bool,
 }
 
 impl BlockedWrite {
@@ -33,17 +35,15 @@ impl BlockedWrite {
             maybe_refused_again: false,
             in_flush: false,
             uncertain: false,
+            pause_postponed: false,
         }
     }
 
-    pub(super) fn is_restarted(&self) -> bool {
-        self.since != self.refused
-    }
-
-    /// Restarts `write_timeout`. The moment of the refusal stays.
+    /// Restarts `write_timeout`. The moment of the refusal stays, and that a pause was postponed.
     pub(super) fn restarted(self, now: Moment) -> Self {
         Self {
             refused: self.refused,
+            pause_postponed: self.pause_postponed,
             ..Self::new(now)
         }
     }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::Monitor;
 use super::blocked_write::BlockedWrite;
 use super::data_activity::Data;
 use super::history::Thresholds;
@@ -11,6 +10,7 @@ use super::moment::Moment;
 use super::pings::Answer;
 use super::policy::{Policy, ProofOfLife};
 use super::reason::Reason;
+use super::{FirstMessage, Monitor};
 
 /// The shortest refusal after which an accepted byte proves that the peer has drained others.
 const MIN_PROVING_REFUSAL: Duration = Duration::from_millis(5);
@@ -31,7 +31,7 @@ impl Monitor {
         self.last_inbound = now;
         self.counters.bytes_received += bytes as u64;
         match policy.proof_of_life() {
-            ProofOfLife::AnyBytes => self.on_proof_of_life(now, unseen),
+            ProofOfLife::AnyBytes => self.on_proof_of_life(now.before(unseen)),
             // The peer cannot send a pong before its frame ends.
             ProofOfLife::MatchingPong if mid_frame => self.pings.extend(now),
             ProofOfLife::MatchingPong => {}
@@ -50,7 +50,7 @@ impl Monitor {
         policy: &Policy,
     ) {
         self.inbound.pass(now, Data::End);
-        self.first_message = true;
+        self.first_message = FirstMessage::Complete;
         self.counters.messages_received += 1;
         self.last_inbound = now;
         self.counters.bytes_received += bytes as u64;
@@ -72,7 +72,7 @@ impl Monitor {
         let answer = self.pings.answer(now, payload)?;
         if answer.fresh {
             self.moved = true;
-            self.on_proof_of_life(now, unseen);
+            self.on_proof_of_life(now.before(unseen));
             self.counters.pongs_received = self.counters.pongs_received.saturating_add(1);
             // The peer may have answered before the transport confirms the flush.
             self.counters.pings_sent = self.counters.pings_sent.max(answer.sequence);
@@ -96,10 +96,14 @@ impl Monitor {
         }
     }
 
-    fn on_proof_of_life(&mut self, now: Moment, unseen: Duration) {
+    /// The peer was alive at this moment.
+    pub(super) fn on_proof_of_life(&mut self, alive: Moment) {
         // The next ping may now be due before the awaited timeout would have been.
         self.moved |= self.pings.timeout_since().is_some();
-        self.last_proof = self.last_proof.max(now.before(unseen));
+        self.last_proof = self.last_proof.max(alive);
+        if let Some(drains) = &mut self.drains {
+            drains.ping = None;
+        }
         self.pings.on_proof_of_life();
     }
 
@@ -107,7 +111,9 @@ impl Monitor {
     pub(crate) fn data_in(&mut self, now: Moment, data: Data, policy: &Policy) {
         let begins = self.inbound.pass(now, data);
         self.moved |= begins && policy.limits_messages();
-        self.first_message |= data != Data::Part;
+        if data != Data::Part {
+            self.first_message = FirstMessage::Complete;
+        }
         self.counters.messages_received += u64::from(data == Data::End);
     }
 
@@ -254,7 +260,7 @@ impl Monitor {
 
     /// The newest ping is with the transport.
     pub(crate) fn ping_flushed(&mut self, now: Moment) {
-        self.pings.flushed(now);
+        self.pings.flushed(now, self.counters.bytes_sent);
         self.moved = true;
         self.counters.pings_sent = self.pings.flushed_count();
         if self.passive {
@@ -275,7 +281,9 @@ impl Monitor {
         self.backlog = rest.then_some(now);
         if self.read_ahead_full {
             self.read_ahead_full = false;
-            self.read_ahead_was_full = true;
+            if self.first_message == FirstMessage::Awaited {
+                self.first_message = FirstMessage::AwaitedAfterFullReadAhead;
+            }
             // While the buffer was full, the peer may have been unable to send.
             self.inbound.restart_message(now);
             self.moved = true;

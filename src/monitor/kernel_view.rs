@@ -1,23 +1,286 @@
-//! What the kernel below a transport knows of the peer's kernel.
+//! What our kernel knows of the peer at a verdict, and what follows from it.
+//!
+//! A ping that waits behind unacknowledged bytes has not reached the peer, so its silence proves
+//! nothing while they drain. How long a verdict is postponed is bounded by the number of bytes,
+//! since an acknowledgement does not show that the program behind the peer's kernel is alive.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::Monitor;
+use super::moment::Moment;
+use super::peer_kernel::PeerKernel;
+
+/// Of the bytes that are ahead at the first view of a wait, one part in this many must drain between
+/// two later views.
+pub(super) const MAX_DRAIN_STEPS: u32 = 64;
+
+/// The kernel counts the age of an arrival in clock ticks of up to 10 ms.
+const AGE_TOLERANCE: Duration = Duration::from_millis(20);
+
 /// The state of a TCP connection as our kernel sees it, at one moment.
+///
+/// The kernel reports how long ago something arrived. The moments are of the driver's clock, read
+/// right after the kernel was asked: the driver's `now` may be older.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KernelView {
     /// Bytes that the peer's kernel has not acknowledged, sent or not.
     pub(crate) unacknowledged: u32,
-    /// Sent segments are unacknowledged. If bytes wait and none is in flight, the peer's window is
-    /// closed.
-    pub(crate) in_flight: bool,
-    /// Probes of a closed window, or keepalive probes, are unanswered.
-    pub(crate) probing: bool,
-    /// Time since the last acknowledgement, which may have come with data.
-    pub(crate) last_ack: Duration,
-    /// Time since the last data arrived, read or not.
-    pub(crate) last_data: Duration,
+    /// Sent segments, or several probes in a row, are unacknowledged.
+    pub(crate) awaits_ack: bool,
+    /// A retransmission timeout has expired since the last new acknowledgement.
+    pub(crate) retransmitting: bool,
+    /// When the last segment with a valid acknowledgement number arrived. It need not acknowledge
+    /// anything new: a peer that receives nothing retransmits its own bytes.
+    pub(crate) last_ack: Moment,
+    /// When the last data arrived, read or not.
+    pub(crate) last_data: Moment,
     /// The smoothed round-trip time; `None` before the first.
     pub(crate) rtt_micros: Option<u32>,
-    /// The peer may send more bytes; false if that is not known.
-    pub(crate) receive_window_open: bool,
+    /// The peer has not ended its direction, and our receive window is open for more of its bytes;
+    /// false if that is not known.
+    pub(crate) peer_may_send: bool,
+}
+
+/// A view, and what it shows of the peer's kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct JudgedView {
+    pub(crate) view: KernelView,
+    pub(crate) peer_kernel: PeerKernel,
+}
+
+/// The kernel below the transport. It is asked in one poll at most once, and only for a verdict.
+pub(crate) struct Kernel<'a> {
+    ask: &'a dyn Fn() -> Option<KernelView>,
+    /// `None` until the kernel is asked.
+    view: Option<Option<KernelView>>,
+    judged: Option<JudgedView>,
+}
+
+impl<'a> Kernel<'a> {
+    /// `ask` returns `None` if there is no kernel that can be asked.
+    pub(crate) fn new(ask: &'a dyn Fn() -> Option<KernelView>) -> Self {
+        Self {
+            ask,
+            view: None,
+            judged: None,
+        }
+    }
+
+    /// The view for the last verdict of this poll.
+    pub(crate) fn judged(&self) -> Option<JudgedView> {
+        self.judged
+    }
+
+    /// The view for a verdict on a wait from `since` to `now`. `is_delivered` decides from it
+    /// whether the peer's kernel has all that the peer must answer.
+    pub(super) fn judge(
+        &mut self,
+        since: Moment,
+        now: Moment,
+        is_delivered: impl Fn(&KernelView) -> bool,
+    ) -> Option<JudgedView> {
+        let view = *self.view.get_or_insert_with(self.ask);
+        self.judged = view.map(|view| JudgedView {
+            peer_kernel: peer_kernel(&view, since, now, is_delivered(&view)),
+            view,
+        });
+        self.judged
+    }
+}
+
+fn peer_kernel(view: &KernelView, since: Moment, now: Moment, is_delivered: bool) -> PeerKernel {
+    // The kernel doubles the pause after each probe of a closed window, so the answer to the last
+    // one is up to half the time old.
+    let is_recent = view.last_ack > since + now.since(since) / 4;
+    if is_delivered || is_recent && !view.retransmitting {
+        PeerKernel::Acknowledges
+    } else if view.awaits_ack && !is_recent {
+        PeerKernel::Silent
+    } else {
+        PeerKernel::Unknown
+    }
+}
+
+/// How the bytes drain that are ahead of a ping or of a blocked write. The default is a wait
+/// without a view.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Drains {
+    /// In the current silence of the peer.
+    pub(super) ping: Option<Drain>,
+    /// In the wait of the write that was refused at this moment.
+    write: Option<(Moment, Drain)>,
+}
+
+/// How the bytes drain that were ahead at the first view of a wait.
+///
+/// After the first view, each postponement takes a step of the bytes that are left. So there are at
+/// most [`MAX_DRAIN_STEPS`] and the first, however long the peer's kernel acknowledges.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drain {
+    /// How many bytes must drain between two views.
+    step: NonZeroU32,
+    /// How many bytes of those at the first view were left at the last one.
+    left: u32,
+    /// Up to where the outbound bytes were acknowledged at the last view: the low half of their
+    /// number.
+    acknowledged: u32,
+}
+
+impl Drain {
+    fn begin(ahead: u32, acknowledged: u32) -> Self {
+        let step = NonZeroU32::new(ahead.div_ceil(MAX_DRAIN_STEPS));
+        Self {
+            step: step.unwrap_or(NonZeroU32::MIN),
+            left: ahead,
+            acknowledged,
+        }
+    }
+
+    /// Whether a verdict on a wait since `since` is postponed for the `ahead` bytes that it has to
+    /// wait for. `drain` is what the last view of the wait has left.
+    ///
+    /// The first view has nothing to compare with: there an acknowledgement in the wait suffices.
+    fn postpones(
+        drain: &mut Option<Self>,
+        view: &KernelView,
+        since: Moment,
+        ahead: u32,
+        acknowledged: u32,
+    ) -> bool {
+        // The time restarts at the last acknowledgement, so it must be a later one.
+        let is_acknowledged = view.last_ack > since;
+        match drain {
+            Some(drain) => drain.advance(acknowledged) && is_acknowledged,
+            None if is_acknowledged => {
+                *drain = Some(Self::begin(ahead, acknowledged));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Whether enough bytes were acknowledged since the last view.
+    fn advance(&mut self, acknowledged: u32) -> bool {
+        let drained = acknowledged.wrapping_sub(self.acknowledged);
+        let is_enough = self.left > 0 && drained >= self.step.get();
+        self.acknowledged = acknowledged;
+        self.left = self.left.saturating_sub(drained);
+        is_enough
+    }
+
+    /// Whether a ping that has reached the peer's kernel postpones a verdict: it came late if it
+    /// was behind other bytes at an earlier view, or if the `path_is_slow`. The last postponement
+    /// of a wait.
+    fn arrival_postpones(drain: &mut Option<Self>, path_is_slow: bool) -> bool {
+        match drain {
+            Some(drain) => std::mem::take(&mut drain.left) > 0,
+            None if path_is_slow => {
+                *drain = Some(Self::begin(0, 0));
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// What the bytes behind a full read-ahead buffer show of a peer that does not answer a ping.
+pub(super) enum BehindReadAhead {
+    /// Bytes have arrived since the peer was asked, the last of them at this moment. The pong may
+    /// be among them.
+    Arrived(Moment),
+    /// None arrived although the peer could send, or the peer's kernel is silent.
+    Nothing,
+    /// The pong may wait at the peer, since our receive window is closed.
+    Unknown,
+}
+
+impl BehindReadAhead {
+    /// `asked` is a moment before the peer could answer the ping.
+    pub(super) fn of(judged: Option<JudgedView>, asked: Moment) -> Self {
+        let Some(JudgedView { view, peer_kernel }) = judged else {
+            return Self::Unknown;
+        };
+        if view.last_data + AGE_TOLERANCE >= asked {
+            return Self::Arrived(view.last_data);
+        }
+        if view.peer_may_send || peer_kernel == PeerKernel::Silent {
+            return Self::Nothing;
+        }
+        Self::Unknown
+    }
+}
+
+impl Monitor {
+    /// The view for the verdict on the ping whose timeout runs since `since`.
+    pub(super) fn judge_ping(
+        &self,
+        since: Moment,
+        now: Moment,
+        kernel: &mut Kernel<'_>,
+    ) -> Option<JudgedView> {
+        kernel.judge(since, now, |view| self.bytes_ahead_of_ping(view) == 0)
+    }
+
+    /// How many bytes the peer's kernel has not acknowledged up to the end of the ping whose
+    /// timeout runs.
+    fn bytes_ahead_of_ping(&self, view: &KernelView) -> u32 {
+        let written_after = self.sent_position().wrapping_sub(self.pings.awaited_end());
+        view.unacknowledged.saturating_sub(written_after)
+    }
+
+    /// The low half of the number of bytes sent: enough for differences within one wait.
+    fn sent_position(&self) -> u32 {
+        self.counters.bytes_sent as u32
+    }
+
+    /// Postpones the verdict on a ping whose timeout runs since `since`, if the kernel shows that
+    /// the ping has not reached the peer, or only now. Returns whether it did.
+    ///
+    /// The time restarts at the last acknowledgement, so a peer that is dead by then is missed one
+    /// `timeout` after it.
+    pub(super) fn postpone_for_delivery(
+        &mut self,
+        now: Moment,
+        since: Moment,
+        timeout: Duration,
+        view: &KernelView,
+    ) -> bool {
+        let ahead = self.bytes_ahead_of_ping(view);
+        if ahead == 0 {
+            let rtt = Duration::from_micros(view.rtt_micros.unwrap_or(0).into());
+            let drain = &mut self.drains.get_or_insert_default().ping;
+            let late = Drain::arrival_postpones(drain, rtt > timeout / 4);
+            if late {
+                self.pings.extend(now);
+            }
+            return late;
+        }
+        let acknowledged = self.sent_position().wrapping_sub(view.unacknowledged);
+        let drain = &mut self.drains.get_or_insert_default().ping;
+        let drains = Drain::postpones(drain, view, since, ahead, acknowledged);
+        if drains {
+            self.pings.extend(view.last_ack);
+        }
+        drains
+    }
+
+    /// Postpones the verdict on a stalled write while the bytes ahead of it drain: the transport
+    /// has room again only when a third of its buffer has. Returns whether it did.
+    pub(super) fn postpone_for_drain(&mut self, view: &KernelView) -> bool {
+        let acknowledged = self.sent_position().wrapping_sub(view.unacknowledged);
+        let Some(blocked) = &mut self.blocked else {
+            return false;
+        };
+        let slot = &mut self.drains.get_or_insert_default().write;
+        let same_wait = slot.filter(|(refused, _)| *refused == blocked.refused);
+        let mut drain = same_wait.map(|(_, drain)| drain);
+        let ahead = view.unacknowledged;
+        let drains = Drain::postpones(&mut drain, view, blocked.since, ahead, acknowledged);
+        *slot = drain.map(|drain| (blocked.refused, drain));
+        if drains {
+            *blocked = blocked.restarted(view.last_ack);
+        }
+        drains
+    }
 }

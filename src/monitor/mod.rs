@@ -7,6 +7,7 @@
 //! | this file | [`Monitor`]: the state |
 //! | [`inputs`] | what changes it: bytes, frames, pongs, refusals, ends |
 //! | [`verdict`] | what must be done now, and when to ask again |
+//! | [`kernel_view`] | what our kernel knows of the peer at a verdict, and what follows |
 //! | [`queries`] | what it knows, without a change |
 //! | [`lasting_health`] | the health that has lasted, for health hooks |
 //! | [`lifecycle`] | how far the connection has come |
@@ -24,6 +25,7 @@ mod lasting_health;
 mod lifecycle;
 mod moment;
 mod overrides;
+mod peer_kernel;
 mod pings;
 mod policy;
 mod queries;
@@ -40,10 +42,12 @@ pub(crate) use data_activity::Data;
 use data_activity::DataClock;
 pub use health::Health;
 use history::History;
-pub(crate) use kernel_view::KernelView;
+use kernel_view::Drains;
+pub(crate) use kernel_view::{JudgedView, Kernel, KernelView};
 pub(crate) use lifecycle::{Announced, Lifecycle, TransportUse};
 pub(crate) use moment::Moment;
 pub(crate) use overrides::Overrides;
+pub use peer_kernel::PeerKernel;
 pub(crate) use pings::Answer;
 use pings::Pings;
 pub(crate) use policy::{CloseFrame, HeartbeatPolicy, IdlePolicy, Policy};
@@ -76,13 +80,12 @@ pub(crate) struct Monitor {
     /// The fraction by which jitter shortens the first interval, in 0..=1.
     first_interval_jitter: f32,
     pings: Pings,
+    /// What the kernel's last views in the present waits have left. Boxed, since few connections
+    /// have any.
+    drains: Option<Box<Drains>>,
     rtt: RttEstimate,
     counters: Counters,
-    /// The peer's first message is complete, or its end cannot be found since frame boundaries are
-    /// lost.
-    first_message: bool,
-    /// The read-ahead buffer was full once, and the handler has read since.
-    read_ahead_was_full: bool,
+    first_message: FirstMessage,
     /// The read-ahead buffer was full at the last poll, and the handler has not read since.
     /// Deadlines that depend on unread bytes are suspended meanwhile.
     read_ahead_full: bool,
@@ -92,6 +95,16 @@ pub(crate) struct Monitor {
     history: History,
     /// The deadline may have moved forward since this was last taken.
     moved: bool,
+}
+
+/// Whether the peer has sent its first message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FirstMessage {
+    Awaited,
+    /// The same. The read-ahead buffer was full once, and the handler has read since.
+    AwaitedAfterFullReadAhead,
+    /// It is complete, or its end cannot be found since frame boundaries are lost.
+    Complete,
 }
 
 impl Monitor {
@@ -112,10 +125,10 @@ impl Monitor {
             handler_verdict_postponed_at: None,
             first_interval_jitter: jitter as f32 * random,
             pings: Pings::new(tag),
+            drains: None,
             rtt: RttEstimate::default(),
             counters: Counters::default(),
-            first_message: false,
-            read_ahead_was_full: false,
+            first_message: FirstMessage::Awaited,
             read_ahead_full: false,
             passive: false,
             control_rate: ControlRate::new(now),

@@ -24,22 +24,29 @@ pub(crate) struct Pings {
     flushed: u32,
     /// Every ping up to this sequence number counts as answered.
     answered_up_to: u32,
-    /// Timeouts that expired in the current silence.
-    missed: u32,
+    /// Timeouts that expired in the current silence. `missed_pings` is at most 255.
+    missed: u8,
+    /// At the last view of the kernel in the current silence, nothing had arrived behind the full
+    /// read-ahead buffer.
+    nothing_arrived: bool,
+    /// Where in the outbound bytes the ping ends whose timeout runs: the low half of the number of
+    /// bytes sent by then.
+    awaited_end: u32,
     /// Since when the timeout of a ping in flight runs; `None` after a sign of life.
     timeout_since: Option<Moment>,
-    /// Since when a ping is queued.
-    queued_at: Option<Moment>,
+    /// Since when the newest ping is queued, which restarts while others are written. Once it is
+    /// flushed: when it was queued, so not later than it was written.
+    queued_at: Moment,
     /// Until when the queued ping waits for the end of an outbound message.
     held_until: Option<Moment>,
     /// Whether the handler was between two fragments of a message at the last poll.
     mid_message: bool,
-    /// The application has requested a ping that is not queued yet.
-    requested: bool,
-    /// Sequence number of the newest ping that the application has requested.
+    /// Sequence number of the newest ping that the application has requested. More than
+    /// `queued_count` if that ping is not queued yet.
     requested_sequence: u32,
     /// A late verdict was postponed in the current silence.
     verdict_postponed: bool,
+    /// When the newest pings were flushed. That of a ping that is not: when it was queued.
     flushed_at: [Option<Moment>; REMEMBERED_FLUSHES],
 }
 
@@ -62,11 +69,12 @@ impl Pings {
             flushed: 0,
             answered_up_to: 0,
             missed: 0,
+            nothing_arrived: false,
+            awaited_end: 0,
             timeout_since: None,
-            queued_at: None,
+            queued_at: Moment::START,
             held_until: None,
             mid_message: false,
-            requested: false,
             requested_sequence: 0,
             verdict_postponed: false,
             flushed_at: [None; REMEMBERED_FLUSHES],
@@ -81,12 +89,12 @@ impl Pings {
         self.queue_extra(now, hold)
     }
 
-    /// Like [`queue_next`](Self::queue_next), but the timeout of the ping in flight continues. Otherwise an
-    /// application that requests pings regularly would keep a dead peer forever.
+    /// Like [`queue_next`](Self::queue_next), but the timeout of the ping in flight continues.
+    /// Otherwise an application that requests pings regularly would keep a dead peer forever.
     pub(crate) fn queue_extra(&mut self, now: Moment, hold: Duration) -> [u8; 8] {
-        self.requested = false;
         self.queued_count = self.queued_count.saturating_add(1);
-        self.queued_at = Some(now);
+        self.queued_at = now;
+        self.flushed_at[self.queued_count as usize % REMEMBERED_FLUSHES] = Some(now);
         self.held_until = Some(now + hold);
         (self.tag ^ u64::from(self.queued_count)).to_be_bytes()
     }
@@ -98,7 +106,6 @@ impl Pings {
         if self.is_queued() && self.answered_up_to < self.queued_count {
             self.requested_sequence = self.queued_count;
         } else {
-            self.requested = true;
             self.requested_sequence = self.queued_count.saturating_add(1);
         }
         self.requested_sequence
@@ -115,7 +122,7 @@ impl Pings {
 
     /// Whether the application has requested a ping and none is queued.
     pub(crate) fn is_requested(&self) -> bool {
-        self.requested && !self.is_queued()
+        self.requested_sequence > self.queued_count && !self.is_queued()
     }
 
     /// Awaits the answer to the queued ping: the timeout of the ping in flight is cancelled.
@@ -123,15 +130,19 @@ impl Pings {
         self.timeout_since = None;
     }
 
-    /// The transport has flushed the newest ping, whose timeout starts now.
-    pub(crate) fn flushed(&mut self, now: Moment) {
+    /// The transport has flushed the newest ping, whose timeout starts now. `bytes_sent` are all
+    /// bytes that the transport has accepted.
+    pub(crate) fn flushed(&mut self, now: Moment, bytes_sent: u64) {
         self.flushed = self.queued_count;
-        self.queued_at = None;
         self.held_until = None;
-        self.flushed_at[self.flushed as usize % REMEMBERED_FLUSHES] = Some(now);
+        let flushed_at = &mut self.flushed_at[self.flushed as usize % REMEMBERED_FLUSHES];
+        if let Some(queued_at) = flushed_at.replace(now) {
+            self.queued_at = queued_at;
+        }
         // The transport may confirm a flush after the peer has already answered.
-        if self.answered_up_to < self.flushed {
-            self.timeout_since.get_or_insert(now);
+        if self.answered_up_to < self.flushed && self.timeout_since.is_none() {
+            self.timeout_since = Some(now);
+            self.awaited_end = bytes_sent as u32;
         }
     }
 
@@ -144,7 +155,7 @@ impl Pings {
         }
         let fresh = sequence > self.answered_up_to;
         let is_stored = sequence <= self.flushed
-            && self.flushed - sequence < REMEMBERED_FLUSHES as u32
+            && self.queued_count - sequence < REMEMBERED_FLUSHES as u32
             && fresh;
         let rtt = is_stored
             .then(|| self.flushed_at[sequence as usize % REMEMBERED_FLUSHES])
@@ -165,15 +176,14 @@ impl Pings {
     pub(crate) fn on_proof_of_life(&mut self) {
         self.timeout_since = None;
         self.missed = 0;
+        self.nothing_arrived = false;
         self.verdict_postponed = false;
     }
 
     /// Cancels all timeouts and the queued ping.
     pub(crate) fn cancel_all(&mut self) {
         self.on_proof_of_life();
-        self.queued_at = None;
         self.held_until = None;
-        self.requested = false;
         self.flushed = self.queued_count;
     }
 
@@ -182,9 +192,22 @@ impl Pings {
         !std::mem::replace(&mut self.verdict_postponed, true)
     }
 
+    /// The number of bytes sent, in its low half, when the ping was flushed whose timeout runs.
+    pub(crate) fn awaited_end(&self) -> u32 {
+        self.awaited_end
+    }
+
+    /// Sets whether nothing has arrived behind the full read-ahead buffer. Returns what that was at
+    /// the last view.
+    pub(crate) fn set_nothing_arrived(&mut self, nothing: bool) -> bool {
+        std::mem::replace(&mut self.nothing_arrived, nothing)
+    }
+
     /// Restarts the time of the queued ping, if there is one.
     pub(crate) fn restart_queued(&mut self, now: Moment) {
-        self.queued_at = self.queued_at.map(|_| now);
+        if self.is_queued() {
+            self.queued_at = now;
+        }
     }
 
     /// Releases a ping that has waited long enough for the end of a message.
@@ -211,13 +234,22 @@ impl Pings {
 
     /// Since when a ping is queued.
     pub(crate) fn queued_since(&self) -> Option<Moment> {
-        self.queued_at
+        self.is_queued().then_some(self.queued_at)
     }
 
-    /// Restarts the timeout of the ping in flight, since the peer could not answer until now.
-    pub(crate) fn extend(&mut self, now: Moment) {
+    /// A moment before the peer could answer the ping whose timeout runs since `since`. The timeout
+    /// may have restarted, and starts only when the transport confirms the flush.
+    pub(crate) fn asked_at(&self, since: Moment) -> Moment {
+        match self.is_queued() {
+            true => since,
+            false => since.min(self.queued_at),
+        }
+    }
+
+    /// Restarts the timeout of the ping in flight, since the peer could not answer until then.
+    pub(crate) fn extend(&mut self, until: Moment) {
         if let Some(since) = &mut self.timeout_since {
-            *since = now;
+            *since = until.max(*since);
         }
     }
 
@@ -239,8 +271,8 @@ impl Pings {
     /// The timeout of the ping in flight has expired. Returns how many have in this silence.
     pub(crate) fn miss(&mut self) -> u32 {
         self.timeout_since = None;
-        self.missed += 1;
-        self.missed
+        self.missed = self.missed.saturating_add(1);
+        self.missed()
     }
 
     /// Whether every ping is flushed and answered.
@@ -269,7 +301,7 @@ impl Pings {
     }
 
     pub(crate) fn missed(&self) -> u32 {
-        self.missed
+        u32::from(self.missed)
     }
 
     /// Whether a ping was ever queued, so that a pong may answer it.
@@ -297,7 +329,7 @@ mod tests {
         let mut pings = Pings::new(0x1234_5678_9abc_def0);
         let payloads = [10, 20, 30].map(|millis| {
             let payload = pings.queue_next(at(0), HOLD);
-            pings.flushed(at(millis));
+            pings.flushed(at(millis), 0);
             payload
         });
         (pings, payloads)
@@ -370,7 +402,7 @@ mod tests {
                 rtt: None
             })
         );
-        pings.flushed(at(2));
+        pings.flushed(at(2), 0);
         assert_eq!(pings.timeout_since(), None);
     }
 
@@ -378,10 +410,10 @@ mod tests {
     fn a_ping_whose_flush_time_is_no_longer_stored_gives_no_round_trip() {
         let mut pings = Pings::new(7);
         let first = pings.queue_next(at(0), HOLD);
-        pings.flushed(at(1));
+        pings.flushed(at(1), 0);
         for millis in 2..6 {
             pings.queue_next(at(0), HOLD);
-            pings.flushed(at(millis));
+            pings.flushed(at(millis), 0);
         }
         assert_eq!(
             pings.answer(at(9), first),

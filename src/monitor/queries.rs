@@ -123,7 +123,7 @@ impl Monitor {
         Stats::new(self.counters, None)
     }
 
-    /// The statistics with what the kernel says now.
+    /// The statistics with what our kernel knows now.
     pub(crate) fn stats_with(&self, kernel: &KernelView) -> Stats {
         Stats::new(self.counters, Some(kernel))
     }

@@ -55,7 +55,8 @@ pub enum Reason {
     /// Reading or writing the transport failed with this kind of error, such as
     /// [`ConnectionReset`](io::ErrorKind::ConnectionReset).
     Transport(io::ErrorKind),
-    /// The peer is dead: pings were sent, and no proof of life was received in time.
+    /// The peer is dead: pings were sent, and no proof of life was received in time. See
+    /// [`Eviction::peer_kernel`](crate::Eviction::peer_kernel) for what its kernel did.
     HeartbeatTimeout {
         /// The number of consecutive unanswered pings.
         missed: u32,
@@ -71,7 +72,8 @@ pub enum Reason {
     MessageTimeout,
     /// The connection reached its maximum lifetime.
     MaxLifetime,
-    /// The transport accepts none of the bytes that wait to be sent. The peer may be alive.
+    /// The transport accepts none of the bytes that wait to be sent, and those that it has accepted
+    /// do not drain, or too slowly, where the kernel can be asked. The peer may be alive.
     WriteStalled,
     /// The handler does not read bytes that were received from the peer; or it does not finish a
     /// frame that it has started, so that no ping can be sent. The peer is not at fault.

@@ -93,7 +93,8 @@ impl Stats {
 
     /// Pings of the layer whose timeout expired without a sign of life from the peer, including
     /// those that ended the connection. A timeout does not count if the server's own process was
-    /// paused, or if the handler left so many bytes unread that the layer could not read on.
+    /// paused, if the handler left so many bytes unread that the layer could not read on, or while
+    /// the verdict is postponed for the bytes that are ahead of the ping.
     #[must_use]
     pub fn missed_pings(&self) -> u64 {
         u64::from(self.counters.missed_pings)
@@ -123,7 +124,7 @@ impl Stats {
     /// The kernel is asked when [`Liveness::stats`](crate::Liveness::stats) is called, and at an
     /// eviction for `HeartbeatTimeout` or `WriteStalled`. `None` in other evictions, in health
     /// changes and in snapshots; without the feature `tcp`; and unless the transport is a tokio
-    /// `TcpStream`, without TLS or HTTP/2, on Linux or Android.
+    /// `TcpStream`, without TLS, HTTP/2 or Multipath TCP, on Linux or Android.
     #[must_use]
     pub fn unacknowledged_bytes(&self) -> Option<u64> {
         self.unacknowledged.map(u64::from)

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use super::Monitor;
+use super::kernel_view::{BehindReadAhead, Kernel};
 use super::lifecycle::Lifecycle;
 use super::moment::Moment;
 use super::policy::{HeartbeatPolicy, IdlePolicy, Policy, Traffic};
 use super::reason::Reason;
+use super::{FirstMessage, Monitor};
 
 /// A verdict this late means that the runtime was paused. Below it, lateness is noise.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
@@ -43,14 +44,21 @@ pub(crate) enum Action {
 }
 
 impl Monitor {
-    /// What must be done at `now`. The caller has read the bytes of the peer first.
+    /// What must be done at `now`. The caller has read the bytes of the peer first. `kernel` is
+    /// asked before a peer is declared dead and before a write is declared stalled.
     ///
     /// When several verdicts are due at the same time, the first of these is returned:
     /// `MaxLifetime`, `FirstMessageTimeout`, `MessageTimeout`, `IdleTimeout`, `ControlFlood`,
     /// `HandlerStalled`, `WriteStalled`, `HeartbeatTimeout`. What was configured for a healthy
     /// connection comes before faults, and the fault of the peer comes last. In the closing
     /// handshake only `CloseTimeout` is left.
-    pub(crate) fn poll(&mut self, now: Moment, policy: &Policy, io_state: IoState) -> Action {
+    pub(crate) fn poll(
+        &mut self,
+        now: Moment,
+        policy: &Policy,
+        io_state: IoState,
+        kernel: &mut Kernel<'_>,
+    ) -> Action {
         self.read_ahead_full = io_state.read_ahead_full;
         self.set_mid_message(io_state.mid_message);
         match self.lifecycle {
@@ -66,7 +74,7 @@ impl Monitor {
                 Action::Wait
             }
             Lifecycle::Open => match self.poll_idle(now, policy) {
-                Action::Wait => self.poll_heartbeat(now, policy, io_state),
+                Action::Wait => self.poll_heartbeat(now, policy, io_state, kernel),
                 action => action,
             },
         }
@@ -91,7 +99,13 @@ impl Monitor {
         Action::Wait
     }
 
-    fn poll_heartbeat(&mut self, now: Moment, policy: &Policy, io_state: IoState) -> Action {
+    fn poll_heartbeat(
+        &mut self,
+        now: Moment,
+        policy: &Policy,
+        io_state: IoState,
+        kernel: &mut Kernel<'_>,
+    ) -> Action {
         let Some(heartbeat) = &policy.heartbeat else {
             return self.poll_requested(now, HeartbeatPolicy::default().timeout);
         };
@@ -108,7 +122,7 @@ impl Monitor {
             self.backlog = self.backlog.map(|_| now);
             self.pings.restart_queued(now);
         }
-        match self.poll_write(now, heartbeat, io_state) {
+        match self.poll_write(now, heartbeat, io_state, kernel) {
             Action::Wait if self.passive => {
                 if now >= self.read_due(heartbeat) {
                     // The caller has read.
@@ -116,7 +130,7 @@ impl Monitor {
                 }
                 Action::Wait
             }
-            Action::Wait => self.poll_ping(now, heartbeat, io_state),
+            Action::Wait => self.poll_ping(now, heartbeat, io_state, kernel),
             action => action,
         }
     }
@@ -126,6 +140,7 @@ impl Monitor {
         now: Moment,
         heartbeat: &HeartbeatPolicy,
         io_state: IoState,
+        kernel: &mut Kernel<'_>,
     ) -> Action {
         let Some(late) = due(self.write_deadline(heartbeat), now) else {
             return Action::Wait;
@@ -135,8 +150,9 @@ impl Monitor {
         };
         match blocked.retried_at {
             // The runtime was paused, and so was the task that writes. Postponed once per stall.
-            None if !blocked.is_restarted() && was_paused(late, heartbeat.write_timeout) => {
+            None if !blocked.pause_postponed && was_paused(late, heartbeat.write_timeout) => {
                 *blocked = blocked.restarted(now);
+                blocked.pause_postponed = true;
             }
             None => {
                 // The handler may have abandoned the write, and the transport may have room by now,
@@ -153,7 +169,13 @@ impl Monitor {
             Some(_) if blocked.maybe_refused_again && heartbeat.write_timeout.is_none() => {
                 *blocked = blocked.restarted(now);
             }
-            Some(_) if blocked.maybe_refused_again => return self.evict(now, Reason::WriteStalled),
+            Some(_) if blocked.maybe_refused_again => {
+                // What the transport refuses is not delivered.
+                let judged = kernel.judge(blocked.since, now, |_| false);
+                if !judged.is_some_and(|judged| self.postpone_for_drain(&judged.view)) {
+                    return self.evict(now, Reason::WriteStalled);
+                }
+            }
             // The handler has abandoned its write, and neither a ping nor anything else can be
             // written.
             Some(_) if io_state.claimed => {
@@ -172,28 +194,54 @@ impl Monitor {
         Action::Wait
     }
 
-    fn poll_ping(&mut self, now: Moment, heartbeat: &HeartbeatPolicy, io_state: IoState) -> Action {
+    fn poll_ping(
+        &mut self,
+        now: Moment,
+        heartbeat: &HeartbeatPolicy,
+        io_state: IoState,
+        kernel: &mut Kernel<'_>,
+    ) -> Action {
         let Some(since) = self.pings.timeout_since() else {
-            return if now >= self.ping_due(heartbeat) && !self.pings.is_queued() {
-                Action::Ping(self.pings.queue_next(now, heartbeat.timeout))
-            } else {
-                self.poll_requested(now, heartbeat.timeout)
-            };
+            return self.poll_next_ping(now, heartbeat);
         };
         let deadline = since + heartbeat.timeout;
         if now < deadline {
             return self.poll_requested(now, heartbeat.timeout);
         }
+        let judged = self.judge_ping(since, now, kernel);
         if io_state.read_ahead_full {
-            // The pong may be among the bytes behind the full buffer. The handler stalls, which is
-            // another verdict. But a write to a broken transport fails, so ping.
-            return self.ping_again(now, heartbeat);
+            // The pong may be among the bytes behind the full buffer.
+            match BehindReadAhead::of(judged, self.pings.asked_at(since)) {
+                BehindReadAhead::Nothing => {}
+                BehindReadAhead::Arrived(at) => {
+                    self.on_proof_of_life(at);
+                    return self.poll_next_ping(now, heartbeat);
+                }
+                // The handler stalls, which is another verdict. But a write to a broken transport
+                // fails, so ping.
+                BehindReadAhead::Unknown => {
+                    self.pings.set_nothing_arrived(false);
+                    return self.ping_again(now, heartbeat);
+                }
+            }
         }
         if was_paused(now.since(deadline), Some(heartbeat.timeout))
             && self.pings.take_postponement()
         {
             // The runtime was paused (SIGSTOP, a suspended machine). The pong may have been lost
             // meanwhile, so this silence does not count against the peer: ping once more.
+            return self.ping_again(now, heartbeat);
+        }
+        if judged.is_some_and(|judged| {
+            self.postpone_for_delivery(now, since, heartbeat.timeout, &judged.view)
+        }) {
+            return self.poll_requested(now, heartbeat.timeout);
+        }
+        // The kernel may have dropped the pong for lack of memory, and not show that in the window,
+        // so behind a full buffer one view without data proves nothing. The peer's kernel repeats
+        // what was dropped.
+        let nothing_arrived = io_state.read_ahead_full;
+        if !self.pings.set_nothing_arrived(nothing_arrived) && nothing_arrived {
             return self.ping_again(now, heartbeat);
         }
         let missed = self.pings.miss();
@@ -203,6 +251,15 @@ impl Monitor {
             self.evict(now, Reason::HeartbeatTimeout { missed })
         } else {
             self.ping_again(now, heartbeat)
+        }
+    }
+
+    /// The ping that is due while no timeout runs.
+    fn poll_next_ping(&mut self, now: Moment, heartbeat: &HeartbeatPolicy) -> Action {
+        if now >= self.ping_due(heartbeat) && !self.pings.is_queued() {
+            Action::Ping(self.pings.queue_next(now, heartbeat.timeout))
+        } else {
+            self.poll_requested(now, heartbeat.timeout)
         }
     }
 
@@ -276,11 +333,12 @@ impl Monitor {
     /// handler reads again, the time restarts for the rest of the message.
     fn first_message_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
         let within = idle.first_message?;
-        let from = match self.inbound.message {
-            Some(since) if self.read_ahead_was_full => since,
+        let from = match (self.first_message, self.inbound.message) {
+            (FirstMessage::Complete, _) => return None,
+            (FirstMessage::AwaitedAfterFullReadAhead, Some(since)) => since,
             _ => self.opened,
         };
-        (!self.first_message && !self.read_ahead_full).then(|| from + within)
+        (!self.read_ahead_full).then(|| from + within)
     }
 
     /// Inbound messages have no deadline while the read-ahead buffer is full, for the same reason.

@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 
 use super::detect::HandshakeKind;
 use crate::connection::TransportTraits;
-use crate::monitor::{HeartbeatPolicy, KernelView};
+use crate::monitor::{HeartbeatPolicy, KernelView, Moment};
 #[cfg(feature = "tcp")]
 use crate::tcp::{self, TcpOptions};
 
@@ -127,12 +127,12 @@ impl Transport {
     }
 
     #[cfg(feature = "tcp")]
-    fn kernel_view(&self) -> Option<KernelView> {
-        self.tcp().and_then(tcp::kernel_view)
+    fn kernel_view(&self, now: &dyn Fn() -> Moment) -> Option<KernelView> {
+        tcp::kernel_view(self.tcp()?, now)
     }
 
     #[cfg(not(feature = "tcp"))]
-    fn kernel_view(&self) -> Option<KernelView> {
+    fn kernel_view(&self, _: &dyn Fn() -> Moment) -> Option<KernelView> {
         None
     }
 

@@ -46,7 +46,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// Tolerance on wall-clock bounds for a loaded machine.
 pub(crate) const SLACK: Duration = Duration::from_secs(3);
 
-pub(crate) fn ms(millis: u64) -> Duration {
+pub(crate) const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 

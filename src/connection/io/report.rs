@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::task::Waker;
 
+use crate::monitor::JudgedView;
 use crate::wire::Malformed;
 
 /// What an operation on a connection's state reports to the code that releases the lock.
@@ -18,6 +19,9 @@ pub(crate) struct Report {
     /// A `Pending` may come from tokio's cooperative budget and not from the transport, so the
     /// driver must poll.
     pub(crate) uncertain: bool,
+    /// The view of the kernel at the verdict, if it was asked. Boxed, since a report is made for
+    /// every operation.
+    pub(crate) kernel: Option<Box<JudgedView>>,
     /// The handler's previous waker. It may be the last one of its task, and dropping that may use
     /// the connection.
     pub(crate) replaced_waker: Option<Waker>,

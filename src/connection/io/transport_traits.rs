@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 #[cfg(feature = "tcp")]
 use std::any::Any;
 
-use crate::monitor::{HeartbeatPolicy, KernelView};
+use crate::monitor::{HeartbeatPolicy, KernelView, Moment};
 #[cfg(feature = "tcp")]
 use crate::tcp;
 
@@ -24,8 +24,8 @@ pub(crate) struct TransportTraits<T> {
     /// An empty write is no substitute: a transport that frames messages may send an empty message.
     pub(crate) poll_writable: fn(&T, &mut Context<'_>) -> Poll<()>,
     /// What the kernel knows of the connection; `None` if the transport is no TCP socket, or the
-    /// kernel cannot be asked. Up to two system calls.
-    pub(crate) kernel_view: fn(&T) -> Option<KernelView>,
+    /// kernel cannot be asked. Up to three system calls, after which the function reads the clock.
+    pub(crate) kernel_view: fn(&T, &dyn Fn() -> Moment) -> Option<KernelView>,
 }
 
 impl<T: 'static> TransportTraits<T> {
@@ -72,12 +72,12 @@ fn poll_writable<T>(_: &T, _: &mut Context<'_>) -> Poll<()> {
 }
 
 #[cfg(feature = "tcp")]
-fn kernel_view<T: 'static>(io: &T) -> Option<KernelView> {
+fn kernel_view<T: 'static>(io: &T, now: &dyn Fn() -> Moment) -> Option<KernelView> {
     let io: &dyn Any = io;
-    io.downcast_ref().and_then(tcp::kernel_view)
+    tcp::kernel_view(io.downcast_ref()?, now)
 }
 
 #[cfg(not(feature = "tcp"))]
-fn kernel_view<T>(_: &T) -> Option<KernelView> {
+fn kernel_view<T>(_: &T, _: &dyn Fn() -> Moment) -> Option<KernelView> {
     None
 }

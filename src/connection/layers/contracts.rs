@@ -20,7 +20,7 @@ use crate::monitor::{CloseFrame, Health, Overrides, Policy, Reason, Rtt, Stats};
 pub(crate) trait ErasedConnection: Send + Sync {
     fn metadata(&self) -> &Metadata;
     fn view(&self) -> View;
-    /// The statistics of [`view`](Self::view), with what the kernel says now.
+    /// The statistics of [`view`](Self::view), with what our kernel knows now.
     fn stats(&self) -> Stats;
     /// Whether this is called during a poll of the connection's own transport, or by a waker that
     /// is cloned there. [`view`](Self::view) and most methods below then panic.

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::connection::io::{Filled, MAX_READ_AHEAD_BYTES, MAX_READS_PER_VISIT, Observer, Report};
 use crate::connection::state::{Parts, State};
 use crate::driver::DeadlineMove;
-use crate::monitor::{Action, IoState, Moment, TransportUse};
+use crate::monitor::{Action, IoState, Kernel, Moment, TransportUse};
 
 /// The number of consecutive visits with bytes left unread after which the verdict is given anyway,
 /// so that a peer that sends without end does not escape it.
@@ -65,12 +65,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         if let Some(events) = self.health_events.as_mut().filter(|_| reads) {
             events.record_read(now);
         }
+        let kernel_view = self.transport.kernel_view;
         loop {
             let Ok(Parts {
+                io,
                 read_half,
                 write_half,
                 observer,
-                ..
             }) = self.parts(report)
             else {
                 return;
@@ -81,7 +82,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                 claimed: write_half.is_claimed(),
                 read_ahead_full: read_half.is_read_ahead_full(),
             };
-            match observer.monitor.poll(now, observer.policy, io_state) {
+            let clock = observer.clock;
+            let ask = || kernel_view(io, &|| clock.now());
+            let kernel = &mut Kernel::new(&ask);
+            let action = observer
+                .monitor
+                .poll(now, observer.policy, io_state, kernel);
+            match action {
                 Action::Wait => return,
                 Action::Ping(payload) => {
                     write_half.queue_ping(payload);
@@ -94,6 +101,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                 }
                 Action::Retry => self.retry_write(waker, report),
                 Action::Evict(reason) => {
+                    report.kernel = kernel.judged().map(Box::new);
                     let frame = self.policy.close_frame(reason);
                     self.begin_close_handshake(reason, frame);
                     return;
@@ -272,7 +280,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             claimed: false,
             read_ahead_full: false,
         };
-        let late = observer.monitor.poll(now, observer.policy, io_state) == Action::Cut;
+        // No verdict of the closing handshake depends on the kernel.
+        let kernel = &mut Kernel::new(&|| None);
+        let action = observer
+            .monitor
+            .poll(now, observer.policy, io_state, kernel);
+        let late = action == Action::Cut;
         let cx = &mut Context::from_waker(waker);
         let halves = (&mut self.read_half, &mut self.write_half);
         let clean = match close.poll(io, halves, cx, scratch, &mut observer) {

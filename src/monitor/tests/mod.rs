@@ -6,6 +6,7 @@
 mod ends;
 mod health;
 mod heartbeat;
+mod kernel_view;
 mod policy;
 mod promises;
 mod random;
@@ -77,6 +78,19 @@ fn both(heartbeat: Policy, idle: Policy) -> Policy {
     }
 }
 
+/// A kernel to which all is acknowledged, and which has received nothing.
+fn idle_kernel() -> KernelView {
+    KernelView {
+        unacknowledged: 0,
+        awaits_ack: false,
+        retransmitting: false,
+        last_ack: Moment::START,
+        last_data: Moment::START,
+        rtt_micros: Some(1_000),
+        peer_may_send: true,
+    }
+}
+
 /// One connection, opened at [`Moment::START`], with its driver.
 struct Simulation {
     monitor: Monitor,
@@ -88,6 +102,10 @@ struct Simulation {
     refuse_writes: bool,
     /// Bytes were read ahead and wait for the handler.
     bytes_unread: bool,
+    /// What the kernel shows when it is asked.
+    kernel: Option<KernelView>,
+    /// The view for the last verdict.
+    judged: Option<JudgedView>,
     now: Moment,
     log: Log,
     payloads: Vec<[u8; 8]>,
@@ -111,6 +129,8 @@ impl Simulation {
             auto_flush: true,
             refuse_writes: false,
             bytes_unread: false,
+            kernel: None,
+            judged: None,
             now: Moment::START,
             log: Log::new(),
             payloads: Vec::new(),
@@ -127,7 +147,10 @@ impl Simulation {
             let deadline = self.deadline();
             if nanosecond_before(deadline) > self.now {
                 let mut early = self.monitor.clone();
-                let action = early.poll(nanosecond_before(deadline), &self.policy, self.io_state);
+                let before = nanosecond_before(deadline);
+                let never = || panic!("the kernel is asked before the deadline");
+                let kernel = &mut Kernel::new(&never);
+                let action = early.poll(before, &self.policy, self.io_state, kernel);
                 assert_eq!(action, Action::Wait, "before the deadline");
             }
             self.now = self.now.max(deadline);
@@ -150,7 +173,7 @@ impl Simulation {
         self.monitor.release_ping(self.now);
         let steps = self.log.len();
         for _ in 0..10 {
-            let action = self.monitor.poll(self.now, &self.policy, self.io_state);
+            let action = self.poll_once();
             let act = match action {
                 Action::Wait => {
                     assert!(
@@ -184,6 +207,21 @@ impl Simulation {
             }
         }
         panic!("the monitor never waits: {:?}", self.log);
+    }
+
+    fn poll_once(&mut self) -> Action {
+        let (view, asked) = (self.kernel, std::cell::Cell::new(0));
+        let ask = || {
+            asked.set(asked.get() + 1);
+            view
+        };
+        let mut kernel = Kernel::new(&ask);
+        let action = self
+            .monitor
+            .poll(self.now, &self.policy, self.io_state, &mut kernel);
+        assert!(asked.get() <= 1, "asked once");
+        self.judged = kernel.judged().or(self.judged);
+        action
     }
 
     /// The transport accepts and flushes the newest ping.

@@ -115,6 +115,40 @@ pub(super) fn policies() -> impl Strategy<Value = Policy> {
         })
 }
 
+/// Views whose moments are ages, for [`KernelView::aged`].
+pub(super) fn kernel_views() -> impl Strategy<Value = KernelView> {
+    (
+        0..20_u32,
+        any::<[bool; 3]>(),
+        0..6_000_u64,
+        0..6_000_u64,
+        0..5_000_000_u32,
+    )
+        .prop_map(|(unacknowledged, flags, last_ack, last_data, rtt_micros)| {
+            let [awaits_ack, retransmitting, peer_may_send] = flags;
+            KernelView {
+                unacknowledged,
+                awaits_ack,
+                retransmitting,
+                last_ack: at(last_ack),
+                last_data: at(last_data),
+                rtt_micros: Some(rtt_micros),
+                peer_may_send,
+            }
+        })
+}
+
+impl KernelView {
+    /// The view at `now` of which this one has the ages.
+    pub(super) fn aged(self, now: Moment) -> Self {
+        Self {
+            last_ack: now.before(self.last_ack.since_start()),
+            last_data: now.before(self.last_data.since_start()),
+            ..self
+        }
+    }
+}
+
 // ---- the deadline -------------------------------------------------------------------------------
 
 pub(super) fn any_event() -> impl Strategy<Value = Event> {
@@ -215,6 +249,7 @@ proptest! {
         policy in policies(),
         random in 0.0..1.0_f32,
         flushes in any::<bool>(),
+        kernel in prop::option::of(kernel_views()),
         history in prop::collection::vec((gap(), any_event(), 0..1_000_u64), 0..60),
     ) {
         let mut sim = Simulation::jittered(policy, random);
@@ -230,9 +265,13 @@ proptest! {
                 // Before the deadline no action is due.
                 let way = sim.deadline().since(sim.now).mul_f64(early as f64 / 1_000.0);
                 if sim.now + way < sim.deadline() {
-                    let action = sim.monitor.clone().poll(sim.now + way, &sim.policy, sim.io_state);
+                    let never = || panic!("the kernel is asked before the deadline");
+                    let kernel = &mut Kernel::new(&never);
+                    let early = sim.now + way;
+                    let action = sim.monitor.clone().poll(early, &sim.policy, sim.io_state, kernel);
                     prop_assert_eq!(action, Action::Wait);
                 }
+                sim.kernel = kernel.map(|kernel| kernel.aged(sim.now.max(sim.deadline())));
                 sim.run_one();
                 verdicts.extend(sim.monitor.lifecycle.take_unannounced_end());
             }

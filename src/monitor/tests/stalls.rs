@@ -93,7 +93,7 @@ fn a_probe_that_is_flushed_ends_the_write_stall() {
     sim.monitor.refused(sim.now);
     sim.run_until(5_999);
     sim.now = at(6_000);
-    let Action::Ping(_) = sim.monitor.poll(sim.now, &sim.policy, sim.io_state) else {
+    let Action::Ping(_) = sim.poll_once() else {
         panic!("a probe");
     };
     sim.flush_ping();

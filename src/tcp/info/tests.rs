@@ -1,12 +1,23 @@
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Instant;
+
+use socket2::{Domain, Socket, Type};
 
 use super::*;
 
 /// For the kernel to acknowledge, on a loaded machine.
 const SOON: Duration = Duration::from_secs(10);
+
+/// The moment of each view.
+fn now() -> Moment {
+    Moment::after_millis(1_000_000)
+}
+
+fn age(moment: Moment) -> Duration {
+    now().since(moment)
+}
 
 /// The two ends of a connection. The first does not block.
 fn connection() -> (TcpStream, TcpStream) {
@@ -18,7 +29,7 @@ fn connection() -> (TcpStream, TcpStream) {
 }
 
 fn view(socket: &TcpStream) -> KernelView {
-    kernel_view(socket.as_fd()).unwrap()
+    kernel_view(socket.as_fd(), &now).unwrap()
 }
 
 /// Writes until the kernel accepts no more. Returns how many bytes it accepted.
@@ -55,11 +66,11 @@ fn bytes_count_until_the_peers_kernel_acknowledges_them() {
     assert_eq!(view(&server).unacknowledged, 0);
     let accepted = fill(&server);
     // The peer does not read: its window closes, and the rest waits here.
-    let full = until(&server, |view| !view.in_flight);
+    let full = until(&server, |view| !view.awaits_ack);
     assert!(full.unacknowledged > 0 && (full.unacknowledged as usize) < accepted);
     assert!(full.rtt_micros.is_some());
     client.read_exact(&mut vec![0; accepted]).unwrap();
-    until(&server, |view| view.unacknowledged == 0 && !view.in_flight);
+    until(&server, |view| view.unacknowledged == 0 && !view.awaits_ack);
 }
 
 #[test]
@@ -67,24 +78,50 @@ fn the_last_data_is_that_of_the_peer_read_or_not() {
     let (server, mut client) = connection();
     let begun = Instant::now();
     let aged = Duration::from_millis(200);
-    let before = until(&server, |view| view.last_data >= aged);
-    assert!(before.last_data <= begun.elapsed() + aged);
+    let before = until(&server, |view| age(view.last_data) >= aged);
+    assert!(age(before.last_data) <= begun.elapsed() + aged);
     client.write_all(b"unread").unwrap();
-    let after = until(&server, |view| view.last_data < before.last_data);
-    assert!(after.last_data <= begun.elapsed());
-    assert!(after.last_ack <= begun.elapsed());
+    let after = until(&server, |view| view.last_data > before.last_data);
+    assert!(age(after.last_data) <= begun.elapsed());
+    assert!(age(after.last_ack) <= begun.elapsed());
+}
+
+/// Otherwise a delay between them would make an arrival look older than it is.
+#[test]
+fn the_clock_is_read_after_the_kernel_is_asked() {
+    let (server, client) = connection();
+    until(&server, |view| {
+        age(view.last_data) >= Duration::from_millis(200)
+    });
+    let late = || {
+        (&client).write_all(b"after the system calls").unwrap();
+        let end = Instant::now() + SOON;
+        while view(&server).last_data < now().before(Duration::from_millis(100)) {
+            assert!(Instant::now() < end);
+        }
+        now()
+    };
+    let view = kernel_view(server.as_fd(), &late).unwrap();
+    assert!(age(view.last_data) >= Duration::from_millis(200));
 }
 
 #[test]
 fn unread_bytes_close_the_receive_window() {
     let (server, client) = connection();
-    let has_window = view(&server).receive_window_open;
+    let has_window = view(&server).peer_may_send;
     client.set_nonblocking(true).unwrap();
     fill(&client);
-    until(&server, |view| !view.receive_window_open);
+    until(&server, |view| !view.peer_may_send);
     if !has_window {
-        println!("not tested: Linux before 6.7 does not tell the window");
+        println!("not tested: Linux before 6.7 does not report the window");
     }
+}
+
+#[test]
+fn a_peer_that_has_ended_its_direction_cannot_send() {
+    let (server, client) = connection();
+    client.shutdown(Shutdown::Write).unwrap();
+    until(&server, |view| !view.peer_may_send);
 }
 
 #[test]
@@ -95,44 +132,55 @@ fn an_older_kernel_writes_fewer_fields() {
     assert!(info.len() < MAX_INFO_BYTES, "raise MAX_INFO_BYTES");
     // (length, version of Linux)
     for (len, version) in [(104, "2.6"), (232, "5.4"), (240, "6.2")] {
-        let view = TcpInfo(&info[..len]).view(7).unwrap();
+        let view = TcpInfo(&info[..len]).view(7, now()).unwrap();
         assert_eq!(view.unacknowledged, 7, "{version}");
-        assert!(!view.receive_window_open, "{version}");
+        assert!(!view.peer_may_send, "{version}");
     }
-    assert_eq!(
-        TcpInfo(&info[..80]).view(0).unwrap().rtt_micros.is_some(),
-        view(&server).rtt_micros.is_some()
-    );
-    assert_eq!(TcpInfo(&info[..70]).view(0), None);
-    assert_eq!(TcpInfo(&[]).view(0), None);
+    // Without the maximum segment size it cannot be known whether the others are filled in.
+    assert_eq!(TcpInfo(&info[..84]).view(0, now()), None);
+    assert_eq!(TcpInfo(&[]).view(0, now()), None);
 }
 
 #[test]
 fn fields_are_read_at_their_offsets() {
     // (offset, change of the view)
     type Change = fn(&mut KernelView);
-    let fields: [(usize, Change); 5] = [
-        (offset::PROBES, |view| view.probing = true),
-        (offset::SEGMENTS_IN_FLIGHT, |view| view.in_flight = true),
-        (offset::LAST_ACK_RECEIVED_MILLIS, |view| {
-            view.last_ack = Duration::from_millis(1);
+    let fields: [(usize, u8, Change); 7] = [
+        (offset::RETRANSMITS, 1, |view| view.retransmitting = true),
+        (offset::PROBES, 1, |_| {}),
+        (offset::PROBES, 2, |view| view.awaits_ack = true),
+        (offset::SEGMENTS_IN_FLIGHT, 1, |view| view.awaits_ack = true),
+        (offset::LAST_ACK_RECEIVED_MILLIS, 1, |view| {
+            view.last_ack = now().before(Duration::from_millis(1));
         }),
-        (offset::LAST_DATA_RECEIVED_MILLIS, |view| {
-            view.last_data = Duration::from_millis(1);
+        (offset::LAST_DATA_RECEIVED_MILLIS, 1, |view| {
+            view.last_data = now().before(Duration::from_millis(1));
         }),
-        (offset::RTT_MICROS, |view| view.rtt_micros = Some(1)),
+        (offset::RTT_MICROS, 1, |view| view.rtt_micros = Some(1)),
     ];
-    let zero = TcpInfo(&[0; MAX_INFO_BYTES]).view(0).unwrap();
-    for (offset, change) in fields {
-        let mut bytes = [0; MAX_INFO_BYTES];
+    let mut zero = [0; MAX_INFO_BYTES];
+    assert_eq!(
+        TcpInfo(&zero).view(0, now()),
+        None,
+        "no maximum segment size"
+    );
+    set(&mut zero, offset::ADVERTISED_MSS, 1_460);
+    let unchanged = TcpInfo(&zero).view(0, now()).unwrap();
+    assert_eq!((unchanged.last_ack, unchanged.last_data), (now(), now()));
+    for (offset, value, change) in fields {
+        let mut bytes = zero;
         match offset {
-            offset::PROBES => bytes[offset] = 1,
-            _ => bytes[offset..offset + 4].copy_from_slice(&1_u32.to_ne_bytes()),
+            offset::RETRANSMITS | offset::PROBES => bytes[offset] = value,
+            _ => set(&mut bytes, offset, value.into()),
         }
-        let mut expected = zero;
+        let mut expected = unchanged;
         change(&mut expected);
-        assert_eq!(TcpInfo(&bytes).view(0), Some(expected), "{offset}");
+        assert_eq!(TcpInfo(&bytes).view(0, now()), Some(expected), "{offset}");
     }
+}
+
+fn set(bytes: &mut [u8], offset: usize, value: u32) {
+    bytes[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
 }
 
 #[test]
@@ -148,12 +196,8 @@ fn a_window_is_open_for_a_whole_segment_only() {
     ];
     for (window, mss, open) in table {
         let mut bytes = [0; MAX_INFO_BYTES];
-        for (offset, value) in [
-            (offset::RECEIVE_WINDOW, window),
-            (offset::ADVERTISED_MSS, mss),
-        ] {
-            bytes[offset..offset + 4].copy_from_slice(&u32::to_ne_bytes(value));
-        }
+        set(&mut bytes, offset::RECEIVE_WINDOW, window);
+        set(&mut bytes, offset::ADVERTISED_MSS, mss);
         assert_eq!(
             TcpInfo(&bytes).is_receive_window_open(),
             open,
@@ -165,5 +209,20 @@ fn a_window_is_open_for_a_whole_segment_only() {
 #[test]
 fn a_socket_of_another_kind_is_not_asked() {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    assert_eq!(kernel_view(socket.as_fd()), None);
+    assert_eq!(kernel_view(socket.as_fd(), &now), None);
+}
+
+/// It has `TCP_INFO` too, of its first subflow.
+#[test]
+fn a_socket_of_mptcp_is_not_asked() {
+    let Ok(socket) = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)) else {
+        println!("not tested: this kernel has no MPTCP");
+        return;
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    socket.connect(&addr.into()).unwrap();
+    let mut buf = [0; MAX_INFO_BYTES];
+    assert!(syscalls::tcp_info(socket.as_fd(), &mut buf).is_some());
+    assert_eq!(kernel_view(socket.as_fd(), &now), None);
 }

@@ -1,12 +1,13 @@
 //! A server with more commands than the echo example, and a detailed log.
 //!
-//! A text message is a command: after `push` the handler writes every 100 ms and reads no more,
-//! `send LENGTH COUNT` requests binary messages, any other text is echoed. A binary message is
-//! answered by its length and whether it arrived unchanged.
+//! A text message is a command: after `push` the handler writes every 100 ms and reads no more, after
+//! `deaf` it only reads no more, `send LENGTH COUNT` requests binary messages, any other text is
+//! echoed. A binary message is answered by its length and whether it arrived unchanged.
 //!
-//! The log on stdout has the opens and evictions of the echo example, with the reason's text, and:
-//! `push` for each write that succeeded, `failed` when a write of the handler fails at the end,
-//! `ping` for each ping handed to the transport, `pong` with the round-trip time for each pong.
+//! The log on stdout has the opens and evictions of the echo example, with the reason's text and what
+//! the peer's kernel did, and: `push` for each write that succeeded, `failed` when a write of the
+//! handler fails at the end, `ping` for each ping handed to the transport, `pong` with the round-trip
+//! time for each pong.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -18,6 +19,7 @@ use axum::routing::any;
 use axum::serve::ListenerExt;
 use axum::{Error, Router};
 use serde_json::{Value, json};
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tower_ws_liveness::{Evicted, Eviction, HeartbeatLayer, Liveness};
 
@@ -27,6 +29,9 @@ pub(crate) const ROLE: &str = "role-fault-server";
 
 /// Does not tune the sockets (`tune_tcp(false)`).
 pub(crate) const UNTUNED: &str = "--untuned";
+
+/// Sets the congestion control of the sockets. A new namespace permits only some as its default.
+pub(crate) const CONGESTION: &str = "--congestion";
 
 const PUSH_INTERVAL: Duration = Duration::from_millis(100);
 /// Resolution of the times of pings and pongs in the log.
@@ -52,6 +57,7 @@ async fn serve(args: &[String]) {
             "reason": ev.reason().as_str(),
             "lifetime_ms": ev.lifetime().as_millis() as u64,
             "text": ev.reason().to_string(),
+            "peer_kernel": ev.peer_kernel().as_str(),
         }));
     });
     if let Some(interval) = millis("--interval-ms") {
@@ -73,7 +79,14 @@ async fn serve(args: &[String]) {
     let addr: SocketAddr = value("--addr").unwrap().parse().unwrap();
     let listener = TcpListener::bind(addr).await.unwrap();
     roles::print_line(&format!("listening on {}", listener.local_addr().unwrap()));
-    let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
+    let congestion = value(CONGESTION).map(str::to_owned);
+    let listener = listener.tap_io(move |stream| {
+        stream.set_nodelay(true).unwrap();
+        if let Some(algorithm) = &congestion {
+            let socket = SockRef::from(&*stream);
+            socket.set_tcp_congestion(algorithm.as_bytes()).unwrap();
+        }
+    });
     axum::serve(listener, app).await.unwrap();
 }
 
@@ -103,6 +116,7 @@ async fn handle(mut socket: WebSocket, id: u64) -> Result<(), Error> {
                     socket.send(Message::text("tick")).await?;
                     print_entry(&json!({ "id": id, "event": "push" }));
                 },
+                ["deaf"] => std::future::pending().await,
                 ["send", length, count] => {
                     for _ in 0..count.parse::<u32>().unwrap() {
                         let payload = roles::payload(length.parse().unwrap());

@@ -50,7 +50,7 @@ const NO_PINGS: Times = Times {
 
 pub(crate) fn trials() -> Vec<Trial> {
     // The slowest tests come first.
-    let tests: [(&str, fn()); 19] = [
+    let tests: [(&str, fn()); 25] = [
         ("a_slow_download_is_not_evicted", slow_link::download),
         ("a_slow_upload_is_not_evicted", slow_link::upload),
         (
@@ -58,8 +58,29 @@ pub(crate) fn trials() -> Vec<Trial> {
             slow_link::long_queue,
         ),
         (
-            "a_slow_download_without_socket_options_is_evicted",
+            "a_slow_download_through_a_long_queue_with_cubic_is_not_evicted",
+            slow_link::long_queue_with_cubic,
+        ),
+        (
+            "a_slow_download_through_a_long_queue_with_bbr_is_not_evicted",
+            slow_link::long_queue_with_bbr,
+        ),
+        (
+            "a_slow_download_without_socket_options_is_not_evicted",
             slow_link::untuned,
+        ),
+        (
+            "the_kernel_of_a_stopped_client_acknowledges",
+            stopped_acknowledges,
+        ),
+        ("nothing_comes_back_over_a_cut_link", cut_is_silent),
+        (
+            "a_client_that_stops_behind_unread_bytes_is_evicted",
+            unread_then_stopped,
+        ),
+        (
+            "a_client_cut_off_behind_a_closed_window_is_evicted",
+            closed_window_then_cut,
         ),
         ("a_client_behind_a_blackhole_is_evicted", blackhole),
         ("a_client_that_receives_nothing_is_evicted", deaf_client),
@@ -167,6 +188,65 @@ fn silence(name: &str, strike: impl FnOnce(&mut Scene), repair: impl FnOnce(&mut
     scene.control.echo("the server has kept me");
     scene.neighbour_has_noticed_nothing();
     println!("{name}: heartbeat_timeout after {took:?}; kept by the control for {watched:?}");
+}
+
+// What the peer's kernel did.
+
+fn stopped_acknowledges() {
+    peer_kernel("acknowledges", "SIGSTOP", |scene| scene.victim.stop());
+}
+
+fn cut_is_silent() {
+    for way in [Way::ToClient, Way::ToServer] {
+        peer_kernel("silent", "blackhole", |scene| scene.cable.block(way));
+    }
+    peer_kernel("silent", "link down", |scene| scene.cable.plug(false));
+}
+
+fn peer_kernel(expected: &str, fault: &str, strike: impl Fn(&mut Scene)) {
+    for pushes in [false, true] {
+        let mut scene = Scene::start(fault_server::ROLE, LONG_TIMEOUT);
+        scene.victim.expect_ping();
+        if pushes {
+            scene.victim.send_line("push");
+            scene.victim.expect("echo tick", ALLOWANCE);
+        }
+        let took = scene.evicted_by_heartbeat_after(Duration::ZERO, &strike);
+        let eviction = scene.layered.eviction_of(scene.id);
+        assert_eq!(eviction.entry["peer_kernel"], expected, "{eviction:?}");
+        println!("{fault}, pushes {pushes}: evicted after {took:?}, its kernel: {expected}");
+    }
+}
+
+// Bytes that the handler does not read are ahead of the pong.
+
+/// The receive window stays open.
+fn unread_then_stopped() {
+    behind_unread_bytes(40_000, "acknowledges", |scene| scene.victim.stop());
+}
+
+/// The client has more to send than our kernel takes.
+fn closed_window_then_cut() {
+    behind_unread_bytes(8_000_000, "silent", |scene| {
+        scene.cable.block(Way::ToClient);
+        scene.cable.block(Way::ToServer);
+    });
+}
+
+fn behind_unread_bytes(unread: usize, expected: &str, strike: impl FnOnce(&mut Scene)) {
+    let mut scene = Scene::start(fault_server::ROLE, FAST_HEARTBEAT);
+    scene.victim.expect_ping();
+    scene.victim.send_line("deaf");
+    scene.victim.send_line(&format!("put {unread}"));
+    // Alive, although no pong can be read.
+    scene.layered.listen_for(FAST_HEARTBEAT.bound() * 4);
+    scene.no_client_was_evicted();
+    // The first miss takes two pings.
+    scene.times.timeout *= 2;
+    let took = scene.evicted_by_heartbeat_after(FAST_HEARTBEAT.timeout, strike);
+    let eviction = scene.layered.eviction_of(scene.id);
+    assert_eq!(eviction.entry["peer_kernel"], expected, "{eviction:?}");
+    println!("behind {unread} unread bytes: heartbeat_timeout after {took:?}, {expected}");
 }
 
 fn killed_in_silence() {

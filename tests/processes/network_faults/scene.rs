@@ -42,7 +42,7 @@ pub(crate) struct Scene {
     pub(crate) cable: Cable,
     /// Connection id of the victim.
     pub(crate) id: u64,
-    times: Times,
+    pub(crate) times: Times,
     /// When the last fault began.
     pub(crate) struck: Instant,
 }

@@ -1,0 +1,728 @@
+//! Tests of the kernel's view at a verdict: what it postpones, for how long, and what it shows.
+
+use proptest::prelude::*;
+
+use super::Act::{End, Ping, Retry};
+use super::random::kernel_views;
+use super::*;
+use crate::monitor::kernel_view::MAX_DRAIN_STEPS;
+
+/// The most postponements of one wait, the first included.
+const MAX_POSTPONEMENTS: u64 = 1 + MAX_DRAIN_STEPS as u64;
+
+const DEAD: Act = End(Reason::HeartbeatTimeout { missed: 1 });
+
+/// Pings at 10 s, whose timeout is 4 s.
+fn asked(kernel: KernelView) -> Simulation {
+    asked_with(kernel, |_| {})
+}
+
+fn asked_with(kernel: KernelView, change: impl FnOnce(&mut HeartbeatPolicy)) -> Simulation {
+    let mut sim = Simulation::new(heartbeat(change));
+    sim.kernel = Some(kernel);
+    sim
+}
+
+/// `unacknowledged` bytes wait, some of which are sent, and the last acknowledgement was at this
+/// millisecond.
+fn queue(unacknowledged: u32, last_ack: u64) -> KernelView {
+    KernelView {
+        unacknowledged,
+        awaits_ack: unacknowledged > 0,
+        last_ack: at(last_ack),
+        ..idle_kernel()
+    }
+}
+
+/// The same with a closed window: nothing is sent, and the acknowledgement was that of a probe.
+fn closed(unacknowledged: u32, last_ack: u64) -> KernelView {
+    KernelView {
+        awaits_ack: false,
+        ..queue(unacknowledged, last_ack)
+    }
+}
+
+impl Simulation {
+    fn peer_kernel(&self) -> PeerKernel {
+        self.judged.expect("the kernel was asked").peer_kernel
+    }
+
+    /// Advances to this millisecond, where the kernel shows `view`.
+    fn show(&mut self, millis: u64, view: KernelView) -> &mut Self {
+        self.run_until(millis - 1);
+        self.kernel = Some(view);
+        self.run_until(millis)
+    }
+}
+
+// ---- pings --------------------------------------------------------------------------------------
+
+#[test]
+fn a_delivered_ping_without_a_pong_is_missed() {
+    let mut sim = asked(queue(0, 11_001));
+    sim.run_until(14_000)
+        .assert_log(&[(10_000, Ping), (14_000, DEAD)]);
+    assert_eq!(sim.peer_kernel(), PeerKernel::Acknowledges);
+}
+
+#[test]
+fn a_ping_to_which_nothing_comes_back_is_missed() {
+    for last_ack in [9_000, 10_000] {
+        let mut sim = asked(queue(10, last_ack));
+        sim.run_until(14_000)
+            .assert_log(&[(10_000, Ping), (14_000, DEAD)]);
+        assert_eq!(sim.peer_kernel(), PeerKernel::Silent);
+    }
+}
+
+#[test]
+fn each_missed_ping_asks_the_kernel_again() {
+    let mut sim = asked_with(queue(0, 10_001), |policy| policy.missed_pings = 2);
+    sim.run_until(14_000);
+    assert_eq!(sim.peer_kernel(), PeerKernel::Acknowledges);
+    sim.kernel = Some(queue(10, 13_000));
+    sim.run_until(18_000).assert_log(&[
+        (10_000, Ping),
+        (14_000, Ping),
+        (18_000, End(Reason::HeartbeatTimeout { missed: 2 })),
+    ]);
+    assert_eq!(sim.peer_kernel(), PeerKernel::Silent);
+}
+
+#[test]
+fn a_ping_behind_a_queue_that_drains_is_not_missed() {
+    let mut sim = asked(queue(2_000_000, 13_990));
+    sim.run_until(14_000);
+    sim.show(17_990, queue(1_000_000, 17_980));
+    sim.show(21_980, queue(10, 21_980))
+        .assert_log(&[(10_000, Ping)]);
+    assert!(sim.receive_pong(0));
+    sim.run_until(31_979).assert_log(&[(10_000, Ping)]);
+}
+
+#[test]
+fn a_ping_that_was_behind_a_queue_has_a_whole_timeout_once_it_is_delivered() {
+    let mut sim = asked(queue(2_000_000, 14_000));
+    sim.run_until(14_000);
+    sim.kernel = Some(queue(0, 17_999));
+    sim.run_until(21_999).assert_log(&[(10_000, Ping)]);
+    sim.run_until(22_000)
+        .assert_log(&[(10_000, Ping), (22_000, DEAD)]);
+    assert_eq!(sim.peer_kernel(), PeerKernel::Acknowledges);
+}
+
+#[test]
+fn bytes_that_were_written_after_the_ping_do_not_delay_it() {
+    for (unacknowledged, end) in [(50, 14_000), (51, 18_000)] {
+        let mut sim = asked(queue(unacknowledged, 14_000));
+        sim.run_until(10_000);
+        sim.monitor.sent(50);
+        sim.run_until(14_000);
+        sim.kernel = Some(queue(unacknowledged, 17_999));
+        sim.run_until(end)
+            .assert_log(&[(10_000, Ping), (end, DEAD)]);
+    }
+}
+
+/// The kernel also counts the response head of the upgrade, which the monitor does not.
+#[test]
+fn bytes_from_before_the_upgrade_are_ahead_of_the_ping() {
+    let mut sim = asked(queue(200, 14_000));
+    sim.run_until(14_000);
+    // 3 of the 200 bytes are less than a 64th, 4 are not.
+    sim.show(18_000, queue(196, 18_000));
+    sim.show(22_000, queue(193, 22_000))
+        .assert_log(&[(10_000, Ping), (22_000, DEAD)]);
+}
+
+#[test]
+fn the_number_of_bytes_sent_may_exceed_32_bits() {
+    let mut sim = asked(queue(2_000_000, 14_000));
+    sim.monitor.sent((1 << 32) - 5);
+    sim.run_until(10_000);
+    sim.monitor.sent(50);
+    sim.run_until(14_000);
+    sim.show(18_000, queue(1_000_000, 18_000));
+    sim.show(22_000, queue(50, 22_000));
+    sim.run_until(26_000)
+        .assert_log(&[(10_000, Ping), (26_000, DEAD)]);
+    assert_eq!(sim.peer_kernel(), PeerKernel::Acknowledges);
+}
+
+#[test]
+fn on_a_slow_path_a_delivered_ping_has_one_more_timeout() {
+    // (round trip in ms, time of the verdict)
+    for (rtt, end) in [(1_000, 14_000), (1_001, 18_000)] {
+        let mut sim = asked(KernelView {
+            rtt_micros: Some(rtt * 1_000),
+            ..queue(0, 14_000)
+        });
+        sim.run_until(end)
+            .assert_log(&[(10_000, Ping), (end, DEAD)]);
+    }
+}
+
+#[test]
+fn a_queue_that_stops_draining_is_a_dead_peer_one_timeout_after_its_last_acknowledgement() {
+    let mut sim = asked(queue(2_000_000, 13_000));
+    sim.run_until(17_000)
+        .assert_log(&[(10_000, Ping), (17_000, DEAD)]);
+    assert_eq!(sim.peer_kernel(), PeerKernel::Silent);
+}
+
+/// The ages are those at the system call, and the poll's `now` is older.
+#[test]
+fn acknowledgements_after_the_start_of_the_poll_count() {
+    let mut sim = asked(queue(2_000_000, 14_700));
+    sim.run_until(18_699).assert_log(&[(10_000, Ping)]);
+    sim.run_until(18_700)
+        .assert_log(&[(10_000, Ping), (18_700, DEAD)]);
+}
+
+/// A peer that receives nothing retransmits its own bytes, which carry acknowledgement numbers.
+#[test]
+fn segments_that_acknowledge_nothing_new_postpone_once() {
+    let view = |last_ack| KernelView {
+        retransmitting: true,
+        ..queue(10, last_ack)
+    };
+    let mut sim = asked(view(13_990));
+    sim.show(17_990, view(17_980))
+        .assert_log(&[(10_000, Ping), (17_990, DEAD)]);
+    assert_eq!(sim.peer_kernel(), PeerKernel::Unknown);
+}
+
+/// The peer's window is closed at most moments, and nothing is in flight.
+#[test]
+fn a_slow_reader_with_nothing_in_flight_is_not_missed() {
+    let mut sim = asked(closed(64_000, 13_990));
+    sim.run_until(14_000);
+    for step in 1..64 {
+        let millis = 14_000 + 4_000 * step - 10;
+        sim.show(millis, closed(64_000 - 1_000 * step as u32, millis));
+    }
+    sim.assert_log(&[(10_000, Ping)]);
+    assert!(sim.receive_pong(0));
+}
+
+#[test]
+fn a_stopped_peer_behind_a_closed_window_costs_one_more_timeout() {
+    let mut sim = asked(closed(2_000_000, 13_999));
+    // It acknowledges the probes of its window.
+    sim.show(17_999, closed(2_000_000, 17_000))
+        .assert_log(&[(10_000, Ping), (17_999, DEAD)]);
+    assert_eq!(sim.peer_kernel(), PeerKernel::Acknowledges);
+}
+
+#[test]
+fn a_64th_of_the_bytes_must_drain_between_two_views() {
+    // (bytes at the first view, at the second, verdict)
+    let table = [
+        (6_400, 6_300, 22_000),
+        (6_400, 6_301, 18_000),
+        (6_401, 6_301, 18_000),
+        (6_401, 6_300, 22_000),
+        (10, 9, 22_000),
+        (10, 10, 18_000),
+    ];
+    for (first, second, end) in table {
+        let mut sim = asked(queue(first, 14_000));
+        sim.run_until(14_000);
+        sim.show(18_000, queue(second, 18_000));
+        sim.kernel = Some(queue(second, 21_999));
+        sim.run_until(end)
+            .assert_log(&[(10_000, Ping), (end, DEAD)]);
+    }
+}
+
+#[test]
+fn a_view_from_an_earlier_silence_is_not_compared() {
+    let mut sim = asked(queue(2_000_000, 14_000));
+    sim.run_until(15_000).receive_frame();
+    // No byte has drained since, and at a first view none has to.
+    sim.kernel = Some(queue(2_000_010, 29_000));
+    sim.run_until(33_000)
+        .assert_log(&[(10_000, Ping), (25_000, Ping), (33_000, DEAD)]);
+}
+
+#[test]
+fn without_a_question_to_the_peers_kernel_its_state_is_unknown() {
+    // (sent bytes or probes are unacknowledged, what that shows)
+    for (awaits_ack, expected) in [(false, PeerKernel::Unknown), (true, PeerKernel::Silent)] {
+        let mut sim = asked(KernelView {
+            awaits_ack,
+            ..queue(2_000_000, 9_000)
+        });
+        sim.run_until(14_000)
+            .assert_log(&[(10_000, Ping), (14_000, DEAD)]);
+        assert_eq!(sim.peer_kernel(), expected);
+    }
+}
+
+/// The program is stopped, and its kernel acknowledges as little as it may.
+#[test]
+fn a_kernel_that_acknowledges_slowly_postpones_for_a_bounded_time() {
+    let bytes = MAX_DRAIN_STEPS * 1_000;
+    let mut sim = asked(idle_kernel());
+    let end = 10_000 + 4_000 * (1 + MAX_POSTPONEMENTS);
+    for millis in 10_000..end {
+        let steps = (millis - 10_000) / 4_000;
+        let left = bytes - 1_000 * (steps as u32).saturating_sub(1);
+        sim.kernel = Some(queue(left, millis));
+        sim.run_until(millis).assert_log(&[(10_000, Ping)]);
+    }
+    sim.run_until(end)
+        .assert_log(&[(10_000, Ping), (end, DEAD)]);
+}
+
+#[test]
+fn bytes_ahead_of_a_later_ping_in_a_silence_permit_no_more_postponements() {
+    let mut sim = asked_with(idle_kernel(), |policy| policy.missed_pings = 2);
+    let (first, step) = (6_400, 100);
+    // The server keeps writing, and the peer's kernel takes a step of it in each timeout, but for one
+    // that it takes in the next. One timeout is that of the first miss.
+    let end = 10_000 + 4_000 * (1 + MAX_POSTPONEMENTS);
+    for millis in 10_000..=end {
+        if millis == 100_000 {
+            sim.monitor.sent(1_000_000);
+        }
+        let written = if millis < 100_000 { 0 } else { 1_000_000 };
+        let stopped = (190_000..194_000).contains(&millis);
+        let steps = ((millis - 10_000) / 4_000).saturating_sub(1 + u64::from(stopped));
+        sim.kernel = Some(queue(first + written - step * steps as u32, millis));
+        sim.run_until(millis);
+        assert_eq!(sim.monitor.has_ended(), millis == end, "{millis}");
+    }
+    sim.assert_log(&[
+        (10_000, Ping),
+        (190_000, Ping),
+        (end, End(Reason::HeartbeatTimeout { missed: 2 })),
+    ]);
+}
+
+#[test]
+fn a_kernel_that_drains_nothing_postpones_once() {
+    let mut sim = asked(queue(2_000_000, 0));
+    for millis in 10_000..18_000 {
+        sim.kernel = Some(queue(2_000_000, millis));
+        sim.run_until(millis).assert_log(&[(10_000, Ping)]);
+    }
+    sim.run_until(18_000)
+        .assert_log(&[(10_000, Ping), (18_000, DEAD)]);
+}
+
+#[test]
+fn a_byte_of_the_peer_permits_postponements_again() {
+    let mut sim = asked(idle_kernel());
+    for round in 1..4 {
+        let begun = sim.millis();
+        let bytes = MAX_DRAIN_STEPS * 1_000;
+        for step in 0..u64::from(MAX_DRAIN_STEPS) {
+            let millis = begun + 14_000 + 4_000 * step;
+            sim.show(millis, queue(bytes - 1_000 * step as u32, millis));
+        }
+        assert_eq!(sim.log.len(), round, "one ping: {:?}", sim.log);
+        sim.receive_frame();
+    }
+}
+
+#[test]
+fn a_requested_ping_while_the_timeout_runs_does_not_change_what_is_awaited() {
+    let mut sim = asked(queue(10, 12_500));
+    sim.run_until(12_000);
+    sim.monitor.sent(1_000_000);
+    sim.monitor.request_ping();
+    sim.poll();
+    // The first ping is delivered, the requested one is not.
+    sim.kernel = Some(queue(1_000_010, 12_500));
+    sim.run_until(14_000)
+        .assert_log(&[(10_000, Ping), (12_000, Ping), (14_000, DEAD)]);
+    assert_eq!(sim.peer_kernel(), PeerKernel::Acknowledges);
+}
+
+proptest! {
+    /// Whatever the peer's kernel does, a peer that sends nothing is evicted.
+    #[test]
+    fn no_kernel_keeps_a_silent_peer(
+        missed_pings in 1..4_u32,
+        views in proptest::collection::vec(kernel_views(), 1..20),
+        sent in 0..3_000_usize,
+    ) {
+        let mut sim = asked_with(views[0], |policy| policy.missed_pings = missed_pings);
+        let bound = 10_000 + 4_000 * (u64::from(missed_pings) + MAX_POSTPONEMENTS);
+        let mut views = views.iter().cycle();
+        while sim.deadline() <= at(bound) && !sim.monitor.has_ended() {
+            sim.now = sim.deadline();
+            sim.kernel = views.next().map(|view| view.aged(sim.now));
+            sim.poll();
+            sim.monitor.sent(sent);
+        }
+        let reason = Reason::HeartbeatTimeout { missed: missed_pings };
+        prop_assert_eq!(sim.monitor.reason(), Some(reason));
+    }
+
+    /// If the peer's kernel is silent too, the bound is that without the kernel, counted from its
+    /// last acknowledgement.
+    #[test]
+    fn a_dead_host_is_found_in_time(
+        missed_pings in 1..4_u32,
+        last_ack in 0..20_000_u64,
+        unacknowledged in 1..3_000_000_u32,
+        queued in 0..1_000_000_usize,
+    ) {
+        let mut kernel = queue(unacknowledged, 0);
+        let mut sim = asked_with(kernel, |policy| policy.missed_pings = missed_pings);
+        let bound = last_ack.max(10_000) + 4_000 * u64::from(missed_pings);
+        while sim.deadline() <= at(bound) && !sim.monitor.has_ended() {
+            sim.now = sim.deadline();
+            kernel.last_ack = at(last_ack).min(sim.now);
+            // The bytes after the ping are unacknowledged as well, and so is the ping.
+            kernel.unacknowledged = unacknowledged + queued as u32;
+            sim.kernel = Some(kernel);
+            sim.poll();
+            if sim.log.len() == 1 && queued > 0 {
+                sim.monitor.sent(1);
+            }
+        }
+        let reason = Reason::HeartbeatTimeout { missed: missed_pings };
+        prop_assert_eq!(sim.monitor.reason(), Some(reason));
+    }
+}
+
+// ---- unread bytes -------------------------------------------------------------------------------
+
+/// The read-ahead buffer is full since millisecond 1,000, when the last byte was read.
+fn unread(kernel: KernelView) -> Simulation {
+    unread_with(kernel, |_| {})
+}
+
+fn unread_with(kernel: KernelView, change: impl FnOnce(&mut HeartbeatPolicy)) -> Simulation {
+    let mut sim = asked_with(kernel, change);
+    sim.run_until(1_000);
+    sim.receive_frame().monitor.on_backlog(at(1_000));
+    sim.io_state.read_ahead_full = true;
+    sim
+}
+
+/// The kernel that acknowledges, and the last data of whose peer arrived at this millisecond.
+fn arrived(last_data: u64) -> KernelView {
+    KernelView {
+        last_data: at(last_data),
+        ..queue(0, 14_001)
+    }
+}
+
+#[test]
+fn behind_unread_bytes_a_peer_that_could_send_and_twice_does_not_is_dead() {
+    let mut sim = unread(arrived(1_000));
+    sim.run_until(19_000)
+        .assert_log(&[(11_000, Ping), (15_000, Ping), (19_000, DEAD)]);
+    assert_eq!(sim.peer_kernel(), PeerKernel::Acknowledges);
+}
+
+#[test]
+fn behind_unread_bytes_only_the_first_miss_takes_two_views() {
+    let mut sim = unread_with(arrived(1_000), |policy| policy.missed_pings = 3);
+    sim.run_until(27_000).assert_log(&[
+        (11_000, Ping),
+        (15_000, Ping),
+        (19_000, Ping),
+        (23_000, Ping),
+        (27_000, End(Reason::HeartbeatTimeout { missed: 3 })),
+    ]);
+}
+
+/// The kernel has dropped the pong for lack of memory, with an open window.
+#[test]
+fn a_pong_that_arrives_after_the_first_view_is_a_sign_of_life() {
+    let mut sim = unread(arrived(1_000));
+    sim.run_until(15_000);
+    sim.kernel = Some(arrived(16_000));
+    sim.run_until(25_999)
+        .assert_log(&[(11_000, Ping), (15_000, Ping)]);
+    // The next silence has a first view again.
+    sim.run_until(34_000).assert_log(&[
+        (11_000, Ping),
+        (15_000, Ping),
+        (26_000, Ping),
+        (30_000, Ping),
+        (34_000, DEAD),
+    ]);
+}
+
+#[test]
+fn two_views_without_data_must_follow_one_another() {
+    let closed_to_peer = KernelView {
+        peer_may_send: false,
+        ..arrived(1_000)
+    };
+    let mut sim = unread(arrived(1_000));
+    sim.run_until(15_000);
+    sim.show(19_000, closed_to_peer);
+    sim.show(23_000, arrived(1_000));
+    assert!(!sim.monitor.has_ended());
+    sim.run_until(27_000);
+    assert_eq!(sim.log.last(), Some(&(27_000, DEAD)));
+}
+
+#[test]
+fn bytes_that_arrive_behind_unread_bytes_are_a_sign_of_life_at_their_time() {
+    // (arrival of the last byte, next ping)
+    for (last_data, ping) in [(11_000, 21_000), (14_500, 24_500)] {
+        let mut sim = unread(arrived(last_data));
+        let (again, dead) = (ping + 4_000, ping + 8_000);
+        sim.run_until(dead).assert_log(&[
+            (11_000, Ping),
+            (ping, Ping),
+            (again, Ping),
+            (dead, DEAD),
+        ]);
+    }
+}
+
+/// The layer cannot see what they are, and the pong may be among them.
+#[test]
+fn with_matching_pong_bytes_behind_unread_bytes_are_a_sign_of_life_too() {
+    let matching = |policy: &mut HeartbeatPolicy| policy.proof_of_life = ProofOfLife::MatchingPong;
+    let mut sim = unread_with(arrived(14_500), matching);
+    // The frame that was read proves nothing: the interval runs from the upgrade.
+    sim.run_until(24_499).assert_log(&[(10_000, Ping)]);
+    sim.run_until(32_500).assert_log(&[
+        (10_000, Ping),
+        (24_500, Ping),
+        (28_500, Ping),
+        (32_500, DEAD),
+    ]);
+}
+
+#[test]
+fn a_pong_behind_unread_bytes_is_a_sign_of_life_despite_the_kernels_coarse_clock() {
+    // (the kernel's time of the pong, whether it is older than the ping)
+    for (last_data, dead) in [(10_980, false), (10_979, true)] {
+        let mut sim = unread(arrived(last_data));
+        sim.run_until(19_000);
+        assert_eq!(sim.monitor.has_ended(), dead, "{last_data}");
+    }
+}
+
+/// The transport confirms the flush late, and the pong was faster.
+#[test]
+fn a_pong_from_before_the_flush_is_a_sign_of_life() {
+    for (last_data, dead) in [(10_980, false), (10_979, true)] {
+        let mut sim = unread(arrived(last_data));
+        sim.auto_flush = false;
+        sim.run_until(11_500);
+        sim.auto_flush = true;
+        sim.flush_ping();
+        sim.run_until(19_500);
+        assert_eq!(sim.monitor.has_ended(), dead, "{last_data}");
+    }
+}
+
+#[test]
+fn a_pong_behind_unread_bytes_counts_if_the_timeout_has_restarted_since() {
+    let mut sim = unread(arrived(11_001));
+    sim.run_until(12_000).monitor.refused(at(12_000));
+    // The peer has drained bytes of the handler's.
+    sim.run_until(13_000);
+    sim.monitor.accepted(sim.now, false, &sim.policy);
+    sim.run_until(21_000).assert_log(&[(11_000, Ping)]);
+    sim.run_until(29_001).assert_log(&[
+        (11_000, Ping),
+        (21_001, Ping),
+        (25_001, Ping),
+        (29_001, DEAD),
+    ]);
+}
+
+#[test]
+fn a_pong_from_before_a_requested_ping_counts_while_the_timeout_runs() {
+    let mut sim = unread(arrived(11_001));
+    sim.run_until(12_000);
+    sim.monitor.request_ping();
+    sim.poll();
+    sim.run_until(15_000)
+        .assert_log(&[(11_000, Ping), (12_000, Ping)]);
+    assert!(!sim.monitor.awaits_answer(), "a sign of life");
+}
+
+/// A documented limit: a program that stops behind a closed window is not found. Nor is one that has
+/// ended its direction, behind bytes that the handler does not read: the kernel shows both alike.
+#[test]
+fn behind_a_closed_receive_window_a_peer_may_be_unable_to_answer() {
+    let mut kernel = KernelView {
+        peer_may_send: false,
+        ..arrived(1_000)
+    };
+    let mut sim = unread(kernel);
+    sim.run_until(1_000_000);
+    assert!(sim.log.iter().all(|(_, act)| *act == Ping));
+    // Its kernel could acknowledge the ping.
+    kernel.unacknowledged = 10;
+    kernel.awaits_ack = true;
+    sim.kernel = Some(kernel);
+    let end = sim.millis();
+    sim.run_until(end + 8_000);
+    assert_eq!(
+        sim.monitor.reason(),
+        Some(Reason::HeartbeatTimeout { missed: 1 })
+    );
+    assert_eq!(sim.peer_kernel(), PeerKernel::Silent);
+}
+
+#[test]
+fn behind_a_closed_receive_window_a_slow_path_is_not_a_dead_one() {
+    let mut sim = unread(KernelView {
+        peer_may_send: false,
+        ..queue(2_000_000, 14_500)
+    });
+    sim.run_until(15_000)
+        .assert_log(&[(11_000, Ping), (15_000, Ping)]);
+}
+
+/// Packets are lost, but the peer's kernel acknowledges others.
+#[test]
+fn behind_a_closed_receive_window_a_retransmission_is_not_silence() {
+    let mut sim = unread(KernelView {
+        peer_may_send: false,
+        retransmitting: true,
+        ..queue(2_000_000, 14_500)
+    });
+    sim.run_until(15_000);
+    assert_eq!(sim.peer_kernel(), PeerKernel::Unknown);
+    sim.assert_log(&[(11_000, Ping), (15_000, Ping)]);
+}
+
+#[test]
+fn after_a_pause_of_the_runtime_a_peer_behind_unread_bytes_is_pinged_once_more() {
+    let mut sim = unread(arrived(1_000));
+    sim.run_until(11_000);
+    sim.pause_until(60_000);
+    sim.run_until(68_000).assert_log(&[
+        (11_000, Ping),
+        (60_000, Ping),
+        (64_000, Ping),
+        (68_000, DEAD),
+    ]);
+}
+
+// ---- writes -------------------------------------------------------------------------------------
+
+/// A write is refused from the beginning; `write_timeout` is 5 s.
+fn blocked(kernel: KernelView) -> Simulation {
+    blocked_with(kernel, |_| {})
+}
+
+fn blocked_with(kernel: KernelView, change: impl FnOnce(&mut HeartbeatPolicy)) -> Simulation {
+    let mut sim = asked_with(kernel, |policy| {
+        policy.interval = ms(10_000_000);
+        policy.write_timeout = Some(ms(5_000));
+        change(policy);
+    });
+    sim.io_state.can_inject = false;
+    sim.refuse_writes = true;
+    sim.monitor.refused(sim.now);
+    sim
+}
+
+const STALLED: Act = End(Reason::WriteStalled);
+
+#[test]
+fn a_write_is_not_stalled_while_the_bytes_ahead_of_it_drain() {
+    let mut sim = blocked(queue(2_000_000, 4_900));
+    sim.run_until(5_000).assert_log(&[(5_000, Retry)]);
+    sim.show(9_900, queue(1_900_000, 9_800));
+    // Counted from the last acknowledgement.
+    sim.run_until(14_800).assert_log(&[
+        (5_000, Retry),
+        (9_900, Retry),
+        (14_800, Retry),
+        (14_800, STALLED),
+    ]);
+    assert_eq!(sim.peer_kernel(), PeerKernel::Silent);
+}
+
+#[test]
+fn a_write_to_a_peer_that_reads_nothing_is_stalled_one_timeout_later() {
+    let mut sim = blocked(closed(2_000_000, 4_500));
+    sim.show(9_500, closed(2_000_000, 9_000)).assert_log(&[
+        (5_000, Retry),
+        (9_500, Retry),
+        (9_500, STALLED),
+    ]);
+    assert_eq!(sim.peer_kernel(), PeerKernel::Acknowledges);
+}
+
+#[test]
+fn the_bytes_ahead_of_an_earlier_write_are_not_compared() {
+    let mut sim = blocked(queue(2_000_000, 4_900));
+    sim.run_until(6_000).assert_log(&[(5_000, Retry)]);
+    sim.monitor.accepted(sim.now, true, &sim.policy);
+    sim.kernel = Some(queue(2_000_000, 10_900));
+    sim.run_until(15_899)
+        .assert_log(&[(5_000, Retry), (11_000, Retry)]);
+}
+
+/// The peer's kernel has taken the last byte just after the transport refused.
+#[test]
+fn a_write_behind_an_empty_queue_is_not_stalled() {
+    let mut sim = blocked(queue(0, 5_000));
+    sim.run_until(9_999).assert_log(&[(5_000, Retry)]);
+}
+
+#[test]
+fn a_kernel_that_acknowledges_forever_postpones_a_write_stall_for_a_bounded_time() {
+    let bytes = MAX_DRAIN_STEPS * 1_000;
+    let mut sim = blocked(idle_kernel());
+    let end = 5_000 * (1 + MAX_POSTPONEMENTS);
+    for millis in 1..end {
+        let steps = (millis / 5_000).saturating_sub(1);
+        sim.kernel = Some(queue(bytes - 1_000 * steps as u32, millis));
+        sim.run_until(millis);
+        assert!(!sim.monitor.has_ended(), "{millis}");
+    }
+    sim.run_until(end);
+    assert_eq!(sim.log.last(), Some(&(end, STALLED)));
+}
+
+#[test]
+fn a_pause_of_the_runtime_after_a_postponed_write_stall_still_counts() {
+    let mut sim = blocked(queue(2_000_000, 4_900));
+    sim.run_until(5_000);
+    // The time is over at 9,900.
+    sim.pause_until(60_000);
+    sim.run_until(64_999).assert_log(&[(5_000, Retry)]);
+    sim.run_until(65_000)
+        .assert_log(&[(5_000, Retry), (65_000, Retry), (65_000, STALLED)]);
+}
+
+#[test]
+fn a_write_stall_and_a_ping_due_in_one_poll_ask_once() {
+    // (when the bytes ahead were last acknowledged, what is due then)
+    for (last_ack, verdict) in [(13_000, None), (9_000, Some(STALLED))] {
+        let mut sim = blocked_with(queue(2_000_000, last_ack), |policy| {
+            policy.interval = ms(10_000);
+            policy.timeout = ms(4_000);
+            policy.write_timeout = None;
+        });
+        sim.refuse_writes = false;
+        sim.monitor.accepted(sim.now, false, &sim.policy);
+        sim.io_state.can_inject = true;
+        sim.run_until(10_000).assert_log(&[(10_000, Ping)]);
+        // Both times begin with the ping.
+        sim.monitor.refused(sim.now);
+        sim.refuse_writes = true;
+        sim.io_state.can_inject = false;
+        sim.policy = heartbeat(|policy| policy.write_timeout = Some(ms(4_000)));
+        sim.run_until(14_000);
+        let mut log = vec![(10_000, Ping), (14_000, Retry)];
+        log.extend(verdict.map(|verdict| (14_000, verdict)));
+        sim.assert_log(&log);
+        if verdict.is_none() {
+            // Each wait has kept its own drain.
+            sim.show(17_000, queue(1_000_000, 16_900));
+            sim.show(20_900, queue(900_000, 20_800));
+            assert!(!sim.monitor.has_ended(), "{:?}", sim.log);
+        }
+    }
+}
