@@ -50,7 +50,7 @@ const NO_PINGS: Times = Times {
 
 pub(crate) fn trials() -> Vec<Trial> {
     // The slowest tests come first.
-    let tests: [(&str, fn()); 25] = [
+    let tests: [(&str, fn()); 26] = [
         ("a_slow_download_is_not_evicted", slow_link::download),
         ("a_slow_upload_is_not_evicted", slow_link::upload),
         (
@@ -68,6 +68,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         (
             "a_slow_download_without_socket_options_is_not_evicted",
             slow_link::untuned,
+        ),
+        (
+            "a_slow_download_through_a_full_send_buffer_is_no_write_stall",
+            slow_link::full_buffer,
         ),
         (
             "the_kernel_of_a_stopped_client_acknowledges",

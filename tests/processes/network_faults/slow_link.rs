@@ -59,6 +59,14 @@ pub(crate) fn untuned() {
     );
 }
 
+/// The kernel accepts no byte until a third of its buffer has drained.
+pub(crate) fn full_buffer() {
+    let flags = [fault_server::UNTUNED, "--write-timeout-ms", "2000"];
+    let mut link = SlowLink::with(Way::ToClient, "2s", "reno", &flags);
+    link.transfer("send 2000000 1", "binary 2000000 whole", 1);
+    link.assert_alive();
+}
+
 fn long_queue_with(algorithm: &str, flags: &[&str]) -> Duration {
     let mut link = SlowLink::with(Way::ToClient, "2s", algorithm, flags);
     link.transfer("send 100000 20", "binary 100000 whole", 20);
