@@ -93,7 +93,7 @@ pub struct TcpOptions {
 
     /// How long bytes may stay unacknowledged, or wait for a peer whose receive window is closed,
     /// before the kernel ends the connection (`TCP_USER_TIMEOUT`). In whole milliseconds, at most
-    /// 24 days. Default: 60 s, which follows from the layer's default times by the rule below.
+    /// 24 days. Default: 75 s, which follows from the layer's default times by the rule below.
     ///
     /// The connection then ends with [`Reason::Transport(TimedOut)`](crate::Reason::Transport).
     /// This option decides where the layer cannot: the handler does not read, all buffers on the
@@ -102,10 +102,10 @@ pub struct TcpOptions {
     ///
     /// Linux also ends the connection of a live peer that acknowledges every probe but keeps its
     /// window at zero for this long while bytes wait for it. So the derived value is later than
-    /// every verdict of the layer. It is the largest of `interval + timeout × missed_pings`,
-    /// `write_timeout`, and `interval + handler_stall_timeout` if that is set; plus another
-    /// `timeout`, for the rounding of the layer's timer and for bytes in transit when the peer was
-    /// last heard. It is at least 5 s, so that TCP has time for some retransmissions. It is off if
+    /// every verdict of the layer on such a peer, each of which may be postponed once. It is the
+    /// largest of `interval + timeout × (missed_pings + 1)`, twice `write_timeout`, and
+    /// `interval + handler_stall_timeout` if that is set; plus another `timeout`, for the rounding of
+    /// the layer's timer and for bytes in transit when the peer was last heard. It is at least 5 s, so that TCP has time for some retransmissions. It is off if
     /// `write_timeout` is `None`, which permits a peer to read nothing for any time, and if it
     /// would exceed the kernel's 24 days.
     pub user_timeout: Option<Duration>,
@@ -270,9 +270,12 @@ fn set_user_timeout(_: &SockRef<'_>, _: Option<Duration>) -> io::Result<()> {
 }
 
 /// Returns a user timeout later than every verdict of the layer, or `None` for off.
+///
+/// A peer that acknowledges the probes of its closed window postpones a verdict once. If bytes drain
+/// later, the kernel starts anew as well.
 fn user_timeout(policy: &HeartbeatPolicy) -> Option<Duration> {
-    let peer_dead = policy.interval + policy.timeout * policy.missed_pings;
-    let write_stalled = policy.write_timeout?;
+    let peer_dead = policy.interval + policy.timeout * (policy.missed_pings + 1);
+    let write_stalled = policy.write_timeout? * 2;
     // The layer may notice up to one interval late that bytes wait for the handler.
     let handler_stalled = policy
         .handler_stall_timeout

@@ -156,7 +156,7 @@ async fn the_layer_sets_the_options_behind_axum_serve() {
     let expected = TcpKeepalive::new(secs(41), secs(17), 5);
     let options = options_behind(echo_app().layer(layer.clone())).await;
     assert_eq!(options.keepalive, Some(expected));
-    assert_eq!(options.user_timeout, Some(secs(41 + 5 * 17 + 17)));
+    assert_eq!(options.user_timeout, Some(secs(41 + 6 * 17 + 17)));
     assert_eq!(options.unsent_limit, 16 * 1024);
     assert_eq!(options, as_set(&layer.tcp_options()));
 
