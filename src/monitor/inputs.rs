@@ -101,8 +101,8 @@ impl Monitor {
         // The next ping may now be due before the awaited timeout would have been.
         self.moved |= self.pings.timeout_since().is_some();
         self.last_proof = self.last_proof.max(alive);
-        if let Some(drains) = &mut self.drains {
-            drains.ping = None;
+        if let Some(views) = &mut self.earlier_views {
+            views.on_proof_of_life();
         }
         self.pings.on_proof_of_life();
     }

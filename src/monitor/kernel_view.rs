@@ -30,11 +30,15 @@ pub(crate) struct KernelView {
     pub(crate) awaits_ack: bool,
     /// A retransmission timeout has expired since the last new acknowledgement.
     pub(crate) retransmitting: bool,
-    /// When the last segment with a valid acknowledgement number arrived. It need not acknowledge
-    /// anything new: a peer that receives nothing retransmits its own bytes.
+    /// When the last acknowledgement arrived. It need not acknowledge anything new: a peer that
+    /// receives nothing retransmits its own bytes. Data in order that acknowledges nothing new need
+    /// not count.
     pub(crate) last_ack: Moment,
-    /// When the last data arrived, read or not.
+    /// When the last data in order arrived, read or not.
     pub(crate) last_data: Moment,
+    /// The number of segments, since the connection began, that arrived without being readable:
+    /// dropped for lack of memory or for another reason, or out of order.
+    pub(crate) arrived_in_vain: u32,
     /// The smoothed round-trip time; `None` before the first.
     pub(crate) rtt_micros: Option<u32>,
     /// The peer has not ended its direction, and our receive window is open for more of its bytes;
@@ -52,19 +56,31 @@ pub(crate) struct JudgedView {
 /// The kernel below the transport. It is asked in one poll at most once, and only for a verdict.
 pub(crate) struct Kernel<'a> {
     ask: &'a dyn Fn() -> Option<KernelView>,
+    widen_receive_window: &'a dyn Fn(),
     /// `None` until the kernel is asked.
     view: Option<Option<KernelView>>,
     judged: Option<JudgedView>,
 }
 
 impl<'a> Kernel<'a> {
-    /// `ask` returns `None` if there is no kernel that can be asked.
-    pub(crate) fn new(ask: &'a dyn Fn() -> Option<KernelView>) -> Self {
+    /// `ask` returns `None` if there is no kernel that can be asked. `widen_receive_window` lets the
+    /// kernel receive more of the bytes that the handler does not read.
+    pub(crate) fn new(
+        ask: &'a dyn Fn() -> Option<KernelView>,
+        widen_receive_window: &'a dyn Fn(),
+    ) -> Self {
         Self {
             ask,
+            widen_receive_window,
             view: None,
             judged: None,
         }
+    }
+
+    /// Lets the peer send what may be ahead of its pong. The next segment that we send announces
+    /// it.
+    pub(super) fn widen_receive_window(&self) {
+        (self.widen_receive_window)();
     }
 
     /// The view for the last verdict of this poll.
@@ -90,8 +106,8 @@ impl<'a> Kernel<'a> {
 }
 
 fn peer_kernel(view: &KernelView, since: Moment, now: Moment, is_delivered: bool) -> PeerKernel {
-    // The kernel doubles the pause after each probe of a closed window, so the answer to the last
-    // one is up to half the time old.
+    // The kernel doubles the pause after each probe of a closed window, so in a wait that began with
+    // the closed window the answer to the last probe is up to half the time old.
     let is_recent = view.last_ack > since + now.since(since) / 4;
     if is_delivered || is_recent && !view.retransmitting {
         PeerKernel::Acknowledges
@@ -102,14 +118,24 @@ fn peer_kernel(view: &KernelView, since: Moment, now: Moment, is_delivered: bool
     }
 }
 
-/// How the bytes drain that are ahead of a ping or of a blocked write. The default is a wait
-/// without a view.
+/// What earlier views have shown in the present waits. The default is none.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Drains {
-    /// In the current silence of the peer.
-    pub(super) ping: Option<Drain>,
-    /// In the wait of the write that was refused at this moment.
+pub(super) struct EarlierViews {
+    /// How the bytes ahead of a ping drain, in the current silence of the peer.
+    ping: Option<Drain>,
+    /// How many segments had arrived in vain at the last view in the current silence, if nothing
+    /// else had arrived behind the full read-ahead buffer.
+    nothing_arrived: Option<u32>,
+    /// How the bytes ahead of the write drain that was refused at this moment.
     write: Option<(Moment, Drain)>,
+}
+
+impl EarlierViews {
+    /// The peer is alive: ends the current silence.
+    pub(super) fn on_proof_of_life(&mut self) {
+        self.ping = None;
+        self.nothing_arrived = None;
+    }
 }
 
 /// How the bytes drain that were ahead at the first view of a wait.
@@ -189,8 +215,9 @@ pub(super) enum BehindReadAhead {
     /// Bytes have arrived since the peer was asked, the last of them at this moment. The pong may
     /// be among them.
     Arrived(Moment),
-    /// None arrived although the peer could send, or the peer's kernel is silent.
-    Nothing,
+    /// None arrived although the peer could send, or the peer's kernel is silent. So many segments
+    /// arrived in vain by now.
+    Nothing { in_vain: u32 },
     /// The pong may wait at the peer, since our receive window is closed.
     Unknown,
 }
@@ -205,7 +232,9 @@ impl BehindReadAhead {
             return Self::Arrived(view.last_data);
         }
         if view.peer_may_send || peer_kernel == PeerKernel::Silent {
-            return Self::Nothing;
+            return Self::Nothing {
+                in_vain: view.arrived_in_vain,
+            };
         }
         Self::Unknown
     }
@@ -249,7 +278,7 @@ impl Monitor {
         let ahead = self.bytes_ahead_of_ping(view);
         if ahead == 0 {
             let rtt = Duration::from_micros(view.rtt_micros.unwrap_or(0).into());
-            let drain = &mut self.drains.get_or_insert_default().ping;
+            let drain = &mut self.earlier_views().ping;
             let late = Drain::arrival_postpones(drain, rtt > timeout / 4);
             if late {
                 self.pings.extend(now);
@@ -257,12 +286,25 @@ impl Monitor {
             return late;
         }
         let acknowledged = self.sent_position().wrapping_sub(view.unacknowledged);
-        let drain = &mut self.drains.get_or_insert_default().ping;
+        let drain = &mut self.earlier_views().ping;
         let drains = Drain::postpones(drain, view, since, ahead, acknowledged);
         if drains {
             self.pings.extend(view.last_ack);
         }
         drains
+    }
+
+    /// Sets how many segments have arrived in vain, if nothing else has behind the full read-ahead
+    /// buffer. Returns what that was at the last view.
+    pub(super) fn set_nothing_arrived(&mut self, in_vain: Option<u32>) -> Option<u32> {
+        match &mut self.earlier_views {
+            None if in_vain.is_none() => None,
+            views => std::mem::replace(&mut views.get_or_insert_default().nothing_arrived, in_vain),
+        }
+    }
+
+    fn earlier_views(&mut self) -> &mut EarlierViews {
+        self.earlier_views.get_or_insert_default()
     }
 
     /// Postpones the verdict on a stalled write while the bytes ahead of it drain: the transport
@@ -272,7 +314,7 @@ impl Monitor {
         let Some(blocked) = &mut self.blocked else {
             return false;
         };
-        let slot = &mut self.drains.get_or_insert_default().write;
+        let slot = &mut self.earlier_views.get_or_insert_default().write;
         let same_wait = slot.filter(|(refused, _)| *refused == blocked.refused);
         let mut drain = same_wait.map(|(_, drain)| drain);
         let ahead = view.unacknowledged;

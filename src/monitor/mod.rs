@@ -1,6 +1,7 @@
 //! The verdicts: a state machine without I/O that is given what passed and when.
 //!
-//! Nothing here reads a clock, touches a socket or allocates per frame.
+//! Nothing here reads a clock, touches a socket or allocates per frame. What our kernel knows of the
+//! peer is asked for through [`Kernel`].
 //!
 //! | file | what |
 //! |---|---|
@@ -42,7 +43,7 @@ pub(crate) use data_activity::Data;
 use data_activity::DataClock;
 pub use health::Health;
 use history::History;
-use kernel_view::Drains;
+use kernel_view::EarlierViews;
 pub(crate) use kernel_view::{JudgedView, Kernel, KernelView};
 pub(crate) use lifecycle::{Announced, Lifecycle, TransportUse};
 pub(crate) use moment::Moment;
@@ -80,9 +81,8 @@ pub(crate) struct Monitor {
     /// The fraction by which jitter shortens the first interval, in 0..=1.
     first_interval_jitter: f32,
     pings: Pings,
-    /// What the kernel's last views in the present waits have left. Boxed, since few connections
-    /// have any.
-    drains: Option<Box<Drains>>,
+    /// Boxed, since the kernel is asked about few connections.
+    earlier_views: Option<Box<EarlierViews>>,
     rtt: RttEstimate,
     counters: Counters,
     first_message: FirstMessage,
@@ -125,7 +125,7 @@ impl Monitor {
             handler_verdict_postponed_at: None,
             first_interval_jitter: jitter as f32 * random,
             pings: Pings::new(tag),
-            drains: None,
+            earlier_views: None,
             rtt: RttEstimate::default(),
             counters: Counters::default(),
             first_message: FirstMessage::Awaited,

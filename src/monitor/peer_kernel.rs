@@ -28,11 +28,11 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PeerKernel {
-    /// The peer's kernel has acknowledged the ping, or other bytes or probes since. The host is
+    /// The peer's kernel has acknowledged the ping, or other bytes or probes since. The host was
     /// reachable; the program is stopped or hung, or the device freezes it.
     Acknowledges,
-    /// Bytes or several probes were sent, and no acknowledgement came back: the network or the host
-    /// has failed.
+    /// Bytes or several probes were sent, and in the last three quarters of the wait no
+    /// acknowledgement came back: the network or the host has failed.
     Silent,
     /// The kernel was not asked, since the end has another reason, or cannot be asked (see
     /// [`Stats::unacknowledged_bytes`](crate::Stats::unacknowledged_bytes)), or what it shows may be

@@ -26,9 +26,6 @@ pub(crate) struct Pings {
     answered_up_to: u32,
     /// Timeouts that expired in the current silence. `missed_pings` is at most 255.
     missed: u8,
-    /// At the last view of the kernel in the current silence, nothing had arrived behind the full
-    /// read-ahead buffer.
-    nothing_arrived: bool,
     /// Where in the outbound bytes the ping ends whose timeout runs: the low half of the number of
     /// bytes sent by then.
     awaited_end: u32,
@@ -69,7 +66,6 @@ impl Pings {
             flushed: 0,
             answered_up_to: 0,
             missed: 0,
-            nothing_arrived: false,
             awaited_end: 0,
             timeout_since: None,
             queued_at: Moment::START,
@@ -176,7 +172,6 @@ impl Pings {
     pub(crate) fn on_proof_of_life(&mut self) {
         self.timeout_since = None;
         self.missed = 0;
-        self.nothing_arrived = false;
         self.verdict_postponed = false;
     }
 
@@ -195,12 +190,6 @@ impl Pings {
     /// The number of bytes sent, in its low half, when the ping was flushed whose timeout runs.
     pub(crate) fn awaited_end(&self) -> u32 {
         self.awaited_end
-    }
-
-    /// Sets whether nothing has arrived behind the full read-ahead buffer. Returns what that was at
-    /// the last view.
-    pub(crate) fn set_nothing_arrived(&mut self, nothing: bool) -> bool {
-        std::mem::replace(&mut self.nothing_arrived, nothing)
     }
 
     /// Restarts the time of the queued ping, if there is one.

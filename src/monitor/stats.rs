@@ -124,7 +124,7 @@ impl Stats {
     /// The kernel is asked when [`Liveness::stats`](crate::Liveness::stats) is called, and at an
     /// eviction for `HeartbeatTimeout` or `WriteStalled`. `None` in other evictions, in health
     /// changes and in snapshots; without the feature `tcp`; and unless the transport is a tokio
-    /// `TcpStream`, without TLS, HTTP/2 or Multipath TCP, on Linux or Android.
+    /// `TcpStream`, without TLS, HTTP/2 or Multipath TCP, on Linux.
     #[must_use]
     pub fn unacknowledged_bytes(&self) -> Option<u64> {
         self.unacknowledged.map(u64::from)

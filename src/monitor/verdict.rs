@@ -209,18 +209,20 @@ impl Monitor {
             return self.poll_requested(now, heartbeat.timeout);
         }
         let judged = self.judge_ping(since, now, kernel);
+        let mut nothing_arrived = None;
         if io_state.read_ahead_full {
             // The pong may be among the bytes behind the full buffer.
             match BehindReadAhead::of(judged, self.pings.asked_at(since)) {
-                BehindReadAhead::Nothing => {}
+                BehindReadAhead::Nothing { in_vain } => nothing_arrived = Some(in_vain),
                 BehindReadAhead::Arrived(at) => {
                     self.on_proof_of_life(at);
                     return self.poll_next_ping(now, heartbeat);
                 }
-                // The handler stalls, which is another verdict. But a write to a broken transport
-                // fails, so ping.
+                // The handler stalls, which is another verdict. But what the peer sends into a wider
+                // window may show that it lives, and a write to a broken transport fails, so ping.
                 BehindReadAhead::Unknown => {
-                    self.pings.set_nothing_arrived(false);
+                    kernel.widen_receive_window();
+                    self.set_nothing_arrived(None);
                     return self.ping_again(now, heartbeat);
                 }
             }
@@ -237,11 +239,10 @@ impl Monitor {
         }) {
             return self.poll_requested(now, heartbeat.timeout);
         }
-        // The kernel may have dropped the pong for lack of memory, and not show that in the window,
-        // so behind a full buffer one view without data proves nothing. The peer's kernel repeats
-        // what was dropped.
-        let nothing_arrived = io_state.read_ahead_full;
-        if !self.pings.set_nothing_arrived(nothing_arrived) && nothing_arrived {
+        // Our kernel may have dropped the pong, or wait for bytes before it. The peer's kernel repeats
+        // those, so behind a full buffer it takes two views in a row between which nothing came.
+        let before = self.set_nothing_arrived(nothing_arrived);
+        if nothing_arrived.is_some() && nothing_arrived != before {
             return self.ping_again(now, heartbeat);
         }
         let missed = self.pings.miss();

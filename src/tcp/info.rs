@@ -1,4 +1,4 @@
-//! What Linux knows of a TCP connection, read from `TCP_INFO` and `SIOCOUTQ`.
+//! What Linux knows of a TCP connection, read from `TCP_INFO`, `SO_MEMINFO` and `SIOCOUTQ`.
 
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -11,9 +11,13 @@ use crate::monitor::{KernelView, Moment};
 /// Longer than every `struct tcp_info` up to Linux 6.18, which has 280 bytes.
 const MAX_INFO_BYTES: usize = 320;
 
+/// The nine fields of `SO_MEMINFO` since Linux 4.12.
+const MEMORY_BYTES: usize = 36;
+
 /// A window of this many bytes is open for any segment of the peer's, also if the maximum segment
-/// size is larger (loopback).
-const OPEN_WINDOW_BYTES: u32 = 16 * 1024;
+/// size is larger (loopback). And this much memory suffices for a segment with a pong, with the
+/// kernel's own bytes.
+const ROOM_BYTES: u32 = 16 * 1024;
 
 /// `TCP_ESTABLISHED` of `linux/tcp.h`: neither end has closed its direction, and no reset came.
 const ESTABLISHED: u8 = 1;
@@ -29,8 +33,15 @@ mod offset {
     pub(super) const LAST_ACK_RECEIVED_MILLIS: usize = 56;
     pub(super) const RTT_MICROS: usize = 68;
     pub(super) const ADVERTISED_MSS: usize = 84;
+    pub(super) const SEGMENTS_OUT_OF_ORDER: usize = 224;
     pub(super) const RECEIVE_WINDOW: usize = 232;
-    pub(super) const TOTAL_RTO_MILLIS: usize = 244;
+
+    /// Offsets into the array of `SO_MEMINFO` (`linux/sock_diag.h`).
+    pub(super) mod memory {
+        pub(in super::super) const RECEIVE_USED: usize = 0;
+        pub(in super::super) const RECEIVE_LIMIT: usize = 4;
+        pub(in super::super) const SEGMENTS_DROPPED: usize = 32;
+    }
 }
 
 /// Unanswered probes from which on the peer's kernel does not answer them: one may be on its way.
@@ -39,8 +50,20 @@ const MIN_UNANSWERED_PROBES: u8 = 2;
 /// Asks the kernel about a socket. `None` if it refuses, or if its answers need not be those of one
 /// TCP connection. `now` reads the clock of the view's moments.
 pub(super) fn kernel_view(socket: BorrowedFd<'_>, now: &dyn Fn() -> Moment) -> Option<KernelView> {
-    let mut buf = [0; MAX_INFO_BYTES];
-    let info = TcpInfo(syscalls::tcp_info(socket, &mut buf)?);
+    let mut info = [0; MAX_INFO_BYTES];
+    let info = Fields(syscalls::option(
+        socket,
+        libc::IPPROTO_TCP,
+        libc::TCP_INFO,
+        &mut info,
+    )?);
+    let mut memory = [0; MEMORY_BYTES];
+    let memory = Fields(syscalls::option(
+        socket,
+        libc::SOL_SOCKET,
+        libc::SO_MEMINFO,
+        &mut memory,
+    )?);
     // A socket of MPTCP answers for its first subflow only, and may use others.
     if SockRef::from(&socket).protocol().ok()? != Some(Protocol::TCP) {
         return None;
@@ -48,52 +71,67 @@ pub(super) fn kernel_view(socket: BorrowedFd<'_>, now: &dyn Fn() -> Moment) -> O
     // `TCP_INFO` counts segments in flight and not their bytes. Its byte counters count segments
     // twice that a local queue has dropped.
     let unacknowledged = syscalls::unacknowledged_bytes(socket)?;
-    info.view(unacknowledged, now())
+    view(info, memory, unacknowledged, now())
 }
 
-/// The bytes of a `struct tcp_info` that the kernel has written.
-struct TcpInfo<'a>(&'a [u8]);
+/// `now` is the time at which the kernel wrote the fields, or shortly after.
+fn view(
+    info: Fields<'_>,
+    memory: Fields<'_>,
+    unacknowledged: u32,
+    now: Moment,
+) -> Option<KernelView> {
+    // An emulated kernel (gVisor) leaves fields zero that it does not know. A connection has a
+    // maximum segment size.
+    (info.u32(offset::ADVERTISED_MSS)? > 0).then_some(())?;
+    let rtt = info.u32(offset::RTT_MICROS)?;
+    let [probes] = info.bytes(offset::PROBES)?;
+    let dropped = memory.u32(offset::memory::SEGMENTS_DROPPED)?;
+    let out_of_order = info.u32(offset::SEGMENTS_OUT_OF_ORDER);
+    Some(KernelView {
+        unacknowledged,
+        awaits_ack: info.u32(offset::SEGMENTS_IN_FLIGHT)? > 0 || probes >= MIN_UNANSWERED_PROBES,
+        retransmitting: info.bytes(offset::RETRANSMITS)? != [0],
+        last_ack: now.before(info.millis(offset::LAST_ACK_RECEIVED_MILLIS)?),
+        last_data: now.before(info.millis(offset::LAST_DATA_RECEIVED_MILLIS)?),
+        arrived_in_vain: dropped.wrapping_add(out_of_order.unwrap_or(0)),
+        rtt_micros: (rtt > 0).then_some(rtt),
+        peer_may_send: info.bytes(offset::STATE)? == [ESTABLISHED]
+            && is_receive_window_open(info)
+            && has_receive_memory(memory),
+    })
+}
 
-impl TcpInfo<'_> {
-    /// `now` is the time at which the kernel wrote the bytes, or shortly after.
-    fn view(&self, unacknowledged: u32, now: Moment) -> Option<KernelView> {
-        // An emulated kernel (gVisor) leaves fields zero that it does not know. A connection has a
-        // maximum segment size.
-        (self.u32(offset::ADVERTISED_MSS)? > 0).then_some(())?;
-        let rtt = self.u32(offset::RTT_MICROS)?;
-        let [probes] = self.bytes(offset::PROBES)?;
-        Some(KernelView {
-            unacknowledged,
-            awaits_ack: self.u32(offset::SEGMENTS_IN_FLIGHT)? > 0
-                || probes >= MIN_UNANSWERED_PROBES,
-            retransmitting: self.bytes(offset::RETRANSMITS)? != [0],
-            last_ack: now.before(self.millis(offset::LAST_ACK_RECEIVED_MILLIS)?),
-            last_data: now.before(self.millis(offset::LAST_DATA_RECEIVED_MILLIS)?),
-            rtt_micros: (rtt > 0).then_some(rtt),
-            peer_may_send: self.bytes(offset::STATE)? == [ESTABLISHED]
-                && self.is_receive_window_open(),
-        })
-    }
+/// Whether there is room for a segment of the peer; false if that is not known, as before Linux 6.2.
+fn is_receive_window_open(info: Fields<'_>) -> bool {
+    let (Some(window), Some(mss)) = (
+        info.u32(offset::RECEIVE_WINDOW),
+        info.u32(offset::ADVERTISED_MSS),
+    ) else {
+        return false;
+    };
+    // A peer may hold back a segment that does not fit as a whole (RFC 9293 section 3.8.6.2.1).
+    window > 0 && window >= mss.min(ROOM_BYTES)
+}
 
-    /// Whether there is room for a segment of the peer; false if that is not known.
-    ///
-    /// The kernel may have no memory for another segment, as when very many small ones wait, and
-    /// drop it without showing that in the window. Linux 6.6 and later advertise a closed window
-    /// then, but not in this field, so one view of an open window proves nothing. Earlier versions
-    /// do not advertise it, so theirs is not trusted. They lack the last field that is read here,
-    /// which came with Linux 6.7.
-    fn is_receive_window_open(&self) -> bool {
-        let (Some(window), Some(mss), Some(_)) = (
-            self.u32(offset::RECEIVE_WINDOW),
-            self.u32(offset::ADVERTISED_MSS),
-            self.u32(offset::TOTAL_RTO_MILLIS),
-        ) else {
-            return false;
-        };
-        // A peer may hold back a segment that does not fit as a whole (RFC 9293 section 3.8.6.2.1).
-        window > 0 && window >= mss.min(OPEN_WINDOW_BYTES)
-    }
+/// Whether the kernel has memory for a segment of the peer. Many small segments use it up while the
+/// window is open. The kernel then drops the next ones, and before Linux 6.14 does not show that in
+/// the window.
+fn has_receive_memory(memory: Fields<'_>) -> bool {
+    let (Some(used), Some(limit)) = (
+        memory.u32(offset::memory::RECEIVE_USED),
+        memory.u32(offset::memory::RECEIVE_LIMIT),
+    ) else {
+        return false;
+    };
+    limit.saturating_sub(used) >= ROOM_BYTES
+}
 
+/// The bytes of a structure that the kernel has written.
+#[derive(Clone, Copy)]
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
     fn millis(&self, offset: usize) -> Option<Duration> {
         Some(Duration::from_millis(self.u32(offset)?.into()))
     }

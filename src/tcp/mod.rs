@@ -1,9 +1,11 @@
 //! The TCP socket below a connection: its options, and what the kernel knows of it.
 
-#[cfg(any(target_os = "android", target_os = "linux"))]
+#[cfg(target_os = "linux")]
 mod info;
 mod options;
-#[cfg(any(target_os = "android", target_os = "linux"))]
+#[cfg(target_os = "linux")]
+mod receive_window;
+#[cfg(target_os = "linux")]
 mod syscalls;
 
 use tokio::net::TcpStream;
@@ -14,13 +16,24 @@ pub use options::{TcpKeepalive, TcpOptions};
 
 /// What the kernel knows of the connection of `socket`; `None` where it cannot be asked. `now` reads
 /// the clock of the view's moments.
-#[cfg(any(target_os = "android", target_os = "linux"))]
+#[cfg(target_os = "linux")]
 pub(crate) fn kernel_view(socket: &TcpStream, now: &dyn Fn() -> Moment) -> Option<KernelView> {
     info::kernel_view(std::os::fd::AsFd::as_fd(socket), now)
 }
 
+/// Has the kernel buffer more of the peer's bytes, so that it announces a wider receive window with
+/// the next segment that it sends. Its buffer never shrinks again.
+#[cfg(target_os = "linux")]
+pub(crate) fn widen_receive_window(socket: &TcpStream) {
+    receive_window::widen(std::os::fd::AsFd::as_fd(socket));
+}
+
+/// Has the kernel buffer more of the peer's bytes: nothing on this platform.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn widen_receive_window(_: &TcpStream) {}
+
 /// What the kernel knows of the connection of `socket`: nothing on this platform.
-#[cfg(not(any(target_os = "android", target_os = "linux")))]
+#[cfg(not(target_os = "linux"))]
 pub(crate) fn kernel_view(_: &TcpStream, _: &dyn Fn() -> Moment) -> Option<KernelView> {
     None
 }

@@ -87,8 +87,8 @@ pub struct TcpOptions {
     /// counts whole segments, so it accepts somewhat more.
     ///
     /// The limit hardly slows down a transfer, because bytes that are sent and not yet acknowledged
-    /// do not count. Where it does, it can be `None`: on Linux and Android, over plain TCP, a ping
-    /// is not missed while the bytes ahead of it drain.
+    /// do not count. Where it does, it can be `None`: on Linux, over plain TCP, a ping is not missed
+    /// while the bytes ahead of it drain.
     pub unsent_limit: Option<u32>,
 
     /// How long bytes may stay unacknowledged, or wait for a peer whose receive window is closed,
@@ -104,10 +104,11 @@ pub struct TcpOptions {
     /// window at zero for this long while bytes wait for it. So the derived value is later than
     /// every verdict of the layer on such a peer, each of which may be postponed once. It is the
     /// largest of `interval + timeout × (missed_pings + 1)`, twice `write_timeout`, and
-    /// `interval + handler_stall_timeout` if that is set; plus another `timeout`, for the rounding of
-    /// the layer's timer and for bytes in transit when the peer was last heard. It is at least 5 s, so that TCP has time for some retransmissions. It is off if
-    /// `write_timeout` is `None`, which permits a peer to read nothing for any time, and if it
-    /// would exceed the kernel's 24 days.
+    /// `interval + handler_stall_timeout` if that is set; plus another `timeout`, for the rounding
+    /// of the layer's timer and for bytes in transit when the peer was last heard. It is at least
+    /// 5 s, so that TCP has time for some retransmissions. It is off if `write_timeout` is `None`,
+    /// which permits a peer to read nothing for any time, and if it would exceed the kernel's 24
+    /// days.
     pub user_timeout: Option<Duration>,
 
     /// Keepalive probes by the kernel on a silent connection (`SO_KEEPALIVE`). Default: see

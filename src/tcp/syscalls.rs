@@ -1,4 +1,4 @@
-//! Two system calls about a TCP socket: the only unsafe code of the crate.
+//! Three system calls about a TCP socket: the only unsafe code of the crate.
 
 #![expect(
     unsafe_code,
@@ -8,9 +8,14 @@
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Writes the socket's `struct tcp_info` to `buf`. Returns the bytes written: older kernels know
-/// fewer fields, newer ones more than fit.
-pub(super) fn tcp_info<'a>(socket: BorrowedFd<'_>, buf: &'a mut [u8]) -> Option<&'a [u8]> {
+/// Writes the value of an option of the socket to `buf`. Returns the bytes written: older kernels
+/// know fewer fields of a structure, newer ones more than fit.
+pub(super) fn option<'a>(
+    socket: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    buf: &'a mut [u8],
+) -> Option<&'a [u8]> {
     let mut len = libc::socklen_t::try_from(buf.len()).ok()?;
     // SAFETY: the descriptor is open as long as it is borrowed. The kernel writes at most `len`
     // bytes to the first pointer, where `buf` has that many, and any value is valid there; and the
@@ -18,8 +23,8 @@ pub(super) fn tcp_info<'a>(socket: BorrowedFd<'_>, buf: &'a mut [u8]) -> Option<
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
+            level,
+            name,
             buf.as_mut_ptr().cast(),
             &raw mut len,
         )
@@ -43,4 +48,24 @@ pub(super) fn unacknowledged_bytes(socket: BorrowedFd<'_>) -> Option<u32> {
     };
     (result == 0).then_some(())?;
     u32::try_from(bytes).ok()
+}
+
+/// Sets how many bytes must be here for the socket to be readable (`SO_RCVLOWAT`). Returns whether
+/// the kernel accepted it.
+pub(super) fn set_receive_low_watermark(socket: BorrowedFd<'_>, bytes: c_int) -> bool {
+    let Ok(len) = libc::socklen_t::try_from(size_of::<c_int>()) else {
+        return false;
+    };
+    // SAFETY: the descriptor is open as long as it is borrowed. The kernel reads `len` bytes from
+    // the pointer, which is that of a local variable of this size.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            std::ptr::from_ref(&bytes).cast(),
+            len,
+        )
+    };
+    result == 0
 }

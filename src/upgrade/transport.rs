@@ -92,6 +92,7 @@ impl Transport {
         takes_any_bytes: Self::takes_any_bytes,
         poll_writable: Self::poll_writable,
         kernel_view: Self::kernel_view,
+        widen_receive_window: Self::widen_receive_window,
     };
 
     /// Sets the socket options that follow from the heartbeat's times, on a plain TCP transport.
@@ -135,6 +136,16 @@ impl Transport {
     fn kernel_view(&self, _: &dyn Fn() -> Moment) -> Option<KernelView> {
         None
     }
+
+    #[cfg(feature = "tcp")]
+    fn widen_receive_window(&self) {
+        if let Some(socket) = self.tcp() {
+            tcp::widen_receive_window(socket);
+        }
+    }
+
+    #[cfg(not(feature = "tcp"))]
+    fn widen_receive_window(&self) {}
 
     /// Wraps the upgraded stream of a handshake of this kind.
     pub(super) fn new(kind: HandshakeKind, upgraded: Upgraded) -> Self {

@@ -24,8 +24,10 @@ pub(crate) struct TransportTraits<T> {
     /// An empty write is no substitute: a transport that frames messages may send an empty message.
     pub(crate) poll_writable: fn(&T, &mut Context<'_>) -> Poll<()>,
     /// What the kernel knows of the connection; `None` if the transport is no TCP socket, or the
-    /// kernel cannot be asked. Up to three system calls, after which the function reads the clock.
+    /// kernel cannot be asked. Up to four system calls, after which the function reads the clock.
     pub(crate) kernel_view: fn(&T, &dyn Fn() -> Moment) -> Option<KernelView>,
+    /// Has the kernel of a TCP socket buffer more of the peer's bytes, where it can.
+    pub(crate) widen_receive_window: fn(&T),
 }
 
 impl<T: 'static> TransportTraits<T> {
@@ -35,6 +37,7 @@ impl<T: 'static> TransportTraits<T> {
         takes_any_bytes: is_socket,
         poll_writable,
         kernel_view,
+        widen_receive_window,
     };
 }
 
@@ -81,3 +84,14 @@ fn kernel_view<T: 'static>(io: &T, now: &dyn Fn() -> Moment) -> Option<KernelVie
 fn kernel_view<T>(_: &T, _: &dyn Fn() -> Moment) -> Option<KernelView> {
     None
 }
+
+#[cfg(feature = "tcp")]
+fn widen_receive_window<T: 'static>(io: &T) {
+    let io: &dyn Any = io;
+    if let Some(socket) = io.downcast_ref() {
+        tcp::widen_receive_window(socket);
+    }
+}
+
+#[cfg(not(feature = "tcp"))]
+fn widen_receive_window<T>(_: &T) {}

@@ -65,7 +65,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         if let Some(events) = self.health_events.as_mut().filter(|_| reads) {
             events.record_read(now);
         }
-        let kernel_view = self.transport.kernel_view;
+        let transport = self.transport;
         loop {
             let Ok(Parts {
                 io,
@@ -83,8 +83,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                 read_ahead_full: read_half.is_read_ahead_full(),
             };
             let clock = observer.clock;
-            let ask = || kernel_view(io, &|| clock.now());
-            let kernel = &mut Kernel::new(&ask);
+            let ask = || (transport.kernel_view)(io, &|| clock.now());
+            let widen_receive_window = || (transport.widen_receive_window)(io);
+            let kernel = &mut Kernel::new(&ask, &widen_receive_window);
             let action = observer
                 .monitor
                 .poll(now, observer.policy, io_state, kernel);
@@ -281,7 +282,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             read_ahead_full: false,
         };
         // No verdict of the closing handshake depends on the kernel.
-        let kernel = &mut Kernel::new(&|| None);
+        let kernel = &mut Kernel::new(&|| None, &|| ());
         let action = observer
             .monitor
             .poll(now, observer.policy, io_state, kernel);

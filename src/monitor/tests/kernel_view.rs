@@ -450,6 +450,26 @@ fn a_pong_that_arrives_after_the_first_view_is_a_sign_of_life() {
     ]);
 }
 
+/// The kernel drops each pong, or it waits for bytes that the network has lost.
+#[test]
+fn while_segments_arrive_in_vain_a_peer_behind_unread_bytes_is_not_missed() {
+    let mut sim = unread(arrived(1_000));
+    for (seconds, arrived_in_vain) in [(15, 1), (19, 2), (23, u32::MAX), (27, 0)] {
+        let view = KernelView {
+            arrived_in_vain,
+            ..arrived(1_000)
+        };
+        sim.show(seconds * 1_000, view);
+        assert!(!sim.monitor.has_ended(), "{seconds}");
+    }
+    sim.run_until(31_000);
+    assert_eq!(
+        sim.log.last(),
+        Some(&(31_000, DEAD)),
+        "none since the last view"
+    );
+}
+
 #[test]
 fn two_views_without_data_must_follow_one_another() {
     let closed_to_peer = KernelView {
@@ -555,8 +575,19 @@ fn behind_a_closed_receive_window_a_peer_may_be_unable_to_answer() {
         ..arrived(1_000)
     };
     let mut sim = unread(kernel);
+    sim.run_until(15_000);
+    assert_eq!(
+        sim.widened.get(),
+        1,
+        "before the ping that announces the window"
+    );
     sim.run_until(1_000_000);
     assert!(sim.log.iter().all(|(_, act)| *act == Ping));
+    assert_eq!(
+        sim.widened.get() as usize,
+        sim.log.len() - 1,
+        "once at each view"
+    );
     // Its kernel could acknowledge the ping.
     kernel.unacknowledged = 10;
     kernel.awaits_ack = true;

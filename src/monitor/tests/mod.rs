@@ -12,6 +12,7 @@ mod promises;
 mod random;
 mod stalls;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -86,6 +87,7 @@ fn idle_kernel() -> KernelView {
         retransmitting: false,
         last_ack: Moment::START,
         last_data: Moment::START,
+        arrived_in_vain: 0,
         rtt_micros: Some(1_000),
         peer_may_send: true,
     }
@@ -106,6 +108,8 @@ struct Simulation {
     kernel: Option<KernelView>,
     /// The view for the last verdict.
     judged: Option<JudgedView>,
+    /// How many times the receive window was widened.
+    widened: Cell<u32>,
     now: Moment,
     log: Log,
     payloads: Vec<[u8; 8]>,
@@ -131,6 +135,7 @@ impl Simulation {
             bytes_unread: false,
             kernel: None,
             judged: None,
+            widened: Cell::new(0),
             now: Moment::START,
             log: Log::new(),
             payloads: Vec::new(),
@@ -149,7 +154,7 @@ impl Simulation {
                 let mut early = self.monitor.clone();
                 let before = nanosecond_before(deadline);
                 let never = || panic!("the kernel is asked before the deadline");
-                let kernel = &mut Kernel::new(&never);
+                let kernel = &mut Kernel::new(&never, &|| ());
                 let action = early.poll(before, &self.policy, self.io_state, kernel);
                 assert_eq!(action, Action::Wait, "before the deadline");
             }
@@ -210,12 +215,13 @@ impl Simulation {
     }
 
     fn poll_once(&mut self) -> Action {
-        let (view, asked) = (self.kernel, std::cell::Cell::new(0));
+        let (view, asked) = (self.kernel, Cell::new(0));
         let ask = || {
             asked.set(asked.get() + 1);
             view
         };
-        let mut kernel = Kernel::new(&ask);
+        let widen = || self.widened.set(self.widened.get() + 1);
+        let mut kernel = Kernel::new(&ask, &widen);
         let action = self
             .monitor
             .poll(self.now, &self.policy, self.io_state, &mut kernel);

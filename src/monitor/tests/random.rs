@@ -123,19 +123,23 @@ pub(super) fn kernel_views() -> impl Strategy<Value = KernelView> {
         0..6_000_u64,
         0..6_000_u64,
         0..5_000_000_u32,
+        0..2_u32,
     )
-        .prop_map(|(unacknowledged, flags, last_ack, last_data, rtt_micros)| {
-            let [awaits_ack, retransmitting, peer_may_send] = flags;
-            KernelView {
-                unacknowledged,
-                awaits_ack,
-                retransmitting,
-                last_ack: at(last_ack),
-                last_data: at(last_data),
-                rtt_micros: Some(rtt_micros),
-                peer_may_send,
-            }
-        })
+        .prop_map(
+            |(unacknowledged, flags, last_ack, last_data, rtt_micros, arrived_in_vain)| {
+                let [awaits_ack, retransmitting, peer_may_send] = flags;
+                KernelView {
+                    unacknowledged,
+                    awaits_ack,
+                    retransmitting,
+                    last_ack: at(last_ack),
+                    last_data: at(last_data),
+                    arrived_in_vain,
+                    rtt_micros: Some(rtt_micros),
+                    peer_may_send,
+                }
+            },
+        )
 }
 
 impl KernelView {
@@ -266,7 +270,7 @@ proptest! {
                 let way = sim.deadline().since(sim.now).mul_f64(early as f64 / 1_000.0);
                 if sim.now + way < sim.deadline() {
                     let never = || panic!("the kernel is asked before the deadline");
-                    let kernel = &mut Kernel::new(&never);
+                    let kernel = &mut Kernel::new(&never, &|| ());
                     let early = sim.now + way;
                     let action = sim.monitor.clone().poll(early, &sim.policy, sim.io_state, kernel);
                     prop_assert_eq!(action, Action::Wait);

@@ -113,7 +113,61 @@ fn unread_bytes_close_the_receive_window() {
     fill(&client);
     until(&server, |view| !view.peer_may_send);
     if !has_window {
-        println!("not tested: Linux before 6.7 does not report the window");
+        println!("not tested: Linux before 6.2 does not report the window");
+    }
+}
+
+/// As a ping after the verdict on another: the segment announces the window.
+#[test]
+fn a_widened_window_admits_what_the_peer_has_to_send() {
+    let (mut server, mut client) = connection();
+    let unread = 256 * 1024;
+    client.write_all(&vec![0; unread]).unwrap();
+    until(&server, |view| !view.peer_may_send);
+    assert!(readable_bytes(&server) < unread);
+    super::super::receive_window::widen(server.as_fd());
+    server.write_all(b"ping").unwrap();
+    let end = Instant::now() + SOON;
+    while readable_bytes(&server) < unread {
+        assert!(Instant::now() < end, "{} bytes", readable_bytes(&server));
+        std::thread::yield_now();
+    }
+    until(&server, |view| view.peer_may_send);
+}
+
+/// Returns how many bytes the kernel has for this end, within what the test needs.
+fn readable_bytes(socket: &TcpStream) -> usize {
+    let mut bytes = vec![0; 1 << 20];
+    socket.peek(&mut bytes).unwrap()
+}
+
+/// Otherwise a low watermark would stay, and few bytes would wake nobody.
+#[test]
+fn after_a_widened_window_one_byte_is_readable() {
+    let (server, mut client) = connection();
+    super::super::receive_window::widen(server.as_fd());
+    let mut low_watermark = [0; 4];
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_RCVLOWAT);
+    let read = syscalls::option(server.as_fd(), level, name, &mut low_watermark).unwrap();
+    assert_eq!(read, 1_i32.to_ne_bytes());
+    client.write_all(b"x").unwrap();
+    let end = Instant::now() + SOON;
+    while server.peek(&mut [0]).is_err() {
+        assert!(Instant::now() < end);
+        std::thread::yield_now();
+    }
+}
+
+/// Each takes far more of the kernel's memory than of the window.
+#[test]
+fn small_unread_segments_use_up_the_receive_memory() {
+    let (server, client) = connection();
+    client.set_nodelay(true).unwrap();
+    client.set_nonblocking(true).unwrap();
+    let end = Instant::now() + SOON;
+    while view(&server).peer_may_send {
+        let _ = (&client).write(b"x");
+        assert!(Instant::now() < end);
     }
 }
 
@@ -128,24 +182,38 @@ fn a_peer_that_has_ended_its_direction_cannot_send() {
 fn an_older_kernel_writes_fewer_fields() {
     let (server, _client) = connection();
     let mut buf = [0; MAX_INFO_BYTES];
-    let info = syscalls::tcp_info(server.as_fd(), &mut buf).unwrap();
+    let info = tcp_info(&server, &mut buf).unwrap();
     assert!(info.len() < MAX_INFO_BYTES, "raise MAX_INFO_BYTES");
+    let memory = Fields(&EMPTY_MEMORY);
     // (length, version of Linux)
-    for (len, version) in [(104, "2.6"), (232, "5.4"), (240, "6.2")] {
-        let view = TcpInfo(&info[..len]).view(7, now()).unwrap();
+    for (len, version) in [(104, "2.6"), (232, "5.4")] {
+        let view = super::view(Fields(&info[..len]), memory, 7, now()).unwrap();
         assert_eq!(view.unacknowledged, 7, "{version}");
         assert!(!view.peer_may_send, "{version}");
     }
     // Without the maximum segment size it cannot be known whether the others are filled in.
-    assert_eq!(TcpInfo(&info[..84]).view(0, now()), None);
-    assert_eq!(TcpInfo(&[]).view(0, now()), None);
+    assert_eq!(super::view(Fields(&info[..84]), memory, 0, now()), None);
+    assert_eq!(super::view(Fields(&[]), memory, 0, now()), None);
+    assert_eq!(super::view(Fields(info), Fields(&[]), 0, now()), None);
+}
+
+/// Nothing is buffered, no limit is set, and nothing was dropped.
+const EMPTY_MEMORY: [u8; MEMORY_BYTES] = [0; MEMORY_BYTES];
+
+fn tcp_info<'a>(socket: &impl AsFd, buf: &'a mut [u8]) -> Option<&'a [u8]> {
+    syscalls::option(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, buf)
+}
+
+/// The view of these fields with [`EMPTY_MEMORY`].
+fn view_of(info: &[u8]) -> Option<KernelView> {
+    super::view(Fields(info), Fields(&EMPTY_MEMORY), 0, now())
 }
 
 #[test]
 fn fields_are_read_at_their_offsets() {
     // (offset, change of the view)
     type Change = fn(&mut KernelView);
-    let fields: [(usize, u8, Change); 7] = [
+    let fields: [(usize, u8, Change); 8] = [
         (offset::RETRANSMITS, 1, |view| view.retransmitting = true),
         (offset::PROBES, 1, |_| {}),
         (offset::PROBES, 2, |view| view.awaits_ack = true),
@@ -157,15 +225,14 @@ fn fields_are_read_at_their_offsets() {
             view.last_data = now().before(Duration::from_millis(1));
         }),
         (offset::RTT_MICROS, 1, |view| view.rtt_micros = Some(1)),
+        (offset::SEGMENTS_OUT_OF_ORDER, 1, |view| {
+            view.arrived_in_vain = 1
+        }),
     ];
     let mut zero = [0; MAX_INFO_BYTES];
-    assert_eq!(
-        TcpInfo(&zero).view(0, now()),
-        None,
-        "no maximum segment size"
-    );
+    assert_eq!(view_of(&zero), None, "no maximum segment size");
     set(&mut zero, offset::ADVERTISED_MSS, 1_460);
-    let unchanged = TcpInfo(&zero).view(0, now()).unwrap();
+    let unchanged = view_of(&zero).unwrap();
     assert_eq!((unchanged.last_ack, unchanged.last_data), (now(), now()));
     for (offset, value, change) in fields {
         let mut bytes = zero;
@@ -175,7 +242,40 @@ fn fields_are_read_at_their_offsets() {
         }
         let mut expected = unchanged;
         change(&mut expected);
-        assert_eq!(TcpInfo(&bytes).view(0, now()), Some(expected), "{offset}");
+        assert_eq!(view_of(&bytes), Some(expected), "{offset}");
+    }
+    let mut memory = EMPTY_MEMORY;
+    set(&mut memory, offset::memory::SEGMENTS_DROPPED, 1);
+    let dropped = super::view(Fields(&zero), Fields(&memory), 0, now());
+    let arrived_in_vain = 1;
+    assert_eq!(
+        dropped,
+        Some(KernelView {
+            arrived_in_vain,
+            ..unchanged
+        })
+    );
+}
+
+#[test]
+fn the_peer_may_send_with_window_and_memory_only() {
+    let mut info = [0; MAX_INFO_BYTES];
+    set(&mut info, offset::ADVERTISED_MSS, 1_460);
+    set(&mut info, offset::RECEIVE_WINDOW, 65_535);
+    info[offset::STATE] = ESTABLISHED;
+    // (used, limit, whether it may send)
+    let table = [
+        (0, 131_072, true),
+        (131_072 - ROOM_BYTES, 131_072, true),
+        (131_073 - ROOM_BYTES, 131_072, false),
+        (131_840, 131_072, false),
+    ];
+    for (used, limit, may_send) in table {
+        let mut memory = EMPTY_MEMORY;
+        set(&mut memory, offset::memory::RECEIVE_USED, used);
+        set(&mut memory, offset::memory::RECEIVE_LIMIT, limit);
+        let view = super::view(Fields(&info), Fields(&memory), 0, now());
+        assert_eq!(view.unwrap().peer_may_send, may_send, "{used} of {limit}");
     }
 }
 
@@ -199,7 +299,7 @@ fn a_window_is_open_for_a_whole_segment_only() {
         set(&mut bytes, offset::RECEIVE_WINDOW, window);
         set(&mut bytes, offset::ADVERTISED_MSS, mss);
         assert_eq!(
-            TcpInfo(&bytes).is_receive_window_open(),
+            is_receive_window_open(Fields(&bytes)),
             open,
             "{window} of {mss}"
         );
@@ -223,6 +323,6 @@ fn a_socket_of_mptcp_is_not_asked() {
     let addr = listener.local_addr().unwrap();
     socket.connect(&addr.into()).unwrap();
     let mut buf = [0; MAX_INFO_BYTES];
-    assert!(syscalls::tcp_info(socket.as_fd(), &mut buf).is_some());
+    assert!(tcp_info(&socket, &mut buf).is_some());
     assert_eq!(kernel_view(socket.as_fd(), &now), None);
 }

@@ -50,7 +50,7 @@ const NO_PINGS: Times = Times {
 
 pub(crate) fn trials() -> Vec<Trial> {
     // The slowest tests come first.
-    let tests: [(&str, fn()); 26] = [
+    let tests: [(&str, fn()); 27] = [
         ("a_slow_download_is_not_evicted", slow_link::download),
         ("a_slow_upload_is_not_evicted", slow_link::upload),
         (
@@ -81,6 +81,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         (
             "a_client_that_stops_behind_unread_bytes_is_evicted",
             unread_then_stopped,
+        ),
+        (
+            "a_client_that_stops_behind_a_closed_window_is_evicted",
+            closed_window_then_stopped,
         ),
         (
             "a_client_cut_off_behind_a_closed_window_is_evicted",
@@ -227,6 +231,11 @@ fn peer_kernel(expected: &str, fault: &str, strike: impl Fn(&mut Scene)) {
 /// The receive window stays open.
 fn unread_then_stopped() {
     behind_unread_bytes(40_000, "acknowledges", |scene| scene.victim.stop());
+}
+
+/// The client has more to send than our kernel takes at first, and less than it takes in the end.
+fn closed_window_then_stopped() {
+    behind_unread_bytes(256 * 1024, "acknowledges", |scene| scene.victim.stop());
 }
 
 /// The client has more to send than our kernel takes.

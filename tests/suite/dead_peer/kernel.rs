@@ -83,6 +83,9 @@ const TIMEOUT: Duration = ms(300);
 const BOUND: Duration = ms(300 + 300 + 300 / 32);
 /// Within which it is behind unread bytes.
 const UNREAD_BOUND: Duration = ms(300 + 2 * 300 + 300 / 32);
+/// Within which it is behind more unread bytes than the kernel takes at first: these arrive after
+/// the first timeout, and the bound begins anew.
+const WIDENED_BOUND: Duration = ms(300 + 300 + 300 / 32 + 300 + 2 * 300 + 300 / 32);
 
 const MISSED: Reason = Reason::HeartbeatTimeout { missed: 1 };
 
@@ -155,6 +158,23 @@ async fn a_peer_that_hangs_behind_unread_bytes_is_evicted_and_one_that_answers_i
         assert_eq!(eviction.peer_kernel(), PeerKernel::Acknowledges);
         assert_eq!(eviction.stats().missed_pings(), 1);
     }
+}
+
+#[tokio::test]
+async fn behind_more_bytes_than_the_kernel_takes_at_first_a_peer_is_found_too() {
+    let (_io, live, mut client) = open().await;
+    let message = Frame::new(BINARY, vec![0; 256 * 1024]);
+    client.send(&message).await.unwrap();
+    client.live_until_ping(8).await;
+    assert!(!live.health().to_string().contains("ended"));
+    let eviction = evicted_within(WIDENED_BOUND, &live, Instant::now()).await;
+    assert_eq!(eviction.peer_kernel(), PeerKernel::Acknowledges);
+
+    // It stops at once: its kernel sends the rest.
+    let (_io, live, mut client) = open().await;
+    client.send(&message).await.unwrap();
+    evicted_within(WIDENED_BOUND, &live, Instant::now()).await;
+    drop(client);
 }
 
 #[tokio::test]
