@@ -196,12 +196,12 @@ impl Drain {
     }
 
     /// Whether a ping that has reached the peer's kernel postpones a verdict: it came late if it
-    /// was behind other bytes at an earlier view, or if the `path_is_slow`. The last postponement
-    /// of a wait.
-    fn arrival_postpones(drain: &mut Option<Self>, path_is_slow: bool) -> bool {
+    /// was behind other bytes at an earlier view, or at the first one if it `may_be_late`. The last
+    /// postponement of a wait.
+    fn arrival_postpones(drain: &mut Option<Self>, may_be_late: bool) -> bool {
         match drain {
             Some(drain) => std::mem::take(&mut drain.left) > 0,
-            None if path_is_slow => {
+            None if may_be_late => {
                 *drain = Some(Self::begin(0, 0));
                 true
             }
@@ -254,8 +254,20 @@ impl Monitor {
     /// How many bytes the peer's kernel has not acknowledged up to the end of the ping whose
     /// timeout runs.
     fn bytes_ahead_of_ping(&self, view: &KernelView) -> u32 {
-        let written_after = self.sent_position().wrapping_sub(self.pings.awaited_end());
-        view.unacknowledged.saturating_sub(written_after)
+        view.unacknowledged.saturating_sub(self.bytes_after_ping())
+    }
+
+    /// How many bytes were written after the ping whose timeout runs.
+    fn bytes_after_ping(&self) -> u32 {
+        self.sent_position().wrapping_sub(self.pings.awaited_end())
+    }
+
+    /// Whether the ping may have reached the peer's kernel in the second half of its timeout only:
+    /// something was acknowledged then, and at most half of what was written after the ping. (The
+    /// bytes behind a ping that arrived early are acknowledged by now, unless nothing drains.)
+    fn may_have_arrived_late(&self, since: Moment, timeout: Duration, view: &KernelView) -> bool {
+        let acknowledged_after = self.bytes_after_ping().saturating_sub(view.unacknowledged);
+        view.last_ack > since + timeout / 2 && acknowledged_after <= view.unacknowledged
     }
 
     /// The low half of the number of bytes sent: enough for differences within one wait.
@@ -278,8 +290,9 @@ impl Monitor {
         let ahead = self.bytes_ahead_of_ping(view);
         if ahead == 0 {
             let rtt = Duration::from_micros(view.rtt_micros.unwrap_or(0).into());
+            let may_be_late = rtt > timeout / 4 || self.may_have_arrived_late(since, timeout, view);
             let drain = &mut self.earlier_views().ping;
-            let late = Drain::arrival_postpones(drain, rtt > timeout / 4);
+            let late = Drain::arrival_postpones(drain, may_be_late);
             if late {
                 self.pings.extend(now);
             }

@@ -113,8 +113,8 @@ fn a_ping_that_was_behind_a_queue_has_a_whole_timeout_once_it_is_delivered() {
 
 #[test]
 fn bytes_that_were_written_after_the_ping_do_not_delay_it() {
-    for (unacknowledged, end) in [(50, 14_000), (51, 18_000)] {
-        let mut sim = asked(queue(unacknowledged, 14_000));
+    for (unacknowledged, end) in [(50, 14_000), (51, 16_000)] {
+        let mut sim = asked(queue(unacknowledged, 12_000));
         sim.run_until(10_000);
         sim.monitor.sent(50);
         sim.run_until(14_000);
@@ -155,8 +155,32 @@ fn on_a_slow_path_a_delivered_ping_has_one_more_timeout() {
     for (rtt, end) in [(1_000, 14_000), (1_001, 18_000)] {
         let mut sim = asked(KernelView {
             rtt_micros: Some(rtt * 1_000),
-            ..queue(0, 14_000)
+            ..queue(0, 10_500)
         });
+        sim.run_until(end)
+            .assert_log(&[(10_000, Ping), (end, DEAD)]);
+    }
+}
+
+/// The kernel does not say when it was. The first view is after all has drained.
+#[test]
+fn a_ping_that_may_have_arrived_late_has_one_more_timeout() {
+    // (bytes written after the ping, unacknowledged of them, last acknowledgement, verdict)
+    let table = [
+        // That of the ping is the only acknowledgement, or a later one of old bytes.
+        (0, 0, 12_000, 14_000),
+        (0, 0, 12_001, 18_000),
+        // Most of what was written after it has not arrived either.
+        (1_000, 500, 13_900, 18_000),
+        // The acknowledgements are those of later bytes.
+        (1_000, 499, 13_900, 14_000),
+        (1_000, 0, 13_900, 14_000),
+        (1_000, 1_000, 12_000, 14_000),
+    ];
+    for (written, unacknowledged, last_ack, end) in table {
+        let mut sim = asked(queue(unacknowledged, last_ack));
+        sim.run_until(10_000);
+        sim.monitor.sent(written);
         sim.run_until(end)
             .assert_log(&[(10_000, Ping), (end, DEAD)]);
     }
@@ -328,13 +352,13 @@ fn a_byte_of_the_peer_permits_postponements_again() {
 
 #[test]
 fn a_requested_ping_while_the_timeout_runs_does_not_change_what_is_awaited() {
-    let mut sim = asked(queue(10, 12_500));
+    let mut sim = asked(queue(10, 11_500));
     sim.run_until(12_000);
     sim.monitor.sent(1_000_000);
     sim.monitor.request_ping();
     sim.poll();
     // The first ping is delivered, the requested one is not.
-    sim.kernel = Some(queue(1_000_010, 12_500));
+    sim.kernel = Some(queue(1_000_010, 11_500));
     sim.run_until(14_000)
         .assert_log(&[(10_000, Ping), (12_000, Ping), (14_000, DEAD)]);
     assert_eq!(sim.peer_kernel(), PeerKernel::Acknowledges);
@@ -387,6 +411,39 @@ proptest! {
         let reason = Reason::HeartbeatTimeout { missed: missed_pings };
         prop_assert_eq!(sim.monitor.reason(), Some(reason));
     }
+
+    /// However long the bytes ahead of its ping take, if a 64th of them drains in each `timeout`, and
+    /// it answers within half of that.
+    #[test]
+    fn a_peer_that_answers_in_time_once_it_is_asked_is_never_missed(
+        ahead in 64_000..3_000_000_u64,
+        // In thousandths of the whole: the last view of a `timeout` may be up to a second old.
+        drained_in_timeout in 22..4_000_u64,
+        ack_interval in 1..1_000_u64,
+        delay in 0..=2_000_u64,
+    ) {
+        let mut sim = asked(queue(0, 0));
+        sim.run_until(10_000);
+        let mut kernel = queue(u32::try_from(ahead + 10).unwrap(), 10_000);
+        let mut delivered = None;
+        for millis in 10_001..400_000 {
+            let passed = millis - 10_000;
+            if delivered.is_none() && passed % ack_interval == 0 {
+                let drained = ahead * drained_in_timeout * passed / 4_000_000;
+                let left = (ahead + 10).saturating_sub(drained);
+                kernel = queue(u32::try_from(left).unwrap(), millis);
+                delivered = (left == 0).then_some(millis);
+            }
+            if delivered.is_some_and(|delivered| millis == delivered + delay) {
+                break;
+            }
+            sim.kernel = Some(kernel);
+            sim.run_until(millis);
+            prop_assert!(!sim.monitor.has_ended(), "{:?} {:?}", sim.log, kernel);
+        }
+        prop_assert_eq!(sim.monitor.stats().missed_pings(), 0);
+        prop_assert!(delivered.is_some(), "all drains");
+    }
 }
 
 // ---- unread bytes -------------------------------------------------------------------------------
@@ -408,7 +465,7 @@ fn unread_with(kernel: KernelView, change: impl FnOnce(&mut HeartbeatPolicy)) ->
 fn arrived(last_data: u64) -> KernelView {
     KernelView {
         last_data: at(last_data),
-        ..queue(0, 14_001)
+        ..queue(0, 12_500)
     }
 }
 
@@ -418,6 +475,54 @@ fn behind_unread_bytes_a_peer_that_could_send_and_twice_does_not_is_dead() {
     sim.run_until(19_000)
         .assert_log(&[(11_000, Ping), (15_000, Ping), (19_000, DEAD)]);
     assert_eq!(sim.peer_kernel(), PeerKernel::Acknowledges);
+}
+
+proptest! {
+    /// Whatever else the kernel shows: nothing arrives from a peer that could send.
+    #[test]
+    fn a_dead_peer_behind_unread_bytes_is_found_in_time(
+        missed_pings in 1..4_u32,
+        views in proptest::collection::vec(kernel_views(), 1..20),
+    ) {
+        let mut sim = unread_with(views[0], |policy| policy.missed_pings = missed_pings);
+        // One more timeout, if the ping may have arrived late.
+        let bound = 11_000 + 4_000 * (u64::from(missed_pings) + 2);
+        let mut views = views.iter().cycle();
+        while sim.deadline() <= at(bound) && !sim.monitor.has_ended() {
+            sim.now = sim.deadline();
+            sim.kernel = views.next().map(|view| KernelView {
+                unacknowledged: 0,
+                last_data: at(1_000),
+                arrived_in_vain: 0,
+                rtt_micros: view.rtt_micros.map(|rtt| rtt / 5),
+                peer_may_send: true,
+                ..view.aged(sim.now)
+            });
+            sim.poll();
+        }
+        let reason = Reason::HeartbeatTimeout { missed: missed_pings };
+        prop_assert_eq!(sim.monitor.reason(), Some(reason));
+    }
+
+    /// Its pong may wait behind a closed window, however long it does.
+    #[test]
+    fn a_peer_that_may_be_unable_to_send_is_never_missed(
+        views in proptest::collection::vec(kernel_views(), 1..20),
+    ) {
+        let mut sim = unread(views[0]);
+        let mut views = views.iter().cycle();
+        while sim.now < at(300_000) {
+            sim.now = sim.deadline();
+            sim.kernel = views.next().map(|view| KernelView {
+                peer_may_send: false,
+                // Not silent: an acknowledgement in the last three quarters of the wait.
+                last_ack: sim.now.before(ms(2_000)),
+                ..view.aged(sim.now)
+            });
+            sim.poll();
+            prop_assert!(!sim.monitor.has_ended(), "{:?}", sim.log);
+        }
+    }
 }
 
 #[test]
