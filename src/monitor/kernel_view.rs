@@ -26,6 +26,9 @@ const AGE_TOLERANCE: Duration = Duration::from_millis(20);
 pub(crate) struct KernelView {
     /// Bytes that the peer's kernel has not acknowledged, sent or not.
     pub(crate) unacknowledged: u32,
+    /// Those of them that the peer's kernel has received behind a gap (RFC 2018), in whole segments:
+    /// the last one counts as a full one.
+    pub(crate) received_behind_gap: u32,
     /// Sent segments, or several probes in a row, are unacknowledged.
     pub(crate) awaits_ack: bool,
     /// A retransmission timeout has expired since the last new acknowledgement.
@@ -148,18 +151,18 @@ pub(super) struct Drain {
     step: NonZeroU32,
     /// How many bytes of those at the first view were left at the last one.
     left: u32,
-    /// Up to where the outbound bytes were acknowledged at the last view: the low half of their
-    /// number.
-    acknowledged: u32,
+    /// How many outbound bytes the peer's kernel had received at the last view: the low half of
+    /// their number.
+    received: u32,
 }
 
 impl Drain {
-    fn begin(ahead: u32, acknowledged: u32) -> Self {
+    fn begin(ahead: u32, received: u32) -> Self {
         let step = NonZeroU32::new(ahead.div_ceil(MAX_DRAIN_STEPS));
         Self {
             step: step.unwrap_or(NonZeroU32::MIN),
             left: ahead,
-            acknowledged,
+            received,
         }
     }
 
@@ -172,25 +175,30 @@ impl Drain {
         view: &KernelView,
         since: Moment,
         ahead: u32,
-        acknowledged: u32,
+        received: u32,
     ) -> bool {
         // The time restarts at the last acknowledgement, so it must be a later one.
         let is_acknowledged = view.last_ack > since;
         match drain {
-            Some(drain) => drain.advance(acknowledged) && is_acknowledged,
+            Some(drain) => drain.advance(received) && is_acknowledged,
             None if is_acknowledged => {
-                *drain = Some(Self::begin(ahead, acknowledged));
+                *drain = Some(Self::begin(ahead, received));
                 true
             }
             None => false,
         }
     }
 
-    /// Whether enough bytes were acknowledged since the last view.
-    fn advance(&mut self, acknowledged: u32) -> bool {
-        let drained = acknowledged.wrapping_sub(self.acknowledged);
+    /// Whether the peer's kernel has received enough bytes since the last view.
+    fn advance(&mut self, received: u32) -> bool {
+        let drained = received.wrapping_sub(self.received);
+        if drained > u32::MAX / 2 {
+            // Fewer than at the last view: it has discarded what it had behind a gap, or there was
+            // less in the segments than counted.
+            return false;
+        }
         let is_enough = self.left > 0 && drained >= self.step.get();
-        self.acknowledged = acknowledged;
+        self.received = received;
         self.left = self.left.saturating_sub(drained);
         is_enough
     }
@@ -270,6 +278,14 @@ impl Monitor {
         view.last_ack > since + timeout / 2 && acknowledged_after <= view.unacknowledged
     }
 
+    /// How many outbound bytes the peer's kernel has received, in order or behind a gap: the low half
+    /// of their number.
+    fn bytes_received_by_peer(&self, view: &KernelView) -> u32 {
+        let behind_gap = view.received_behind_gap.min(view.unacknowledged);
+        self.sent_position()
+            .wrapping_sub(view.unacknowledged - behind_gap)
+    }
+
     /// The low half of the number of bytes sent: enough for differences within one wait.
     fn sent_position(&self) -> u32 {
         self.counters.bytes_sent as u32
@@ -298,9 +314,9 @@ impl Monitor {
             }
             return late;
         }
-        let acknowledged = self.sent_position().wrapping_sub(view.unacknowledged);
+        let received = self.bytes_received_by_peer(view);
         let drain = &mut self.earlier_views().ping;
-        let drains = Drain::postpones(drain, view, since, ahead, acknowledged);
+        let drains = Drain::postpones(drain, view, since, ahead, received);
         if drains {
             self.pings.extend(view.last_ack);
         }
@@ -323,7 +339,7 @@ impl Monitor {
     /// Postpones the verdict on a stalled write while the bytes ahead of it drain: the transport
     /// has room again only when a third of its buffer has. Returns whether it did.
     pub(super) fn postpone_for_drain(&mut self, view: &KernelView) -> bool {
-        let acknowledged = self.sent_position().wrapping_sub(view.unacknowledged);
+        let received = self.bytes_received_by_peer(view);
         let Some(blocked) = &mut self.blocked else {
             return false;
         };
@@ -331,7 +347,7 @@ impl Monitor {
         let same_wait = slot.filter(|(refused, _)| *refused == blocked.refused);
         let mut drain = same_wait.map(|(_, drain)| drain);
         let ahead = view.unacknowledged;
-        let drains = Drain::postpones(&mut drain, view, blocked.since, ahead, acknowledged);
+        let drains = Drain::postpones(&mut drain, view, blocked.since, ahead, received);
         *slot = drain.map(|drain| (blocked.refused, drain));
         if drains {
             *blocked = blocked.restarted(view.last_ack);

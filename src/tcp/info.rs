@@ -28,7 +28,9 @@ mod offset {
     pub(super) const STATE: usize = 0;
     pub(super) const RETRANSMITS: usize = 2;
     pub(super) const PROBES: usize = 3;
+    pub(super) const SEND_MSS: usize = 16;
     pub(super) const SEGMENTS_IN_FLIGHT: usize = 24;
+    pub(super) const SEGMENTS_BEHIND_GAP: usize = 28;
     pub(super) const LAST_DATA_RECEIVED_MILLIS: usize = 52;
     pub(super) const LAST_ACK_RECEIVED_MILLIS: usize = 56;
     pub(super) const RTT_MICROS: usize = 68;
@@ -85,11 +87,13 @@ fn view(
     // maximum segment size.
     (info.u32(offset::ADVERTISED_MSS)? > 0).then_some(())?;
     let rtt = info.u32(offset::RTT_MICROS)?;
+    let segments_behind_gap = info.u32(offset::SEGMENTS_BEHIND_GAP)?;
     let [probes] = info.bytes(offset::PROBES)?;
     let dropped = memory.u32(offset::memory::SEGMENTS_DROPPED)?;
     let out_of_order = info.u32(offset::SEGMENTS_OUT_OF_ORDER);
     Some(KernelView {
         unacknowledged,
+        received_behind_gap: segments_behind_gap.saturating_mul(info.u32(offset::SEND_MSS)?),
         awaits_ack: info.u32(offset::SEGMENTS_IN_FLIGHT)? > 0 || probes >= MIN_UNANSWERED_PROBES,
         retransmitting: info.bytes(offset::RETRANSMITS)? != [0],
         last_ack: now.before(info.millis(offset::LAST_ACK_RECEIVED_MILLIS)?),

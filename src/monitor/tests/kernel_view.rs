@@ -162,6 +162,29 @@ fn on_a_slow_path_a_delivered_ping_has_one_more_timeout() {
     }
 }
 
+/// A segment is lost on a path with a long queue: until it arrives, others do.
+#[test]
+fn bytes_that_are_received_behind_a_gap_drain() {
+    let behind_gap = |bytes, last_ack| KernelView {
+        received_behind_gap: bytes,
+        retransmitting: true,
+        ..queue(640_000, last_ack)
+    };
+    let mut sim = asked(behind_gap(0, 13_990));
+    sim.show(17_990, behind_gap(10_000, 17_990));
+    sim.show(21_990, behind_gap(20_000, 21_990));
+    // A 64th is 10,000 bytes and a part of one. The count may be too large.
+    sim.show(25_990, behind_gap(29_000, 25_990))
+        .assert_log(&[(10_000, Ping), (25_990, DEAD)]);
+}
+
+#[test]
+fn bytes_that_the_peers_kernel_discards_do_not_drain() {
+    let mut sim = asked(queue(640_000, 13_990));
+    sim.show(17_990, queue(650_000, 17_990))
+        .assert_log(&[(10_000, Ping), (17_990, DEAD)]);
+}
+
 /// The kernel does not say when it was. The first view is after all has drained.
 #[test]
 fn a_ping_that_may_have_arrived_late_has_one_more_timeout() {

@@ -87,6 +87,7 @@ fn idle_kernel() -> KernelView {
         retransmitting: false,
         last_ack: Moment::START,
         last_data: Moment::START,
+        received_behind_gap: 0,
         arrived_in_vain: 0,
         rtt_micros: Some(1_000),
         peer_may_send: true,

@@ -130,6 +130,7 @@ pub(super) fn kernel_views() -> impl Strategy<Value = KernelView> {
                 let [awaits_ack, retransmitting, peer_may_send] = flags;
                 KernelView {
                     unacknowledged,
+                    received_behind_gap: unacknowledged / 2,
                     awaits_ack,
                     retransmitting,
                     last_ack: at(last_ack),

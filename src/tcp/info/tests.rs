@@ -213,11 +213,14 @@ fn view_of(info: &[u8]) -> Option<KernelView> {
 fn fields_are_read_at_their_offsets() {
     // (offset, change of the view)
     type Change = fn(&mut KernelView);
-    let fields: [(usize, u8, Change); 8] = [
+    let fields: [(usize, u8, Change); 9] = [
         (offset::RETRANSMITS, 1, |view| view.retransmitting = true),
         (offset::PROBES, 1, |_| {}),
         (offset::PROBES, 2, |view| view.awaits_ack = true),
         (offset::SEGMENTS_IN_FLIGHT, 1, |view| view.awaits_ack = true),
+        (offset::SEGMENTS_BEHIND_GAP, 2, |view| {
+            view.received_behind_gap = 2 * 1_400;
+        }),
         (offset::LAST_ACK_RECEIVED_MILLIS, 1, |view| {
             view.last_ack = now().before(Duration::from_millis(1));
         }),
@@ -232,6 +235,7 @@ fn fields_are_read_at_their_offsets() {
     let mut zero = [0; MAX_INFO_BYTES];
     assert_eq!(view_of(&zero), None, "no maximum segment size");
     set(&mut zero, offset::ADVERTISED_MSS, 1_460);
+    set(&mut zero, offset::SEND_MSS, 1_400);
     let unchanged = view_of(&zero).unwrap();
     assert_eq!((unchanged.last_ack, unchanged.last_data), (now(), now()));
     for (offset, value, change) in fields {
