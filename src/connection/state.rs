@@ -88,6 +88,8 @@ impl<T: 'static> State<T> {
         let takes_any_bytes = (self.transport.takes_any_bytes)(&io)
             || heartbeat.is_some_and(|heartbeat| heartbeat.takes_any_bytes);
         self.write_half.set_repeats_writes(!takes_any_bytes);
+        self.write_half
+            .set_flushes_nothing((self.transport.flushes_nothing)(&io));
         self.io = Some(io);
         if !self.monitor.lifecycle.awaits_transport() {
             return false;

@@ -27,8 +27,9 @@ use crate::wire::Role;
 ///
 /// After an eviction (by a timeout, through the handle, or because the runtime in which the
 /// connection was opened is shut down) every operation but `poll_shutdown` fails with an
-/// [`io::Error`] that holds [`Evicted`](crate::Evicted). After an end by the peer, reads and writes
-/// continue as the transport allows, for `close_timeout` at most.
+/// [`io::Error`] that holds [`Evicted`](crate::Evicted), except for the flush that follows a write
+/// from before it, where the transport is a socket and has nothing to flush. After an end by the
+/// peer, reads and writes continue as the transport allows, for `close_timeout` at most.
 ///
 /// Dropping the stream ends the connection and drops the transport, unless a ping of the layer is
 /// unanswered: its pong would arrive at a closed socket, and the kernel would reset the connection
@@ -87,6 +88,8 @@ where
 {
     connection: Arc<Connection<T>>,
     vectored: bool,
+    /// The last write was routine, and there is nothing to flush after it.
+    flushed: bool,
 }
 
 impl<T> LivenessStream<T>
@@ -156,6 +159,7 @@ where
         Self {
             connection,
             vectored,
+            flushed: false,
         }
     }
 }
@@ -198,15 +202,21 @@ where
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let connection = &self.connection;
+        let Self {
+            connection,
+            flushed,
+            ..
+        } = self.get_mut();
         let mut state = connection.lock_for_handler();
         let polled = match state.poll_routine_write(cx, buf) {
             Routine::Done(written) => {
+                *flushed = state.write_half.flushes_nothing();
                 state.unlock();
                 return written;
             }
             Routine::Unusual(polled) => polled,
         };
+        *flushed = false;
         let bytes = Outgoing::Slice(buf);
         connection.continue_operation(state, |state, report| {
             state.poll_write(cx, bytes, polled, || connection.waker(), report)
@@ -218,7 +228,13 @@ where
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let (connection, bytes) = (&self.connection, Outgoing::Slices(bufs));
+        let Self {
+            connection,
+            flushed,
+            ..
+        } = self.get_mut();
+        *flushed = false;
+        let bytes = Outgoing::Slices(bufs);
         connection.continue_operation(connection.lock_for_handler(), |state, report| {
             state.poll_write(cx, bytes, None, || connection.waker(), report)
         })
@@ -230,7 +246,14 @@ where
 
     #[inline]
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let connection = &self.connection;
+        let Self {
+            connection,
+            flushed,
+            ..
+        } = self.get_mut();
+        if std::mem::take(flushed) {
+            return Poll::Ready(Ok(()));
+        }
         let mut state = connection.lock_for_handler();
         let polled = match state.poll_routine_flush(cx) {
             Routine::Done(flushed) => {
@@ -271,3 +294,6 @@ where
         f.debug_struct("LivenessStream").finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, not(liveness_loom)))]
+mod tests;

@@ -90,6 +90,7 @@ impl Transport {
     pub(super) const TRAITS: &'static TransportTraits<Self> = &TransportTraits {
         tune: Self::tune,
         takes_any_bytes: Self::takes_any_bytes,
+        flushes_nothing: Self::flushes_nothing,
         poll_writable: Self::poll_writable,
         kernel_view: Self::kernel_view,
         widen_receive_window: Self::widen_receive_window,
@@ -112,6 +113,16 @@ impl Transport {
     /// False for a boxed stream, which may be TLS by OpenSSL.
     fn takes_any_bytes(&self) -> bool {
         !matches!(self, Self::Upgraded(_))
+    }
+
+    #[cfg(feature = "tcp")]
+    fn flushes_nothing(&self) -> bool {
+        self.tcp().is_some()
+    }
+
+    #[cfg(not(feature = "tcp"))]
+    fn flushes_nothing(&self) -> bool {
+        false
     }
 
     #[cfg(feature = "tcp")]

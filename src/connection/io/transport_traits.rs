@@ -19,6 +19,8 @@ pub(crate) struct TransportTraits<T> {
     /// OpenSSL encrypts a write before it finds the socket full, and sends these encrypted bytes
     /// with the next write, which therefore must be of the same bytes.
     pub(crate) takes_any_bytes: fn(&T) -> bool,
+    /// Whether a flush does nothing: bytes that the transport accepted are with the kernel.
+    pub(crate) flushes_nothing: fn(&T) -> bool,
     /// Polls whether the transport would accept a byte. `Ready` if it cannot tell.
     ///
     /// An empty write is no substitute: a transport that frames messages may send an empty message.
@@ -35,6 +37,7 @@ impl<T: 'static> TransportTraits<T> {
     pub(crate) const FOREIGN: &'static Self = &Self {
         tune: |_, _| Ok(()),
         takes_any_bytes: is_socket,
+        flushes_nothing: is_socket,
         poll_writable,
         kernel_view,
         widen_receive_window,

@@ -40,6 +40,8 @@ pub(crate) struct WriteHalf {
     splits_pings: bool,
     /// See [`set_repeats_writes`](Self::set_repeats_writes).
     repeats_writes: bool,
+    /// A flush of the transport does nothing.
+    flushes_nothing: bool,
     claim: Claim,
     control: ControlFrame,
 }
@@ -66,6 +68,7 @@ impl WriteHalf {
             stops_at_boundary: false,
             splits_pings: false,
             repeats_writes: false,
+            flushes_nothing: false,
             claim: Claim::None,
             control: ControlFrame::None,
         }
@@ -88,6 +91,16 @@ impl WriteHalf {
     /// even an empty write.
     pub(crate) fn set_repeats_writes(&mut self, repeats_writes: bool) {
         self.repeats_writes = repeats_writes;
+    }
+
+    pub(crate) fn set_flushes_nothing(&mut self, flushes_nothing: bool) {
+        self.flushes_nothing = flushes_nothing;
+    }
+
+    /// Whether a flush right after a routine write would do nothing.
+    #[inline]
+    pub(crate) fn flushes_nothing(&self) -> bool {
+        self.flushes_nothing
     }
 
     /// Whether a ping can be written now: the handler is between two messages, no Close frame was
