@@ -80,8 +80,7 @@ impl Monitor {
         if let Some(rtt) = answer.rtt.filter(|rtt| unseen.max(unread) <= *rtt / 8) {
             self.rtt.sample(rtt);
             if rtt > Thresholds::of(policy).silence {
-                self.counters.slow_pongs = self.counters.slow_pongs.saturating_add(1);
-                self.history.error(now);
+                self.faults().on_slow_pong(now);
             }
         }
         Some(answer)
@@ -92,7 +91,7 @@ impl Monitor {
     pub(crate) fn control_in(&mut self, now: Moment, earliest: Option<Moment>, policy: &Policy) {
         let heartbeat = policy.heartbeat.as_ref();
         if let Some(limit) = heartbeat.and_then(|heartbeat| heartbeat.control_frame_limit) {
-            self.moved |= self.control_rate.count(now, earliest, limit);
+            self.moved |= self.faults().control_rate.count(now, earliest, limit);
         }
     }
 
@@ -101,8 +100,8 @@ impl Monitor {
         // The next ping may now be due before the awaited timeout would have been.
         self.moved |= self.pings.timeout_since().is_some();
         self.last_proof = self.last_proof.max(alive);
-        if let Some(views) = &mut self.earlier_views {
-            views.on_proof_of_life();
+        if let Some(faults) = &mut self.faults {
+            faults.earlier_views.on_proof_of_life();
         }
         self.pings.on_proof_of_life();
     }
@@ -136,10 +135,13 @@ impl Monitor {
     pub(crate) fn accepted(&mut self, now: Moment, rest: bool, policy: &Policy) {
         // A handler that continues its frame is slow, not stalled.
         self.pings.restart_queued(now);
-        let Some(blocked) = self.blocked.take() else {
+        let Some(faults) = &mut self.faults else {
             return;
         };
-        self.blocked = rest.then(|| BlockedWrite::new(now));
+        let Some(blocked) = faults.blocked.take() else {
+            return;
+        };
+        faults.blocked = rest.then(|| BlockedWrite::new(now));
         // If a second try was under way, the next refusal starts with a first one again.
         self.moved |= !rest || blocked.retried_at.is_some();
         // A refusal that may come from the budget proves nothing about the peer.
@@ -148,8 +150,7 @@ impl Monitor {
             false => now.since(blocked.refused),
         };
         if refused >= Thresholds::of(policy).write_stall {
-            self.counters.write_stalls = self.counters.write_stalls.saturating_add(1);
-            self.history.error(now);
+            faults.on_write_stall(now);
         }
         // Bytes that fit into a send buffer prove nothing, or a server that always writes could
         // never find its peer dead. Bytes accepted after a time of refusal do: the peer has drained
@@ -180,7 +181,10 @@ impl Monitor {
 
     /// The [uncertain](Self::maybe_refused) refusal did not come from the transport.
     pub(crate) fn not_refused(&mut self) {
-        if let Some(blocked) = self.blocked.take_if(|blocked| blocked.uncertain) {
+        let Some(faults) = &mut self.faults else {
+            return;
+        };
+        if let Some(blocked) = faults.blocked.take_if(|blocked| blocked.uncertain) {
             // The handler tried to continue its frame.
             self.pings.restart_queued(blocked.refused);
         }
@@ -189,15 +193,16 @@ impl Monitor {
     /// The transport flushed what it had accepted. This does not end a refusal of bytes: most
     /// transports have nothing to flush.
     pub(crate) fn flushed(&mut self, now: Moment, policy: &Policy) {
-        if self.blocked.is_some_and(|blocked| blocked.in_flush) {
+        if self.blocked().is_some_and(|blocked| blocked.in_flush) {
             self.accepted(now, false, policy);
         }
     }
 
     fn block(&mut self, now: Moment, in_flush: bool, certain: bool) {
-        match &mut self.blocked {
+        let slot = &mut self.faults().blocked;
+        match slot {
             None => {
-                self.blocked = Some(BlockedWrite {
+                *slot = Some(BlockedWrite {
                     in_flush,
                     uncertain: !certain,
                     ..BlockedWrite::new(now)
@@ -270,15 +275,16 @@ impl Monitor {
 
     /// Bytes of the peer were read ahead and wait for the handler.
     pub(crate) fn on_backlog(&mut self, now: Moment) {
-        if self.backlog.is_none() {
-            self.backlog = Some(now);
+        let backlog = &mut self.faults().backlog;
+        if backlog.is_none() {
+            *backlog = Some(now);
             self.moved = true;
         }
     }
 
     /// The handler read waiting bytes; `rest` if more wait. A slow handler is not stalled.
     pub(crate) fn handler_read(&mut self, now: Moment, rest: bool) {
-        self.backlog = rest.then_some(now);
+        self.faults().backlog = rest.then_some(now);
         if self.read_ahead_full {
             self.read_ahead_full = false;
             if self.first_message == FirstMessage::Awaited {

@@ -8,6 +8,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::Monitor;
+use super::faults::Faults;
 use super::moment::Moment;
 use super::peer_kernel::PeerKernel;
 
@@ -307,7 +308,7 @@ impl Monitor {
         if ahead == 0 {
             let rtt = Duration::from_micros(view.rtt_micros.unwrap_or(0).into());
             let may_be_late = rtt > timeout / 4 || self.may_have_arrived_late(since, timeout, view);
-            let drain = &mut self.earlier_views().ping;
+            let drain = &mut self.faults().earlier_views.ping;
             let late = Drain::arrival_postpones(drain, may_be_late);
             if late {
                 self.pings.extend(now);
@@ -315,7 +316,7 @@ impl Monitor {
             return late;
         }
         let received = self.bytes_received_by_peer(view);
-        let drain = &mut self.earlier_views().ping;
+        let drain = &mut self.faults().earlier_views.ping;
         let drains = Drain::postpones(drain, view, since, ahead, received);
         if drains {
             self.pings.extend(view.last_ack);
@@ -326,24 +327,22 @@ impl Monitor {
     /// Sets how many segments have arrived in vain, if nothing else has behind the full read-ahead
     /// buffer. Returns what that was at the last view.
     pub(super) fn set_nothing_arrived(&mut self, in_vain: Option<u32>) -> Option<u32> {
-        match &mut self.earlier_views {
-            None if in_vain.is_none() => None,
-            views => std::mem::replace(&mut views.get_or_insert_default().nothing_arrived, in_vain),
-        }
-    }
-
-    fn earlier_views(&mut self) -> &mut EarlierViews {
-        self.earlier_views.get_or_insert_default()
+        std::mem::replace(&mut self.faults().earlier_views.nothing_arrived, in_vain)
     }
 
     /// Postpones the verdict on a stalled write while the bytes ahead of it drain: the transport
     /// has room again only when a third of its buffer has. Returns whether it did.
     pub(super) fn postpone_for_drain(&mut self, view: &KernelView) -> bool {
         let received = self.bytes_received_by_peer(view);
-        let Some(blocked) = &mut self.blocked else {
+        let Faults {
+            blocked,
+            earlier_views,
+            ..
+        } = self.faults();
+        let Some(blocked) = blocked else {
             return false;
         };
-        let slot = &mut self.earlier_views.get_or_insert_default().write;
+        let slot = &mut earlier_views.write;
         let same_wait = slot.filter(|(refused, _)| *refused == blocked.refused);
         let mut drain = same_wait.map(|(_, drain)| drain);
         let ahead = view.unacknowledged;

@@ -32,16 +32,16 @@ impl LastingFrom {
         };
         Self {
             backlog: monitor
-                .backlog
+                .backlog()
                 .map(|since| since + thresholds.handler_stall),
             write_stall: monitor
-                .blocked
+                .blocked()
                 .map(|blocked| blocked.refused + thresholds.write_stall),
             silence,
             unfinished_frame_since: monitor
                 .unfinished_frame_since()
                 .map(|since| since + thresholds.handler_stall),
-            errors_expire: monitor.history.over(&thresholds),
+            errors_expire: monitor.errors_expire(&thresholds),
             idle: monitor.idle_from(policy),
         }
     }
@@ -90,7 +90,7 @@ impl Monitor {
 
     /// The state of a connection without a present fault.
     pub(super) fn faultless_health(&self, now: Moment, policy: &Policy) -> Health {
-        let errors_expire = self.history.over(&Thresholds::of(policy));
+        let errors_expire = self.errors_expire(&Thresholds::of(policy));
         if self.passive || errors_expire.is_some_and(|expire| now < expire) {
             Health::Degraded
         } else if reached(self.idle_from(policy), now) {
@@ -98,6 +98,11 @@ impl Monitor {
         } else {
             Health::Live
         }
+    }
+
+    /// Until when past errors count.
+    fn errors_expire(&self, thresholds: &Thresholds) -> Option<Moment> {
+        self.faults.as_ref()?.history.over(thresholds)
     }
 
     /// From when on the connection counts as idle: half of the idle timeout.

@@ -18,6 +18,7 @@
 mod blocked_write;
 mod control_rate;
 mod data_activity;
+mod faults;
 mod health;
 mod history;
 mod inputs;
@@ -38,12 +39,10 @@ mod tests;
 mod verdict;
 
 use blocked_write::BlockedWrite;
-use control_rate::ControlRate;
 pub(crate) use data_activity::Data;
 use data_activity::DataClock;
+use faults::Faults;
 pub use health::Health;
-use history::History;
-use kernel_view::EarlierViews;
 pub(crate) use kernel_view::{JudgedView, Kernel, KernelView};
 pub(crate) use lifecycle::{Announced, Lifecycle, TransportUse};
 pub(crate) use moment::Moment;
@@ -72,17 +71,11 @@ pub(crate) struct Monitor {
     last_proof: Moment,
     inbound: DataClock,
     outbound: DataClock,
-    blocked: Option<BlockedWrite>,
-    /// Since when bytes of the peer wait for the handler to read them.
-    backlog: Option<Moment>,
-    /// When a late verdict on the handler was last postponed. A stall counted from that time is not
-    /// postponed again.
-    handler_verdict_postponed_at: Option<Moment>,
     /// The fraction by which jitter shortens the first interval, in 0..=1.
     first_interval_jitter: f32,
     pings: Pings,
-    /// Boxed, since the kernel is asked about few connections.
-    earlier_views: Option<Box<EarlierViews>>,
+    /// `None` until the first fault.
+    faults: Option<Box<Faults>>,
     rtt: RttEstimate,
     counters: Counters,
     first_message: FirstMessage,
@@ -91,8 +84,6 @@ pub(crate) struct Monitor {
     read_ahead_full: bool,
     /// Frame boundaries are lost in one direction: no ping can be sent, and silence proves nothing.
     passive: bool,
-    control_rate: ControlRate,
-    history: History,
     /// The deadline may have moved forward since this was last taken.
     moved: bool,
 }
@@ -120,19 +111,14 @@ impl Monitor {
             last_proof: now,
             inbound: DataClock::new(now),
             outbound: DataClock::new(now),
-            blocked: None,
-            backlog: None,
-            handler_verdict_postponed_at: None,
             first_interval_jitter: jitter as f32 * random,
             pings: Pings::new(tag),
-            earlier_views: None,
+            faults: None,
             rtt: RttEstimate::default(),
             counters: Counters::default(),
             first_message: FirstMessage::Awaited,
             read_ahead_full: false,
             passive: false,
-            control_rate: ControlRate::new(now),
-            history: History::default(),
             moved: false,
         }
     }
@@ -145,5 +131,22 @@ impl Monitor {
             opened: Moment::NEVER,
             ..Self::new(Moment::START, policy, 0.0, 0)
         }
+    }
+
+    /// The faults, with those of a connection that had none if this is the first.
+    fn faults(&mut self) -> &mut Faults {
+        let opened = self.opened;
+        self.faults
+            .get_or_insert_with(|| Box::new(Faults::new(opened)))
+    }
+
+    /// The write or flush that the transport refuses.
+    fn blocked(&self) -> Option<&BlockedWrite> {
+        self.faults.as_ref()?.blocked.as_ref()
+    }
+
+    /// Since when bytes of the peer wait for the handler to read them.
+    fn backlog(&self) -> Option<Moment> {
+        self.faults.as_ref()?.backlog
     }
 }

@@ -8,7 +8,7 @@ use super::moment::Moment;
 use super::policy::{Policy, Traffic};
 use super::reason::Reason;
 use super::rtt::Rtt;
-use super::stats::Stats;
+use super::stats::{FaultCounters, Stats};
 
 impl Monitor {
     pub(super) fn last_data(&self, watch: Traffic) -> Moment {
@@ -64,7 +64,7 @@ impl Monitor {
 
     /// Whether bytes wait for the transport: refused ones, or a ping behind a frame of the handler.
     pub(crate) fn has_output_waiting(&self) -> bool {
-        self.blocked.is_some() || self.pings.queued_since().is_some()
+        self.is_blocked() || self.pings.queued_since().is_some()
     }
 
     /// Whether the deadline may have moved forward.
@@ -74,12 +74,12 @@ impl Monitor {
 
     /// Whether the last refusal may come from tokio's cooperative budget.
     pub(crate) fn is_uncertain(&self) -> bool {
-        self.blocked.is_some_and(|blocked| blocked.uncertain)
+        self.blocked().is_some_and(|blocked| blocked.uncertain)
     }
 
     /// Whether the transport refuses bytes or does not flush them.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.blocked.is_some()
+        self.blocked().is_some()
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -120,12 +120,22 @@ impl Monitor {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        Stats::new(self.counters, None)
+        Stats::new(self.counters, self.fault_counters(), None)
     }
 
     /// The statistics with what our kernel knows now.
     pub(crate) fn stats_with(&self, kernel: &KernelView) -> Stats {
-        Stats::new(self.counters, Some(kernel))
+        Stats::new(self.counters, self.fault_counters(), Some(kernel))
+    }
+
+    fn fault_counters(&self) -> FaultCounters {
+        let faults = self.faults.as_ref();
+        faults.map(|faults| faults.counters).unwrap_or_default()
+    }
+
+    /// How many pings the transport has flushed, by its own report or by the peer's answer.
+    pub(crate) fn pings_sent(&self) -> u32 {
+        self.counters.pings_sent
     }
 
     /// The state at `now`, however short it has lasted.
@@ -134,10 +144,8 @@ impl Monitor {
             Lifecycle::Opening => Health::Opening,
             Lifecycle::Ended { .. } => Health::Ended,
             Lifecycle::Closing { .. } => Health::Closing,
-            Lifecycle::Open if self.backlog.is_some() => Health::HandlerStalled,
-            Lifecycle::Open if self.blocked.is_some() && !self.is_uncertain() => {
-                Health::WriteStalled
-            }
+            Lifecycle::Open if self.backlog().is_some() => Health::HandlerStalled,
+            Lifecycle::Open if self.is_blocked() && !self.is_uncertain() => Health::WriteStalled,
             Lifecycle::Open if self.pings.timeout_since().is_some() || self.pings.missed() > 0 => {
                 Health::PeerSilent {
                     missed: self.pings.missed(),

@@ -27,29 +27,40 @@ use super::kernel_view::KernelView;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    pub(crate) counters: Counters,
+    counters: Counters,
+    faults: FaultCounters,
     unacknowledged: Option<u32>,
     kernel_rtt_micros: Option<u32>,
 }
 
-/// The part of [`Stats`] that the layers count themselves.
+/// The traffic that the layers count themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counters {
-    pub(crate) bytes_received: u64,
-    pub(crate) bytes_sent: u64,
-    pub(crate) messages_received: u64,
-    pub(crate) messages_sent: u64,
-    pub(crate) pings_sent: u32,
-    pub(crate) pongs_received: u32,
-    pub(crate) missed_pings: u32,
-    pub(crate) slow_pongs: u32,
-    pub(crate) write_stalls: u32,
+pub(super) struct Counters {
+    pub(super) bytes_received: u64,
+    pub(super) bytes_sent: u64,
+    pub(super) messages_received: u64,
+    pub(super) messages_sent: u64,
+    pub(super) pings_sent: u32,
+    pub(super) pongs_received: u32,
+}
+
+/// The faults that the layers count themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct FaultCounters {
+    pub(super) missed_pings: u32,
+    pub(super) slow_pongs: u32,
+    pub(super) write_stalls: u32,
 }
 
 impl Stats {
-    pub(crate) fn new(counters: Counters, kernel: Option<&KernelView>) -> Self {
+    pub(super) fn new(
+        counters: Counters,
+        faults: FaultCounters,
+        kernel: Option<&KernelView>,
+    ) -> Self {
         Self {
             counters,
+            faults,
             unacknowledged: kernel.map(|view| view.unacknowledged),
             kernel_rtt_micros: kernel.and_then(|view| view.rtt_micros),
         }
@@ -97,7 +108,7 @@ impl Stats {
     /// the verdict is postponed for the bytes that are ahead of the ping.
     #[must_use]
     pub fn missed_pings(&self) -> u64 {
-        u64::from(self.counters.missed_pings)
+        u64::from(self.faults.missed_pings)
     }
 
     /// Pongs to pings of the layer whose round trip was more than half the heartbeat's `timeout`
@@ -105,7 +116,7 @@ impl Stats {
     /// [`Rtt`](crate::Rtt) is not counted.
     #[must_use]
     pub fn slow_pongs(&self) -> u64 {
-        u64::from(self.counters.slow_pongs)
+        u64::from(self.faults.slow_pongs)
     }
 
     /// How many times the transport accepted no bytes for half of the heartbeat's `write_timeout`
@@ -115,7 +126,7 @@ impl Stats {
     /// cannot detect.
     #[must_use]
     pub fn write_stalls(&self) -> u64 {
-        u64::from(self.counters.write_stalls)
+        u64::from(self.faults.write_stalls)
     }
 
     /// Bytes that are with the server's kernel and that the peer's kernel has not acknowledged,

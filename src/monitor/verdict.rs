@@ -109,17 +109,19 @@ impl Monitor {
         let Some(heartbeat) = &policy.heartbeat else {
             return self.poll_requested(now, HeartbeatPolicy::default().timeout);
         };
-        if self.control_rate.is_exceeded() {
+        if self.is_flooded() {
             return self.evict(now, Reason::ControlFlood);
         }
         if let Some(late) = due(self.handler_deadline(heartbeat), now) {
-            let was_postponed = self.handler_stalled_since() == self.handler_verdict_postponed_at;
+            let stalled_since = self.handler_stalled_since();
+            let faults = self.faults();
+            let was_postponed = stalled_since == faults.handler_verdict_postponed_at;
             if was_postponed || !was_paused(late, heartbeat.handler_stall_timeout) {
                 return self.evict(now, Reason::HandlerStalled);
             }
             // While the runtime was paused, so was the handler.
-            self.handler_verdict_postponed_at = Some(now);
-            self.backlog = self.backlog.map(|_| now);
+            faults.handler_verdict_postponed_at = Some(now);
+            faults.backlog = faults.backlog.map(|_| now);
             self.pings.restart_queued(now);
         }
         match self.poll_write(now, heartbeat, io_state, kernel) {
@@ -145,7 +147,8 @@ impl Monitor {
         let Some(late) = due(self.write_deadline(heartbeat), now) else {
             return Action::Wait;
         };
-        let Some(blocked) = &mut self.blocked else {
+        let faults = self.faults.as_mut();
+        let Some(blocked) = faults.and_then(|faults| faults.blocked.as_mut()) else {
             return Action::Wait;
         };
         match blocked.retried_at {
@@ -187,7 +190,7 @@ impl Monitor {
             }
             // No write is pending any more.
             Some(_) => {
-                self.blocked = None;
+                self.faults().blocked = None;
                 self.pings.restart_queued(now);
             }
         }
@@ -246,8 +249,7 @@ impl Monitor {
             return self.ping_again(now, heartbeat);
         }
         let missed = self.pings.miss();
-        self.counters.missed_pings = self.counters.missed_pings.saturating_add(1);
-        self.history.error(now);
+        self.faults().on_missed_ping(now);
         if missed >= heartbeat.missed_pings {
             self.evict(now, Reason::HeartbeatTimeout { missed })
         } else {
@@ -311,7 +313,7 @@ impl Monitor {
         }
         consider(self.pings.held_until());
         if let Some(heartbeat) = &policy.heartbeat {
-            if self.control_rate.is_exceeded() {
+            if self.is_flooded() {
                 return Moment::START;
             }
             consider(self.handler_deadline(heartbeat));
@@ -324,6 +326,12 @@ impl Monitor {
             });
         }
         earliest
+    }
+
+    /// The peer exceeded the limit of control frames per second.
+    fn is_flooded(&self) -> bool {
+        let faults = self.faults.as_ref();
+        faults.is_some_and(|faults| faults.control_rate.is_exceeded())
     }
 
     fn lifetime_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
@@ -369,7 +377,7 @@ impl Monitor {
     /// Since when the handler does not read the bytes that wait, or does not finish a frame that
     /// the transport would accept and in which no ping can be sent.
     fn handler_stalled_since(&self) -> Option<Moment> {
-        match (self.backlog, self.unfinished_frame_since()) {
+        match (self.backlog(), self.unfinished_frame_since()) {
             (Some(backlog), Some(unfinished_frame_since)) => {
                 Some(backlog.min(unfinished_frame_since))
             }
@@ -380,12 +388,12 @@ impl Monitor {
     /// Since when a ping waits for the end of a frame whose rest the transport would accept. `None`
     /// while it waits between two fragments for the end of a message, since that wait is bounded.
     pub(super) fn unfinished_frame_since(&self) -> Option<Moment> {
-        let waits = self.blocked.is_none() && !self.pings.is_held();
+        let waits = !self.is_blocked() && !self.pings.is_held();
         self.pings.queued_since().filter(|_| waits)
     }
 
     fn write_deadline(&self, heartbeat: &HeartbeatPolicy) -> Option<Moment> {
-        let blocked = self.blocked?;
+        let blocked = self.blocked()?;
         // Without `write_timeout`, an abandoned write is a stall of the handler.
         let timeout = heartbeat
             .write_timeout

@@ -90,7 +90,7 @@ impl Observer<'_> {
         self.monitor.ping_flushed(now);
         self.report.ping_sent = true;
         if let Some(waiters) = self.ping_waiters {
-            waiters.flushed(self.monitor.stats().counters.pings_sent, now);
+            waiters.flushed(self.monitor.pings_sent(), now);
         }
     }
 
