@@ -47,7 +47,7 @@ pub(crate) struct Connection<T: 'static> {
     target_os = "linux",
     target_pointer_width = "64"
 ))]
-const _: () = assert!(size_of::<Connection<()>>() <= 640);
+const _: () = assert!(size_of::<Connection<()>>() <= 616);
 
 impl<T> Connection<T>
 where
@@ -183,7 +183,7 @@ where
     fn attach_hooks(&self, state: &mut State<T>, hooks: &Arc<LayerHooks>) -> bool {
         if !hooks.health_hooks.is_empty() {
             let events = || Box::new(HealthEvents::new(self.metadata.id()));
-            state.health_events.get_or_insert_with(events);
+            state.rare().health_events.get_or_insert_with(events);
         }
         self.metadata.attach(hooks)
     }
@@ -370,7 +370,7 @@ where
                 }
             }
             if !self.metadata.has_health_hooks() {
-                state.health_events = None;
+                state.drop_health_events();
             }
             (removed, admissions, state.take_final_attachments())
         });

@@ -121,7 +121,7 @@ where
             state.write_half.cancel_ping();
         }
         let delivers_health = state.queue_health_change();
-        if state.monitor.take_moved() || state.health_events.is_some() {
+        if state.monitor.take_moved() || state.health_events().is_some() {
             state.rearm(DeadlineMove::Earlier);
         }
         let lifecycle = &mut state.monitor.lifecycle;
@@ -135,7 +135,8 @@ where
             state.writer.wake_if_pending();
         }
         let ping_waiters = state.take_answered_waiters();
-        let close = state.close.as_mut().filter(|_| closing);
+        let rare = state.rare.as_mut().filter(|_| closing);
+        let close = rare.and_then(|rare| rare.close.as_mut());
         let visit = if close.is_some_and(|close| close.take_unscheduled()) {
             Visit::CloseHandshake
         } else if report.uncertain || report.ping_sent && state.is_unwatched() {
@@ -160,8 +161,8 @@ where
             true => [state.reader.waker.take(), state.writer.waker.take()],
             false => [None, None],
         };
-        if gone {
-            state.close = None;
+        if let Some(rare) = state.rare.as_mut().filter(|_| gone) {
+            rare.close = None;
         }
         let shuts_down = state.needs_shutdown();
         let io = state.io.take_if(|_| gone).map(|io| (io, shuts_down));

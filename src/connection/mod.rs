@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`connection`] | [`Connection`]: the lock, and what layers, handles and the driver do with it |
 //! | [`state`] | what the lock protects: transport, monitor, both I/O halves |
+//! | [`rare_state`] | the part of it that few connections have |
 //! | [`handler_polls`] | the handler's reads and writes |
 //! | [`effects`] | what follows from an operation once the lock is released |
 //! | [`settings`] | settings of layers and overrides, while the connection is open |
@@ -29,6 +30,7 @@ mod layers;
 #[cfg(all(test, liveness_loom))]
 mod loom_models;
 mod metadata;
+mod rare_state;
 mod settings;
 mod state;
 mod stream;

@@ -12,7 +12,8 @@ impl<T: 'static> State<T> {
     /// Adds a layer's settings. The later layer of a kind is the inner one, and its values win.
     pub(crate) fn attach(&mut self, layer: &Policy) {
         self.policy.add(layer);
-        if let Some(settings) = &self.settings {
+        let rare = self.rare.as_ref();
+        if let Some(settings) = rare.and_then(|rare| rare.settings.as_ref()) {
             settings.overrides.apply(&mut self.policy);
         }
     }
@@ -27,7 +28,8 @@ impl<T: 'static> State<T> {
         report: &mut Report,
     ) {
         let (id, layer) = (attached.id, Arc::clone(&attached.layer));
-        let settings = self.settings.get_or_insert_default();
+        let rare = self.rare.get_or_insert_default();
+        let settings = rare.settings.get_or_insert_default();
         let policy = &self.policy;
         let attachments = settings
             .attachments
@@ -49,7 +51,8 @@ impl<T: 'static> State<T> {
         report: &mut Report,
     ) -> Vec<InnerLayer> {
         let before = self.heartbeat_timeout();
-        let Some(settings) = &mut self.settings else {
+        let rare = self.rare.as_mut();
+        let Some(settings) = rare.and_then(|rare| rare.settings.as_mut()) else {
             return Vec::new();
         };
         let Some(attachments) = &mut settings.attachments else {
@@ -63,15 +66,18 @@ impl<T: 'static> State<T> {
 
     /// The inner layers, while the response of one of them is outstanding.
     pub(crate) fn attachments(&mut self) -> Option<&mut InnerLayers> {
-        self.settings.as_mut()?.attachments.as_mut()
+        self.rare.as_mut()?.settings.as_mut()?.attachments.as_mut()
     }
 
     /// Takes the state of inner layers once no response is outstanding. Drop it without the lock.
     pub(crate) fn take_final_attachments(&mut self) -> Option<InnerLayers> {
-        let settings = self.settings.as_mut()?;
+        let rare = self.rare.as_mut()?;
+        let settings = rare.settings.as_mut()?;
         let attachments = settings.attachments.take_if(|all| all.are_final())?;
         if settings.overrides == Overrides::default() {
-            self.settings = None;
+            rare.settings = None;
+            // Every connection with an inner layer has had settings.
+            self.rare.take_if(|rare| rare.is_empty());
         }
         Some(attachments)
     }
@@ -86,7 +92,8 @@ impl<T: 'static> State<T> {
         report: &mut Report,
     ) {
         let before = self.heartbeat_timeout();
-        let settings = self.settings.get_or_insert_default();
+        let rare = self.rare.get_or_insert_default();
+        let settings = rare.settings.get_or_insert_default();
         if let Some(attachments) = &mut settings.attachments {
             attachments.add_overrides(by, overrides);
         }

@@ -7,11 +7,9 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::io::{
-    CloseHandshake, HandlerWaker, Observer, ReadHalf, Report, TransportTraits, WriteHalf,
-};
-use super::layers::ConnectionSettings;
+use super::io::{HandlerWaker, Observer, ReadHalf, Report, TransportTraits, WriteHalf};
 use super::metadata::{HealthEvents, PingWaiters};
+use super::rare_state::RareState;
 use crate::driver::{Drive, Driver, TimerEntry};
 use crate::eviction::Evicted;
 use crate::monitor::{KernelView, Lifecycle, Moment, Monitor, Policy};
@@ -21,12 +19,8 @@ use crate::wire::Role;
 /// [`monitor.lifecycle`](Monitor::lifecycle).
 pub(crate) struct State<T: 'static> {
     pub(crate) policy: Policy,
-    /// Settings of this connection alone. Boxed, since most connections have none.
-    pub(crate) settings: Option<Box<ConnectionSettings>>,
     pub(crate) monitor: Monitor,
     pub(crate) io: Option<T>,
-    /// The closing handshake of an eviction: deferred, awaiting the transport, or under way.
-    pub(crate) close: Option<Box<CloseHandshake>>,
     pub(crate) read_half: ReadHalf,
     pub(crate) write_half: WriteHalf,
     /// Visits of the driver in a row that left bytes unread.
@@ -34,9 +28,8 @@ pub(crate) struct State<T: 'static> {
     /// The handler's next operation needs only the transport: nothing else waits or is due. Set
     /// after an operation of the handler; every other access clears it, whatever it changes.
     pub(crate) routine: bool,
-    pub(crate) ping_waiters: Option<Box<PingWaiters>>,
-    /// `None` without health hooks.
-    pub(crate) health_events: Option<Box<HealthEvents>>,
+    /// Made on demand.
+    pub(crate) rare: Option<Box<RareState>>,
     pub(crate) reader: HandlerWaker,
     pub(crate) writer: HandlerWaker,
     /// `None` before the upgrade is complete, and after the transport is released.
@@ -58,15 +51,12 @@ impl<T: 'static> State<T> {
         Self {
             monitor: Monitor::opening(&policy),
             policy,
-            settings: None,
             io: None,
-            close: None,
             read_half: ReadHalf::new(),
             write_half: WriteHalf::new(role),
             unfinished_visits: 0,
             routine: false,
-            ping_waiters: None,
-            health_events: None,
+            rare: None,
             reader: HandlerWaker::default(),
             writer: HandlerWaker::default(),
             timer: None,
@@ -118,10 +108,14 @@ impl<T: 'static> State<T> {
     fn begin(&mut self, now: Moment, report: &mut Report) {
         self.set_socket_options(report);
         self.monitor = Monitor::new(now, &self.policy, fastrand::f32(), fastrand::u64(..));
-        if let Some(waiters) = &mut self.ping_waiters {
+        if let Some(waiters) = self
+            .rare
+            .as_mut()
+            .and_then(|rare| rare.ping_waiters.as_mut())
+        {
             waiters.begin(self.monitor.request_ping(), now);
         }
-        if let Some(events) = &mut self.health_events {
+        if let Some(events) = self.health_events() {
             events.record_read(now);
         }
     }
@@ -143,7 +137,7 @@ impl<T: 'static> State<T> {
     /// Requests a ping. The receiver fails if the connection ends before the pong, or has ended.
     pub(crate) fn ping(&mut self, now: Moment) -> oneshot::Receiver<Duration> {
         let sequence = self.monitor.request_ping();
-        let waiters = self.ping_waiters.get_or_insert_default();
+        let waiters = self.rare().ping_waiters.get_or_insert_default();
         waiters.add(sequence, now)
     }
 
@@ -173,7 +167,10 @@ impl<T: 'static> State<T> {
                     monitor: &mut self.monitor,
                     policy: &self.policy,
                     report,
-                    ping_waiters: &mut self.ping_waiters,
+                    ping_waiters: self
+                        .rare
+                        .as_mut()
+                        .and_then(|rare| rare.ping_waiters.as_deref_mut()),
                     clock: timer.clock(),
                 },
             }),
@@ -186,8 +183,7 @@ impl<T: 'static> State<T> {
     pub(crate) fn is_settled(&self) -> bool {
         self.monitor.lifecycle.is_settled()
             && !self.monitor.has_moved()
-            && self.health_events.is_none()
-            && !self.has_pongs_to_deliver()
+            && self.rare.as_ref().is_none_or(|rare| rare.is_settled())
             && !self.reader.due
             && !self.writer.due
     }
@@ -198,21 +194,26 @@ impl<T: 'static> State<T> {
             && self.monitor.is_routine()
             && self.read_half.is_routine()
             && self.write_half.is_routine()
-            && self.ping_waiters.is_none()
-            && self.close.is_none();
+            && self.rare.as_ref().is_none_or(|rare| rare.is_routine());
     }
 
-    fn has_pongs_to_deliver(&self) -> bool {
-        let waiters = self.ping_waiters.as_ref();
-        waiters.is_some_and(|waiters| waiters.has_answers())
+    /// The rare state, made if there is none yet.
+    pub(crate) fn rare(&mut self) -> &mut RareState {
+        self.rare.get_or_insert_default()
+    }
+
+    /// `None` without health hooks.
+    pub(crate) fn health_events(&mut self) -> Option<&mut HealthEvents> {
+        self.rare.as_mut()?.health_events.as_deref_mut()
     }
 
     /// The waiters whose pong came, or all of them after the end.
     pub(crate) fn take_answered_waiters(&mut self) -> Option<PingWaiters> {
+        let slot = &mut self.rare.as_mut()?.ping_waiters;
         if self.monitor.has_ended() {
-            return self.ping_waiters.take().map(|waiters| *waiters);
+            return slot.take().map(|waiters| *waiters);
         }
-        let waiters = self.ping_waiters.as_mut()?;
+        let waiters = slot.as_mut()?;
         waiters.has_answers().then(|| waiters.take_answers())
     }
 

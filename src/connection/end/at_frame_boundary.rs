@@ -14,13 +14,13 @@ impl<T: 'static> State<T> {
         frame: CloseFrame,
     ) -> bool {
         let lifecycle = self.monitor.lifecycle;
-        if lifecycle.is_usable() && self.close.is_some() {
+        if lifecycle.is_usable() && self.has_close_handshake() {
             return false;
         }
         if !lifecycle.is_usable() || lifecycle.is_ended() || !self.write_half.awaits_boundary() {
             return self.evict(now, reason, frame);
         }
-        self.close = Some(Box::new(CloseHandshake::deferred(reason, frame)));
+        self.rare().close = Some(Box::new(CloseHandshake::deferred(reason, frame)));
         self.write_half.stop_at_boundary();
         true
     }
@@ -29,9 +29,14 @@ impl<T: 'static> State<T> {
     /// it.
     #[inline]
     pub(crate) fn evict_deferred(&mut self) {
-        if self.close.is_some() {
+        if self.has_close_handshake() {
             self.evict_deferred_now_or_later();
         }
+    }
+
+    /// Whether an eviction is deferred, or its closing handshake awaits the transport or is under way.
+    fn has_close_handshake(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.close.is_some())
     }
 
     fn evict_deferred_now_or_later(&mut self) {
@@ -45,7 +50,7 @@ impl<T: 'static> State<T> {
     }
 
     fn evict_deferred_at(&mut self, now: Moment) {
-        let close = self.close.take();
+        let close = self.rare.as_mut().and_then(|rare| rare.close.take());
         if let Some((reason, frame)) = close.and_then(|close| close.into_deferred()) {
             self.evict(now, reason, frame);
         }
@@ -58,7 +63,8 @@ impl<T: 'static> State<T> {
         if self.monitor.lifecycle.is_usable() {
             self.evict_deferred_at(now);
         }
-        match (self.monitor.lifecycle.transport(), &mut self.close) {
+        let close = self.rare.as_mut().and_then(|rare| rare.close.as_mut());
+        match (self.monitor.lifecycle.transport(), close) {
             (Some(TransportUse::CloseHandshake), Some(close)) => {
                 close.stop_waiting();
                 true

@@ -12,7 +12,7 @@ impl<T: 'static> State<T> {
             Lifecycle::Opening => {
                 self.monitor.end(now, reason);
                 // It begins as soon as there is a transport.
-                self.close = Some(Box::new(CloseHandshake::new(reason, frame)));
+                self.rare().close = Some(Box::new(CloseHandshake::new(reason, frame)));
             }
             Lifecycle::Open | Lifecycle::Closing { .. } => {
                 self.monitor.end(now, reason);
@@ -25,7 +25,7 @@ impl<T: 'static> State<T> {
     /// Takes the transport of an ended connection from the handler for the closing handshake.
     pub(crate) fn begin_close_handshake(&mut self, reason: Reason, frame: CloseFrame) {
         self.read_half.discard_unread();
-        self.close = Some(Box::new(CloseHandshake::new(reason, frame)));
+        self.rare().close = Some(Box::new(CloseHandshake::new(reason, frame)));
         self.monitor.lifecycle.begin_close_handshake();
     }
 }

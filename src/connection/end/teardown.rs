@@ -31,7 +31,7 @@ impl<T: 'static> State<T> {
             let now = timer.now();
             self.monitor.dropped(now);
             if self.may_get_pong() {
-                self.close = Some(Box::new(CloseHandshake::lingering()));
+                self.rare().close = Some(Box::new(CloseHandshake::lingering()));
                 self.monitor.lifecycle.begin_close_handshake();
             } else {
                 // Without the layers no shutdown would happen either.

@@ -16,7 +16,7 @@ pub(crate) struct Observer<'a> {
     pub(crate) monitor: &'a mut Monitor,
     pub(crate) policy: &'a Policy,
     pub(crate) report: &'a mut Report,
-    pub(crate) ping_waiters: &'a mut Option<Box<PingWaiters>>,
+    pub(crate) ping_waiters: Option<&'a mut PingWaiters>,
     pub(crate) clock: &'a Clock,
 }
 
@@ -79,7 +79,7 @@ impl Observer<'_> {
         };
         if !answer.fresh {
             self.monitor.control_in(now, earliest, self.policy);
-        } else if let Some(waiters) = self.ping_waiters {
+        } else if let Some(waiters) = &mut self.ping_waiters {
             waiters.answer(now, answer);
         }
         true
@@ -89,7 +89,7 @@ impl Observer<'_> {
     pub(crate) fn ping_flushed(&mut self, now: Moment) {
         self.monitor.ping_flushed(now);
         self.report.ping_sent = true;
-        if let Some(waiters) = self.ping_waiters {
+        if let Some(waiters) = &mut self.ping_waiters {
             waiters.flushed(self.monitor.pings_sent(), now);
         }
     }

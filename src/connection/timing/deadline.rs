@@ -9,7 +9,8 @@ impl<T: 'static> State<T> {
     /// The latest moment for the next visit of the driver.
     pub(crate) fn deadline(&self) -> Moment {
         let verdict = self.monitor.deadline(&self.policy);
-        match &self.health_events {
+        let rare = self.rare.as_ref();
+        match rare.and_then(|rare| rare.health_events.as_ref()) {
             Some(events) => {
                 let change = self
                     .monitor
@@ -28,14 +29,22 @@ impl<T: 'static> State<T> {
         }
     }
 
+    /// No health hook is left, or the connection has ended.
+    pub(crate) fn drop_health_events(&mut self) {
+        if let Some(rare) = &mut self.rare {
+            rare.health_events = None;
+        }
+    }
+
     /// Queues the change of health that the last operation brought, if there are health hooks.
     /// Returns whether the caller must deliver the queue once the lock is released.
     pub(crate) fn queue_health_change(&mut self) -> bool {
         if self.monitor.has_ended() {
-            self.health_events = None;
+            self.drop_health_events();
         }
         let usable = self.monitor.lifecycle.is_usable();
-        let Some(events) = self.health_events.as_mut().filter(|_| usable) else {
+        let rare = self.rare.as_mut().filter(|_| usable);
+        let Some(events) = rare.and_then(|rare| rare.health_events.as_mut()) else {
             return false;
         };
         let health = self.monitor.lasting_health(events.read_until, &self.policy);
@@ -44,6 +53,6 @@ impl<T: 'static> State<T> {
     }
 
     pub(crate) fn next_health_change(&mut self) -> Option<HealthChange> {
-        self.health_events.as_mut()?.next()
+        self.health_events()?.next()
     }
 }

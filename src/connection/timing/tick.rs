@@ -62,7 +62,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         if reads && !self.read_before_verdict(waker, scratch, false, report) {
             return;
         }
-        if let Some(events) = self.health_events.as_mut().filter(|_| reads) {
+        if let Some(events) = self.health_events().filter(|_| reads) {
             events.record_read(now);
         }
         let transport = self.transport;
@@ -264,15 +264,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         scratch: &mut [u8],
         report: &mut Report,
     ) {
-        let (Some(close), Some(io), Some(timer)) = (&mut self.close, &mut self.io, &self.timer)
+        let (Some(rare), Some(io), Some(timer)) = (&mut self.rare, &mut self.io, &self.timer)
         else {
+            return;
+        };
+        let Some(close) = &mut rare.close else {
             return;
         };
         let mut observer = Observer {
             monitor: &mut self.monitor,
             policy: &self.policy,
             report,
-            ping_waiters: &mut self.ping_waiters,
+            ping_waiters: rare.ping_waiters.as_deref_mut(),
             clock: timer.clock(),
         };
         let io_state = IoState {
