@@ -6,7 +6,7 @@ use crate::wire::MAX_PING_FRAME;
 
 /// Bytes held between two reads: first those cleared for the handler, then the beginning of what
 /// may be a pong to one of our pings.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct PongBuffer {
     pub(crate) bytes: [u8; MAX_PING_FRAME],
     /// How many of the bytes belong to the handler.

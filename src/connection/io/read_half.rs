@@ -27,12 +27,10 @@ pub(crate) const MAX_READS_PER_VISIT: usize = 16;
 #[derive(Debug)]
 pub(crate) struct ReadHalf {
     scanner: Scanner,
-    pong_buffer: PongBuffer,
-    ahead: Option<Box<ReadAhead>>,
+    /// Made on demand, and then kept.
+    unread: Option<Box<Unread>>,
     /// The transport will return no more bytes.
     ended: bool,
-    /// The error with which it ended, kept for the handler's next read.
-    failure: Option<io::Error>,
     /// The peer's Close frame was received.
     closed: bool,
     /// Frame boundaries are lost, and that was reported.
@@ -63,10 +61,8 @@ impl ReadHalf {
     pub(crate) fn new() -> Self {
         Self {
             scanner: Scanner::new(),
-            pong_buffer: PongBuffer::default(),
-            ahead: None,
+            unread: None,
             ended: false,
-            failure: None,
             closed: false,
             passive: false,
             found_empty: false,
@@ -78,15 +74,8 @@ impl ReadHalf {
 
     /// Moves bytes that were read ahead into `out`, as many as fit.
     pub(crate) fn take_ahead(&mut self, out: &mut ReadBuf<'_>) {
-        let Some(ahead) = &mut self.ahead else {
-            return;
-        };
-        let waiting = &ahead.bytes[ahead.taken..];
-        let count = waiting.len().min(out.remaining());
-        out.put_slice(&waiting[..count]);
-        ahead.taken += count;
-        if ahead.taken == ahead.bytes.len() {
-            self.ahead = None;
+        if let Some(unread) = &mut self.unread {
+            unread.ahead.take(out);
         }
     }
 
@@ -95,8 +84,8 @@ impl ReadHalf {
     pub(crate) fn take_unread(&mut self, out: &mut ReadBuf<'_>) -> bool {
         let before = out.filled().len();
         self.take_ahead(out);
-        if self.ahead.is_none() {
-            self.pong_buffer.give(out);
+        if self.ahead() == 0 {
+            self.give_from_pong_buffer(out);
         }
         out.filled().len() > before
     }
@@ -113,31 +102,20 @@ impl ReadHalf {
 
     /// Discards the bytes that wait for the handler.
     pub(crate) fn discard_unread(&mut self) {
-        self.ahead = None;
-        self.pong_buffer.discard_cleared();
+        if let Some(unread) = &mut self.unread {
+            unread.ahead = ReadAhead::default();
+            unread.pong_buffer.discard_cleared();
+        }
     }
 
     /// Keeps `bytes` for the handler.
     pub(crate) fn put_ahead(&mut self, bytes: &[u8]) {
-        let ahead = self.ahead.get_or_insert_default();
-        ahead.bytes.drain(..ahead.taken);
-        ahead.taken = 0;
-        let len = ahead.bytes.len() + bytes.len();
-        if len > ahead.bytes.capacity() {
-            // `extend_from_slice` would double the capacity beyond the limit.
-            let capacity = (2 * ahead.bytes.capacity()).min(MAX_READ_AHEAD_BYTES);
-            ahead
-                .bytes
-                .reserve_exact(capacity.max(len) - ahead.bytes.len());
-        }
-        ahead.bytes.extend_from_slice(bytes);
+        self.unread().ahead.put(bytes);
     }
 
     /// How many bytes wait for the handler.
     pub(crate) fn ahead(&self) -> usize {
-        self.ahead
-            .as_ref()
-            .map_or(0, |ahead| ahead.bytes.len() - ahead.taken)
+        self.unread.as_ref().map_or(0, |unread| unread.ahead.len())
     }
 
     /// Whether the read-ahead buffer is full, so that further bytes of the peer cannot be read.
@@ -148,7 +126,7 @@ impl ReadHalf {
     /// Keeps an error for the handler's next read.
     pub(crate) fn fail(&mut self, error: io::Error) {
         self.ended = true;
-        self.failure = Some(error);
+        self.unread().failure = Some(error);
     }
 
     /// A poll panicked: no more bytes are read.
@@ -158,7 +136,7 @@ impl ReadHalf {
 
     /// Whether the driver must watch for inbound bytes: a pong is awaited, or the rest of one.
     pub(crate) fn is_watched(&self, observer: &Observer<'_>) -> bool {
-        observer.awaits_pong() || !self.pong_buffer.is_empty()
+        observer.awaits_pong() || self.holds_pong_bytes()
     }
 
     /// Whether the peer's Close frame has come.
@@ -173,7 +151,7 @@ impl ReadHalf {
 
     /// Whether a read needs only the transport: no bytes were read before that the handler lacks.
     pub(crate) fn is_routine(&self) -> bool {
-        self.ahead.is_none() && self.pong_buffer.is_empty() && !self.ended
+        self.ahead() == 0 && !self.holds_pong_bytes() && !self.ended
     }
 
     /// Records a read of exactly one message. Returns false and does nothing if `bytes` are
@@ -212,16 +190,17 @@ impl ReadHalf {
         observer: &mut Observer<'_>,
     ) -> Poll<io::Result<Filled>> {
         let before = out.filled().len();
-        if self.pong_buffer.give(out) {
+        if self.give_from_pong_buffer(out) {
             return Poll::Ready(Ok(Filled::Bytes));
         }
         if self.ended {
-            return Poll::Ready(match self.failure.take() {
+            let unread = self.unread.as_mut();
+            return Poll::Ready(match unread.and_then(|unread| unread.failure.take()) {
                 Some(error) => Err(error),
                 None => Ok(Filled::Eof),
             });
         }
-        if self.pong_buffer.is_empty() {
+        if !self.holds_pong_bytes() {
             let read = Pin::new(io).poll_read(cx, out);
             return self.digest(read, before, out, observer);
         }
@@ -265,7 +244,7 @@ impl ReadHalf {
                 }))
             }
             Ok(_) => {
-                self.pong_buffer.give(out);
+                self.give_from_pong_buffer(out);
                 let got = out.filled().len() > before;
                 Poll::Ready(Ok(if got { Filled::Bytes } else { Filled::Nothing }))
             }
@@ -273,7 +252,7 @@ impl ReadHalf {
                 self.ended = true;
                 observer.read_failed(error.kind());
                 if self.release_candidate(out) {
-                    self.failure = Some(error);
+                    self.unread().failure = Some(error);
                     return Poll::Ready(Ok(Filled::Bytes));
                 }
                 Poll::Ready(Err(error))
@@ -284,8 +263,26 @@ impl ReadHalf {
     /// Gives an incomplete pong to the handler: its rest will not come. Returns whether there was
     /// one.
     fn release_candidate(&mut self, out: &mut ReadBuf<'_>) -> bool {
-        self.pong_buffer.release();
-        self.pong_buffer.give(out)
+        let Some(unread) = &mut self.unread else {
+            return false;
+        };
+        unread.pong_buffer.release();
+        unread.pong_buffer.give(out)
+    }
+
+    /// Moves bytes that turned out not to be a pong into `out`. Returns whether there were any.
+    fn give_from_pong_buffer(&mut self, out: &mut ReadBuf<'_>) -> bool {
+        let unread = self.unread.as_mut();
+        unread.is_some_and(|unread| unread.pong_buffer.give(out))
+    }
+
+    fn holds_pong_bytes(&self) -> bool {
+        let unread = self.unread.as_ref();
+        unread.is_some_and(|unread| !unread.pong_buffer.is_empty())
+    }
+
+    fn unread(&mut self) -> &mut Unread {
+        self.unread.get_or_insert_default()
     }
 
     /// Scans bytes in the caller's buffer. Returns how many were read.
@@ -302,7 +299,8 @@ impl ReadHalf {
         }
         let (kept, candidate) = self.scan_and_cut(fresh, read, observer);
         if candidate > 0 {
-            self.pong_buffer.store(&fresh[kept..kept + candidate]);
+            let candidate = &fresh[kept..kept + candidate];
+            self.unread().pong_buffer.store(candidate);
         }
         out.set_filled(before + kept);
         read
@@ -317,8 +315,8 @@ impl ReadHalf {
         cx: &mut Context<'_>,
         observer: &mut Observer<'_>,
     ) -> Poll<io::Result<usize>> {
-        let mut bytes = self.pong_buffer.bytes;
-        let already = usize::from(self.pong_buffer.len);
+        let PongBuffer { mut bytes, len, .. } = self.unread().pong_buffer;
+        let already = usize::from(len);
         let mut buf = ReadBuf::new(&mut bytes[already..]);
         ready!(Pin::new(io).poll_read(cx, &mut buf))?;
         let read = buf.filled().len();
@@ -326,7 +324,7 @@ impl ReadHalf {
             return Poll::Ready(Ok(0));
         }
         let (kept, candidate) = self.scan_and_cut(&mut bytes[..already + read], read, observer);
-        self.pong_buffer = PongBuffer {
+        self.unread().pong_buffer = PongBuffer {
             bytes,
             cleared: kept as u8,
             len: (kept + candidate) as u8,
@@ -426,12 +424,51 @@ impl ReadHalf {
     }
 }
 
+/// What waits for the handler's next read. Few connections ever have any.
+#[derive(Debug, Default)]
+struct Unread {
+    ahead: ReadAhead,
+    pong_buffer: PongBuffer,
+    /// The error with which the transport ended.
+    failure: Option<io::Error>,
+}
+
 /// Bytes that the driver read on behalf of the handler.
 #[derive(Debug, Default)]
 struct ReadAhead {
     bytes: Vec<u8>,
-    /// How many of them the handler has read.
+    /// How many of them the handler has read. Less than all, unless there are none.
     taken: usize,
+}
+
+impl ReadAhead {
+    fn len(&self) -> usize {
+        self.bytes.len() - self.taken
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        self.bytes.drain(..self.taken);
+        self.taken = 0;
+        let len = self.bytes.len() + bytes.len();
+        if len > self.bytes.capacity() {
+            // `extend_from_slice` would double the capacity beyond the limit.
+            let capacity = (2 * self.bytes.capacity()).min(MAX_READ_AHEAD_BYTES);
+            let more = capacity.max(len) - self.bytes.len();
+            self.bytes.reserve_exact(more);
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Moves bytes into `out`, as many as fit. Frees the buffer with the last of them.
+    fn take(&mut self, out: &mut ReadBuf<'_>) {
+        let waiting = &self.bytes[self.taken..];
+        let count = waiting.len().min(out.remaining());
+        out.put_slice(&waiting[..count]);
+        self.taken += count;
+        if self.len() == 0 {
+            *self = Self::default();
+        }
+    }
 }
 
 #[cfg(test)]
@@ -446,8 +483,8 @@ mod tests {
             while half.ahead() < MAX_READ_AHEAD_BYTES {
                 half.put_ahead(&[0]);
             }
-            let capacity = half.ahead.as_ref().map(|ahead| ahead.bytes.capacity());
-            assert_eq!(capacity, Some(MAX_READ_AHEAD_BYTES), "first {first}");
+            let capacity = half.unread().ahead.bytes.capacity();
+            assert_eq!(capacity, MAX_READ_AHEAD_BYTES, "first {first}");
         }
     }
 }
