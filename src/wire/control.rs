@@ -67,16 +67,26 @@ fn put<'a, const N: usize>(out: &'a mut [u8], bytes: &[u8; N]) -> &'a mut [u8] {
     }
 }
 
-/// Encodes a ping: the frame is the returned number of bytes at the beginning of the array.
-pub(crate) fn encode_ping(
-    payload: [u8; PING_PAYLOAD_BYTES],
-    mask: Option<[u8; 4]>,
-) -> ([u8; MAX_PING_FRAME], usize) {
-    let mut frame = [0; MAX_CONTROL_FRAME_BYTES];
-    let len = encode(OpCode::Ping, &payload, mask, &mut frame);
-    let mut ping = [0; MAX_PING_FRAME];
-    ping.copy_from_slice(&frame[..MAX_PING_FRAME]);
-    (ping, len)
+/// One of our pings, encoded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PingFrame([u8; MAX_PING_FRAME]);
+
+impl PingFrame {
+    pub(crate) fn new(payload: [u8; PING_PAYLOAD_BYTES], mask: Option<[u8; 4]>) -> Self {
+        let mut frame = [0; MAX_CONTROL_FRAME_BYTES];
+        encode(OpCode::Ping, &payload, mask, &mut frame);
+        let mut ping = [0; MAX_PING_FRAME];
+        ping.copy_from_slice(&frame[..MAX_PING_FRAME]);
+        Self(ping)
+    }
+
+    /// The frame, whose MASK bit tells its length.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self.0[1] & MASK {
+            0 => &self.0[..2 + PING_PAYLOAD_BYTES],
+            _ => &self.0,
+        }
+    }
 }
 
 /// Encodes a Close frame with a status code and a reason (section 5.5.1).
@@ -207,10 +217,10 @@ mod tests {
             mask: Option<[u8; 4]>,
             key: Option<[u8; 4]>,
         ) {
-            let (ping, len) = encode_ping(payload, mask);
-            let (header, data, end) = oracle_read(&ping);
+            let ping = PingFrame::new(payload, mask);
+            let (header, data, end) = oracle_read(ping.bytes());
             prop_assert_eq!(header.opcode, OracleOpCode::Control(Control::Ping));
-            prop_assert_eq!((header.mask, end), (mask, len));
+            prop_assert_eq!((header.mask, end), (mask, ping.bytes().len()));
             prop_assert_eq!(&data[..], &payload[..]);
 
             // The pong has the payload of the ping, masked or not, and another frame follows it.

@@ -23,7 +23,7 @@ mod scanner;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use control::{MAX_PING_FRAME, Probe, encode_close, encode_ping, probe_pong};
+pub(crate) use control::{MAX_PING_FRAME, PingFrame, Probe, encode_close, probe_pong};
 pub(crate) use header::Malformed;
 pub(crate) use scanner::{FrameEnd, Scanner};
 

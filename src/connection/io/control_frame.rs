@@ -1,14 +1,13 @@
 //! Our own control frame that is being written: a ping or a Close frame.
 
-use crate::wire::MAX_PING_FRAME;
+use crate::wire::PingFrame;
 
 /// The one control frame of ours that is being written.
 #[derive(Debug)]
 pub(crate) enum ControlFrame {
     None,
     Ping {
-        frame: [u8; MAX_PING_FRAME],
-        len: u8,
+        frame: PingFrame,
         written: u8,
     },
     Close(Box<CloseBytes>),
@@ -43,12 +42,9 @@ impl ControlFrame {
     /// of one byte each.
     pub(crate) fn next_write(&self, splits: bool) -> Option<&[u8]> {
         match self {
-            Self::Ping {
-                frame,
-                len,
-                written,
-            } => {
-                let (start, len) = (usize::from(*written), usize::from(*len));
+            Self::Ping { frame, written } => {
+                let frame = frame.bytes();
+                let (start, len) = (usize::from(*written), frame.len());
                 let end = if splits {
                     (len - 3).max(start + 1)
                 } else {
@@ -64,9 +60,9 @@ impl ControlFrame {
     /// Records that `count` bytes of [`next_write`](Self::next_write) are written.
     pub(crate) fn advance(&mut self, count: usize) {
         match self {
-            Self::Ping { len, written, .. } => {
+            Self::Ping { frame, written } => {
                 *written += count as u8;
-                if written == len {
+                if usize::from(*written) == frame.bytes().len() {
                     *self = Self::FlushPing;
                 }
             }

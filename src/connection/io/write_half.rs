@@ -12,7 +12,7 @@ use super::report::Direction;
 use super::transport_traits::TransportTraits;
 use crate::driver::Clock;
 use crate::monitor::{Data, Monitor, Policy};
-use crate::wire::{OpCode, Role, Scanner, encode_close, encode_ping};
+use crate::wire::{OpCode, PingFrame, Role, Scanner, encode_close};
 
 /// What the handler writes.
 pub(crate) enum Outgoing<'a> {
@@ -166,12 +166,8 @@ impl WriteHalf {
 
     /// Queues a ping for the next frame boundary.
     pub(crate) fn queue_ping(&mut self, payload: [u8; 8]) {
-        let (frame, len) = encode_ping(payload, self.mask());
-        self.control = ControlFrame::Ping {
-            frame,
-            len: len as u8,
-            written: 0,
-        };
+        let frame = PingFrame::new(payload, self.mask());
+        self.control = ControlFrame::Ping { frame, written: 0 };
     }
 
     /// Queues a Close frame. It replaces a ping of which no byte is written.
