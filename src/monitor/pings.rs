@@ -43,8 +43,11 @@ pub(crate) struct Pings {
     requested_sequence: u32,
     /// A late verdict was postponed in the current silence.
     verdict_postponed: bool,
-    /// When the newest pings were flushed. That of a ping that is not: when it was queued.
-    flushed_at: [Option<Moment>; REMEMBERED_FLUSHES],
+    /// When the newest ping was flushed. If it is not: when it was queued.
+    flushed_at: Option<Moment>,
+    /// The same of the pings before it, the latest first. Present only if one of them was unanswered
+    /// when the next was queued.
+    earlier_flushes: Option<Box<[Option<Moment>; REMEMBERED_FLUSHES - 1]>>,
 }
 
 /// A pong that answers one of our pings.
@@ -73,7 +76,8 @@ impl Pings {
             mid_message: false,
             requested_sequence: 0,
             verdict_postponed: false,
-            flushed_at: [None; REMEMBERED_FLUSHES],
+            flushed_at: None,
+            earlier_flushes: None,
         }
     }
 
@@ -88,9 +92,16 @@ impl Pings {
     /// Like [`queue_next`](Self::queue_next), but the timeout of the ping in flight continues.
     /// Otherwise an application that requests pings regularly would keep a dead peer forever.
     pub(crate) fn queue_extra(&mut self, now: Moment, hold: Duration) -> [u8; 8] {
+        if self.answered_up_to < self.queued_count {
+            let earlier = self.earlier_flushes.get_or_insert_default();
+            earlier.rotate_right(1);
+            earlier[0] = self.flushed_at;
+        } else {
+            self.earlier_flushes = None;
+        }
         self.queued_count = self.queued_count.saturating_add(1);
         self.queued_at = now;
-        self.flushed_at[self.queued_count as usize % REMEMBERED_FLUSHES] = Some(now);
+        self.flushed_at = Some(now);
         self.held_until = Some(now + hold);
         (self.tag ^ u64::from(self.queued_count)).to_be_bytes()
     }
@@ -113,7 +124,7 @@ impl Pings {
     pub(crate) fn requested_since(&self) -> Option<Moment> {
         let in_flight = self.answered_up_to < self.requested_sequence
             && self.requested_sequence <= self.flushed;
-        self.flushed_at[self.flushed as usize % REMEMBERED_FLUSHES].filter(|_| in_flight)
+        self.flushed_at(self.flushed).filter(|_| in_flight)
     }
 
     /// Whether the application has requested a ping and none is queued.
@@ -131,8 +142,7 @@ impl Pings {
     pub(crate) fn flushed(&mut self, now: Moment, bytes_sent: u64) {
         self.flushed = self.queued_count;
         self.held_until = None;
-        let flushed_at = &mut self.flushed_at[self.flushed as usize % REMEMBERED_FLUSHES];
-        if let Some(queued_at) = flushed_at.replace(now) {
+        if let Some(queued_at) = self.flushed_at.replace(now) {
             self.queued_at = queued_at;
         }
         // The transport may confirm a flush after the peer has already answered.
@@ -150,13 +160,11 @@ impl Pings {
             return None;
         }
         let fresh = sequence > self.answered_up_to;
-        let is_stored = sequence <= self.flushed
-            && self.queued_count - sequence < REMEMBERED_FLUSHES as u32
-            && fresh;
-        let rtt = is_stored
-            .then(|| self.flushed_at[sequence as usize % REMEMBERED_FLUSHES])
-            .flatten()
-            .map(|at| now.since(at));
+        let flushed_at = match fresh && sequence <= self.flushed {
+            true => self.flushed_at(sequence),
+            false => None,
+        };
+        let rtt = flushed_at.map(|at| now.since(at));
         if fresh {
             self.answered_up_to = sequence;
             self.on_proof_of_life();
@@ -286,7 +294,15 @@ impl Pings {
         if self.answered_up_to >= self.flushed {
             return None;
         }
-        self.flushed_at[self.flushed as usize % REMEMBERED_FLUSHES]
+        self.flushed_at(self.flushed)
+    }
+
+    /// When an unanswered ping was flushed, if that is still stored.
+    fn flushed_at(&self, sequence: u32) -> Option<Moment> {
+        match (self.queued_count - sequence) as usize {
+            0 => self.flushed_at,
+            age => *self.earlier_flushes.as_ref()?.get(age - 1)?,
+        }
     }
 
     pub(crate) fn missed(&self) -> u32 {
