@@ -47,7 +47,7 @@ pub(crate) struct Connection<T: 'static> {
     target_os = "linux",
     target_pointer_width = "64"
 ))]
-const _: () = assert!(size_of::<Connection<()>>() <= 568);
+const _: () = assert!(size_of::<Connection<()>>() <= 560);
 
 impl<T> Connection<T>
 where

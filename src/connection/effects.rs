@@ -158,7 +158,7 @@ where
         let eviction = verdict.map(|reason| connection.describe(reason, state, report));
         let wakers = state.take_due_wakers();
         let dropped_wakers = match gone || closing {
-            true => [state.reader.waker.take(), state.writer.waker.take()],
+            true => [state.reader_waker.take(), state.writer_waker.take()],
             false => [None, None],
         };
         if let Some(rare) = state.rare.as_mut().filter(|_| gone) {

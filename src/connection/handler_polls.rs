@@ -51,7 +51,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             }
             Poll::Ready(Err(_)) => false,
             Poll::Pending => {
-                let empty = has_budget_remaining() && self.reader.keep(cx.waker());
+                let empty = has_budget_remaining()
+                    && self.reader.keep(self.reader_waker.as_ref(), cx.waker());
                 if empty {
                     self.read_half.record_empty();
                 }
@@ -150,7 +151,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
                     return Poll::Ready(Err(error));
                 }
                 Poll::Pending => {
-                    report.replaced_waker = self.reader.store(cx.waker(), by_driver);
+                    report.replaced_waker =
+                        self.reader
+                            .store(&mut self.reader_waker, cx.waker(), by_driver);
                     return Poll::Pending;
                 }
             }
@@ -158,7 +161,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             return Poll::Ready(Ok(()));
         }
         // The peer sends nothing but our pongs. Yield, so that the lock is released.
-        report.replaced_waker = self.reader.store(cx.waker(), false);
+        report.replaced_waker = self.reader.store(&mut self.reader_waker, cx.waker(), false);
         self.reader.due = true;
         Poll::Pending
     }
@@ -259,7 +262,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         };
         match &result {
             Poll::Pending => {
-                report.replaced_waker = self.writer.store(cx.waker(), by_driver);
+                report.replaced_waker =
+                    self.writer
+                        .store(&mut self.writer_waker, cx.waker(), by_driver);
             }
             Poll::Ready(done) => {
                 self.writer.pending = false;

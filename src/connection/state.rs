@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::io::{HandlerWaker, Observer, ReadHalf, Report, TransportTraits, WriteHalf};
+use super::io::{HandlerWait, Observer, ReadHalf, Report, TransportTraits, WriteHalf};
 use super::metadata::{HealthEvents, PingWaiters};
 use super::rare_state::RareState;
 use crate::driver::{Drive, Driver, TimerEntry};
@@ -30,8 +30,11 @@ pub(crate) struct State<T: 'static> {
     pub(crate) routine: bool,
     /// Made on demand.
     pub(crate) rare: Option<Box<RareState>>,
-    pub(crate) reader: HandlerWaker,
-    pub(crate) writer: HandlerWaker,
+    pub(crate) reader: HandlerWait,
+    pub(crate) writer: HandlerWait,
+    /// The handler's wakers. Kept after use: the next ones are most likely the same.
+    pub(crate) reader_waker: Option<Waker>,
+    pub(crate) writer_waker: Option<Waker>,
     /// `None` before the upgrade is complete, and after the transport is released.
     pub(crate) timer: Option<TimerEntry>,
     pub(crate) transport: &'static TransportTraits<T>,
@@ -57,8 +60,10 @@ impl<T: 'static> State<T> {
             unfinished_visits: 0,
             routine: false,
             rare: None,
-            reader: HandlerWaker::default(),
-            writer: HandlerWaker::default(),
+            reader: HandlerWait::default(),
+            writer: HandlerWait::default(),
+            reader_waker: None,
+            writer_waker: None,
             timer: None,
             transport,
         }
@@ -219,7 +224,10 @@ impl<T: 'static> State<T> {
 
     /// Takes both wakers of the handler that must be woken.
     pub(crate) fn take_due_wakers(&mut self) -> [Option<Waker>; 2] {
-        [self.reader.take_due(), self.writer.take_due()]
+        [
+            self.reader.take_due(&mut self.reader_waker),
+            self.writer.take_due(&mut self.writer_waker),
+        ]
     }
 }
 

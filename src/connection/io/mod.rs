@@ -2,18 +2,18 @@
 
 mod close_handshake;
 mod control_frame;
+mod handler_wait;
 mod observer;
 mod pong_buffer;
 mod read_half;
 mod report;
 mod transport_traits;
-mod wakers;
 mod write_half;
 
 pub(crate) use close_handshake::CloseHandshake;
+pub(crate) use handler_wait::HandlerWait;
 pub(crate) use observer::Observer;
 pub(crate) use read_half::{Filled, MAX_READ_AHEAD_BYTES, MAX_READS_PER_VISIT, ReadHalf};
 pub(crate) use report::Report;
 pub(crate) use transport_traits::TransportTraits;
-pub(crate) use wakers::HandlerWaker;
 pub(crate) use write_half::{Outgoing, WriteHalf};

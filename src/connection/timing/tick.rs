@@ -205,7 +205,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
     ) -> bool {
         for _ in 0..MAX_READS_PER_VISIT {
             let pending = self.reader.pending && !self.reader.due;
-            let handler = self.reader.waker.clone().filter(|_| pending);
+            let handler = self.reader_waker.clone().filter(|_| pending);
             let was_by_driver = self.reader.by_driver;
             let Ok(Parts {
                 io,

@@ -1,15 +1,14 @@
-//! The handler's waker for one direction of its stream.
+//! How the handler waits for one direction of its stream.
 
 use std::task::Waker;
 
-/// The handler's waker for one direction.
+/// How the handler waits for one direction.
 ///
 /// A transport keeps one waker per direction, the last one. While the driver's waker is registered
-/// there, the handler's waits here, and the driver passes the wake-up on.
+/// there, the handler's waits in `stored`, and the driver passes the wake-up on. It is stored beside
+/// this, so that the flags of both directions share a word.
 #[derive(Default)]
-pub(crate) struct HandlerWaker {
-    /// Kept after use: the next one is most likely the same.
-    pub(crate) waker: Option<Waker>,
+pub(crate) struct HandlerWait {
     /// The handler got `Pending` and has not polled since.
     pub(crate) pending: bool,
     /// The transport has the driver's waker.
@@ -18,13 +17,12 @@ pub(crate) struct HandlerWaker {
     pub(crate) due: bool,
 }
 
-impl HandlerWaker {
+impl HandlerWait {
     /// The transport has the handler's waker. Returns false and does nothing if that is another than
     /// the stored one.
     #[inline]
-    pub(crate) fn keep(&mut self, waker: &Waker) -> bool {
-        let known = self.waker.as_ref();
-        let same = known.is_some_and(|known| known.will_wake(waker));
+    pub(crate) fn keep(&mut self, stored: Option<&Waker>, waker: &Waker) -> bool {
+        let same = stored.is_some_and(|known| known.will_wake(waker));
         if same {
             self.pending = true;
             self.by_driver = false;
@@ -33,14 +31,19 @@ impl HandlerWaker {
     }
 
     /// Stores the waker of a pending handler. Returns the one that it replaces.
-    pub(crate) fn store(&mut self, waker: &Waker, by_driver: bool) -> Option<Waker> {
+    pub(crate) fn store(
+        &mut self,
+        stored: &mut Option<Waker>,
+        waker: &Waker,
+        by_driver: bool,
+    ) -> Option<Waker> {
         self.pending = true;
         self.by_driver = by_driver;
-        let known = self.waker.as_ref();
+        let known = stored.as_ref();
         if known.is_some_and(|known| known.will_wake(waker)) {
             return None;
         }
-        self.waker.replace(waker.clone())
+        stored.replace(waker.clone())
     }
 
     /// Has the handler woken if it is pending.
@@ -49,11 +52,11 @@ impl HandlerWaker {
     }
 
     /// The waker to wake, if the handler must be woken.
-    pub(crate) fn take_due(&mut self) -> Option<Waker> {
+    pub(crate) fn take_due(&mut self, stored: &mut Option<Waker>) -> Option<Waker> {
         if !std::mem::take(&mut self.due) {
             return None;
         }
         self.pending = false;
-        self.waker.take()
+        stored.take()
     }
 }
