@@ -1,15 +1,12 @@
 //! The state that few connections have.
 
 use super::io::CloseHandshake;
-use super::layers::ConnectionSettings;
 use super::metadata::{HealthEvents, PingWaiters};
 
 /// The part of a connection's state that few connections have. It is boxed, so that the others have
 /// one pointer in place of it.
 #[derive(Default)]
 pub(crate) struct RareState {
-    /// Settings of this connection alone.
-    pub(crate) settings: Option<Box<ConnectionSettings>>,
     /// The closing handshake of an eviction: deferred, awaiting the transport, or under way.
     pub(crate) close: Option<Box<CloseHandshake>>,
     pub(crate) ping_waiters: Option<Box<PingWaiters>>,
@@ -18,13 +15,6 @@ pub(crate) struct RareState {
 }
 
 impl RareState {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.settings.is_none()
-            && self.close.is_none()
-            && self.ping_waiters.is_none()
-            && self.health_events.is_none()
-    }
-
     /// Whether nothing here follows from the last operation.
     pub(crate) fn is_settled(&self) -> bool {
         self.health_events.is_none() && !self.has_pongs_to_deliver()

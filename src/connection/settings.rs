@@ -12,8 +12,7 @@ impl<T: 'static> State<T> {
     /// Adds a layer's settings. The later layer of a kind is the inner one, and its values win.
     pub(crate) fn attach(&mut self, layer: &Policy) {
         self.policy.add(layer);
-        let rare = self.rare.as_ref();
-        if let Some(settings) = rare.and_then(|rare| rare.settings.as_ref()) {
+        if let Some(settings) = &self.settings {
             settings.overrides.apply(&mut self.policy);
         }
     }
@@ -28,8 +27,7 @@ impl<T: 'static> State<T> {
         report: &mut Report,
     ) {
         let (id, layer) = (attached.id, Arc::clone(&attached.layer));
-        let rare = self.rare.get_or_insert_default();
-        let settings = rare.settings.get_or_insert_default();
+        let settings = self.settings.get_or_insert_default();
         let policy = &self.policy;
         let attachments = settings
             .attachments
@@ -51,8 +49,7 @@ impl<T: 'static> State<T> {
         report: &mut Report,
     ) -> Vec<InnerLayer> {
         let before = self.heartbeat_timeout();
-        let rare = self.rare.as_mut();
-        let Some(settings) = rare.and_then(|rare| rare.settings.as_mut()) else {
+        let Some(settings) = &mut self.settings else {
             return Vec::new();
         };
         let Some(attachments) = &mut settings.attachments else {
@@ -66,18 +63,15 @@ impl<T: 'static> State<T> {
 
     /// The inner layers, while the response of one of them is outstanding.
     pub(crate) fn attachments(&mut self) -> Option<&mut InnerLayers> {
-        self.rare.as_mut()?.settings.as_mut()?.attachments.as_mut()
+        self.settings.as_mut()?.attachments.as_mut()
     }
 
     /// Takes the state of inner layers once no response is outstanding. Drop it without the lock.
     pub(crate) fn take_final_attachments(&mut self) -> Option<InnerLayers> {
-        let rare = self.rare.as_mut()?;
-        let settings = rare.settings.as_mut()?;
+        let settings = self.settings.as_mut()?;
         let attachments = settings.attachments.take_if(|all| all.are_final())?;
         if settings.overrides == Overrides::default() {
-            rare.settings = None;
-            // Every connection with an inner layer has had settings.
-            self.rare.take_if(|rare| rare.is_empty());
+            self.settings = None;
         }
         Some(attachments)
     }
@@ -92,8 +86,7 @@ impl<T: 'static> State<T> {
         report: &mut Report,
     ) {
         let before = self.heartbeat_timeout();
-        let rare = self.rare.get_or_insert_default();
-        let settings = rare.settings.get_or_insert_default();
+        let settings = self.settings.get_or_insert_default();
         if let Some(attachments) = &mut settings.attachments {
             attachments.add_overrides(by, overrides);
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::io::{HandlerWait, Observer, ReadHalf, Report, TransportTraits, WriteHalf};
+use super::layers::ConnectionSettings;
 use super::metadata::{HealthEvents, PingWaiters};
 use super::rare_state::RareState;
 use crate::driver::{Drive, Driver, TimerEntry};
@@ -19,6 +20,9 @@ use crate::wire::Role;
 /// [`monitor.lifecycle`](Monitor::lifecycle).
 pub(crate) struct State<T: 'static> {
     pub(crate) policy: Policy,
+    /// Settings of this connection alone. Boxed, since most connections have none. Every connection
+    /// with an inner layer has some until its upgrade, so they are not in [`RareState`].
+    pub(crate) settings: Option<Box<ConnectionSettings>>,
     pub(crate) monitor: Monitor,
     pub(crate) io: Option<T>,
     pub(crate) read_half: ReadHalf,
@@ -28,7 +32,7 @@ pub(crate) struct State<T: 'static> {
     /// The handler's next operation needs only the transport: nothing else waits or is due. Set
     /// after an operation of the handler; every other access clears it, whatever it changes.
     pub(crate) routine: bool,
-    /// Made on demand.
+    /// Made on demand, and then kept.
     pub(crate) rare: Option<Box<RareState>>,
     pub(crate) reader: HandlerWait,
     pub(crate) writer: HandlerWait,
@@ -54,6 +58,7 @@ impl<T: 'static> State<T> {
         Self {
             monitor: Monitor::opening(&policy),
             policy,
+            settings: None,
             io: None,
             read_half: ReadHalf::new(),
             write_half: WriteHalf::new(role),
