@@ -47,7 +47,7 @@ pub(crate) struct Connection<T: 'static> {
     target_os = "linux",
     target_pointer_width = "64"
 ))]
-const _: () = assert!(size_of::<Connection<()>>() <= 560);
+const _: () = assert!(size_of::<Connection<()>>() <= 576);
 
 impl<T> Connection<T>
 where

@@ -256,9 +256,9 @@ where
         }
         let mut state = connection.lock_for_handler();
         let polled = match state.poll_routine_flush(cx) {
-            Routine::Done(flushed) => {
+            Routine::Done(done) => {
                 state.unlock();
-                return flushed;
+                return done;
             }
             Routine::Unusual(polled) => polled,
         };

@@ -16,8 +16,6 @@ pub(super) struct Faults {
     /// The write or flush that the transport refuses.
     pub(super) blocked: Option<BlockedWrite>,
     pub(super) earlier_views: EarlierViews,
-    /// Since when bytes of the peer wait for the handler to read them.
-    pub(super) backlog: Option<Moment>,
     /// When a late verdict on the handler was last postponed. A stall counted from that time is not
     /// postponed again.
     pub(super) handler_verdict_postponed_at: Option<Moment>,
@@ -32,7 +30,6 @@ impl Faults {
         Self {
             blocked: None,
             earlier_views: EarlierViews::default(),
-            backlog: None,
             handler_verdict_postponed_at: None,
             control_rate: ControlRate::new(opened),
             history: History::default(),
@@ -44,6 +41,7 @@ impl Faults {
     pub(super) fn on_missed_ping(&mut self, now: Moment) {
         self.counters.missed_pings = self.counters.missed_pings.saturating_add(1);
         self.history.error(now);
+        self.earlier_views.on_missed_ping();
     }
 
     /// The round trip of a ping was long.

@@ -16,6 +16,10 @@ use super::peer_kernel::PeerKernel;
 /// two later views.
 pub(super) const MAX_DRAIN_STEPS: u32 = 64;
 
+/// How often verdicts are postponed in one silence of the peer, or in the wait of one write, however
+/// long the peer's kernel acknowledges: once at the first view, and after each step.
+pub(super) const MAX_POSTPONEMENTS: u8 = MAX_DRAIN_STEPS as u8 + 1;
+
 /// The kernel counts the age of an arrival in clock ticks of up to 10 ms.
 const AGE_TOLERANCE: Duration = Duration::from_millis(20);
 
@@ -27,8 +31,8 @@ const AGE_TOLERANCE: Duration = Duration::from_millis(20);
 pub(crate) struct KernelView {
     /// Bytes that the peer's kernel has not acknowledged, sent or not.
     pub(crate) unacknowledged: u32,
-    /// Those of them that the peer's kernel has received behind a gap (RFC 2018), in whole segments:
-    /// the last one counts as a full one.
+    /// At most how many of them the peer's kernel has received behind a gap (RFC 2018): its segments
+    /// count as full ones.
     pub(crate) received_behind_gap: u32,
     /// Sent segments, or several probes in a row, are unacknowledged.
     pub(crate) awaits_ack: bool,
@@ -40,9 +44,9 @@ pub(crate) struct KernelView {
     pub(crate) last_ack: Moment,
     /// When the last data in order arrived, read or not.
     pub(crate) last_data: Moment,
-    /// The number of segments, since the connection began, that arrived without being readable:
-    /// dropped for lack of memory or for another reason, or out of order.
-    pub(crate) arrived_in_vain: u32,
+    /// How many segments with data have arrived since the connection began, also those that were
+    /// dropped for lack of memory, repeated, or out of order.
+    pub(crate) data_segments: u32,
     /// The smoothed round-trip time; `None` before the first.
     pub(crate) rtt_micros: Option<u32>,
     /// The peer has not ended its direction, and our receive window is open for more of its bytes;
@@ -125,10 +129,12 @@ fn peer_kernel(view: &KernelView, since: Moment, now: Moment, is_delivered: bool
 /// What earlier views have shown in the present waits. The default is none.
 #[derive(Clone, Debug, Default)]
 pub(super) struct EarlierViews {
-    /// How the bytes ahead of a ping drain, in the current silence of the peer.
-    ping: Option<Drain>,
-    /// How many segments had arrived in vain at the last view in the current silence, if nothing
-    /// else had arrived behind the full read-ahead buffer.
+    /// How the bytes ahead of the pings drain, in the current silence of the peer.
+    pings: Drain,
+    /// The verdict on a ping that may have arrived late was postponed in the current silence.
+    late_arrival: bool,
+    /// How many segments with data had arrived at the last view in the current silence, if no byte
+    /// behind the full read-ahead buffer had.
     nothing_arrived: Option<u32>,
     /// How the bytes ahead of the write drain that was refused at this moment.
     write: Option<(Moment, Drain)>,
@@ -137,85 +143,90 @@ pub(super) struct EarlierViews {
 impl EarlierViews {
     /// The peer is alive: ends the current silence.
     pub(super) fn on_proof_of_life(&mut self) {
-        self.ping = None;
+        self.pings = Drain::default();
+        self.late_arrival = false;
         self.nothing_arrived = None;
+    }
+
+    /// A ping was missed. Other bytes are ahead of the next one.
+    pub(super) fn on_missed_ping(&mut self) {
+        self.pings.step = None;
+    }
+
+    /// Whether a ping that has reached the peer's kernel, and `may_be_late` there, postpones a
+    /// verdict: once in a silence.
+    fn arrival_postpones(&mut self, may_be_late: bool, progress: Progress) -> bool {
+        let was_behind = self.pings.step.take().is_some();
+        self.pings.last = progress;
+        let postpones = (was_behind || may_be_late) && !self.late_arrival && self.pings.count();
+        self.late_arrival |= postpones;
+        postpones
     }
 }
 
-/// How the bytes drain that were ahead at the first view of a wait.
-///
-/// After the first view, each postponement takes a step of the bytes that are left. So there are at
-/// most [`MAX_DRAIN_STEPS`] and the first, however long the peer's kernel acknowledges.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Drain {
-    /// How many bytes must drain between two views.
-    step: NonZeroU32,
-    /// How many bytes of those at the first view were left at the last one.
-    left: u32,
-    /// How many outbound bytes the peer's kernel had received at the last view: the low half of
-    /// their number.
+/// Up to where the peer's kernel had the outbound bytes at a view: the low half of their number.
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    acknowledged: u32,
+    /// The same with those that were received behind a gap: an estimate.
     received: u32,
 }
 
-impl Drain {
-    fn begin(ahead: u32, received: u32) -> Self {
-        let step = NonZeroU32::new(ahead.div_ceil(MAX_DRAIN_STEPS));
+impl Progress {
+    /// `sent` is the low half of the number of outbound bytes.
+    fn of(view: &KernelView, sent: u32) -> Self {
+        let acknowledged = sent.wrapping_sub(view.unacknowledged);
         Self {
-            step: step.unwrap_or(NonZeroU32::MIN),
-            left: ahead,
-            received,
+            acknowledged,
+            received: acknowledged.wrapping_add(view.received_behind_gap),
         }
     }
 
+    /// Whether this many bytes have drained since an earlier view. The peer's kernel may have
+    /// discarded what it had behind a gap.
+    fn exceeds(self, earlier: Self, step: u32) -> bool {
+        let drained = step..=u32::MAX / 2;
+        drained.contains(&self.acknowledged.wrapping_sub(earlier.acknowledged))
+            || drained.contains(&self.received.wrapping_sub(earlier.received))
+    }
+}
+
+/// How the bytes drain that a wait has to wait for. The default is a wait without a view.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Drain {
+    /// How many bytes must drain between two views. `None` before the first view of a wait.
+    step: Option<NonZeroU32>,
+    last: Progress,
+    postponements: u8,
+}
+
+impl Drain {
     /// Whether a verdict on a wait since `since` is postponed for the `ahead` bytes that it has to
-    /// wait for. `drain` is what the last view of the wait has left.
+    /// wait for.
     ///
-    /// The first view has nothing to compare with: there an acknowledgement in the wait suffices.
+    /// The very first view has nothing to compare with: there an acknowledgement in the wait
+    /// suffices.
     fn postpones(
-        drain: &mut Option<Self>,
+        &mut self,
         view: &KernelView,
         since: Moment,
         ahead: u32,
-        received: u32,
+        progress: Progress,
     ) -> bool {
+        let is_first = self.step.is_none() && self.postponements == 0;
+        let part = NonZeroU32::new(ahead.div_ceil(MAX_DRAIN_STEPS)).unwrap_or(NonZeroU32::MIN);
+        let step = *self.step.get_or_insert(part);
+        let drains = is_first || progress.exceeds(self.last, step.get());
+        self.last = progress;
         // The time restarts at the last acknowledgement, so it must be a later one.
-        let is_acknowledged = view.last_ack > since;
-        match drain {
-            Some(drain) => drain.advance(received) && is_acknowledged,
-            None if is_acknowledged => {
-                *drain = Some(Self::begin(ahead, received));
-                true
-            }
-            None => false,
-        }
+        drains && view.last_ack > since && self.count()
     }
 
-    /// Whether the peer's kernel has received enough bytes since the last view.
-    fn advance(&mut self, received: u32) -> bool {
-        let drained = received.wrapping_sub(self.received);
-        if drained > u32::MAX / 2 {
-            // Fewer than at the last view: it has discarded what it had behind a gap, or there was
-            // less in the segments than counted.
-            return false;
-        }
-        let is_enough = self.left > 0 && drained >= self.step.get();
-        self.received = received;
-        self.left = self.left.saturating_sub(drained);
-        is_enough
-    }
-
-    /// Whether a ping that has reached the peer's kernel postpones a verdict: it came late if it
-    /// was behind other bytes at an earlier view, or at the first one if it `may_be_late`. The last
-    /// postponement of a wait.
-    fn arrival_postpones(drain: &mut Option<Self>, may_be_late: bool) -> bool {
-        match drain {
-            Some(drain) => std::mem::take(&mut drain.left) > 0,
-            None if may_be_late => {
-                *drain = Some(Self::begin(0, 0));
-                true
-            }
-            None => false,
-        }
+    /// Counts a postponement. False if there were too many.
+    fn count(&mut self) -> bool {
+        let more = self.postponements < MAX_POSTPONEMENTS;
+        self.postponements += u8::from(more);
+        more
     }
 }
 
@@ -225,8 +236,8 @@ pub(super) enum BehindReadAhead {
     /// be among them.
     Arrived(Moment),
     /// None arrived although the peer could send, or the peer's kernel is silent. So many segments
-    /// arrived in vain by now.
-    Nothing { in_vain: u32 },
+    /// with data have arrived by now.
+    Nothing { data_segments: u32 },
     /// The pong may wait at the peer, since our receive window is closed.
     Unknown,
 }
@@ -242,7 +253,7 @@ impl BehindReadAhead {
         }
         if view.peer_may_send || peer_kernel == PeerKernel::Silent {
             return Self::Nothing {
-                in_vain: view.arrived_in_vain,
+                data_segments: view.data_segments,
             };
         }
         Self::Unknown
@@ -272,19 +283,11 @@ impl Monitor {
     }
 
     /// Whether the ping may have reached the peer's kernel in the second half of its timeout only:
-    /// something was acknowledged then, and at most half of what was written after the ping. (The
-    /// bytes behind a ping that arrived early are acknowledged by now, unless nothing drains.)
+    /// something was acknowledged then, and at most half of what was written after the ping. (If it
+    /// was more, the acknowledgement was most likely that of later bytes.)
     fn may_have_arrived_late(&self, since: Moment, timeout: Duration, view: &KernelView) -> bool {
         let acknowledged_after = self.bytes_after_ping().saturating_sub(view.unacknowledged);
         view.last_ack > since + timeout / 2 && acknowledged_after <= view.unacknowledged
-    }
-
-    /// How many outbound bytes the peer's kernel has received, in order or behind a gap: the low half
-    /// of their number.
-    fn bytes_received_by_peer(&self, view: &KernelView) -> u32 {
-        let behind_gap = view.received_behind_gap.min(view.unacknowledged);
-        self.sent_position()
-            .wrapping_sub(view.unacknowledged - behind_gap)
     }
 
     /// The low half of the number of bytes sent: enough for differences within one wait.
@@ -305,35 +308,35 @@ impl Monitor {
         view: &KernelView,
     ) -> bool {
         let ahead = self.bytes_ahead_of_ping(view);
-        if ahead == 0 {
+        let progress = Progress::of(view, self.sent_position());
+        let postponed_to = if ahead > 0 {
+            let drain = &mut self.faults().earlier_views.pings;
+            let drains = drain.postpones(view, since, ahead, progress);
+            drains.then_some(view.last_ack)
+        } else {
             let rtt = Duration::from_micros(view.rtt_micros.unwrap_or(0).into());
             let may_be_late = rtt > timeout / 4 || self.may_have_arrived_late(since, timeout, view);
-            let drain = &mut self.faults().earlier_views.ping;
-            let late = Drain::arrival_postpones(drain, may_be_late);
-            if late {
-                self.pings.extend(now);
-            }
-            return late;
+            let views = &mut self.faults().earlier_views;
+            let late = views.arrival_postpones(may_be_late, progress);
+            late.then_some(now)
+        };
+        if let Some(restart) = postponed_to {
+            self.pings.extend(restart);
         }
-        let received = self.bytes_received_by_peer(view);
-        let drain = &mut self.faults().earlier_views.ping;
-        let drains = Drain::postpones(drain, view, since, ahead, received);
-        if drains {
-            self.pings.extend(view.last_ack);
-        }
-        drains
+        postponed_to.is_some()
     }
 
-    /// Sets how many segments have arrived in vain, if nothing else has behind the full read-ahead
-    /// buffer. Returns what that was at the last view.
-    pub(super) fn set_nothing_arrived(&mut self, in_vain: Option<u32>) -> Option<u32> {
-        std::mem::replace(&mut self.faults().earlier_views.nothing_arrived, in_vain)
+    /// Sets how many segments with data have arrived, if no byte behind the full read-ahead buffer
+    /// has. Returns what that was at the last view.
+    pub(super) fn set_nothing_arrived(&mut self, data_segments: Option<u32>) -> Option<u32> {
+        let views = &mut self.faults().earlier_views;
+        std::mem::replace(&mut views.nothing_arrived, data_segments)
     }
 
     /// Postpones the verdict on a stalled write while the bytes ahead of it drain: the transport
     /// has room again only when a third of its buffer has. Returns whether it did.
     pub(super) fn postpone_for_drain(&mut self, view: &KernelView) -> bool {
-        let received = self.bytes_received_by_peer(view);
+        let progress = Progress::of(view, self.sent_position());
         let Faults {
             blocked,
             earlier_views,
@@ -342,12 +345,13 @@ impl Monitor {
         let Some(blocked) = blocked else {
             return false;
         };
-        let slot = &mut earlier_views.write;
-        let same_wait = slot.filter(|(refused, _)| *refused == blocked.refused);
-        let mut drain = same_wait.map(|(_, drain)| drain);
-        let ahead = view.unacknowledged;
-        let drains = Drain::postpones(&mut drain, view, blocked.since, ahead, received);
-        *slot = drain.map(|drain| (blocked.refused, drain));
+        let same_wait = earlier_views
+            .write
+            .filter(|(refused, _)| *refused == blocked.refused);
+        let (_, drain) = earlier_views
+            .write
+            .insert(same_wait.unwrap_or((blocked.refused, Drain::default())));
+        let drains = drain.postpones(view, blocked.since, view.unacknowledged, progress);
         if drains {
             *blocked = blocked.restarted(view.last_ack);
         }

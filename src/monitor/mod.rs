@@ -74,6 +74,8 @@ pub(crate) struct Monitor {
     /// The fraction by which jitter shortens the first interval, in 0..=1.
     first_interval_jitter: f32,
     pings: Pings,
+    /// Since when bytes of the peer wait for the handler to read them.
+    backlog: Option<Moment>,
     /// `None` until the first fault.
     faults: Option<Box<Faults>>,
     rtt: RttEstimate,
@@ -113,6 +115,7 @@ impl Monitor {
             outbound: DataClock::new(now),
             first_interval_jitter: jitter as f32 * random,
             pings: Pings::new(tag),
+            backlog: None,
             faults: None,
             rtt: RttEstimate::default(),
             counters: Counters::default(),
@@ -143,10 +146,5 @@ impl Monitor {
     /// The write or flush that the transport refuses.
     fn blocked(&self) -> Option<&BlockedWrite> {
         self.faults.as_ref()?.blocked.as_ref()
-    }
-
-    /// Since when bytes of the peer wait for the handler to read them.
-    fn backlog(&self) -> Option<Moment> {
-        self.faults.as_ref()?.backlog
     }
 }

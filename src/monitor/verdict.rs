@@ -121,7 +121,7 @@ impl Monitor {
             }
             // While the runtime was paused, so was the handler.
             faults.handler_verdict_postponed_at = Some(now);
-            faults.backlog = faults.backlog.map(|_| now);
+            self.backlog = self.backlog.map(|_| now);
             self.pings.restart_queued(now);
         }
         match self.poll_write(now, heartbeat, io_state, kernel) {
@@ -216,7 +216,7 @@ impl Monitor {
         if io_state.read_ahead_full {
             // The pong may be among the bytes behind the full buffer.
             match BehindReadAhead::of(judged, self.pings.asked_at(since)) {
-                BehindReadAhead::Nothing { in_vain } => nothing_arrived = Some(in_vain),
+                BehindReadAhead::Nothing { data_segments } => nothing_arrived = Some(data_segments),
                 BehindReadAhead::Arrived(at) => {
                     self.on_proof_of_life(at);
                     return self.poll_next_ping(now, heartbeat);
@@ -224,7 +224,9 @@ impl Monitor {
                 // The handler stalls, which is another verdict. But what the peer sends into a wider
                 // window may show that it lives, and a write to a broken transport fails, so ping.
                 BehindReadAhead::Unknown => {
-                    kernel.widen_receive_window();
+                    if judged.is_some() {
+                        kernel.widen_receive_window();
+                    }
                     self.set_nothing_arrived(None);
                     return self.ping_again(now, heartbeat);
                 }
@@ -377,7 +379,7 @@ impl Monitor {
     /// Since when the handler does not read the bytes that wait, or does not finish a frame that
     /// the transport would accept and in which no ping can be sent.
     fn handler_stalled_since(&self) -> Option<Moment> {
-        match (self.backlog(), self.unfinished_frame_since()) {
+        match (self.backlog, self.unfinished_frame_since()) {
             (Some(backlog), Some(unfinished_frame_since)) => {
                 Some(backlog.min(unfinished_frame_since))
             }

@@ -35,14 +35,14 @@ mod offset {
     pub(super) const LAST_ACK_RECEIVED_MILLIS: usize = 56;
     pub(super) const RTT_MICROS: usize = 68;
     pub(super) const ADVERTISED_MSS: usize = 84;
-    pub(super) const SEGMENTS_OUT_OF_ORDER: usize = 224;
+    pub(super) const UNSENT_BYTES: usize = 144;
+    pub(super) const DATA_SEGMENTS_RECEIVED: usize = 152;
     pub(super) const RECEIVE_WINDOW: usize = 232;
 
     /// Offsets into the array of `SO_MEMINFO` (`linux/sock_diag.h`).
     pub(super) mod memory {
         pub(in super::super) const RECEIVE_USED: usize = 0;
         pub(in super::super) const RECEIVE_LIMIT: usize = 4;
-        pub(in super::super) const SEGMENTS_DROPPED: usize = 32;
     }
 }
 
@@ -60,12 +60,9 @@ pub(super) fn kernel_view(socket: BorrowedFd<'_>, now: &dyn Fn() -> Moment) -> O
         &mut info,
     )?);
     let mut memory = [0; MEMORY_BYTES];
-    let memory = Fields(syscalls::option(
-        socket,
-        libc::SOL_SOCKET,
-        libc::SO_MEMINFO,
-        &mut memory,
-    )?);
+    // Before Linux 4.12 there is no such option.
+    let memory = syscalls::option(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut memory);
+    let memory = Fields(memory.unwrap_or_default());
     // A socket of MPTCP answers for its first subflow only, and may use others.
     if SockRef::from(&socket).protocol().ok()? != Some(Protocol::TCP) {
         return None;
@@ -88,17 +85,18 @@ fn view(
     (info.u32(offset::ADVERTISED_MSS)? > 0).then_some(())?;
     let rtt = info.u32(offset::RTT_MICROS)?;
     let segments_behind_gap = info.u32(offset::SEGMENTS_BEHIND_GAP)?;
+    let unsent = info.u32(offset::UNSENT_BYTES).unwrap_or(unacknowledged);
     let [probes] = info.bytes(offset::PROBES)?;
-    let dropped = memory.u32(offset::memory::SEGMENTS_DROPPED)?;
-    let out_of_order = info.u32(offset::SEGMENTS_OUT_OF_ORDER);
     Some(KernelView {
         unacknowledged,
-        received_behind_gap: segments_behind_gap.saturating_mul(info.u32(offset::SEND_MSS)?),
+        received_behind_gap: segments_behind_gap
+            .saturating_mul(info.u32(offset::SEND_MSS)?)
+            .min(unacknowledged.saturating_sub(unsent)),
         awaits_ack: info.u32(offset::SEGMENTS_IN_FLIGHT)? > 0 || probes >= MIN_UNANSWERED_PROBES,
         retransmitting: info.bytes(offset::RETRANSMITS)? != [0],
         last_ack: now.before(info.millis(offset::LAST_ACK_RECEIVED_MILLIS)?),
         last_data: now.before(info.millis(offset::LAST_DATA_RECEIVED_MILLIS)?),
-        arrived_in_vain: dropped.wrapping_add(out_of_order.unwrap_or(0)),
+        data_segments: info.u32(offset::DATA_SEGMENTS_RECEIVED).unwrap_or(0),
         rtt_micros: (rtt > 0).then_some(rtt),
         peer_may_send: info.bytes(offset::STATE)? == [ESTABLISHED]
             && is_receive_window_open(info)

@@ -21,8 +21,8 @@ pub(crate) fn kernel_view(socket: &TcpStream, now: &dyn Fn() -> Moment) -> Optio
     info::kernel_view(std::os::fd::AsFd::as_fd(socket), now)
 }
 
-/// Has the kernel buffer more of the peer's bytes, so that it announces a wider receive window with
-/// the next segment that it sends. Its buffer never shrinks again.
+/// Has the kernel buffer more of the peer's bytes. The next segment that it sends announces the
+/// wider receive window. The buffer does not shrink again.
 #[cfg(target_os = "linux")]
 pub(crate) fn widen_receive_window(socket: &TcpStream) {
     receive_window::widen(std::os::fd::AsFd::as_fd(socket));

@@ -424,7 +424,8 @@ impl ReadHalf {
     }
 }
 
-/// What waits for the handler's next read. Few connections ever have any.
+/// What waits for the handler's next read. A connection has some only while the driver reads for its
+/// handler, as while a ping is unanswered, or after an error.
 #[derive(Debug, Default)]
 struct Unread {
     ahead: ReadAhead,

@@ -5,10 +5,7 @@ use proptest::prelude::*;
 use super::Act::{End, Ping, Retry};
 use super::random::kernel_views;
 use super::*;
-use crate::monitor::kernel_view::MAX_DRAIN_STEPS;
-
-/// The most postponements of one wait, the first included.
-const MAX_POSTPONEMENTS: u64 = 1 + MAX_DRAIN_STEPS as u64;
+use crate::monitor::kernel_view::{MAX_DRAIN_STEPS, MAX_POSTPONEMENTS};
 
 const DEAD: Act = End(Reason::HeartbeatTimeout { missed: 1 });
 
@@ -162,6 +159,23 @@ fn on_a_slow_path_a_delivered_ping_has_one_more_timeout() {
     }
 }
 
+/// Even if the peer's kernel had the first ping early: what it has to drain for the second is more.
+#[test]
+fn after_a_ping_that_may_have_arrived_late_the_next_one_waits_for_its_own_bytes() {
+    let mut sim = asked_with(queue(500, 13_900), |policy| policy.missed_pings = 2);
+    sim.run_until(10_000);
+    sim.monitor.sent(1_000);
+    // Late; then the first miss.
+    sim.run_until(17_000).monitor.sent(1_000_000);
+    sim.show(18_000, queue(1_000_000, 17_900))
+        .assert_log(&[(10_000, Ping), (18_000, Ping)]);
+    sim.show(22_000, queue(1_000_010 - 64_000, 21_900));
+    sim.show(25_900, queue(1_000_010 - 128_000, 25_900));
+    sim.show(29_900, queue(10, 29_900))
+        .assert_log(&[(10_000, Ping), (18_000, Ping)]);
+    assert!(sim.receive_pong(1));
+}
+
 /// A segment is lost on a path with a long queue: until it arrives, others do.
 #[test]
 fn bytes_that_are_received_behind_a_gap_drain() {
@@ -173,7 +187,7 @@ fn bytes_that_are_received_behind_a_gap_drain() {
     let mut sim = asked(behind_gap(0, 13_990));
     sim.show(17_990, behind_gap(10_000, 17_990));
     sim.show(21_990, behind_gap(20_000, 21_990));
-    // A 64th is 10,000 bytes and a part of one. The count may be too large.
+    // Less than a 64th.
     sim.show(25_990, behind_gap(29_000, 25_990))
         .assert_log(&[(10_000, Ping), (25_990, DEAD)]);
 }
@@ -311,7 +325,7 @@ fn without_a_question_to_the_peers_kernel_its_state_is_unknown() {
 fn a_kernel_that_acknowledges_slowly_postpones_for_a_bounded_time() {
     let bytes = MAX_DRAIN_STEPS * 1_000;
     let mut sim = asked(idle_kernel());
-    let end = 10_000 + 4_000 * (1 + MAX_POSTPONEMENTS);
+    let end = 10_000 + 4_000 * (1 + u64::from(MAX_POSTPONEMENTS));
     for millis in 10_000..end {
         let steps = (millis - 10_000) / 4_000;
         let left = bytes - 1_000 * (steps as u32).saturating_sub(1);
@@ -328,12 +342,12 @@ fn bytes_ahead_of_a_later_ping_in_a_silence_permit_no_more_postponements() {
     let (first, step) = (6_400, 100);
     // The server keeps writing, and the peer's kernel takes a step of it in each timeout, but for one
     // that it takes in the next. One timeout is that of the first miss.
-    let end = 10_000 + 4_000 * (1 + MAX_POSTPONEMENTS);
+    let end = 10_000 + 4_000 * (2 + u64::from(MAX_POSTPONEMENTS));
     for millis in 10_000..=end {
         if millis == 100_000 {
-            sim.monitor.sent(1_000_000);
+            sim.monitor.sent(3_000);
         }
-        let written = if millis < 100_000 { 0 } else { 1_000_000 };
+        let written = if millis < 100_000 { 0 } else { 3_000 };
         let stopped = (190_000..194_000).contains(&millis);
         let steps = ((millis - 10_000) / 4_000).saturating_sub(1 + u64::from(stopped));
         sim.kernel = Some(queue(first + written - step * steps as u32, millis));
@@ -396,7 +410,7 @@ proptest! {
         sent in 0..3_000_usize,
     ) {
         let mut sim = asked_with(views[0], |policy| policy.missed_pings = missed_pings);
-        let bound = 10_000 + 4_000 * (u64::from(missed_pings) + MAX_POSTPONEMENTS);
+        let bound = 10_000 + 4_000 * (u64::from(missed_pings) + u64::from(MAX_POSTPONEMENTS));
         let mut views = views.iter().cycle();
         while sim.deadline() <= at(bound) && !sim.monitor.has_ended() {
             sim.now = sim.deadline();
@@ -435,8 +449,8 @@ proptest! {
         prop_assert_eq!(sim.monitor.reason(), Some(reason));
     }
 
-    /// However long the bytes ahead of its ping take, if a 64th of them drains in each `timeout`, and
-    /// it answers within half of that.
+    /// However long the bytes ahead of its ping take, if a 64th of them drains in each `timeout`, it
+    /// answers within half of that, and nothing is written after the ping.
     #[test]
     fn a_peer_that_answers_in_time_once_it_is_asked_is_never_missed(
         ahead in 64_000..3_000_000_u64,
@@ -516,7 +530,7 @@ proptest! {
             sim.kernel = views.next().map(|view| KernelView {
                 unacknowledged: 0,
                 last_data: at(1_000),
-                arrived_in_vain: 0,
+                data_segments: 0,
                 rtt_micros: view.rtt_micros.map(|rtt| rtt / 5),
                 peer_may_send: true,
                 ..view.aged(sim.now)
@@ -578,13 +592,13 @@ fn a_pong_that_arrives_after_the_first_view_is_a_sign_of_life() {
     ]);
 }
 
-/// The kernel drops each pong, or it waits for bytes that the network has lost.
+/// Our kernel drops each pong, or it waits for bytes that the network has lost.
 #[test]
-fn while_segments_arrive_in_vain_a_peer_behind_unread_bytes_is_not_missed() {
+fn while_segments_arrive_a_peer_behind_unread_bytes_is_not_missed() {
     let mut sim = unread(arrived(1_000));
-    for (seconds, arrived_in_vain) in [(15, 1), (19, 2), (23, u32::MAX), (27, 0)] {
+    for (seconds, data_segments) in [(15, 1), (19, 2), (23, u32::MAX), (27, 0)] {
         let view = KernelView {
-            arrived_in_vain,
+            data_segments,
             ..arrived(1_000)
         };
         sim.show(seconds * 1_000, view);
@@ -833,7 +847,7 @@ fn a_write_behind_an_empty_queue_is_not_stalled() {
 fn a_kernel_that_acknowledges_forever_postpones_a_write_stall_for_a_bounded_time() {
     let bytes = MAX_DRAIN_STEPS * 1_000;
     let mut sim = blocked(idle_kernel());
-    let end = 5_000 * (1 + MAX_POSTPONEMENTS);
+    let end = 5_000 * (1 + u64::from(MAX_POSTPONEMENTS));
     for millis in 1..end {
         let steps = (millis / 5_000).saturating_sub(1);
         sim.kernel = Some(queue(bytes - 1_000 * steps as u32, millis));

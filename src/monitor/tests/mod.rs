@@ -88,7 +88,7 @@ fn idle_kernel() -> KernelView {
         last_ack: Moment::START,
         last_data: Moment::START,
         received_behind_gap: 0,
-        arrived_in_vain: 0,
+        data_segments: 0,
         rtt_micros: Some(1_000),
         peer_may_send: true,
     }

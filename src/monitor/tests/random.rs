@@ -126,7 +126,7 @@ pub(super) fn kernel_views() -> impl Strategy<Value = KernelView> {
         0..2_u32,
     )
         .prop_map(
-            |(unacknowledged, flags, last_ack, last_data, rtt_micros, arrived_in_vain)| {
+            |(unacknowledged, flags, last_ack, last_data, rtt_micros, data_segments)| {
                 let [awaits_ack, retransmitting, peer_may_send] = flags;
                 KernelView {
                     unacknowledged,
@@ -135,7 +135,7 @@ pub(super) fn kernel_views() -> impl Strategy<Value = KernelView> {
                     retransmitting,
                     last_ack: at(last_ack),
                     last_data: at(last_data),
-                    arrived_in_vain,
+                    data_segments,
                     rtt_micros: Some(rtt_micros),
                     peer_may_send,
                 }

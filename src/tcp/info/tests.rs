@@ -141,7 +141,7 @@ fn readable_bytes(socket: &TcpStream) -> usize {
     socket.peek(&mut bytes).unwrap()
 }
 
-/// Otherwise a low watermark would stay, and few bytes would wake nobody.
+/// Otherwise a low watermark would stay, and few bytes would wake no task.
 #[test]
 fn after_a_widened_window_one_byte_is_readable() {
     let (server, mut client) = connection();
@@ -194,7 +194,11 @@ fn an_older_kernel_writes_fewer_fields() {
     // Without the maximum segment size it cannot be known whether the others are filled in.
     assert_eq!(super::view(Fields(&info[..84]), memory, 0, now()), None);
     assert_eq!(super::view(Fields(&[]), memory, 0, now()), None);
-    assert_eq!(super::view(Fields(info), Fields(&[]), 0, now()), None);
+    let view = super::view(Fields(info), Fields(&[]), 7, now()).unwrap();
+    assert!(
+        view.unacknowledged == 7 && !view.peer_may_send,
+        "before 4.12"
+    );
 }
 
 /// Nothing is buffered, no limit is set, and nothing was dropped.
@@ -213,14 +217,11 @@ fn view_of(info: &[u8]) -> Option<KernelView> {
 fn fields_are_read_at_their_offsets() {
     // (offset, change of the view)
     type Change = fn(&mut KernelView);
-    let fields: [(usize, u8, Change); 9] = [
+    let fields: [(usize, u8, Change); 8] = [
         (offset::RETRANSMITS, 1, |view| view.retransmitting = true),
         (offset::PROBES, 1, |_| {}),
         (offset::PROBES, 2, |view| view.awaits_ack = true),
         (offset::SEGMENTS_IN_FLIGHT, 1, |view| view.awaits_ack = true),
-        (offset::SEGMENTS_BEHIND_GAP, 2, |view| {
-            view.received_behind_gap = 2 * 1_400;
-        }),
         (offset::LAST_ACK_RECEIVED_MILLIS, 1, |view| {
             view.last_ack = now().before(Duration::from_millis(1));
         }),
@@ -228,8 +229,8 @@ fn fields_are_read_at_their_offsets() {
             view.last_data = now().before(Duration::from_millis(1));
         }),
         (offset::RTT_MICROS, 1, |view| view.rtt_micros = Some(1)),
-        (offset::SEGMENTS_OUT_OF_ORDER, 1, |view| {
-            view.arrived_in_vain = 1
+        (offset::DATA_SEGMENTS_RECEIVED, 1, |view| {
+            view.data_segments = 1;
         }),
     ];
     let mut zero = [0; MAX_INFO_BYTES];
@@ -248,17 +249,30 @@ fn fields_are_read_at_their_offsets() {
         change(&mut expected);
         assert_eq!(view_of(&bytes), Some(expected), "{offset}");
     }
-    let mut memory = EMPTY_MEMORY;
-    set(&mut memory, offset::memory::SEGMENTS_DROPPED, 1);
-    let dropped = super::view(Fields(&zero), Fields(&memory), 0, now());
-    let arrived_in_vain = 1;
-    assert_eq!(
-        dropped,
-        Some(KernelView {
-            arrived_in_vain,
-            ..unchanged
-        })
-    );
+}
+
+#[test]
+fn bytes_behind_a_gap_are_at_most_those_in_flight() {
+    let mut info = [0; MAX_INFO_BYTES];
+    set(&mut info, offset::ADVERTISED_MSS, 1_460);
+    set(&mut info, offset::SEND_MSS, 1_400);
+    set(&mut info, offset::SEGMENTS_BEHIND_GAP, 3);
+    // (unacknowledged, unsent of them, received behind a gap)
+    for (unacknowledged, unsent, expected) in [
+        (10_000, 0, 4_200),
+        (10_000, 5_800, 4_200),
+        // The segments are small.
+        (10_000, 9_000, 1_000),
+        (10_000, 10_001, 0),
+    ] {
+        set(&mut info, offset::UNSENT_BYTES, unsent);
+        let memory = Fields(&EMPTY_MEMORY);
+        let view = super::view(Fields(&info), memory, unacknowledged, now()).unwrap();
+        assert_eq!(
+            view.received_behind_gap, expected,
+            "{unacknowledged}, {unsent}"
+        );
+    }
 }
 
 #[test]
