@@ -213,7 +213,7 @@ impl<T> Drive for Connection<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    fn drive(self: Arc<Self>, now: Moment, scratch: &mut [u8]) {
+    fn drive(self: Arc<Self>, now: Moment, scratch: &mut [u8]) -> bool {
         // Acquires what happened before the wake-up: this visit may be the one to see it.
         self.scheduled.swap(false, Ordering::AcqRel);
         let waker = self.waker();
@@ -221,14 +221,16 @@ where
         let driven = panic_guard::catch(|| {
             self.enter_with(&mut report, |state, report| {
                 state.drive(now, &waker, scratch, report);
-            });
+                state.monitor.has_ended() || state.health_events().is_some()
+            })
         });
-        if driven.is_none() {
+        driven.unwrap_or_else(|| {
             let message = "a transport panicked while it was driven";
             let id = self.metadata.id();
             panic_guard::log(|| tracing::warn!(conn_id = %id, "{message}"));
             self.enter_with(&mut report, |state, _| state.transport_panicked());
-        }
+            true
+        })
     }
 
     fn abandon(self: Arc<Self>) {

@@ -94,13 +94,14 @@ impl ModelConnection {
 }
 
 impl Drive for ModelConnection {
-    fn drive(self: Arc<Self>, now: Moment, _: &mut [u8]) {
+    fn drive(self: Arc<Self>, now: Moment, _: &mut [u8]) -> bool {
         assert!(!self.driving.swap(true, AcqRel), "driven by two tasks");
         if now >= Moment::after_millis(self.until) {
             self.remove();
             self.removed.set();
         }
         assert!(self.driving.swap(false, AcqRel));
+        true
     }
 
     fn abandon(self: Arc<Self>) {

@@ -43,7 +43,10 @@ pub(crate) trait Drive: Send + Sync {
     ///
     /// Called without any lock of the driver held; the connection re-arms or removes its own entry.
     /// Must not panic: a panic would end the driver's task for all connections.
-    fn drive(self: Arc<Self>, now: Moment, scratch: &mut [u8]);
+    ///
+    /// Returns whether the visit may have taken long: it called hooks or session maps, or closed
+    /// the transport.
+    fn drive(self: Arc<Self>, now: Moment, scratch: &mut [u8]) -> bool;
 
     /// Ends the connection because the runtime is being shut down and will not drive it again.
     /// Called twice for a connection that was also scheduled before its deadline.

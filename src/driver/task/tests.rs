@@ -1,5 +1,7 @@
+use std::pin::pin;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::Waker;
 use std::time::Duration;
 
 use tokio::task::yield_now;
@@ -19,15 +21,23 @@ struct TestConnection {
     driver: Arc<Driver>,
     key: Mutex<Option<Key>>,
     deadline: u64,
+    /// How long driving it takes, by the stopped clock.
+    takes: Duration,
     driven: Arc<AtomicUsize>,
 }
 
 impl Drive for TestConnection {
-    fn drive(self: Arc<Self>, now: Moment, _: &mut [u8]) {
+    fn drive(self: Arc<Self>, now: Moment, _: &mut [u8]) -> bool {
         assert!(now >= Moment::after_millis(self.deadline), "early");
         self.driven.fetch_add(1, Relaxed);
+        if !self.takes.is_zero() {
+            // tokio's future advances the clock in its first poll.
+            let cx = &mut Context::from_waker(Waker::noop());
+            assert!(pin!(advance(self.takes)).poll(cx).is_pending());
+        }
         let key = self.key.lock().unwrap().take();
         self.driver.remove(key.expect("driven once"));
+        !self.takes.is_zero()
     }
 
     fn abandon(self: Arc<Self>) {}
@@ -48,11 +58,16 @@ impl TestConnections {
     }
 
     fn add(&self, count: usize, deadline: u64) -> Vec<Arc<TestConnection>> {
+        self.add_slow(count, deadline, Duration::ZERO)
+    }
+
+    fn add_slow(&self, count: usize, deadline: u64, takes: Duration) -> Vec<Arc<TestConnection>> {
         let add = |_| {
             let connection = Arc::new(TestConnection {
                 driver: Arc::clone(&self.driver),
                 key: Mutex::default(),
                 deadline,
+                takes,
                 driven: Arc::clone(&self.driven),
             });
             let key = self.driver.insert(Arc::clone(&connection) as _, deadline);
@@ -113,7 +128,7 @@ async fn connections_due_at_once_are_driven_once_each_and_in_batches() {
         yield_now().await;
         let driven = connections.driven();
         assert!(
-            driven - before <= DRIVES_PER_YIELD,
+            driven - before <= MAX_DRIVES_PER_BATCH,
             "{} at a time",
             driven - before
         );
@@ -131,6 +146,31 @@ async fn connections_due_at_once_are_driven_once_each_and_in_batches() {
         all.iter()
             .all(|connection| connection.key.lock().unwrap().is_none())
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_of_slow_connections_ends_when_its_time_is_over() {
+    // The number of connections that take as long as a batch may.
+    for (takes, most) in [
+        (MAX_BATCH_TIME / 8, 8),
+        (MAX_BATCH_TIME / 2, 2),
+        (MAX_BATCH_TIME, 1),
+        (100 * MAX_BATCH_TIME, 1),
+    ] {
+        let connections = TestConnections::new();
+        let start = connections.driver.clock.now().ceil_millis();
+        let deadline = start + SLOT_START_MS;
+        connections.add_slow(64, deadline, takes);
+        yield_now().await;
+        advance_to(&connections.driver, deadline).await;
+        let mut before = 0;
+        while connections.driven() < 64 {
+            yield_now().await;
+            let driven = connections.driven();
+            assert!(driven - before <= most, "{} at a time", driven - before);
+            before = driven;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
