@@ -38,7 +38,7 @@ pub(crate) async fn serve(options: Options, listener: TcpListener, stats: Connec
 
 /// Accepts the next socket. Retries after an error, as axum's listener does: the peer may have
 /// reset the connection, or the process may be out of file descriptors.
-async fn accept(listener: &TcpListener) -> TcpStream {
+pub(super) async fn accept(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((socket, _)) => return socket,

@@ -10,5 +10,7 @@ pub(crate) mod peer;
 pub(crate) mod peers;
 pub(crate) mod plot;
 pub(crate) mod process;
+pub(crate) mod raw_tungstenite;
 pub(crate) mod server;
+pub(crate) mod sockudo;
 pub(crate) mod spread;

@@ -15,13 +15,26 @@ pub(crate) enum Kind {
     HandWritten,
     /// The handler of `Bare` behind both layers.
     Layered,
+    /// Another library with a heartbeat of its own, on axum: [`sockudo`](super::sockudo).
+    Sockudo,
+    /// A hand-written heartbeat without axum: [`raw_tungstenite`](super::raw_tungstenite).
+    RawTungstenite,
     /// Sockets and pings without a WebSocket library: [`floor`](super::floor).
     Floor,
 }
 
 impl Kind {
     /// The servers that echo messages.
-    pub(crate) const ECHOING: [Self; 3] = [Self::Bare, Self::HandWritten, Self::Layered];
+    pub(crate) const ECHOING: [Self; 5] = [
+        Self::Bare,
+        Self::HandWritten,
+        Self::Layered,
+        Self::Sockudo,
+        Self::RawTungstenite,
+    ];
+
+    /// The servers with a heartbeat whose WebSocket is not axum's.
+    pub(crate) const RIVALS: [Self; 2] = [Self::Sockudo, Self::RawTungstenite];
 
     /// Name of the server on the command line and in tables.
     pub(crate) fn name(self) -> &'static str {
@@ -29,8 +42,24 @@ impl Kind {
             Self::Bare => "bare",
             Self::HandWritten => "hand-written",
             Self::Layered => "layered",
+            Self::Sockudo => "sockudo-ws",
+            Self::RawTungstenite => "raw tokio-tungstenite",
             Self::Floor => "floor",
         }
+    }
+
+    /// The shortest interval that the server supports: sockudo-ws takes whole seconds.
+    pub(crate) fn min_interval(self) -> Duration {
+        match self {
+            Self::Sockudo => Duration::from_secs(1),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Whether a pong that answers no ping shows that the peer is alive. For sockudo-ws only the
+    /// pong to its outstanding ping does.
+    pub(crate) fn accepts_unsolicited_pong(self) -> bool {
+        self != Self::Sockudo
     }
 }
 
@@ -38,8 +67,9 @@ impl FromStr for Kind {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        [Self::Bare, Self::HandWritten, Self::Layered, Self::Floor]
+        Self::ECHOING
             .into_iter()
+            .chain([Self::Floor])
             .find(|kind| kind.name() == name)
             .ok_or_else(|| format!("unknown server: {name}"))
     }
@@ -62,6 +92,7 @@ pub(crate) struct Options {
     /// The kind of server.
     pub(crate) kind: Kind,
     /// Size of the WebSocket library's read buffer in bytes; `None` for axum's default (128 KiB).
+    /// sockudo-ws always has one of 64 KiB.
     pub(crate) buffer: Option<usize>,
     /// Silence after which a ping is sent.
     pub(crate) interval: Duration,

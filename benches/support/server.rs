@@ -1,4 +1,5 @@
-//! The servers under comparison. All but the floor are axum applications that echo at `/ws`.
+//! The servers under comparison. All but the floor echo, and all but it and [`raw_tungstenite`] are
+//! axum applications with a route `/ws`.
 //!
 //! A server runs in a process of its own. It prints `listening on ADDRESS`, then replies to each
 //! command on standard input with one line, until standard input is closed:
@@ -23,7 +24,7 @@ use tower_ws_liveness::{Eviction, HeartbeatLayer, IdleTimeoutLayer, Reason};
 
 use super::connection_stats::{ConnectionStats, OpenConnection};
 use super::options::{Kind, Options, configure};
-use super::{floor, hand_written};
+use super::{floor, hand_written, raw_tungstenite, sockudo};
 
 /// Runs a server process. `args` are those of [`Options::to_args`]; `heap` returns the allocated
 /// bytes.
@@ -56,7 +57,9 @@ pub(crate) fn run(args: &[String], heap: fn() -> usize) -> Result<(), Box<dyn Er
 async fn serve(options: Options, listener: TcpListener, stats: ConnectionStats) {
     let app = match options.kind {
         Kind::Floor => return floor::serve(options, listener, stats).await,
+        Kind::RawTungstenite => return raw_tungstenite::serve(options, listener, stats).await,
         Kind::HandWritten => hand_written::app(options, stats),
+        Kind::Sockudo => sockudo::app(options, stats),
         Kind::Bare => echo_app(options, stats),
         Kind::Layered => {
             let dead_peers = stats.clone();
