@@ -14,7 +14,7 @@ use hdrhistogram::Histogram;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use super::support::comparison::{Bar, Comparison};
+use super::support::comparison::{Bar, Better, Comparison};
 use super::support::options::{BUFFERS, Kind, Options, buffer_name};
 use super::support::peer::{Frame, Peer};
 use super::support::process::{Server, require_files};
@@ -56,8 +56,9 @@ pub(crate) fn run(size: Size) -> Result<()> {
         Size::Full => (9, Duration::from_secs(1)),
     };
     let max_peers = CASES.map(|case| case.peers).into_iter().max();
-    // The peers of three servers, and 100 for the processes themselves.
-    require_files(3 * max_peers.unwrap_or_default() as u64 + 100)?;
+    // The peers of all servers, and 100 for the processes themselves.
+    let servers = Kind::ECHOING.len();
+    require_files((servers * max_peers.unwrap_or_default() + 100) as u64)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -90,11 +91,15 @@ fn report(case: Case, buffer: Option<usize>, comparison: &Comparison<5>) {
         (Kind::HandWritten, Kind::Bare),
         (Kind::Layered, Kind::Bare),
         (Kind::Layered, Kind::HandWritten),
+        (Kind::Layered, Kind::Sockudo),
+        (Kind::Layered, Kind::RawTungstenite),
     ]);
     let rate = comparison.ratio(RATE, Kind::Layered, Kind::Bare);
     Bar::AtLeast(MIN_THROUGHPUT_RATIO).judge("messages per second, layered / bare", rate);
     let cpu = comparison.ratio(CPU, Kind::Bare, Kind::Layered);
     Bar::AtLeast(MIN_THROUGHPUT_RATIO).judge("messages per CPU second, layered / bare", cpu);
+    comparison.print_against_rivals("messages per second", RATE, Better::More);
+    comparison.print_against_rivals("CPU per message", CPU, Better::Less);
     println!();
 }
 

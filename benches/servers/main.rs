@@ -1,5 +1,5 @@
 //! Compares server processes in alternating rounds: bare axum, a hand-written heartbeat, both
-//! layers.
+//! layers, and two rivals.
 //!
 //! ```text
 //! cargo bench --bench servers                   # everything
@@ -37,7 +37,7 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 /// The extent of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Size {
-    /// Shows only that the bench works: one or two minutes for everything.
+    /// Shows only that the bench works: two or three minutes for everything.
     Quick,
     /// Long enough for figures.
     Full,

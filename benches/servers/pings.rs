@@ -1,6 +1,6 @@
 //! CPU time of the server per ping and pong, with many otherwise idle connections.
 //!
-//! Compares the hand-written heartbeat, both layers and the floor. The bench counts whole round
+//! Compares the hand-written heartbeat, both layers, the rivals and the floor. The bench counts whole round
 //! trips, since a server may ping at a fixed rate or after some silence. Nothing is subtracted.
 
 use std::io;
@@ -12,7 +12,7 @@ use futures_util::TryStreamExt;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use super::support::comparison::{Bar, Comparison};
+use super::support::comparison::{Bar, Better, Comparison};
 use super::support::options::{BUFFERS, Kind, Options, buffer_name};
 use super::support::peer::{Frame, Peer};
 use super::support::process::{Server, require_files};
@@ -27,7 +27,13 @@ struct Plan {
     rounds: usize,
 }
 
-const SERVERS: [Kind; 3] = [Kind::HandWritten, Kind::Layered, Kind::Floor];
+const SERVERS: [Kind; 5] = [
+    Kind::HandWritten,
+    Kind::Layered,
+    Kind::Sockudo,
+    Kind::RawTungstenite,
+    Kind::Floor,
+];
 
 const COLUMNS: [&str; 2] = ["server's CPU/round trip (µs)", "round trips/s"];
 const CPU: usize = 0;
@@ -71,11 +77,14 @@ pub(crate) fn run(size: Size) -> Result<()> {
             (Kind::Layered, Kind::HandWritten),
             (Kind::Layered, Kind::Floor),
             (Kind::HandWritten, Kind::Floor),
+            (Kind::Layered, Kind::Sockudo),
+            (Kind::Layered, Kind::RawTungstenite),
         ]);
         let ratio = comparison.ratio(CPU, Kind::Layered, Kind::HandWritten);
         Bar::AtMost(bar).judge("CPU per round trip, layered / hand-written", ratio);
         let ratio = comparison.ratio(CPU, Kind::Layered, Kind::Floor);
         Bar::AtMost(MAX_RATIO_TO_FLOOR).judge("CPU per round trip, layered / floor", ratio);
+        comparison.print_against_rivals("CPU per round trip", CPU, Better::Less);
         println!();
     }
     Ok(())
@@ -87,10 +96,11 @@ pub(crate) fn run(size: Size) -> Result<()> {
 /// read buffers of axum's default size take 1.3 GB.
 fn round(runtime: &Runtime, plan: &Plan, kind: Kind, buffer: Option<usize>) -> Result<[f64; 2]> {
     const WAIT_LIMIT: Duration = Duration::from_secs(30);
+    let interval = plan.interval.max(kind.min_interval());
     let mut server = Server::start(Options {
         kind,
         buffer,
-        interval: plan.interval,
+        interval,
         // Long enough that no peer is found dead on a slow machine.
         timeout: WAIT_LIMIT,
         ..Options::default()
@@ -106,12 +116,12 @@ fn round(runtime: &Runtime, plan: &Plan, kind: Kind, buffer: Option<usize>) -> R
         }
         server.wait_for_open(plan.peers, WAIT_LIMIT)?;
         // Leaves out the first ping of every connection, which may cost more than later ones.
-        tokio::time::sleep(plan.interval).await;
+        tokio::time::sleep(interval).await;
 
         let before = round_trips.load(Ordering::Relaxed);
         let cpu = server.cpu()?;
         let begun = Instant::now();
-        tokio::time::sleep(plan.interval * plan.intervals).await;
+        tokio::time::sleep(interval * plan.intervals).await;
         let cpu = server.cpu()? - cpu;
         let took = begun.elapsed();
         let counted = round_trips.load(Ordering::Relaxed) - before;

@@ -11,7 +11,7 @@ use futures_util::TryStreamExt;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use super::support::comparison::{Bar, Comparison};
+use super::support::comparison::{Bar, Better, Comparison};
 use super::support::options::{BUFFERS, Kind, Options, buffer_name};
 use super::support::peer::Peer;
 use super::support::process::Server;
@@ -76,11 +76,17 @@ fn report(case: Case, buffer: Option<usize>, comparison: &Comparison<2>) {
     let Case { at_once, standing } = case;
     let buffer = buffer_name(buffer);
     println!("### {at_once} at a time beside {standing} connections, {buffer}\n");
-    comparison.print(&[(Kind::HandWritten, Kind::Bare), (Kind::Layered, Kind::Bare)]);
+    comparison.print(&[
+        (Kind::HandWritten, Kind::Bare),
+        (Kind::Layered, Kind::Bare),
+        (Kind::Layered, Kind::Sockudo),
+        (Kind::Layered, Kind::RawTungstenite),
+    ]);
     let added = comparison.difference(CPU, Kind::HandWritten, Kind::Bare);
     println!("- µs of CPU per upgrade, hand-written − bare: {added:.3}");
     let added = comparison.difference(CPU, Kind::Layered, Kind::Bare);
     Bar::AtMost(MAX_ADDED_US).judge("µs of CPU per upgrade, layered − bare", added);
+    comparison.print_against_rivals("CPU per upgrade", CPU, Better::Less);
     println!();
 }
 

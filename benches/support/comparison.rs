@@ -68,6 +68,13 @@ impl<const N: usize> Comparison<N> {
         println!();
     }
 
+    /// Prints a column of `Layered` divided by that of each rival, and which of the two is ahead.
+    pub(crate) fn print_against_rivals(&self, what: &str, column: usize, better: Better) {
+        for rival in Kind::RIVALS {
+            better.judge(what, rival, self.ratio(column, Kind::Layered, rival));
+        }
+    }
+
     fn column(&self, column: usize, server: Kind) -> Vec<f64> {
         let found = self.servers.iter().find(|(kind, _)| *kind == server);
         let (_, rounds) = found.expect("the server was measured");
@@ -78,6 +85,26 @@ impl<const N: usize> Comparison<N> {
 fn print_row<const N: usize>(name: &str, cell: impl Fn(usize) -> String) {
     let cells: [_; N] = std::array::from_fn(cell);
     println!("| {name} | {} |", cells.join(" | "));
+}
+
+/// Which of two figures is the better one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Better {
+    Less,
+    More,
+}
+
+impl Better {
+    /// Prints the layers' `ratios` to a rival, and whether their median is in the layers' favour.
+    pub(crate) fn judge(self, what: &str, rival: Kind, ratios: Spread) {
+        let ahead = match self {
+            Self::Less => ratios.median <= 1.0,
+            Self::More => ratios.median >= 1.0,
+        };
+        let verdict = if ahead { "do not lose" } else { "lose" };
+        let rival = rival.name();
+        println!("- {what}, layered / {rival}: {ratios:.3}; the layers {verdict}");
+    }
 }
 
 /// A limit that a figure must meet.
