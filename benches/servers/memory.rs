@@ -1,6 +1,6 @@
 //! Memory of idle connections: live heap, as the allocator counts it, and resident memory.
 //!
-//! The baseline is bare axum; the hand-written heartbeat is measured too. Each server is measured
+//! The baseline is bare axum; the hand-written heartbeat and the rivals are measured too. Each server is measured
 //! with axum's default read buffer and with one of 4 KiB, and again after every connection has been
 //! pinged.
 
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
+use super::support::comparison::Better;
 use super::support::options::{Kind, Options};
 use super::support::peer::{Frame, Peer};
 use super::support::peers;
@@ -35,6 +36,14 @@ const WAIT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Bytes of heap that both layers may add to a connection.
 const MAX_ADDED_HEAP_BYTES: f64 = 512.0;
+
+/// The servers with a heartbeat.
+const PINGED: [Kind; 4] = [
+    Kind::HandWritten,
+    Kind::Layered,
+    Kind::Sockudo,
+    Kind::RawTungstenite,
+];
 
 /// Longer than the bench, so that an idle connection is never pinged.
 const NEVER_PINGED_INTERVAL: Duration = Duration::from_secs(3600);
@@ -61,12 +70,18 @@ pub(crate) fn run(size: Size) -> Result<()> {
         (Some(4096), small, "memory"),
         (None, default, "memory-default-buffer"),
     ] {
-        measure(&runtime, buffer, counts, file)?;
+        measure(&runtime, size, buffer, counts, file)?;
     }
     Ok(())
 }
 
-fn measure(runtime: &Runtime, buffer: Option<usize>, counts: &[usize], file: &str) -> Result<()> {
+fn measure(
+    runtime: &Runtime,
+    size: Size,
+    buffer: Option<usize>,
+    counts: &[usize],
+    file: &str,
+) -> Result<()> {
     let mut idle: Vec<NamedSamples> = Vec::new();
     for kind in Kind::ECHOING {
         idle.push((
@@ -77,8 +92,8 @@ fn measure(runtime: &Runtime, buffer: Option<usize>, counts: &[usize], file: &st
     let mut pinged: Vec<NamedSamples> = Vec::new();
     // Enough for a slope, and few enough to be pinged every four seconds.
     let few = *counts.iter().rfind(|&&count| count <= 4500).unwrap_or(&0);
-    for kind in [Kind::HandWritten, Kind::Layered] {
-        let samples = once_pinged(runtime, kind, buffer, few)?;
+    for kind in PINGED {
+        let samples = once_pinged(runtime, size, kind, buffer, few)?;
         pinged.push((format!("{}, pinged", kind.name()), samples));
     }
 
@@ -108,6 +123,16 @@ fn measure(runtime: &Runtime, buffer: Option<usize>, counts: &[usize], file: &st
         first_ping,
         added_by_first_ping(&idle[1].1, &pinged[0].1),
     );
+    let layered = per_connection_of_last(&idle[2].1);
+    for rival in Kind::RIVALS {
+        let measured = idle.iter().find(|(name, _)| name == rival.name());
+        let (_, samples) = measured.expect("rivals echo, so they were measured");
+        let samples = per_connection_of_last(samples);
+        let ratio = |of: fn(&Memory) -> f64| Spread::of([of(&layered) / of(&samples)]);
+        Better::Less.judge("heap", rival, ratio(|memory| memory.heap));
+        Better::Less.judge("resident memory", rival, ratio(|memory| memory.resident));
+    }
+    println!();
 
     let path = draw(file, &buffer, &idle)?;
     println!("Plot: {}\n", path.display());
@@ -148,14 +173,19 @@ fn never_pinged(
 /// Samples a server without connections, and with connections that have each answered a ping.
 fn once_pinged(
     runtime: &Runtime,
+    size: Size,
     kind: Kind,
     buffer: Option<usize>,
     connections: usize,
 ) -> Result<Vec<Memory>> {
+    let (interval, heap_samples) = match size {
+        Size::Quick => (Duration::from_secs(1), 5),
+        Size::Full => (Duration::from_secs(4), 41),
+    };
     let mut server = Server::start(Options {
         kind,
         buffer,
-        interval: Duration::from_secs(4),
+        interval,
         ..Options::default()
     })?;
     let empty = Memory {
@@ -178,7 +208,7 @@ fn once_pinged(
     }
     // Pings go on, so the heap never settles: some are always in flight. Takes the median.
     let mut heaps = Vec::new();
-    for _ in 0..41 {
+    for _ in 0..heap_samples {
         thread::sleep(Duration::from_millis(50));
         heaps.push(server.heap()? as f64);
     }
