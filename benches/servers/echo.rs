@@ -93,6 +93,8 @@ fn report(case: Case, buffer: Option<usize>, comparison: &Comparison<5>) {
         (Kind::Layered, Kind::HandWritten),
         (Kind::Layered, Kind::Sockudo),
         (Kind::Layered, Kind::RawTungstenite),
+        (Kind::Bare, Kind::Sockudo),
+        (Kind::Bare, Kind::RawTungstenite),
     ]);
     let rate = comparison.ratio(RATE, Kind::Layered, Kind::Bare);
     Bar::AtLeast(MIN_THROUGHPUT_RATIO).judge("messages per second, layered / bare", rate);

@@ -81,6 +81,8 @@ fn report(case: Case, buffer: Option<usize>, comparison: &Comparison<2>) {
         (Kind::Layered, Kind::Bare),
         (Kind::Layered, Kind::Sockudo),
         (Kind::Layered, Kind::RawTungstenite),
+        (Kind::Bare, Kind::Sockudo),
+        (Kind::Bare, Kind::RawTungstenite),
     ]);
     let added = comparison.difference(CPU, Kind::HandWritten, Kind::Bare);
     println!("- µs of CPU per upgrade, hand-written − bare: {added:.3}");
