@@ -131,7 +131,7 @@ fn peer_kernel(view: &KernelView, since: Moment, now: Moment, is_delivered: bool
 pub(super) struct EarlierViews {
     /// How the bytes ahead of the pings drain, in the current silence of the peer.
     pings: Drain,
-    /// The verdict on a ping that may have arrived late was postponed in the current silence.
+    /// The verdict on a ping that arrived late was postponed in the current silence.
     late_arrival: bool,
     /// How many segments with data had arrived at the last view in the current silence, if no byte
     /// behind the full read-ahead buffer had.
@@ -153,12 +153,12 @@ impl EarlierViews {
         self.pings.step = None;
     }
 
-    /// Whether a ping that has reached the peer's kernel, and `may_be_late` there, postpones a
-    /// verdict: once in a silence.
-    fn arrival_postpones(&mut self, may_be_late: bool, progress: Progress) -> bool {
+    /// Whether a ping that has reached the peer's kernel postpones a verdict: it came late if it was
+    /// behind other bytes at an earlier view, or if the `path_is_slow`. Once in a silence.
+    fn arrival_postpones(&mut self, path_is_slow: bool, progress: Progress) -> bool {
         let was_behind = self.pings.step.take().is_some();
         self.pings.last = progress;
-        let postpones = (was_behind || may_be_late) && !self.late_arrival && self.pings.count();
+        let postpones = (was_behind || path_is_slow) && !self.late_arrival && self.pings.count();
         self.late_arrival |= postpones;
         postpones
     }
@@ -282,14 +282,6 @@ impl Monitor {
         self.sent_position().wrapping_sub(self.pings.awaited_end())
     }
 
-    /// Whether the ping may have reached the peer's kernel in the second half of its timeout only:
-    /// something was acknowledged then, and at most half of what was written after the ping. (If it
-    /// was more, the acknowledgement was most likely that of later bytes.)
-    fn may_have_arrived_late(&self, since: Moment, timeout: Duration, view: &KernelView) -> bool {
-        let acknowledged_after = self.bytes_after_ping().saturating_sub(view.unacknowledged);
-        view.last_ack > since + timeout / 2 && acknowledged_after <= view.unacknowledged
-    }
-
     /// The low half of the number of bytes sent: enough for differences within one wait.
     fn sent_position(&self) -> u32 {
         self.counters.bytes_sent as u32
@@ -315,9 +307,9 @@ impl Monitor {
             drains.then_some(view.last_ack)
         } else {
             let rtt = Duration::from_micros(view.rtt_micros.unwrap_or(0).into());
-            let may_be_late = rtt > timeout / 4 || self.may_have_arrived_late(since, timeout, view);
+            let path_is_slow = rtt > timeout / 4;
             let views = &mut self.faults().earlier_views;
-            let late = views.arrival_postpones(may_be_late, progress);
+            let late = views.arrival_postpones(path_is_slow, progress);
             late.then_some(now)
         };
         if let Some(restart) = postponed_to {

@@ -159,10 +159,14 @@ fn on_a_slow_path_a_delivered_ping_has_one_more_timeout() {
     }
 }
 
-/// Even if the peer's kernel had the first ping early: what it has to drain for the second is more.
+/// The postponement for the first ping does not use up those for the second.
 #[test]
-fn after_a_ping_that_may_have_arrived_late_the_next_one_waits_for_its_own_bytes() {
-    let mut sim = asked_with(queue(500, 13_900), |policy| policy.missed_pings = 2);
+fn after_a_ping_that_arrived_late_the_next_one_waits_for_its_own_bytes() {
+    let slow = KernelView {
+        rtt_micros: Some(1_001_000),
+        ..queue(500, 13_900)
+    };
+    let mut sim = asked_with(slow, |policy| policy.missed_pings = 2);
     sim.run_until(10_000);
     sim.monitor.sent(1_000);
     // Late; then the first miss.
@@ -197,30 +201,6 @@ fn bytes_that_the_peers_kernel_discards_do_not_drain() {
     let mut sim = asked(queue(640_000, 13_990));
     sim.show(17_990, queue(650_000, 17_990))
         .assert_log(&[(10_000, Ping), (17_990, DEAD)]);
-}
-
-/// The kernel does not say when it was. The first view is after all has drained.
-#[test]
-fn a_ping_that_may_have_arrived_late_has_one_more_timeout() {
-    // (bytes written after the ping, unacknowledged of them, last acknowledgement, verdict)
-    let table = [
-        // That of the ping is the only acknowledgement, or a later one of old bytes.
-        (0, 0, 12_000, 14_000),
-        (0, 0, 12_001, 18_000),
-        // Most of what was written after it has not arrived either.
-        (1_000, 500, 13_900, 18_000),
-        // The acknowledgements are those of later bytes.
-        (1_000, 499, 13_900, 14_000),
-        (1_000, 0, 13_900, 14_000),
-        (1_000, 1_000, 12_000, 14_000),
-    ];
-    for (written, unacknowledged, last_ack, end) in table {
-        let mut sim = asked(queue(unacknowledged, last_ack));
-        sim.run_until(10_000);
-        sim.monitor.sent(written);
-        sim.run_until(end)
-            .assert_log(&[(10_000, Ping), (end, DEAD)]);
-    }
 }
 
 #[test]
@@ -449,15 +429,15 @@ proptest! {
         prop_assert_eq!(sim.monitor.reason(), Some(reason));
     }
 
-    /// However long the bytes ahead of its ping take, if a 64th of them drains in each `timeout`, it
-    /// answers within half of that, and nothing is written after the ping.
+    /// However long the bytes ahead of its ping take, if a 64th of them drains in each `timeout`, and
+    /// some are left at the first view.
     #[test]
     fn a_peer_that_answers_in_time_once_it_is_asked_is_never_missed(
         ahead in 64_000..3_000_000_u64,
         // In thousandths of the whole: the last view of a `timeout` may be up to a second old.
-        drained_in_timeout in 22..4_000_u64,
+        drained_in_timeout in 22..1_000_u64,
         ack_interval in 1..1_000_u64,
-        delay in 0..=2_000_u64,
+        delay in 0..4_000_u64,
     ) {
         let mut sim = asked(queue(0, 0));
         sim.run_until(10_000);
@@ -522,8 +502,7 @@ proptest! {
         views in proptest::collection::vec(kernel_views(), 1..20),
     ) {
         let mut sim = unread_with(views[0], |policy| policy.missed_pings = missed_pings);
-        // One more timeout, if the ping may have arrived late.
-        let bound = 11_000 + 4_000 * (u64::from(missed_pings) + 2);
+        let bound = 11_000 + 4_000 * (u64::from(missed_pings) + 1);
         let mut views = views.iter().cycle();
         while sim.deadline() <= at(bound) && !sim.monitor.has_ended() {
             sim.now = sim.deadline();
