@@ -1,9 +1,9 @@
 //! Cost of each part in isolation, next to a baseline that every group names.
 //!
 //! ```text
-//! cargo bench --bench micro            # everything: about two minutes
-//! cargo bench --bench micro -- wheel   # one group: scanner, stream, upgrade, wheel
-//! cargo bench --bench micro -- --test  # runs each bench once, without figures
+//! cargo bench --bench micro -F paused-clock            # everything: about two minutes
+//! cargo bench --bench micro -F paused-clock -- wheel   # one group: scanner, stream, upgrade, wheel
+//! cargo test --bench micro -F paused-clock             # runs each bench once, without figures
 //! ```
 //!
 //! Compare ratios within a group. The benches take nanoseconds and run one after the other, and a
