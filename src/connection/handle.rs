@@ -176,8 +176,8 @@ impl Liveness {
     }
 
     /// Counters since the upgrade, and what our kernel knows of the connection now: this takes up
-    /// to four system calls where the transport is a tokio `TcpStream` on Linux. After the end the
-    /// kernel is not asked.
+    /// to four system calls where the transport is a tokio `TcpStream` on Linux. After the
+    /// transport is released the kernel is not asked.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.connection.stats()

@@ -263,6 +263,9 @@ impl HeartbeatLayerBuilder {
     /// replace earlier options of the socket: turn this off to keep other options. The layer sets
     /// no options on streams that are given to [`wrap_server`](HeartbeatLayer::wrap_server).
     ///
+    /// On Linux, and on wrapped streams too, the layer also enlarges the receive buffer of a socket
+    /// whose handler does not read and whose receive window is closed, unless this is off.
+    ///
     /// No value is refused.
     #[cfg(feature = "tcp")]
     pub fn tune_tcp(mut self, tune_tcp: bool) -> Self {

@@ -149,14 +149,15 @@ impl Transport {
     }
 
     #[cfg(feature = "tcp")]
-    fn widen_receive_window(&self) {
-        if let Some(socket) = self.tcp() {
-            tcp::widen_receive_window(socket);
+    fn widen_receive_window(&self, heartbeat: &HeartbeatPolicy) {
+        match self.tcp() {
+            Some(socket) if heartbeat.tune_tcp => tcp::widen_receive_window(socket),
+            _ => {}
         }
     }
 
     #[cfg(not(feature = "tcp"))]
-    fn widen_receive_window(&self) {}
+    fn widen_receive_window(&self, _: &HeartbeatPolicy) {}
 
     /// Wraps the upgraded stream of a handshake of this kind.
     pub(super) fn new(kind: HandshakeKind, upgraded: Upgraded) -> Self {

@@ -28,8 +28,9 @@ pub(crate) struct TransportTraits<T> {
     /// What the kernel knows of the connection; `None` if the transport is no TCP socket, or the
     /// kernel cannot be asked. Up to four system calls, after which the function reads the clock.
     pub(crate) kernel_view: fn(&T, &dyn Fn() -> Moment) -> Option<KernelView>,
-    /// Has the kernel of a TCP socket buffer more of the peer's bytes, where it can.
-    pub(crate) widen_receive_window: fn(&T),
+    /// Has the kernel of a TCP socket buffer more of the peer's bytes, where it can and the heartbeat
+    /// may change the socket.
+    pub(crate) widen_receive_window: fn(&T, &HeartbeatPolicy),
 }
 
 impl<T: 'static> TransportTraits<T> {
@@ -89,12 +90,13 @@ fn kernel_view<T>(_: &T, _: &dyn Fn() -> Moment) -> Option<KernelView> {
 }
 
 #[cfg(feature = "tcp")]
-fn widen_receive_window<T: 'static>(io: &T) {
+fn widen_receive_window<T: 'static>(io: &T, heartbeat: &HeartbeatPolicy) {
     let io: &dyn Any = io;
-    if let Some(socket) = io.downcast_ref() {
-        tcp::widen_receive_window(socket);
+    match io.downcast_ref() {
+        Some(socket) if heartbeat.tune_tcp => tcp::widen_receive_window(socket),
+        _ => {}
     }
 }
 
 #[cfg(not(feature = "tcp"))]
-fn widen_receive_window<T>(_: &T) {}
+fn widen_receive_window<T>(_: &T, _: &HeartbeatPolicy) {}

@@ -84,7 +84,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
             };
             let clock = observer.clock;
             let ask = || (transport.kernel_view)(io, &|| clock.now());
-            let widen_receive_window = || (transport.widen_receive_window)(io);
+            let heartbeat = observer.policy.heartbeat.as_ref();
+            let widen_receive_window = || {
+                if let Some(heartbeat) = heartbeat {
+                    (transport.widen_receive_window)(io, heartbeat);
+                }
+            };
             let kernel = &mut Kernel::new(&ask, &widen_receive_window);
             let action = observer
                 .monitor

@@ -178,6 +178,17 @@ async fn behind_more_bytes_than_the_kernel_takes_at_first_a_peer_is_found_too() 
 }
 
 #[tokio::test]
+async fn without_tune_tcp_the_receive_window_stays_closed() {
+    let (_io, live, mut peer) = open_with(|builder| builder.tune_tcp(false)).await;
+    let message = Frame::new(BINARY, vec![0; 256 * 1024]).masked();
+    peer.write_all(&message).await.unwrap();
+    never("an eviction", BOUND * 6, async {
+        drop(live.evicted().await)
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn behind_a_closed_receive_window_a_peer_need_not_answer() {
     let (_io, live, client) = open().await;
     let mut client = client.answering(Answer::Nothing);
@@ -196,7 +207,7 @@ async fn behind_a_closed_receive_window_a_peer_need_not_answer() {
 
 /// A documented limit: nothing distinguishes it from a peer whose pong waits behind the same bytes.
 #[tokio::test]
-async fn a_peer_that_hangs_behind_a_closed_receive_window_is_found_by_the_handlers_deadline_only() {
+async fn a_peer_with_more_to_send_than_the_kernel_takes_is_evicted_by_handler_stall_timeout_only() {
     let (_io, live, mut peer) = open_with(|builder| builder).await;
     // Ends when both kernels are full, with the write pending.
     let endless = Frame::new(BINARY, vec![0; 64 << 20]).masked();
