@@ -22,9 +22,9 @@ use crate::sync::{Sleep, sleep_until};
 /// Size of the buffer for bytes that the task reads on behalf of a connection.
 const SCRATCH_BYTES: usize = 16 * 1024;
 
-/// The task yields to its runtime's other tasks once it has worked for this long and a visit was not
-/// a mere ping. A ping takes some 10 µs and the close of a socket 30 µs, but a visit that calls a
-/// hook or a session map takes as long as the application likes.
+/// The task yields to its runtime's other tasks after this time, once a visit may have called a hook
+/// or a session map or closed a transport. A visit that only sends a ping takes some 10 µs and the
+/// close of a socket 30 µs, but a hook takes as long as the application likes.
 const MAX_BATCH_TIME: Duration = Duration::from_micros(200);
 
 /// The most connections that are driven between two yields, also while the clock stands still.
@@ -107,7 +107,7 @@ impl Batch {
     ) -> bool {
         let may_be_long = connection.drive(now, scratch);
         self.drives += 1;
-        // The clock is not read for a mere ping, whose cost is bounded.
+        // The clock is not read after a visit whose cost is bounded, such as that of a ping.
         self.drives == MAX_DRIVES_PER_BATCH
             || may_be_long && clock.now().since(self.begun) >= MAX_BATCH_TIME
     }

@@ -145,8 +145,9 @@ impl Eviction {
 
     /// Whether the peer's kernel still acknowledged bytes when its program no longer answered.
     ///
-    /// Known for [`Reason::HeartbeatTimeout`] and [`Reason::WriteStalled`] where the kernel can be
-    /// asked: see [`Stats::unacknowledged_bytes`]. [`PeerKernel::Unknown`] otherwise.
+    /// Asked at a [`Reason::HeartbeatTimeout`], and at a [`Reason::WriteStalled`] whose write was
+    /// tried again, where the kernel can be asked: see [`Stats::unacknowledged_bytes`].
+    /// [`PeerKernel::Unknown`] otherwise, and if what it shows may be either.
     #[must_use]
     pub fn peer_kernel(&self) -> PeerKernel {
         self.peer_kernel

@@ -12,8 +12,8 @@ use super::faults::Faults;
 use super::moment::Moment;
 use super::peer_kernel::PeerKernel;
 
-/// Of the bytes that are ahead at the first view of a wait, one part in this many must drain between
-/// two later views.
+/// One part in this many of the bytes that are ahead at the first view must drain between any two
+/// views of a wait that follow one another.
 pub(super) const MAX_DRAIN_STEPS: u32 = 64;
 
 /// How often verdicts are postponed in one silence of the peer, or in the wait of one write, however
@@ -191,7 +191,8 @@ impl Progress {
     }
 }
 
-/// How the bytes drain that a wait has to wait for. The default is a wait without a view.
+/// How the bytes ahead of a ping or a write drain, from view to view. The default is a wait without a
+/// view.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Drain {
     /// How many bytes must drain between two views. `None` before the first view of a wait.
@@ -290,8 +291,8 @@ impl Monitor {
     /// Postpones the verdict on a ping whose timeout runs since `since`, if the kernel shows that
     /// the ping has not reached the peer, or only now. Returns whether it did.
     ///
-    /// The time restarts at the last acknowledgement, so a peer that is dead by then is missed one
-    /// `timeout` after it.
+    /// While bytes are ahead, the time restarts at the last acknowledgement, so a peer that is dead by
+    /// then is missed one `timeout` after it. For a ping that arrived late it restarts at `now`.
     pub(super) fn postpone_for_delivery(
         &mut self,
         now: Moment,

@@ -28,16 +28,16 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PeerKernel {
-    /// The peer's kernel has acknowledged the ping, or other bytes or probes since. The host was
-    /// reachable; the program is stopped or hung, or the device freezes it.
+    /// The peer's kernel has acknowledged the ping, or has acknowledged something in the last three
+    /// quarters of the wait while nothing was being retransmitted. The host was reachable; the
+    /// program is stopped or hung, or the device freezes it.
     Acknowledges,
     /// Bytes or several probes were sent, and in the last three quarters of the wait no
     /// acknowledgement came back: the network or the host has failed.
     Silent,
     /// The kernel was not asked, since the end has another reason, or cannot be asked (see
-    /// [`Stats::unacknowledged_bytes`](crate::Stats::unacknowledged_bytes)), or what it shows may be
-    /// either: it has sent nothing since the last acknowledgement, or only old bytes were
-    /// acknowledged again.
+    /// [`Stats::unacknowledged_bytes`](crate::Stats::unacknowledged_bytes)), or shows nothing that
+    /// decides: our kernel awaited no acknowledgement, or only old bytes were acknowledged again.
     #[default]
     Unknown,
 }

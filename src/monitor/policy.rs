@@ -38,9 +38,10 @@ pub enum ProofOfLife {
     /// While a frame from the peer is incomplete, its bytes extend the deadline, since the peer
     /// cannot send a pong before the frame ends. So a peer whose bytes always end in the middle of
     /// a frame need not answer. And while a ping is outstanding, a pause of `timeout` within a
-    /// frame ends the connection, sooner than the `interval + timeout` of `AnyBytes`. Behind more
-    /// unread bytes than are read ahead for the handler (16 KiB), any bytes answer a ping: a pong
-    /// among them cannot be seen.
+    /// frame ends the connection, sooner than the `interval + timeout` of `AnyBytes`. If the
+    /// handler leaves more bytes unread than are read ahead for it (16 KiB), a pong among them
+    /// cannot be seen. Over plain TCP on Linux any bytes that arrive then count; elsewhere no ping
+    /// is missed meanwhile.
     MatchingPong,
 }
 

@@ -104,8 +104,9 @@ impl Stats {
 
     /// Pings of the layer whose timeout expired without a sign of life from the peer, including
     /// those that ended the connection. A timeout does not count if the server's own process was
-    /// paused, if the handler left so many bytes unread that the layer could not read on, or while
-    /// the verdict is postponed for the bytes that are ahead of the ping.
+    /// paused, or while the verdict is postponed for bytes that are ahead of the ping. If the
+    /// handler leaves more bytes unread than are read ahead for it, it counts only where the kernel
+    /// shows that nothing arrived (plain TCP on Linux).
     #[must_use]
     pub fn missed_pings(&self) -> u64 {
         u64::from(self.faults.missed_pings)

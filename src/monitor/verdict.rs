@@ -222,7 +222,8 @@ impl Monitor {
                     return self.poll_next_ping(now, heartbeat);
                 }
                 // The handler stalls, which is another verdict. But what the peer sends into a wider
-                // window may show that it lives, and a write to a broken transport fails, so ping.
+                // window may show that it is alive, and a write to a broken transport fails, so
+                // ping.
                 BehindReadAhead::Unknown => {
                     if judged.is_some() {
                         kernel.widen_receive_window();

@@ -15,8 +15,8 @@ const MAX_INFO_BYTES: usize = 320;
 const MEMORY_BYTES: usize = 36;
 
 /// A window of this many bytes is open for any segment of the peer's, also if the maximum segment
-/// size is larger (loopback). And this much memory suffices for a segment with a pong, with the
-/// kernel's own bytes.
+/// size is larger (loopback). The same amount of memory suffices for a segment with a pong, including
+/// the kernel's own bytes.
 const ROOM_BYTES: u32 = 16 * 1024;
 
 /// `TCP_ESTABLISHED` of `linux/tcp.h`: neither end has closed its direction, and no reset came.

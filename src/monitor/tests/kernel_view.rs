@@ -384,7 +384,7 @@ fn a_requested_ping_while_the_timeout_runs_does_not_change_what_is_awaited() {
 proptest! {
     /// Whatever the peer's kernel does, a peer that sends nothing is evicted.
     #[test]
-    fn no_kernel_keeps_a_silent_peer(
+    fn a_silent_peer_is_evicted_whatever_its_kernel_acknowledges(
         missed_pings in 1..4_u32,
         views in proptest::collection::vec(kernel_views(), 1..20),
         sent in 0..3_000_usize,
