@@ -41,7 +41,6 @@ impl Faults {
     pub(super) fn on_missed_ping(&mut self, now: Moment) {
         self.counters.missed_pings = self.counters.missed_pings.saturating_add(1);
         self.history.error(now);
-        self.earlier_views.on_missed_ping();
     }
 
     /// The round trip of a ping was long.

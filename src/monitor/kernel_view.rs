@@ -136,6 +136,8 @@ pub(super) struct EarlierViews {
     /// How many segments with data had arrived at the last view in the current silence, if no byte
     /// behind the full read-ahead buffer had.
     nothing_arrived: Option<u32>,
+    /// How often the peer was pinged again since such a number had changed.
+    repeats: u8,
     /// How the bytes ahead of the write drain that was refused at this moment.
     write: Option<(Moment, Drain)>,
 }
@@ -143,13 +145,14 @@ pub(super) struct EarlierViews {
 impl EarlierViews {
     /// The peer is alive: ends the current silence.
     pub(super) fn on_proof_of_life(&mut self) {
-        self.pings = Drain::default();
-        self.late_arrival = false;
-        self.nothing_arrived = None;
+        *self = Self {
+            write: self.write,
+            ..Self::default()
+        };
     }
 
-    /// A ping was missed. Other bytes are ahead of the next one.
-    pub(super) fn on_missed_ping(&mut self) {
+    /// Another ping follows in the same silence. Other bytes are ahead of it.
+    pub(super) fn on_ping_again(&mut self) {
         self.pings.step = None;
     }
 
@@ -319,11 +322,20 @@ impl Monitor {
         postponed_to.is_some()
     }
 
-    /// Sets how many segments with data have arrived, if no byte behind the full read-ahead buffer
-    /// has. Returns what that was at the last view.
-    pub(super) fn set_nothing_arrived(&mut self, data_segments: Option<u32>) -> Option<u32> {
+    /// Records how many segments with data have arrived, if no byte behind the full read-ahead
+    /// buffer has. Returns whether the verdict is postponed for that: this was another number at the
+    /// last view.
+    ///
+    /// Our kernel may have dropped the pong, or wait for bytes before it. The peer's kernel repeats
+    /// those. But it may also repeat others for ever.
+    pub(super) fn postpone_for_segments(&mut self, nothing_arrived: Option<u32>) -> bool {
         let views = &mut self.faults().earlier_views;
-        std::mem::replace(&mut views.nothing_arrived, data_segments)
+        let before = std::mem::replace(&mut views.nothing_arrived, nothing_arrived);
+        let postpones = nothing_arrived.is_some()
+            && nothing_arrived != before
+            && views.repeats < MAX_POSTPONEMENTS;
+        views.repeats += u8::from(postpones);
+        postpones
     }
 
     /// Postpones the verdict on a stalled write while the bytes ahead of it drain: the transport

@@ -228,7 +228,7 @@ impl Monitor {
                     if judged.is_some() {
                         kernel.widen_receive_window();
                     }
-                    self.set_nothing_arrived(None);
+                    self.postpone_for_segments(None);
                     return self.ping_again(now, heartbeat);
                 }
             }
@@ -245,10 +245,7 @@ impl Monitor {
         }) {
             return self.poll_requested(now, heartbeat.timeout);
         }
-        // Our kernel may have dropped the pong, or wait for bytes before it. The peer's kernel repeats
-        // those, so behind a full buffer it takes two views in a row between which nothing came.
-        let before = self.set_nothing_arrived(nothing_arrived);
-        if nothing_arrived.is_some() && nothing_arrived != before {
+        if self.postpone_for_segments(nothing_arrived) {
             return self.ping_again(now, heartbeat);
         }
         let missed = self.pings.miss();
@@ -272,6 +269,9 @@ impl Monitor {
     /// Another ping, whose timeout starts when it is sent. The application may have requested one
     /// that waits already.
     fn ping_again(&mut self, now: Moment, heartbeat: &HeartbeatPolicy) -> Action {
+        if let Some(faults) = &mut self.faults {
+            faults.earlier_views.on_ping_again();
+        }
         if self.pings.is_queued() {
             self.pings.await_queued();
             return Action::Wait;

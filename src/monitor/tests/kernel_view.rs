@@ -591,6 +591,43 @@ fn while_segments_arrive_a_peer_behind_unread_bytes_is_not_missed() {
     );
 }
 
+/// A keepalive probe may carry a byte of old data (RFC 1122 section 4.2.3.6).
+#[test]
+fn segments_that_arrive_forever_postpone_for_a_bounded_time() {
+    let mut sim = unread(arrived(1_000));
+    let end = 15_000 + 4_000 * u64::from(MAX_POSTPONEMENTS);
+    for millis in (15_000..=end).step_by(4_000) {
+        let view = KernelView {
+            data_segments: millis as u32,
+            ..arrived(1_000)
+        };
+        sim.show(millis, view);
+        assert_eq!(sim.monitor.has_ended(), millis == end, "{millis}");
+    }
+    assert_eq!(sim.log.last(), Some(&(end, DEAD)));
+}
+
+/// The first view, behind a full read-ahead buffer, shows an outage. The ping after it has a first
+/// view of its own.
+#[test]
+fn a_ping_that_follows_without_a_miss_waits_for_its_own_bytes() {
+    let mut sim = unread(KernelView {
+        last_data: at(1_000),
+        ..queue(2_000_000, 10_000)
+    });
+    sim.run_until(15_000)
+        .assert_log(&[(11_000, Ping), (15_000, Ping)]);
+    // Less than a 64th.
+    sim.show(
+        19_000,
+        KernelView {
+            last_data: at(1_000),
+            ..queue(1_980_000, 18_900)
+        },
+    );
+    assert!(!sim.monitor.has_ended());
+}
+
 #[test]
 fn two_views_without_data_must_follow_one_another() {
     let closed_to_peer = KernelView {
