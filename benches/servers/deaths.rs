@@ -3,8 +3,8 @@
 //! The peers die like a stopped process: their sockets stay open and the kernel acknowledges
 //! segments, but no process reads or answers. All of them send an unsolicited pong just before, so
 //! that their deadlines are as close together as possible. The baseline is the same server before
-//! the deaths. The hand-written heartbeat and the rivals are measured in the same way, in alternating
-//! rounds.
+//! the deaths. The hand-written heartbeat and the rivals are measured in the same way, in
+//! alternating rounds.
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! Memory of idle connections: live heap, as the allocator counts it, and resident memory.
 //!
-//! The baseline is bare axum; the hand-written heartbeat and the rivals are measured too. Each server is measured
-//! with axum's default read buffer and with one of 4 KiB, and again after every connection has been
-//! pinged.
+//! The baseline is bare axum; the hand-written heartbeat and the rivals are measured too. Each server
+//! is measured with axum's default read buffer, with one of 4 KiB and with one of 512 B, and again
+//! after every connection has been pinged.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -68,6 +68,7 @@ pub(crate) fn run(size: Size) -> Result<()> {
     let runtime = Runtime::new()?;
     for (buffer, counts, file) in [
         (Some(4096), small, "memory"),
+        (Some(512), small, "memory-small-buffer"),
         (None, default, "memory-default-buffer"),
     ] {
         measure(&runtime, size, buffer, counts, file)?;

@@ -1,7 +1,7 @@
 //! CPU time of the server per ping and pong, with many otherwise idle connections.
 //!
-//! Compares the hand-written heartbeat, both layers, the rivals and the floor. The bench counts whole round
-//! trips, since a server may ping at a fixed rate or after some silence. Nothing is subtracted.
+//! Compares the hand-written heartbeat, both layers, the rivals and the floor. The bench counts whole
+//! round trips, since a server may ping at a fixed rate or after some silence. Nothing is subtracted.
 
 use std::io;
 use std::sync::Arc;

@@ -34,7 +34,8 @@ impl<T: 'static> State<T> {
         }
     }
 
-    /// Whether an eviction is deferred, or its closing handshake awaits the transport or is under way.
+    /// Whether an eviction is deferred, or its closing handshake awaits the transport or is under
+    /// way.
     fn has_close_handshake(&self) -> bool {
         self.rare.as_ref().is_some_and(|rare| rare.close.is_some())
     }
