@@ -302,6 +302,7 @@ fn without_a_question_to_the_peers_kernel_its_state_is_unknown() {
 
 /// The program is stopped, and its kernel acknowledges as little as it may.
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn a_kernel_that_acknowledges_slowly_postpones_for_a_bounded_time() {
     let bytes = MAX_DRAIN_STEPS * 1_000;
     let mut sim = asked(idle_kernel());
@@ -317,6 +318,7 @@ fn a_kernel_that_acknowledges_slowly_postpones_for_a_bounded_time() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn bytes_ahead_of_a_later_ping_in_a_silence_permit_no_more_postponements() {
     let mut sim = asked_with(idle_kernel(), |policy| policy.missed_pings = 2);
     let (first, step) = (6_400, 100);
@@ -342,6 +344,7 @@ fn bytes_ahead_of_a_later_ping_in_a_silence_permit_no_more_postponements() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn a_kernel_that_drains_nothing_postpones_once() {
     let mut sim = asked(queue(2_000_000, 0));
     for millis in 10_000..18_000 {
@@ -432,6 +435,7 @@ proptest! {
     /// However long the bytes ahead of its ping take, if a 64th of them drains in each `timeout`, and
     /// some are left at the first view.
     #[test]
+    #[cfg_attr(miri, ignore = "minutes for each case")]
     fn a_peer_that_answers_in_time_once_it_is_asked_is_never_missed(
         ahead in 64_000..3_000_000_u64,
         // In thousandths of the whole: the last view of a `timeout` may be up to a second old.
@@ -860,6 +864,7 @@ fn a_write_behind_an_empty_queue_is_not_stalled() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn a_kernel_that_acknowledges_forever_postpones_a_write_stall_for_a_bounded_time() {
     let bytes = MAX_DRAIN_STEPS * 1_000;
     let mut sim = blocked(idle_kernel());
