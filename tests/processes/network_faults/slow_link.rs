@@ -1,6 +1,6 @@
 //! Two megabytes over a link of 256 kbit/s: the peer is not evicted, and round-trip times are true.
 //!
-//! Pings wait behind the bytes that the kernel holds for the link: those in the network's queue, and
+//! Pings wait behind the bytes that the kernel has for the link: those in the network's queue, and
 //! without `TCP_NOTSENT_LOWAT` those that the kernel has accepted long before it can send them. They
 //! take many times the timeout to drain. The kernel shows the layer that they drain, so a ping
 //! behind them is not missed.
@@ -41,7 +41,7 @@ pub(crate) fn long_queue() {
     );
 }
 
-/// Algorithms that keep more bytes in flight than the queue holds.
+/// Algorithms that keep more bytes in flight than fit into the queue.
 pub(crate) fn long_queue_with_cubic() {
     long_queue_with("cubic", &[]);
 }
