@@ -242,7 +242,7 @@ pub(super) enum BehindReadAhead {
     /// None arrived although the peer could send, or the peer's kernel is silent. So many segments
     /// with data have arrived by now.
     Nothing { data_segments: u32 },
-    /// The pong may wait at the peer, since our receive window is closed.
+    /// The pong may wait at the peer, since our receive window is closed, or is not known.
     Unknown,
 }
 
