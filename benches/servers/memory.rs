@@ -35,7 +35,7 @@ type NamedSamples = (String, Vec<Memory>);
 const WAIT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Bytes of heap that both layers may add to a connection.
-const MAX_ADDED_HEAP_BYTES: f64 = 512.0;
+const MAX_ADDED_HEAP_BYTES: f64 = 448.0;
 
 /// The servers with a heartbeat.
 const PINGED: [Kind; 4] = [

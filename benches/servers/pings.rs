@@ -40,9 +40,9 @@ const CPU: usize = 0;
 
 /// Maximum CPU time of a round trip behind both layers, as a multiple of the hand-written
 /// heartbeat's, for each of [`BUFFERS`].
-const MAX_RATIOS_TO_HAND_WRITTEN: [f64; 2] = [0.5, 0.9];
+const MAX_RATIOS_TO_HAND_WRITTEN: [f64; 2] = [0.4, 0.5];
 /// Maximum CPU time of a round trip behind both layers, as a multiple of the floor's.
-const MAX_RATIO_TO_FLOOR: f64 = 1.4;
+const MAX_RATIO_TO_FLOOR: f64 = 1.2;
 
 pub(crate) fn run(size: Size) -> Result<()> {
     let plan = match size {
