@@ -146,8 +146,9 @@ pub(crate) fn missed_pings(setter: &'static str, value: u32) -> Result<(), Confi
     Err(ConfigError::new(setter, value.to_string(), rule))
 }
 
-/// Checks a growth in sessions that triggers an alarm. Zero would trigger one for every session.
-pub(crate) fn growth(setter: &'static str, value: usize) -> Result<(), ConfigError> {
+/// Checks a number for which zero has no meaning: a growth in sessions that triggers an alarm, or a
+/// capacity.
+pub(crate) fn at_least_one(setter: &'static str, value: usize) -> Result<(), ConfigError> {
     if value > 0 {
         return Ok(());
     }

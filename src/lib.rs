@@ -114,7 +114,10 @@ pub use monitor::{Health, Rtt, Stats};
 pub use upgrade::LivenessRejection;
 
 // Sessions in the application's map.
-pub use session::{RegisterError, ReplacePolicy, Seat, SessionMap};
+pub use session::{
+    Linger, LingerBuilder, RegisterError, Registered, ReplacePolicy, Resumed, Seat, SeatState,
+    SessionEnd, SessionEndCause, SessionMap,
+};
 
 // The registry of open connections.
 pub use registry::{

@@ -43,5 +43,5 @@ pub(crate) use io::TransportTraits;
 pub(crate) use layers::{
     AttachmentId, DrainOrder, ErasedConnection, ErasedRegistry, LayerConfig, Refused, View,
 };
-pub(crate) use metadata::{Registration, RegistrationId};
+pub(crate) use metadata::{Registration, RegistrationId, SessionHooks, Vacated};
 pub use stream::LivenessStream;

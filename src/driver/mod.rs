@@ -1,6 +1,7 @@
 //! The driver: one task per runtime that watches the deadlines of all connections.
 //!
-//! A connection has one entry in the timer [`wheel`], however many layers it has. Traffic does not
+//! A connection has one entry in the timer [`wheel`], however many layers it has, and so has a seat
+//! that lingers after the end of its connection. Traffic does not
 //! touch the wheel: a deadline that traffic postponed expires too early there, and the driver
 //! re-arms the entry. The wheel is updated immediately only for a deadline that moves nearer, and
 //! after the driver has driven the connection.
@@ -36,7 +37,7 @@ use crate::monitor::Moment;
 use crate::panic_guard;
 use crate::sync::{Mutex, MutexGuard, spawn};
 
-/// A connection as seen by the driver.
+/// A connection as seen by the driver, or a lingering seat.
 pub(crate) trait Drive: Send + Sync {
     /// Handles what is due at `now`, which is slightly in the past: bytes that arrived before `now`
     /// are readable in the transport. `scratch` is a read buffer that belongs to the driver.

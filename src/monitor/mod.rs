@@ -50,7 +50,7 @@ pub(crate) use overrides::Overrides;
 pub use peer_kernel::PeerKernel;
 pub(crate) use pings::Answer;
 use pings::Pings;
-pub(crate) use policy::{CloseFrame, HeartbeatPolicy, IdlePolicy, Policy};
+pub(crate) use policy::{CloseFrame, HeartbeatPolicy, IdlePolicy, Policy, granularity_millis};
 pub use policy::{ProofOfLife, Traffic};
 pub use reason::{Reason, Tier};
 pub use rtt::Rtt;

@@ -297,13 +297,18 @@ impl Policy {
                 .min(policy.message_timeout.unwrap_or(never))
                 .min(policy.max_lifetime.unwrap_or(never))
         });
-        let total = heartbeat.min(idle).as_millis() / 32;
-        let total = u32::try_from(total).unwrap_or(u32::MAX);
         let missed = self
             .heartbeat
             .as_ref()
             .map_or(0, |policy| policy.missed_pings);
-        let step = total.min(256) / missed.saturating_add(1);
-        1 << step.max(1).ilog2()
+        granularity_millis(heartbeat.min(idle), missed.saturating_add(1))
     }
+}
+
+/// The granularity in milliseconds, a power of two, to which `steps` deadlines in a row are rounded
+/// up. The total delay is at most a 32nd of `duration`, and at most 256 ms.
+pub(crate) fn granularity_millis(duration: Duration, steps: u32) -> u32 {
+    let total = u32::try_from(duration.as_millis() / 32).unwrap_or(u32::MAX);
+    let step = total.min(256) / steps;
+    1 << step.max(1).ilog2()
 }

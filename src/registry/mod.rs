@@ -184,7 +184,7 @@ impl Registry {
         per: Duration,
         hook: impl Fn(&Registry, &Growth) + Send + Sync + 'static,
     ) -> Result<(), ConfigError> {
-        config_error::growth("Registry::on_growth", limit)?;
+        config_error::at_least_one("Registry::on_growth", limit)?;
         config_error::duration("Registry::on_growth", per)?;
         self.state
             .counters

@@ -5,10 +5,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::Empty;
 
-use super::{RegisterError, ReplacePolicy, Seat, SessionMap};
+use super::{Linger, RegisterError, ReplacePolicy, Seat, SessionMap};
 use crate::connection::{Connection, ErasedConnection, Liveness, TransportTraits};
 use crate::eviction::ConnectionId;
 use crate::monitor::Health;
@@ -209,5 +210,78 @@ fn loom_unregister_races_with_evict() {
         assert_eq!(map.holder(), None);
         assert_eq!(*seats.lock().unwrap(), [usize::from(!unregistered)]);
         assert_eq!(Arc::strong_count(&map), 1);
+    });
+}
+
+/// Counts the ends of sessions. These connections are not open yet, so no seat lingers.
+fn linger() -> (Linger<u8, u8>, Arc<Mutex<Vec<u8>>>) {
+    let ended = Arc::new(Mutex::new(Vec::new()));
+    let hook = Arc::clone(&ended);
+    let linger = Linger::builder(Duration::from_secs(1))
+        .on_session_end(move |end| hook.lock().unwrap().push(**end.value()));
+    (linger.build().unwrap(), ended)
+}
+
+#[test]
+fn loom_a_session_is_resumed_or_ends_once() {
+    check("resume, while the occupant ends", 3, || {
+        let map = Arc::new(ModelMap::default());
+        let (old, new) = (connection(), connection());
+        let (linger, ended) = linger();
+        drop(old.register_lingering(&map, KEY, 1, &linger).unwrap());
+        let (resuming, into, its_linger) = (new.clone(), Arc::clone(&map), linger.clone());
+        let resumed = Arc::new(Mutex::new(None));
+        let result = Arc::clone(&resumed);
+        thread(move || {
+            let registered = resuming.register_lingering(&into, KEY, 2, &its_linger);
+            let registered = registered.unwrap();
+            let value = **registered.seat();
+            *result.lock().unwrap() = Some((value, registered.resumed().is_some()));
+        });
+        thread(move || {
+            old.evict(4_000, "");
+        });
+        all_done();
+        assert_eq!(map.holder(), Some(new.id()));
+        let (value, resumed) = resumed.lock().unwrap().unwrap();
+        assert_eq!(value, if resumed { 1 } else { 2 });
+        // A session that was not resumed has ended.
+        assert_eq!(
+            *ended.lock().unwrap(),
+            if resumed { vec![] } else { vec![1] }
+        );
+        assert!(new.evict(4_000, ""));
+        let all = if resumed { vec![1] } else { vec![1, 2] };
+        assert_eq!(*ended.lock().unwrap(), all);
+        assert_eq!(map.holder(), None);
+    });
+}
+
+#[test]
+fn loom_two_connections_resume_one_session() {
+    check("resume twice", 2, || {
+        let map = Arc::new(ModelMap::default());
+        let (linger, ended) = linger();
+        let old = connection();
+        drop(old.register_lingering(&map, KEY, 1, &linger).unwrap());
+        let newcomers = [connection(), connection()];
+        for live in &newcomers {
+            let (live, map, linger) = (live.clone(), Arc::clone(&map), linger.clone());
+            thread(move || {
+                match live.register_lingering(&map, KEY, 2, &linger) {
+                    Ok(registered) => assert_eq!(**registered.seat(), 1),
+                    // The other one has replaced it already.
+                    Err(error) => assert!(matches!(error, RegisterError::Ended { .. })),
+                }
+            });
+        }
+        all_done();
+        assert!(ended.lock().unwrap().is_empty());
+        let holder = map.holder().unwrap();
+        for live in newcomers.into_iter().chain([old]) {
+            assert_eq!(live.evict(4_000, ""), live.id() == holder);
+        }
+        assert_eq!(*ended.lock().unwrap(), [1]);
+        assert_eq!(map.holder(), None);
     });
 }

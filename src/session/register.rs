@@ -1,21 +1,17 @@
 //! Registers a connection in a session map, and unregisters it.
 
-use std::any::Any;
 use std::error::Error;
 use std::fmt;
-use std::marker::PhantomData;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
+use super::linger::SessionEndCause;
+use super::registration::{Inserted, MapRegistration};
 use super::replace_policy::{ReplaceAction, ReplacePolicy};
 use super::seat::Seat;
 use super::session_map::SessionMap;
-use crate::connection::{Liveness, Registration, RegistrationId};
+use crate::connection::Liveness;
 use crate::eviction::ConnectionId;
 use crate::monitor::Reason;
-use crate::panic_guard;
-use crate::sync::{AtomicBool, Mutex, ThreadId, current_thread};
 
 impl Liveness {
     /// Inserts `value` into `map` at `key` as this connection's seat, and removes it when the
@@ -74,6 +70,9 @@ impl Liveness {
     /// This call takes the map's lock, and calls the hooks of a connection that is replaced: do not
     /// call it while you hold a lock that one of them takes.
     ///
+    /// With [`register_lingering`](Self::register_lingering) the seat outlives the connection for a
+    /// grace period, in which a newer connection resumes its session.
+    ///
     /// A connection keeps alive the maps in which it is registered. If you remove a seat from the
     /// map yourself, the connection still keeps its registration; [`unregister`](Self::unregister)
     /// removes both.
@@ -124,74 +123,28 @@ impl Liveness {
         M: SessionMap<K, V> + ?Sized,
     {
         let value = Arc::new(value);
-        let registration = Arc::new(MapRegistration {
-            id: RegistrationId::next(),
-            map: Arc::clone(map),
-            key: key.clone(),
-            inserting: Mutex::new(()),
-            inserting_thread: current_thread().id(),
-            ended_while_inserting: AtomicBool::new(false),
-            value: PhantomData,
-        });
-        let registration_id = registration.id;
-        let inserting = registration
-            .inserting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Err(reason) = self
-            .metadata()
-            .add_registration(Arc::clone(&registration) as Arc<dyn Registration>)
-        {
-            return Err(RegisterError::Ended { reason, value });
-        }
-        let (id, refuses) = (self.id(), policy.action == ReplaceAction::Refuse);
-        let seat = Seat::new(self.clone(), Arc::clone(&value), registration_id);
-        let inserted = catch_unwind(AssertUnwindSafe(|| {
-            map.insert_if(key, seat, &mut |occupant| {
-                !refuses || occupant.id() == id || occupant.live().has_ended()
-            })
-        }));
-        drop(inserting);
-        // Read before the code below, which may end the connection as well.
-        let ended_meanwhile = registration.ended_while_inserting.load(Ordering::Relaxed);
-        let previous = match inserted {
-            Ok(Ok(previous)) => previous,
-            Ok(Err(occupant)) => {
-                self.metadata().forget_registration(registration_id);
-                return Err(RegisterError::Occupied { occupant, value });
-            }
-            Err(panicked) => {
-                // Only the map knows whether it has inserted the seat, so the registration is kept:
-                // the seat is removed at the end, or here if the connection has ended meanwhile.
-                if ended_meanwhile {
-                    panic_guard::catch(|| drop(map.remove_if(&registration.key, id)));
-                }
-                resume_unwind(panicked)
-            }
+        let registration = MapRegistration::new(self, map, key, None);
+        let insertion = match registration.begin(self) {
+            Ok(insertion) => insertion,
+            Err(reason) => return Err(RegisterError::Ended { reason, value }),
         };
-        if ended_meanwhile {
-            map.remove_if(&registration.key, id);
-        }
-        if let Some(previous) = &previous {
-            match &policy.action {
-                ReplaceAction::Evict(frame) if previous.id() != id => {
-                    previous.live().evict_for(Reason::Replaced, frame.clone());
+        let id = self.id();
+        match insertion.insert(&value, &mut |occupant| policy.admits(occupant, id)) {
+            Inserted::Occupied(occupant) => Err(RegisterError::Occupied { occupant, value }),
+            Inserted::Seated {
+                previous, ended, ..
+            } => {
+                if let Some(previous) = &previous {
+                    displace(previous, id, policy);
                 }
-                // Its connection stays open, and must not accumulate registrations of lost seats.
-                _ => previous
-                    .live()
-                    .metadata()
-                    .forget_registration(previous.registration()),
+                if ended {
+                    let reason = self.metadata().reason();
+                    let reason = reason.expect("the reason is set before seats are removed");
+                    return Err(RegisterError::Ended { reason, value });
+                }
+                Ok(previous)
             }
         }
-        if ended_meanwhile {
-            let reason = self
-                .metadata()
-                .reason()
-                .expect("the reason is set before seats are removed");
-            return Err(RegisterError::Ended { reason, value });
-        }
-        Ok(previous)
     }
 
     /// Removes this connection's seat at `key` before the connection ends, and returns it. Returns
@@ -205,8 +158,30 @@ impl Liveness {
         M: SessionMap<K, V> + ?Sized,
     {
         let seat = map.remove_if(key, self.id())?;
+        let session = seat.session();
         self.metadata().forget_registration(seat.registration());
+        if let Some(session) = session {
+            session.end_session(SessionEndCause::Unregistered);
+        }
         Some(seat)
+    }
+}
+
+/// Ends what `previous` had, whose seat the connection `id` has taken.
+pub(super) fn displace<V>(previous: &Seat<V>, id: ConnectionId, policy: &ReplacePolicy) {
+    let session = previous.session();
+    match &policy.action {
+        ReplaceAction::Evict(frame) if previous.id() != id => {
+            previous.live().evict_for(Reason::Replaced, frame.clone());
+        }
+        // Its connection stays open, and must not accumulate registrations of lost seats.
+        _ => previous
+            .live()
+            .metadata()
+            .forget_registration(previous.registration()),
+    }
+    if let Some(session) = session {
+        session.end_session(SessionEndCause::Replaced);
     }
 }
 
@@ -291,48 +266,3 @@ impl<V> fmt::Display for RegisterError<V> {
 }
 
 impl<V> Error for RegisterError<V> {}
-
-/// The registration of one connection at one key of one map.
-struct MapRegistration<K, V, M: ?Sized> {
-    id: RegistrationId,
-    map: Arc<M>,
-    key: K,
-    /// Held while the map inserts the seat. If the connection ends meanwhile, its end waits for
-    /// this lock as it would for the map's own, so that it finds the seat in a lock-free map too.
-    inserting: Mutex<()>,
-    /// The thread that inserts the seat. It must not wait for itself: a map may evict a connection
-    /// while it inserts, or drop an application value that does.
-    inserting_thread: ThreadId,
-    /// Set if `inserting_thread` ended the connection and the map had no seat to remove. If the map
-    /// is still inserting, it will have one.
-    ended_while_inserting: AtomicBool,
-    value: PhantomData<fn() -> V>,
-}
-
-impl<K, V, M> Registration for MapRegistration<K, V, M>
-where
-    K: Clone + Send + Sync + 'static,
-    V: Send + Sync + 'static,
-    M: SessionMap<K, V> + ?Sized,
-{
-    fn id(&self) -> RegistrationId {
-        self.id
-    }
-
-    fn vacate(&self, connection: ConnectionId) -> Option<Box<dyn Any + Send + Sync>> {
-        let is_inserting_thread = current_thread().id() == self.inserting_thread;
-        if !is_inserting_thread {
-            drop(
-                self.inserting
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner),
-            );
-        }
-        let Some(seat) = self.map.remove_if(&self.key, connection) else {
-            self.ended_while_inserting
-                .store(is_inserting_thread, Ordering::Relaxed);
-            return None;
-        };
-        Some(Box::new((self.key.clone(), seat)))
-    }
-}

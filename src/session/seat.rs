@@ -4,6 +4,8 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use super::linger::{SeatState, Session};
+use super::registration::WeakSession;
 use crate::connection::{Liveness, RegistrationId};
 use crate::eviction::{ConnectionId, Eviction};
 
@@ -40,14 +42,22 @@ pub struct Seat<V> {
     live: Liveness,
     value: Arc<V>,
     registration: RegistrationId,
+    /// `None` for a seat that leaves with its connection.
+    session: Option<WeakSession>,
 }
 
 impl<V> Seat<V> {
-    pub(super) fn new(live: Liveness, value: Arc<V>, registration: RegistrationId) -> Self {
+    pub(super) fn new(
+        live: Liveness,
+        value: Arc<V>,
+        registration: RegistrationId,
+        session: Option<WeakSession>,
+    ) -> Self {
         Self {
             live,
             value,
             registration,
+            session,
         }
     }
 
@@ -67,8 +77,38 @@ impl<V> Seat<V> {
         &self.live
     }
 
+    /// Whether the seat's client is connected, or the seat lingers without one: see
+    /// [`Liveness::register_lingering`].
+    ///
+    /// A push to a lingering seat reaches no client unless the application keeps it for later. A seat
+    /// without a grace period is connected until its connection ends.
+    #[must_use]
+    pub fn state(&self) -> SeatState {
+        match &self.session {
+            Some(session) => session
+                .upgrade()
+                .map_or(SeatState::Left, |session| session.stage().seat_state()),
+            None if self.live.has_ended() => SeatState::Left,
+            None => SeatState::Connected,
+        }
+    }
+
     pub(super) fn registration(&self) -> RegistrationId {
         self.registration
+    }
+
+    pub(super) fn shared_value(&self) -> &Arc<V> {
+        &self.value
+    }
+
+    pub(super) fn session(&self) -> Option<Arc<dyn Session>> {
+        self.session.as_ref()?.upgrade()
+    }
+
+    /// Whether the seat has a session that another connection may resume.
+    pub(super) fn is_resumable(&self) -> bool {
+        self.session()
+            .is_some_and(|session| session.stage().is_resumable())
     }
 }
 
@@ -126,6 +166,7 @@ impl<V> Clone for Seat<V> {
             live: self.live.clone(),
             value: Arc::clone(&self.value),
             registration: self.registration,
+            session: self.session.clone(),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::connection::connection::Connection;
-use crate::connection::metadata::{Metadata, vacate};
+use crate::connection::metadata::{Metadata, SessionHooks, vacate};
 use crate::eviction::Eviction;
 use crate::hooks;
 use crate::monitor::{Announced, Reason};
@@ -25,11 +25,11 @@ where
             return;
         }
         let registries = self.membership.end(eviction.id());
-        self.metadata.vacate_seats(&mut eviction);
+        let sessions = self.metadata.vacate_seats(&mut eviction);
         for registry in registries {
             registry.evicted(&eviction);
         }
-        self.metadata.call_hooks(eviction);
+        self.metadata.call_hooks(eviction, sessions);
         self.membership.mark_announced();
     }
 
@@ -80,21 +80,23 @@ impl Metadata {
     }
 
     /// Removes the connection's seats from their maps and adds them to its eviction. From now on no
-    /// seat can be registered.
-    fn vacate_seats(&self, eviction: &mut Eviction) {
+    /// seat can be registered. Returns the hooks of the sessions that ended with the connection.
+    fn vacate_seats(&self, eviction: &mut Eviction) -> Vec<SessionHooks> {
         let registrations = {
             let mut record = self.record();
             record.announced.advance(Announced::InProgress);
             mem::take(&mut record.on_demand().registrations)
         };
-        if let Some(seats) = vacate(registrations, eviction) {
+        let (seats, sessions) = vacate(registrations, eviction, self.driver());
+        if let Some(seats) = seats {
             eviction.seats = Some(seats.clone());
             self.record().on_demand().seats = Some(seats);
         }
+        sessions
     }
 
     /// Calls all hooks, and wakes the tasks that await the end.
-    fn call_hooks(&self, eviction: Eviction) {
+    fn call_hooks(&self, eviction: Eviction, sessions: Vec<SessionHooks>) {
         let (local, layers) = {
             let mut record = self.record();
             let local = mem::take(&mut record.on_demand().local_hooks);
@@ -109,6 +111,9 @@ impl Metadata {
             if !all().take(index).any(|known| Arc::ptr_eq(known, hook)) {
                 hooks::call_on_evict(&**hook, &eviction);
             }
+        }
+        for call in sessions {
+            call();
         }
         let changed = {
             let mut record = self.record();

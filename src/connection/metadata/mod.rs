@@ -16,7 +16,7 @@ use end_record::EndRecord;
 pub(crate) use end_record::LayerHooks;
 pub(crate) use health_events::HealthEvents;
 pub(crate) use ping_waiters::PingWaiters;
-pub(crate) use registrations::{Registration, RegistrationId, vacate};
+pub(crate) use registrations::{Registration, RegistrationId, SessionHooks, Vacated, vacate};
 
 use crate::driver::Driver;
 use crate::eviction::{ConnectionId, Eviction};

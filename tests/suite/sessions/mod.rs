@@ -3,6 +3,8 @@
 mod concurrency;
 mod ends;
 mod lifetime;
+mod lingering;
+mod lingering_storm;
 mod maps;
 mod panicking_keys;
 mod panics;

@@ -1,0 +1,127 @@
+//! [`LingerBuilder`]: how long seats linger, after which ends, and how many.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Linger, List, SessionEnd, Shared};
+use crate::config_error::{self, ConfigError};
+use crate::monitor::Reason;
+use crate::session::ReplacePolicy;
+use crate::sync::Mutex;
+
+/// Builds a [`Linger`]; made by [`Linger::builder`].
+#[must_use = "call `build`"]
+pub struct LingerBuilder<K, V> {
+    grace: Duration,
+    capacity: usize,
+    after: Box<dyn Fn(Reason) -> bool + Send + Sync>,
+    policy: ReplacePolicy,
+    hooks: Vec<Box<dyn Fn(&SessionEnd<K, V>) + Send + Sync>>,
+}
+
+impl<K, V> LingerBuilder<K, V> {
+    pub(super) fn new(grace: Duration) -> Self {
+        Self {
+            grace,
+            capacity: 10_000,
+            after: Box::new(is_recoverable),
+            policy: ReplacePolicy::newest_wins(),
+            hooks: Vec::new(),
+        }
+    }
+
+    /// How many seats may linger at the same time. Default: 10,000.
+    ///
+    /// If there is one more, the session that has lingered longest ends with
+    /// [`SessionEndCause::OverCapacity`](super::SessionEndCause::OverCapacity).
+    pub fn capacity(mut self, seats: usize) -> Self {
+        self.capacity = seats;
+        self
+    }
+
+    /// After which ends of a connection its seat lingers.
+    ///
+    /// By default after all but these, from which no client comes back to its session:
+    /// [`Kicked`](Reason::Kicked), [`Replaced`](Reason::Replaced), [`Drained`](Reason::Drained),
+    /// [`ServerClosed`](Reason::ServerClosed), [`ControlFlood`](Reason::ControlFlood) and
+    /// [`UpgradeFailed`](Reason::UpgradeFailed). To end a session when the user signs out, call
+    /// [`unregister`](crate::Liveness::unregister).
+    ///
+    /// Called once at the end of each connection, on the task that notices it, outside every lock.
+    /// It must not block. If it panics, the seat is removed.
+    pub fn after(mut self, lingers: impl Fn(Reason) -> bool + Send + Sync + 'static) -> Self {
+        self.after = Box::new(lingers);
+        self
+    }
+
+    /// What happens if the seat's connection is still open when another one registers at its key.
+    /// Default: [`ReplacePolicy::newest_wins`].
+    ///
+    /// Where the newest connection wins, it resumes the session: the older connection is most likely
+    /// that of the same client, and its end has not been detected yet. A seat that lingers is
+    /// resumed under every policy.
+    pub fn replace_policy(mut self, policy: ReplacePolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Calls `hook` at the end of each session, once, whichever connections it had. Several hooks
+    /// may be added.
+    ///
+    /// It is called without a lock of this crate, on the task or thread that ends the session: the
+    /// driver's when the grace period is over; after the hooks of the connection when a connection
+    /// ends after which the seat does not linger. The seat is out of its map by then. A hook must not
+    /// block; a panic is caught and logged, as that of [`OnEvict`](crate::OnEvict).
+    pub fn on_session_end(
+        mut self,
+        hook: impl Fn(&SessionEnd<K, V>) + Send + Sync + 'static,
+    ) -> Self {
+        self.hooks.push(Box::new(hook));
+        self
+    }
+
+    /// Builds the [`Linger`].
+    ///
+    /// # Errors
+    ///
+    /// Returns an error for a grace period below 1 ms or above 365 days, and for a capacity of 0.
+    pub fn build(self) -> Result<Linger<K, V>, ConfigError> {
+        config_error::duration("Linger::builder", self.grace)?;
+        config_error::at_least_one("LingerBuilder::capacity", self.capacity)?;
+        Ok(Linger(Arc::new(Shared {
+            duration: self.grace,
+            capacity: self.capacity,
+            after: self.after,
+            policy: self.policy,
+            hooks: self.hooks,
+            list: Mutex::new(List {
+                seats: Default::default(),
+                next_place: 0,
+                closed: false,
+            }),
+        })))
+    }
+}
+
+impl<K, V> fmt::Debug for LingerBuilder<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LingerBuilder")
+            .field("grace", &self.grace)
+            .field("capacity", &self.capacity)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a client may come back to its session after this end.
+fn is_recoverable(reason: Reason) -> bool {
+    !matches!(
+        reason,
+        Reason::Kicked { .. }
+            | Reason::Replaced
+            | Reason::Drained
+            | Reason::ServerClosed { .. }
+            | Reason::ControlFlood
+            | Reason::UpgradeFailed
+    )
+}
