@@ -117,7 +117,7 @@ impl Eviction {
     /// it ended, with their keys. They have been removed from their maps already.
     ///
     /// A seat that a newer connection has taken over is not among them, because the user is still
-    /// connected. So a hook can announce which users have left. A user may have reconnected by the
+    /// connected, and neither is a seat that [lingers](crate::Liveness::register_lingering). So a hook can announce which users have left. A user may have reconnected by the
     /// time the hook runs; the map has a seat for that user then.
     ///
     /// Hooks find the seats, and so do tasks that wait in [`evicted`](Liveness::evicted) when the

@@ -10,6 +10,8 @@ pub(crate) mod graceful_drain;
 #[cfg(feature = "tcp")]
 #[path = "../../examples/hyper_server.rs"]
 pub(crate) mod hyper_server;
+#[path = "../../examples/lobby.rs"]
+pub(crate) mod lobby;
 #[cfg(feature = "tcp")]
 #[path = "../../examples/raw_tungstenite.rs"]
 pub(crate) mod raw_tungstenite;

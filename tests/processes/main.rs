@@ -15,6 +15,7 @@ mod graceful_drain;
 mod h2_client;
 #[path = "../support/harness.rs"]
 mod harness;
+mod lobby;
 #[cfg(feature = "tcp")]
 mod network_faults;
 #[path = "../support/process.rs"]
@@ -45,6 +46,8 @@ fn main() -> ExitCode {
         Some(network_faults::SERVER) => network_faults::server(args.collect()),
         Some(chat::SERVER) => chat::server(args.collect()),
         Some(chat::GUEST) => chat::guest(&args.next().unwrap(), &args.next().unwrap()),
+        Some(lobby::SERVER) => lobby::server(args.collect()),
+        Some(lobby::PLAYER) => lobby::player(&args.next().unwrap(), &args.next().unwrap()),
         Some(graceful_drain::SERVER) => graceful_drain::server(args.collect()),
         #[cfg(feature = "tcp")]
         Some(raw_streams::RAW) => roles::serve(examples::raw_tungstenite::run(args.collect())),
@@ -69,6 +72,7 @@ fn test() -> ExitCode {
     let mut trials = echo::trials();
     trials.extend(chat::trials());
     trials.extend(graceful_drain::trials());
+    trials.extend(lobby::trials());
     #[cfg(feature = "tcp")]
     trials.extend(raw_streams::trials());
     #[cfg(feature = "tcp")]

@@ -84,6 +84,9 @@ impl Liveness {
     /// hooks are called, once. At the end of a connection its seat either lingers, and is not among
     /// [`Eviction::seats`](crate::Eviction::seats), or is removed as after `register`.
     ///
+    /// Call it in the task that gets the socket. If a handler registers before the upgrade and the
+    /// upgrade fails, the session ends.
+    ///
     /// Use one [`Linger`] for all seats of a map. A seat that the application removes from the map by
     /// itself cannot be resumed; its session ends when the grace period does. Registering a seat at
     /// the same key without a grace period ends the session with [`SessionEndCause::Replaced`].
