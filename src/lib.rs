@@ -56,6 +56,7 @@
 //! - `tcp` (default): calls a tokio `TcpStream` under the upgrade without dynamic dispatch, and
 //!   sets socket options that follow from the heartbeat's times; `TcpOptions` for other servers.
 //! - `dashmap`, `papaya`, `scc`: [`SessionMap`] for the concurrent maps of these crates.
+//! - `serde`: a [`ConnectionId`] is serialised as its number.
 //!
 //! # Guide
 //!
@@ -122,7 +123,7 @@ pub use registry::{
 };
 
 // Evictions and hooks.
-pub use eviction::{ConnectionId, Evicted, Eviction};
+pub use eviction::{ConnectionId, Evicted, Eviction, ParseConnectionIdError};
 pub use hooks::{HealthChange, IntoHook, OnEvict, OnHealth};
 pub use monitor::{PeerKernel, Reason, Tier};
 

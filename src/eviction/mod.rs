@@ -18,7 +18,7 @@ use crate::monitor::{PeerKernel, Rtt, Stats};
 use crate::panic_guard::discard;
 
 pub(crate) use crate::monitor::Reason;
-pub use connection_id::ConnectionId;
+pub use connection_id::{ConnectionId, ParseConnectionIdError};
 pub use evicted::Evicted;
 
 /// The seats that a connection held when it ended.
