@@ -144,6 +144,7 @@ where
         Eviction {
             id: self.metadata.id(),
             reason,
+            label: state.eviction_label(),
             lifetime: view.lifetime,
             last_seen: view.last_seen,
             idle_for: view.idle_for,
@@ -278,6 +279,11 @@ where
     fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool {
         let now = self.metadata.now();
         self.enter(|state, _| state.evict(now, reason, frame))
+    }
+
+    fn evict_as(self: Arc<Self>, label: &'static str, reason: Reason, frame: CloseFrame) -> bool {
+        let now = self.metadata.now();
+        self.enter(|state, _| state.evict_as(now, label, reason, frame))
     }
 
     fn evict_at_boundary(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool {

@@ -265,11 +265,17 @@ impl Liveness {
     /// be sent (RFC 6455 section 7.4: below 1000, 1004 to 1006, 1015 to 2999, above 4999) is
     /// replaced by 1011 on the wire; [`Reason::Kicked`] keeps the code as given.
     pub fn evict(&self, code: u16, reason: impl Into<String>) -> bool {
-        let frame = CloseFrame {
-            code: config_error::on_wire(code),
-            reason: reason.into().into(),
-        };
-        self.evict_for(Reason::Kicked { code }, frame)
+        self.evict_for(Reason::Kicked { code }, kick_frame(code, reason.into()))
+    }
+
+    /// Like [`evict`](Self::evict), with a label for the cause: [`Eviction::label`] returns it, so
+    /// that metrics can tell one cause of a kick from another.
+    ///
+    /// The label is a word of the application, such as `"slow_consumer"`. It is not sent to the
+    /// peer, and [`Reason`] does not have it.
+    pub fn evict_as(&self, label: &'static str, code: u16, reason: impl Into<String>) -> bool {
+        let frame = kick_frame(code, reason.into());
+        Arc::clone(&self.connection).evict_as(label, Reason::Kicked { code }, frame)
     }
 
     /// Like [`evict_for`](Self::evict_for), but after the frame that the handler is in the middle
@@ -399,6 +405,14 @@ impl Liveness {
             .until_session_set()
             .await
             .map_err(Evicted::new)
+    }
+}
+
+/// The Close frame of an eviction by the application. The code may be one that must not be sent.
+fn kick_frame(code: u16, reason: String) -> CloseFrame {
+    CloseFrame {
+        code: config_error::on_wire(code),
+        reason: reason.into(),
     }
 }
 

@@ -70,6 +70,7 @@ impl Metadata {
             tracing::debug!(
                 conn_id = %self.id(),
                 reason = eviction.reason().as_str(),
+                label = eviction.label,
                 missed,
                 idle_ms = millis(eviction.idle_for()),
                 rtt_ms = eviction.rtt().map(|rtt| millis(rtt.smoothed())),

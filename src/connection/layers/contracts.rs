@@ -27,6 +27,8 @@ pub(crate) trait ErasedConnection: Send + Sync {
     fn is_polled(&self) -> bool;
     /// Ends the connection with this Close frame. False if it has ended before.
     fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool;
+    /// Like [`evict`](Self::evict), with a label for the eviction.
+    fn evict_as(self: Arc<Self>, label: &'static str, reason: Reason, frame: CloseFrame) -> bool;
     /// Like [`evict`](Self::evict), but after the frame that the handler is in the middle of, so
     /// that no message is torn. False if the connection has ended, or an eviction is deferred
     /// already.
