@@ -1,5 +1,6 @@
 //! [`Connection`]: the lock that the handler's stream, the driver and the handles share.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Wake, Waker};
@@ -270,6 +271,11 @@ where
             Some(kernel) => state.monitor.stats_with(&kernel),
             None => state.monitor.stats(),
         }
+    }
+
+    fn peer_addr(&self) -> Option<SocketAddr> {
+        let state = self.lock();
+        (state.transport.peer_addr)(state.io.as_ref()?)
     }
 
     fn is_polled(&self) -> bool {

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::fmt;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -117,6 +118,37 @@ impl Liveness {
     #[must_use]
     pub fn health(&self) -> Health {
         self.connection.view().health
+    }
+
+    /// Time since the upgrade. Zero before it; after the end, the connection's
+    /// [lifetime](Eviction::lifetime).
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        let lifetime = self.metadata().lifetime();
+        lifetime.unwrap_or_else(|| self.connection.view().lifetime)
+    }
+
+    /// Why the connection has ended. `None` if it has not.
+    ///
+    /// Its hooks may still run: [`evicted`](Self::evicted) waits for them, and returns more.
+    #[must_use]
+    pub fn reason(&self) -> Option<Reason> {
+        self.metadata().reason()
+    }
+
+    /// The address of the peer of the TCP connection: the client, or the proxy in front of it.
+    ///
+    /// Known while the connection is open and its transport is a tokio `TcpStream`, with the feature
+    /// `tcp`: behind the layers on HTTP/1.1 without TLS, and on a `TcpStream` that is wrapped below
+    /// HTTP. `None` before the upgrade, after the transport is released, if the socket has been
+    /// reset, and for every other transport: hyper and TLS do not expose the socket below them.
+    /// There axum's `ConnectInfo` has the address; a handler may put it into
+    /// [`set_session`](Self::set_session).
+    ///
+    /// One system call.
+    #[must_use]
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.connection.peer_addr()
     }
 
     /// Round-trip times of the layer's own pings. `None` before the first pong: a connection whose
@@ -311,6 +343,37 @@ impl Liveness {
     /// Dropping the future loses nothing, and any number of tasks may wait.
     pub async fn evicted(&self) -> Eviction {
         self.connection.metadata().until_announced().await
+    }
+
+    /// Waits until the transport is released: the socket is closed, or the upgrade has failed.
+    /// Returns immediately if it is.
+    ///
+    /// That is the latest moment of a connection. After an eviction the closing handshake takes up
+    /// to `close_timeout` before; after an end by the peer, the handler may still use the transport
+    /// for as long. Hooks may still run: [`evicted`](Self::evicted) waits for them.
+    ///
+    /// ```
+    /// use tokio::io::{AsyncReadExt, duplex};
+    /// use tower_ws_liveness::HeartbeatLayer;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let (io, mut peer) = duplex(64);
+    /// let (_io, live) = HeartbeatLayer::default().wrap_server(io);
+    /// assert!(live.evict(4000, "bye"));
+    /// // The peer does not answer the Close frame, so this takes `close_timeout`.
+    /// live.closed().await;
+    /// let mut received = Vec::new();
+    /// peer.read_to_end(&mut received).await.expect("the end of the stream");
+    /// assert_eq!(received, [0x88, 5, 0x0f, 0xa0, b'b', b'y', b'e']);
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing, and any number of tasks may wait.
+    pub async fn closed(&self) {
+        self.until_transport_closed().await;
     }
 
     /// Waits until a registry of the connection's layers begins to be drained (see

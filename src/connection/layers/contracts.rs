@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +23,8 @@ pub(crate) trait ErasedConnection: Send + Sync {
     fn view(&self) -> View;
     /// The statistics of [`view`](Self::view), with what our kernel knows now.
     fn stats(&self) -> Stats;
+    /// The address of the peer, while there is a transport that has one.
+    fn peer_addr(&self) -> Option<SocketAddr>;
     /// Whether this is called during a poll of the connection's own transport, or by a waker that
     /// is cloned there. [`view`](Self::view) and most methods below then panic.
     fn is_polled(&self) -> bool;

@@ -8,6 +8,7 @@ mod registrations;
 
 use std::any::Any;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -242,6 +243,11 @@ impl Metadata {
     /// Why the connection has ended; `None` if it has not.
     pub(crate) fn reason(&self) -> Option<Reason> {
         Some(self.record().eviction()?.reason())
+    }
+
+    /// How long the connection was open; `None` before the end.
+    pub(crate) fn lifetime(&self) -> Option<Duration> {
+        Some(self.record().eviction()?.lifetime())
     }
 
     /// The end, with the session and the seats if they are still there; `None` before the end.

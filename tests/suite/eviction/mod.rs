@@ -2,6 +2,7 @@
 
 mod end_paths;
 mod failed_upgrades;
+mod handle;
 mod hooks;
 mod http2_streams;
 mod order;
