@@ -16,6 +16,7 @@ const UNLIMITED: usize = usize::MAX;
 pub(super) struct AdmissionControl {
     limit: AtomicUsize,
     retry_after_seconds: AtomicU64,
+    refused_total: AtomicU64,
     /// Handshakes in progress and open connections: what the limit counts.
     admitted: AtomicUsize,
     /// As `admitted`, plus ended connections whose transport is open or whose hooks still run.
@@ -34,6 +35,7 @@ impl Default for AdmissionControl {
         Self {
             limit: AtomicUsize::new(UNLIMITED),
             retry_after_seconds: AtomicU64::new(10),
+            refused_total: AtomicU64::new(0),
             admitted: AtomicUsize::new(0),
             present: AtomicUsize::new(0),
             idle: Notify::new(),
@@ -54,6 +56,10 @@ impl AdmissionControl {
         let rounded_up = u64::from(delay.subsec_nanos() > 0);
         let seconds = delay.as_secs().saturating_add(rounded_up);
         self.retry_after_seconds.store(seconds, Relaxed);
+    }
+
+    pub(super) fn refused_total(&self) -> u64 {
+        self.refused_total.load(Relaxed)
     }
 
     /// Admits one more handshake, or refuses it. The caller must follow each success with one
@@ -145,6 +151,7 @@ impl AdmissionControl {
     }
 
     fn refused(&self, cause: &'static str) -> Refused {
+        self.refused_total.fetch_add(1, Relaxed);
         Refused {
             cause,
             retry_after: self.retry_after_seconds.load(Relaxed),
