@@ -105,7 +105,7 @@ pub use layer::{
 pub use monitor::{ProofOfLife, Traffic};
 #[cfg(feature = "tcp")]
 pub use tcp::{TcpKeepalive, TcpOptions};
-pub use upgrade::{PolicyOverride, PolicyOverrideBuilder, ResponseFuture};
+pub use upgrade::{PolicyOverride, PolicyOverrideBuilder, ResponseFuture, UpgradeRefused};
 
 // The handle and the streams of one connection.
 pub use connection::{Liveness, LivenessStream};

@@ -202,6 +202,10 @@ impl Registry {
     ///
     /// A connection under stacked layers with the same registry counts once. With different
     /// registries it counts in each, and each may refuse it.
+    ///
+    /// The response has an empty body, and [`UpgradeRefused`](crate::UpgradeRefused) in its
+    /// extensions, by which a layer further out recognises it, to add headers or to answer with a
+    /// body.
     pub fn limit(&self, max: impl Into<Option<usize>>) {
         self.state.admission.set_limit(max.into());
     }
@@ -211,6 +215,14 @@ impl Registry {
     /// It is sent in whole seconds, rounded up.
     pub fn retry_after(&self, delay: Duration) {
         self.state.admission.set_retry_after(delay);
+    }
+
+    /// Adds a random time of up to `spread` to each `Retry-After`, so that refused clients do not
+    /// all come back at the same time. Default: zero, no spread.
+    ///
+    /// It is rounded up to whole seconds, of which each number up to it is equally likely.
+    pub fn retry_after_jitter(&self, spread: Duration) {
+        self.state.admission.set_retry_after_jitter(spread);
     }
 
     /// The highest number of connections that were ever live at the same time.
