@@ -47,7 +47,8 @@
 //! - Registry: [`Registry`] counts, limits, lists and [drains](Registry::drain) the open
 //!   connections.
 //! - Eviction: [`OnEvict`] hooks get each [`Eviction`] with its [`Reason`], exactly once per
-//!   connection; [`OnHealth`] hooks get each [`HealthChange`] that has lasted.
+//!   connection; [`OnOpen`] hooks get the handle of each connection that has opened, [`OnHealth`]
+//!   hooks each [`HealthChange`] that has lasted.
 //!
 //! # Features
 //!
@@ -123,8 +124,9 @@ pub use registry::{
 };
 
 // Evictions and hooks.
+pub use connection::{HealthChange, OnHealth, OnOpen};
 pub use eviction::{ConnectionId, Evicted, Eviction, ParseConnectionIdError};
-pub use hooks::{HealthChange, IntoHook, OnEvict, OnHealth};
+pub use hooks::{IntoHook, OnEvict};
 pub use monitor::{PeerKernel, Reason, Tier};
 
 #[cfg(all(doctest, feature = "axum", feature = "tcp"))]

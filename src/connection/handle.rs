@@ -138,11 +138,11 @@ impl Liveness {
 
     /// The address of the peer of the TCP connection: the client, or the proxy in front of it.
     ///
-    /// Known while the connection is open and its transport is a tokio `TcpStream`, with the feature
-    /// `tcp`: behind the layers on HTTP/1.1 without TLS, and on a `TcpStream` that is wrapped below
-    /// HTTP. `None` before the upgrade, after the transport is released, if the socket has been
-    /// reset, and for every other transport: hyper and TLS do not expose the socket below them.
-    /// There axum's `ConnectInfo` has the address; a handler may put it into
+    /// Known while the connection is open and its transport is a tokio `TcpStream`, with the
+    /// feature `tcp`: behind the layers on HTTP/1.1 without TLS, and on a `TcpStream` that is
+    /// wrapped below HTTP. `None` before the upgrade, after the transport is released, if the peer
+    /// has reset the connection, and for every other transport: hyper and TLS do not expose the
+    /// socket below them. There axum's `ConnectInfo` has the address, and a handler may put it into
     /// [`set_session`](Self::set_session).
     ///
     /// One system call.
@@ -291,7 +291,9 @@ impl Liveness {
     /// left their maps, all hooks have returned, and the handler's pending reads and writes fail;
     /// the closing handshake continues for at most `close_timeout`. So do not call it while you
     /// hold a lock that a hook or a session map takes. Returns false and does nothing if the
-    /// connection has ended before.
+    /// connection has ended before. While the [`OnOpen`](crate::OnOpen) hooks of the
+    /// connection are being called, its eviction hooks wait for them, and may be called after this
+    /// has returned.
     ///
     /// A reason of more than 123 bytes is cut at the last character that fits. A code that must not
     /// be sent (RFC 6455 section 7.4: below 1000, 1004 to 1006, 1015 to 2999, above 4999) is

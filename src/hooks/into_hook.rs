@@ -3,8 +3,8 @@
 /// Converts a value that implements a hook's trait, a closure, or an [`Arc`](std::sync::Arc) of
 /// either into a hook.
 ///
-/// The builders of both layers accept this. `H` is [`dyn OnEvict`](crate::OnEvict) or
-/// [`dyn OnHealth`](crate::OnHealth). Hooks are compared by their `Arc`: a hook that is added to
+/// The builders of both layers accept this. `H` is [`dyn OnOpen`](crate::OnOpen),
+/// [`dyn OnHealth`](crate::OnHealth) or [`dyn OnEvict`](crate::OnEvict). Hooks are compared by their `Arc`: a hook that is added to
 /// several layers, or twice to one, is called once for each connection. Two equal closures are two
 /// hooks.
 ///

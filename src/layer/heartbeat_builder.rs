@@ -5,15 +5,16 @@ use std::time::Duration;
 use super::heartbeat::HeartbeatLayer;
 use super::shared_settings::SharedSettings;
 use crate::config_error::{self, ConfigError};
-use crate::hooks::{IntoHook, OnEvict, OnHealth};
+use crate::connection::{Liveness, OnHealth, OnOpen};
+use crate::hooks::{IntoHook, OnEvict};
 use crate::monitor::{CloseFrame, HeartbeatPolicy, ProofOfLife};
 use crate::registry::Registry;
 
 /// Configures a [`HeartbeatLayer`].
 ///
 /// Created by [`HeartbeatLayer::builder`]. Setters accept any value; [`build`](Self::build) checks
-/// all values. Calling a setter again replaces its value, except for [`on_evict`](Self::on_evict)
-/// and [`on_health`](Self::on_health), which add a hook.
+/// all values. Calling a setter again replaces its value, except for [`on_open`](Self::on_open),
+/// [`on_evict`](Self::on_evict) and [`on_health`](Self::on_health), which add a hook.
 ///
 /// A dead peer is evicted within `interval + timeout × missed_pings`, plus one tick of the driver.
 /// A tick is at most a 32nd of the shortest configured duration and at most 256 ms, or 1 ms per
@@ -280,6 +281,26 @@ impl HeartbeatLayerBuilder {
     /// No value is refused.
     pub fn registry(mut self, registry: Registry) -> Self {
         self.shared.set_registry(registry);
+        self
+    }
+
+    /// Adds a closure that is called when a connection has opened, with its handle. Default: none.
+    ///
+    /// May be called several times. Each hook is called once per connection, in the order in which
+    /// the hooks were added, before the connection's eviction hooks: see [`OnOpen`].
+    ///
+    /// No value is refused.
+    pub fn on_open(self, hook: impl Fn(&Liveness) + Send + Sync + 'static) -> Self {
+        self.on_open_hook(hook)
+    }
+
+    /// Like [`on_open`](Self::on_open), for a value that implements [`OnOpen`], or an
+    /// [`Arc`](std::sync::Arc) of one. An `Arc` that is given to several layers is one hook, called
+    /// once per connection: see [`IntoHook`].
+    ///
+    /// No value is refused.
+    pub fn on_open_hook<M>(mut self, hook: impl IntoHook<dyn OnOpen, M>) -> Self {
+        self.shared.add_open_hook(hook);
         self
     }
 

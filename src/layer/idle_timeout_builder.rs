@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::idle_timeout::IdleTimeoutLayer;
 use super::shared_settings::SharedSettings;
 use crate::config_error::{self, ConfigError};
-use crate::hooks::{IntoHook, OnEvict, OnHealth};
+use crate::connection::{Liveness, OnHealth, OnOpen};
+use crate::hooks::{IntoHook, OnEvict};
 use crate::monitor::{CloseFrame, IdlePolicy, Traffic};
 use crate::registry::Registry;
 
@@ -13,7 +14,8 @@ use crate::registry::Registry;
 ///
 /// Created by [`IdleTimeoutLayer::builder`]. Setters accept any value; [`build`](Self::build)
 /// checks all values. Calling a setter again replaces its value, except for
-/// [`on_evict`](Self::on_evict) and [`on_health`](Self::on_health), which add a hook.
+/// [`on_open`](Self::on_open), [`on_evict`](Self::on_evict) and [`on_health`](Self::on_health),
+/// which add a hook.
 ///
 /// ```
 /// use std::time::Duration;
@@ -204,6 +206,26 @@ impl IdleTimeoutLayerBuilder {
     /// No value is refused.
     pub fn registry(mut self, registry: Registry) -> Self {
         self.shared.set_registry(registry);
+        self
+    }
+
+    /// Adds a closure that is called when a connection has opened, with its handle. Default: none.
+    ///
+    /// May be called several times. Each hook is called once per connection, in the order in which
+    /// the hooks were added, before the connection's eviction hooks: see [`OnOpen`].
+    ///
+    /// No value is refused.
+    pub fn on_open(self, hook: impl Fn(&Liveness) + Send + Sync + 'static) -> Self {
+        self.on_open_hook(hook)
+    }
+
+    /// Like [`on_open`](Self::on_open), for a value that implements [`OnOpen`], or an
+    /// [`Arc`](std::sync::Arc) of one. An `Arc` that is given to several layers is one hook, called
+    /// once per connection: see [`IntoHook`].
+    ///
+    /// No value is refused.
+    pub fn on_open_hook<M>(mut self, hook: impl IntoHook<dyn OnOpen, M>) -> Self {
+        self.shared.add_open_hook(hook);
         self
     }
 

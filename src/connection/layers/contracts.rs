@@ -14,7 +14,6 @@ use tokio::time::Instant;
 
 use crate::connection::metadata::{LayerHooks, Metadata};
 use crate::eviction::{ConnectionId, Eviction};
-use crate::hooks::{OnEvict, OnHealth};
 use crate::monitor::{CloseFrame, Health, Overrides, Policy, Reason, Rtt, Stats};
 
 /// A connection of any transport, as handles, layers and registries see it.
@@ -192,16 +191,12 @@ impl LayerConfig {
     pub(crate) fn new(
         policy: Policy,
         registry: Option<Arc<dyn ErasedRegistry>>,
-        hooks: Vec<Arc<dyn OnEvict>>,
-        health_hooks: Vec<Arc<dyn OnHealth>>,
+        hooks: LayerHooks,
     ) -> Self {
         Self {
             policy,
             registry,
-            hooks: Arc::new(LayerHooks {
-                hooks,
-                health_hooks,
-            }),
+            hooks: Arc::new(hooks),
         }
     }
 

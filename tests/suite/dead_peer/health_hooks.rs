@@ -134,6 +134,27 @@ async fn a_hook_may_use_the_handle() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_change_gives_the_handle_of_its_connection() {
+    let changes = Changes::new();
+    let builder = heartbeat()
+        .missed_pings(5)
+        .on_health(changes.hook())
+        .on_health(|change: &HealthChange| {
+            assert_eq!(change.live().id(), change.id());
+            assert_eq!(change.live().health(), change.to());
+            assert!(change.live().evict_as("unwell", 4001, "not well"));
+        });
+    let (stream, live, peer) = wrap_with(builder);
+    let end = within("the end", live.evicted()).await;
+    assert_eq!((end.label(), changes.total()), ("unwell", 1));
+    // A change that is kept does not keep the transport.
+    drop(stream);
+    within("the release", live.closed()).await;
+    assert!(peer.is_dropped());
+    assert_eq!(changes.all()[0].live().age(), end.lifetime());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hook_may_evict_and_no_later_health_hook_is_called() {
     let slot = Slot::default();
     let (tx, rx) = mpsc::channel();

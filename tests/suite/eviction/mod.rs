@@ -5,5 +5,6 @@ mod failed_upgrades;
 mod handle;
 mod hooks;
 mod http2_streams;
+mod open_hooks;
 mod order;
 mod stream;
