@@ -8,7 +8,7 @@
 //! use std::time::Duration;
 //!
 //! use axum::{Router, routing::any};
-//! use tower_ws_liveness::{Eviction, HeartbeatLayer, IdleTimeoutLayer};
+//! use tower_ws_liveness::{HeartbeatLayer, IdleTimeoutLayer};
 //!
 //! # async fn handler(ws: axum::extract::ws::WebSocketUpgrade) -> axum::response::Response {
 //! #     ws.on_upgrade(async |_| {})
@@ -21,7 +21,7 @@
 //!         HeartbeatLayer::builder()
 //!             .interval(Duration::from_secs(30))
 //!             .timeout(Duration::from_secs(15))
-//!             .on_evict(|ev: &Eviction| println!("{} ended: {}", ev.id(), ev.reason()))
+//!             .on_evict(|ev| println!("{} ended: {}", ev.id(), ev.reason()))
 //!             .build()?,
 //!     );
 //! # Ok(app)

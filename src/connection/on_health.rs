@@ -11,15 +11,14 @@ use crate::panic_guard;
 
 /// A hook that is called when the health of a connection has changed for a while.
 ///
-/// Closures implement it. The type of the argument must be written out, so that the compiler infers
-/// a closure for any lifetime:
+/// Closures implement it:
 ///
 /// ```
-/// use tower_ws_liveness::{ConfigError, HealthChange, HeartbeatLayer};
+/// use tower_ws_liveness::{ConfigError, HeartbeatLayer};
 ///
 /// # fn main() -> Result<(), ConfigError> {
 /// let layer = HeartbeatLayer::builder()
-///     .on_health(|change: &HealthChange| {
+///     .on_health(|change| {
 ///         println!("{}: {} -> {}", change.id(), change.from(), change.to());
 ///     })
 ///     .build()?;

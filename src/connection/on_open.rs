@@ -12,12 +12,12 @@ use crate::panic_guard;
 /// Closures implement it:
 ///
 /// ```
-/// use tower_ws_liveness::{ConfigError, Eviction, HeartbeatLayer};
+/// use tower_ws_liveness::{ConfigError, HeartbeatLayer};
 ///
 /// # fn main() -> Result<(), ConfigError> {
 /// let layer = HeartbeatLayer::builder()
 ///     .on_open(|live| println!("{} opened, from {:?}", live.id(), live.peer_addr()))
-///     .on_evict(|ev: &Eviction| println!("{} ended: {}", ev.id(), ev.reason()))
+///     .on_evict(|ev| println!("{} ended: {}", ev.id(), ev.reason()))
 ///     .build()?;
 /// # Ok(())
 /// # }

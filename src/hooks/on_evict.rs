@@ -9,15 +9,14 @@ use crate::panic_guard;
 
 /// A hook that is called at each connection's end, exactly once per connection.
 ///
-/// Closures implement it. The type of the argument must be written out, so that the compiler infers
-/// a closure for any lifetime:
+/// Closures implement it:
 ///
 /// ```
-/// use tower_ws_liveness::{ConfigError, Eviction, HeartbeatLayer};
+/// use tower_ws_liveness::{ConfigError, HeartbeatLayer};
 ///
 /// # fn main() -> Result<(), ConfigError> {
 /// let layer = HeartbeatLayer::builder()
-///     .on_evict(|ev: &Eviction| println!("{} ended: {}", ev.id(), ev.reason()))
+///     .on_evict(|ev| println!("{} ended: {}", ev.id(), ev.reason()))
 ///     .build()?;
 /// # Ok(())
 /// # }

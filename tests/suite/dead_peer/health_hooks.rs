@@ -84,9 +84,9 @@ async fn hooks_may_be_types_and_are_called_in_order() {
 
     let (tx, rx) = mpsc::channel();
     let builder = heartbeat()
-        .on_health(Named("first", tx.clone()))
-        .on_health(Named("second", tx.clone()))
-        .on_health(Named("third", tx));
+        .on_health_hook(Named("first", tx.clone()))
+        .on_health_hook(Named("second", tx.clone()))
+        .on_health_hook(Named("third", tx));
     let (_stream, _live, _peer) = wrap_with(builder);
     sleep(ms(140)).await;
     assert_eq!(
