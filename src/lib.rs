@@ -8,7 +8,7 @@
 //! use std::time::Duration;
 //!
 //! use axum::{Router, routing::any};
-//! use tower_ws_liveness::{Eviction, HeartbeatLayer, IdleTimeoutLayer};
+//! use tower_ws_liveness::{HeartbeatLayer, IdleTimeoutLayer};
 //!
 //! # async fn handler(ws: axum::extract::ws::WebSocketUpgrade) -> axum::response::Response {
 //! #     ws.on_upgrade(async |_| {})
@@ -21,7 +21,7 @@
 //!         HeartbeatLayer::builder()
 //!             .interval(Duration::from_secs(30))
 //!             .timeout(Duration::from_secs(15))
-//!             .on_evict(|ev: &Eviction| println!("{} ended: {}", ev.id(), ev.reason()))
+//!             .on_evict(|ev| println!("{} ended: {}", ev.id(), ev.reason()))
 //!             .build()?,
 //!     );
 //! # Ok(app)
@@ -47,7 +47,8 @@
 //! - Registry: [`Registry`] counts, limits, lists and [drains](Registry::drain) the open
 //!   connections.
 //! - Eviction: [`OnEvict`] hooks get each [`Eviction`] with its [`Reason`], exactly once per
-//!   connection; [`OnHealth`] hooks get each [`HealthChange`] that has lasted.
+//!   connection; [`OnOpen`] hooks get the handle of each connection that has opened, [`OnHealth`]
+//!   hooks each [`HealthChange`] that has lasted.
 //!
 //! # Features
 //!
@@ -56,6 +57,7 @@
 //! - `tcp` (default): calls a tokio `TcpStream` under the upgrade without dynamic dispatch, and
 //!   sets socket options that follow from the heartbeat's times; `TcpOptions` for other servers.
 //! - `dashmap`, `papaya`, `scc`: [`SessionMap`] for the concurrent maps of these crates.
+//! - `serde`: a [`ConnectionId`] is serialised as its number.
 //!
 //! # Guide
 //!
@@ -104,7 +106,7 @@ pub use layer::{
 pub use monitor::{ProofOfLife, Traffic};
 #[cfg(feature = "tcp")]
 pub use tcp::{TcpKeepalive, TcpOptions};
-pub use upgrade::{PolicyOverride, PolicyOverrideBuilder, ResponseFuture};
+pub use upgrade::{PolicyOverride, PolicyOverrideBuilder, ResponseFuture, UpgradeRefused};
 
 // The handle and the streams of one connection.
 pub use connection::{Liveness, LivenessStream};
@@ -125,8 +127,9 @@ pub use registry::{
 };
 
 // Evictions and hooks.
-pub use eviction::{ConnectionId, Evicted, Eviction};
-pub use hooks::{HealthChange, IntoHook, OnEvict, OnHealth};
+pub use connection::{HealthChange, OnHealth, OnOpen};
+pub use eviction::{ConnectionId, Evicted, Eviction, ParseConnectionIdError};
+pub use hooks::{IntoHook, OnEvict};
 pub use monitor::{PeerKernel, Reason, Tier};
 
 #[cfg(all(doctest, feature = "axum", feature = "tcp"))]

@@ -52,7 +52,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let layer = HeartbeatLayer::builder()
         .interval(interval)
         .timeout(timeout)
-        .on_evict(EndRecorder(Arc::clone(&ends)))
+        .on_evict_hook(EndRecorder(Arc::clone(&ends)))
         .build()?;
     let network = Network::new(count.parse()?, interval);
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -43,7 +43,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let heartbeat = HeartbeatLayer::builder()
         .interval(Duration::from_millis(interval.parse()?))
         .timeout(Duration::from_millis(timeout.parse()?))
-        .on_evict(ends.clone())
+        .on_evict_hook(ends.clone())
         .build()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

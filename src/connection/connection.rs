@@ -1,5 +1,6 @@
 //! [`Connection`]: the lock that the handler's stream, the driver and the handles share.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Wake, Waker};
@@ -69,21 +70,31 @@ where
         self.lock().write_half.split_pings();
     }
 
-    /// The upgrade is complete, and `io` carries frames from now on. Enters the registries and
-    /// starts the driver's task. False if the connection was evicted before; the driver then does
-    /// the closing handshake over `io`.
+    /// The upgrade is complete, and `io` carries frames from now on. Enters the registries, starts
+    /// the driver's task, and calls the open hooks. False if the connection was evicted before; the
+    /// driver then does the closing handshake over `io`.
     pub(crate) fn open(self: &Arc<Self>, io: T, driver: &Arc<Driver>) -> bool {
         self.metadata.set_driver(Arc::clone(driver));
         // First, so that an eviction from now on finds the connection in its registries.
         let erased = Arc::clone(self) as Arc<dyn ErasedConnection>;
         self.membership.enter(&erased);
         let connection = Arc::clone(self) as Arc<dyn Drive>;
-        let opened =
-            self.enter(|state, report| state.open(io, connection, Arc::clone(driver), report));
+        let (opened, open_hooks) = self.enter(|state, report| {
+            let opened = state.open(io, connection, Arc::clone(driver), report);
+            // Under the lock, so that no end can come before the hooks.
+            let has_hooks = opened && state.has_open_hooks;
+            let hooks = has_hooks
+                .then(|| self.metadata.begin_open_hooks())
+                .flatten();
+            (opened, hooks)
+        });
         driver.start();
         if opened {
             let id = self.metadata.id();
             panic_guard::log(|| tracing::debug!(conn_id = %id, "connection opened"));
+        }
+        if let Some(hooks) = open_hooks {
+            self.metadata.in_runtime(|| self.call_open_hooks(&hooks));
         }
         opened
     }
@@ -144,6 +155,7 @@ where
         Eviction {
             id: self.metadata.id(),
             reason,
+            label: state.eviction_label(),
             lifetime: view.lifetime,
             last_seen: view.last_seen,
             idle_for: view.idle_for,
@@ -182,9 +194,10 @@ where
     /// Adds the hooks of a layer. False if they are there already.
     fn attach_hooks(&self, state: &mut State<T>, hooks: &Arc<LayerHooks>) -> bool {
         if !hooks.health_hooks.is_empty() {
-            let events = || Box::new(HealthEvents::new(self.metadata.id()));
+            let events = || Box::new(HealthEvents::new());
             state.rare().health_events.get_or_insert_with(events);
         }
+        state.has_open_hooks |= !hooks.open_hooks.is_empty();
         self.metadata.attach(hooks)
     }
 
@@ -271,6 +284,11 @@ where
         }
     }
 
+    fn peer_addr(&self) -> Option<SocketAddr> {
+        let state = self.lock();
+        (state.transport.peer_addr)(state.io.as_ref()?)
+    }
+
     fn is_polled(&self) -> bool {
         self.state.is_locked_by_this_thread()
     }
@@ -278,6 +296,11 @@ where
     fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool {
         let now = self.metadata.now();
         self.enter(|state, _| state.evict(now, reason, frame))
+    }
+
+    fn evict_as(self: Arc<Self>, label: &'static str, reason: Reason, frame: CloseFrame) -> bool {
+        let now = self.metadata.now();
+        self.enter(|state, _| state.evict_as(now, label, reason, frame))
     }
 
     fn evict_at_boundary(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool {

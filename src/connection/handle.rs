@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::fmt;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -117,6 +118,37 @@ impl Liveness {
     #[must_use]
     pub fn health(&self) -> Health {
         self.connection.view().health
+    }
+
+    /// Time since the upgrade. Zero before it; after the end, the connection's
+    /// [lifetime](Eviction::lifetime).
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        let lifetime = self.metadata().lifetime();
+        lifetime.unwrap_or_else(|| self.connection.view().lifetime)
+    }
+
+    /// Why the connection has ended. `None` if it has not.
+    ///
+    /// Its hooks may still run: [`evicted`](Self::evicted) waits for them, and returns more.
+    #[must_use]
+    pub fn reason(&self) -> Option<Reason> {
+        self.metadata().reason()
+    }
+
+    /// The address of the peer of the TCP connection: the client, or the proxy in front of it.
+    ///
+    /// Known while the connection is open and its transport is a tokio `TcpStream`, with the
+    /// feature `tcp`: behind the layers on HTTP/1.1 without TLS, and on a `TcpStream` that is
+    /// wrapped below HTTP. `None` before the upgrade, after the transport is released, if the peer
+    /// has reset the connection, and for every other transport: hyper and TLS do not expose the
+    /// socket below them. There axum's `ConnectInfo` has the address, and a handler may put it into
+    /// [`set_session`](Self::set_session).
+    ///
+    /// One system call.
+    #[must_use]
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.connection.peer_addr()
     }
 
     /// Round-trip times of the layer's own pings. `None` before the first pong: a connection whose
@@ -259,17 +291,25 @@ impl Liveness {
     /// left their maps, all hooks have returned, and the handler's pending reads and writes fail;
     /// the closing handshake continues for at most `close_timeout`. So do not call it while you
     /// hold a lock that a hook or a session map takes. Returns false and does nothing if the
-    /// connection has ended before.
+    /// connection has ended before. While the [`OnOpen`](crate::OnOpen) hooks of the
+    /// connection are being called, its eviction hooks wait for them, and may be called after this
+    /// has returned.
     ///
     /// A reason of more than 123 bytes is cut at the last character that fits. A code that must not
     /// be sent (RFC 6455 section 7.4: below 1000, 1004 to 1006, 1015 to 2999, above 4999) is
     /// replaced by 1011 on the wire; [`Reason::Kicked`] keeps the code as given.
     pub fn evict(&self, code: u16, reason: impl Into<String>) -> bool {
-        let frame = CloseFrame {
-            code: config_error::on_wire(code),
-            reason: reason.into().into(),
-        };
-        self.evict_for(Reason::Kicked { code }, frame)
+        self.evict_for(Reason::Kicked { code }, kick_frame(code, reason.into()))
+    }
+
+    /// Like [`evict`](Self::evict), with a label for the cause: [`Eviction::label`] returns it, so
+    /// that metrics can tell one cause of a kick from another.
+    ///
+    /// The label is a word of the application, such as `"slow_consumer"`. It is not sent to the
+    /// peer, and [`Reason`] does not have it.
+    pub fn evict_as(&self, label: &'static str, code: u16, reason: impl Into<String>) -> bool {
+        let frame = kick_frame(code, reason.into());
+        Arc::clone(&self.connection).evict_as(label, Reason::Kicked { code }, frame)
     }
 
     /// Like [`evict_for`](Self::evict_for), but after the frame that the handler is in the middle
@@ -305,6 +345,37 @@ impl Liveness {
     /// Dropping the future loses nothing, and any number of tasks may wait.
     pub async fn evicted(&self) -> Eviction {
         self.connection.metadata().until_announced().await
+    }
+
+    /// Waits until the transport is released: the socket is closed, or the upgrade has failed.
+    /// Returns immediately if it is.
+    ///
+    /// That is the latest moment of a connection. After an eviction the closing handshake takes up
+    /// to `close_timeout` before; after an end by the peer, the handler may still use the transport
+    /// for as long. Hooks may still run: [`evicted`](Self::evicted) waits for them.
+    ///
+    /// ```
+    /// use tokio::io::{AsyncReadExt, duplex};
+    /// use tower_ws_liveness::HeartbeatLayer;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let (io, mut peer) = duplex(64);
+    /// let (_io, live) = HeartbeatLayer::default().wrap_server(io);
+    /// assert!(live.evict(4000, "bye"));
+    /// // The peer does not answer the Close frame, so this takes `close_timeout`.
+    /// live.closed().await;
+    /// let mut received = Vec::new();
+    /// peer.read_to_end(&mut received).await.expect("the end of the stream");
+    /// assert_eq!(received, [0x88, 5, 0x0f, 0xa0, b'b', b'y', b'e']);
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing, and any number of tasks may wait.
+    pub async fn closed(&self) {
+        self.until_transport_closed().await;
     }
 
     /// Waits until a registry of the connection's layers begins to be drained (see
@@ -399,6 +470,14 @@ impl Liveness {
             .until_session_set()
             .await
             .map_err(Evicted::new)
+    }
+}
+
+/// The Close frame of an eviction by the application. The code may be one that must not be sent.
+fn kick_frame(code: u16, reason: String) -> CloseFrame {
+    CloseFrame {
+        code: config_error::on_wire(code),
+        reason: reason.into(),
     }
 }
 

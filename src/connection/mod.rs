@@ -10,6 +10,7 @@
 //! | [`settings`] | settings of layers and overrides, while the connection is open |
 //! | [`stream`] | [`LivenessStream`], which the application's WebSocket library reads and writes |
 //! | [`handle`] | [`Liveness`], the handle of one connection |
+//! | [`on_open`], [`on_health`] | the hooks that get the handle |
 //! | [`io`] | bytes: read half, write half, our pings and Close frames, closing handshake, wakers |
 //! | [`timing`] | the driver's visits, and their deadlines |
 //! | [`end`] | the end: eviction, announcement, release of the transport |
@@ -30,6 +31,8 @@ mod layers;
 #[cfg(all(test, liveness_loom))]
 mod loom_models;
 mod metadata;
+mod on_health;
+mod on_open;
 mod rare_state;
 mod settings;
 mod state;
@@ -43,5 +46,7 @@ pub(crate) use io::TransportTraits;
 pub(crate) use layers::{
     AttachmentId, DrainOrder, ErasedConnection, ErasedRegistry, LayerConfig, Refused, View,
 };
-pub(crate) use metadata::{Registration, RegistrationId, SessionHooks, Vacated};
+pub(crate) use metadata::{LayerHooks, Registration, RegistrationId, SessionHooks, Vacated};
+pub use on_health::{HealthChange, OnHealth};
+pub use on_open::OnOpen;
 pub use stream::LivenessStream;

@@ -29,6 +29,8 @@ pub(crate) struct State<T: 'static> {
     pub(crate) write_half: WriteHalf,
     /// Visits of the driver in a row that left bytes unread.
     pub(crate) unfinished_visits: u8,
+    /// A layer of the connection has open hooks, or had before it left.
+    pub(crate) has_open_hooks: bool,
     /// The handler's next operation needs only the transport: nothing else waits or is due. Set
     /// after an operation of the handler; every other access clears it, whatever it changes.
     pub(crate) routine: bool,
@@ -63,6 +65,7 @@ impl<T: 'static> State<T> {
             read_half: ReadHalf::new(),
             write_half: WriteHalf::new(role),
             unfinished_visits: 0,
+            has_open_hooks: false,
             routine: false,
             rare: None,
             reader: HandlerWait::default(),

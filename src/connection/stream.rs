@@ -115,7 +115,8 @@ where
     pub(crate) fn wrap(io: T, role: Role, layer: &LayerConfig) -> (Self, Liveness) {
         // Panics without a runtime, before a registry counts the connection.
         let driver = Driver::expect_current();
-        let (stream, live) = Self::opening(role, io.is_write_vectored(), layer);
+        let vectored = io.is_write_vectored();
+        let (stream, live) = Self::opening(role, TransportTraits::FOREIGN, vectored, layer);
         // If another task finds it in a registry and evicts it immediately, the stream fails.
         stream.open_in(io, &driver);
         (stream, live)
@@ -123,8 +124,13 @@ where
 
     /// A stream whose opening handshake is in progress. Dropping it before
     /// [`complete`](Self::complete) counts as [not upgraded](Self::not_upgraded).
-    pub(crate) fn opening(role: Role, vectored: bool, layer: &LayerConfig) -> (Self, Liveness) {
-        let connection = Connection::new(role, TransportTraits::FOREIGN);
+    pub(crate) fn opening(
+        role: Role,
+        transport: &'static TransportTraits<T>,
+        vectored: bool,
+        layer: &LayerConfig,
+    ) -> (Self, Liveness) {
+        let connection = Connection::new(role, transport);
         let live = Liveness::new(Arc::clone(&connection) as Arc<dyn ErasedConnection>);
         live.attach(layer, layer.admit_always());
         (Self::new(connection, vectored), live)

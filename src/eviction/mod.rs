@@ -18,7 +18,7 @@ use crate::monitor::{PeerKernel, Rtt, Stats};
 use crate::panic_guard::discard;
 
 pub(crate) use crate::monitor::Reason;
-pub use connection_id::ConnectionId;
+pub use connection_id::{ConnectionId, ParseConnectionIdError};
 pub use evicted::Evicted;
 
 /// The seats that a connection held when it ended.
@@ -86,6 +86,7 @@ impl Drop for RemovedSeats {
 pub struct Eviction {
     pub(crate) id: ConnectionId,
     pub(crate) reason: Reason,
+    pub(crate) label: Option<&'static str>,
     pub(crate) lifetime: Duration,
     pub(crate) last_seen: Instant,
     pub(crate) idle_for: Duration,
@@ -107,6 +108,29 @@ impl Eviction {
     #[must_use]
     pub fn reason(&self) -> Reason {
         self.reason
+    }
+
+    /// The cause of the end as the label of a metric: the label that was passed to
+    /// [`Liveness::evict_as`](crate::Liveness::evict_as), else [`Reason::as_str`].
+    ///
+    /// ```
+    /// use tokio::io::duplex;
+    /// use tower_ws_liveness::{HeartbeatLayer, Reason};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let layer = HeartbeatLayer::default();
+    /// let [slow, rude] = [(); 2].map(|()| layer.wrap_server(duplex(64).0));
+    /// assert!(slow.1.evict_as("slow_consumer", 4000, "too slow"));
+    /// assert!(rude.1.evict(4000, "by an administrator"));
+    /// let (slow, rude) = (slow.1.evicted().await, rude.1.evicted().await);
+    /// assert_eq!([slow.reason(), rude.reason()], [Reason::Kicked { code: 4000 }; 2]);
+    /// assert_eq!([slow.label(), rude.label()], ["slow_consumer", "kicked"]);
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        self.label.unwrap_or(self.reason.as_str())
     }
 
     /// The time from the upgrade to the end.
@@ -172,6 +196,7 @@ impl fmt::Debug for Eviction {
         f.debug_struct("Eviction")
             .field("id", &self.id)
             .field("reason", &self.reason)
+            .field("label", &self.label())
             .field("lifetime", &self.lifetime)
             .field("last_seen", &self.last_seen)
             .field("idle_for", &self.idle_for)
@@ -192,6 +217,7 @@ impl Eviction {
         Self {
             id: ConnectionId::next(),
             reason,
+            label: None,
             lifetime: Duration::from_secs(60),
             last_seen: Instant::now(),
             idle_for: Duration::from_secs(20),
@@ -213,6 +239,7 @@ mod tests {
         let eviction = Eviction::for_test(Reason::MaxLifetime);
         assert_eq!(eviction.id(), eviction.id);
         assert_eq!(eviction.reason(), Reason::MaxLifetime);
+        assert_eq!(eviction.label(), "max_lifetime");
         assert_eq!(eviction.lifetime(), Duration::from_secs(60));
         assert_eq!(eviction.last_seen(), eviction.last_seen);
         assert_eq!(eviction.idle_for(), Duration::from_secs(20));

@@ -92,7 +92,8 @@ where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     pub(crate) fn wrap(io: T, role: Role, layer: &LayerConfig) -> (Self, Liveness) {
-        let (stream, live) = LivenessStream::opening(role, io.is_write_vectored(), layer);
+        let vectored = io.is_write_vectored();
+        let (stream, live) = LivenessStream::opening(role, Rewind::TRAITS, vectored, layer);
         let handshake = Some(Box::new(PendingHandshake::new(role, io)));
         (Self { handshake, stream }, live)
     }

@@ -7,6 +7,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::connection::TransportTraits;
+
 /// A transport, and bytes of it that the next reads return first.
 #[derive(Debug)]
 pub(super) struct Rewind<T> {
@@ -31,6 +33,14 @@ impl<T> Rewind<T> {
     pub(super) fn has_early(&self) -> bool {
         !self.early.is_empty()
     }
+}
+
+impl<T: 'static> Rewind<T> {
+    /// Those of a foreign transport, and the address of the stream inside.
+    pub(super) const TRAITS: &'static TransportTraits<Self> = &TransportTraits {
+        peer_addr: |rewind| (TransportTraits::FOREIGN.peer_addr)(&rewind.io),
+        ..*TransportTraits::FOREIGN
+    };
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Rewind<T> {

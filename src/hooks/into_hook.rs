@@ -3,8 +3,10 @@
 /// Converts a value that implements a hook's trait, a closure, or an [`Arc`](std::sync::Arc) of
 /// either into a hook.
 ///
-/// The builders of both layers accept this. `H` is [`dyn OnEvict`](crate::OnEvict) or
-/// [`dyn OnHealth`](crate::OnHealth). Hooks are compared by their `Arc`: a hook that is added to
+/// The builders of both layers accept this in `on_open_hook`, `on_health_hook` and `on_evict_hook`.
+/// Their `on_open`, `on_health` and `on_evict` accept only closures, whose argument then needs no
+/// type. `H` is [`dyn OnOpen`](crate::OnOpen),
+/// [`dyn OnHealth`](crate::OnHealth) or [`dyn OnEvict`](crate::OnEvict). Hooks are compared by their `Arc`: a hook that is added to
 /// several layers, or twice to one, is called once for each connection. Two equal closures are two
 /// hooks.
 ///
@@ -25,8 +27,8 @@
 ///
 /// # fn main() -> Result<(), ConfigError> {
 /// let audit = Arc::new(Audit);
-/// let heartbeat = HeartbeatLayer::builder().on_evict(Arc::clone(&audit)).build()?;
-/// let idle = IdleTimeoutLayer::builder().on_evict(audit).build()?;
+/// let heartbeat = HeartbeatLayer::builder().on_evict_hook(Arc::clone(&audit)).build()?;
+/// let idle = IdleTimeoutLayer::builder().on_evict_hook(audit).build()?;
 /// # Ok(())
 /// # }
 /// ```

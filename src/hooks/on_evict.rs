@@ -9,23 +9,23 @@ use crate::panic_guard;
 
 /// A hook that is called at each connection's end, exactly once per connection.
 ///
-/// Closures implement it. The type of the argument must be written out, so that the compiler infers
-/// a closure for any lifetime:
+/// Closures implement it:
 ///
 /// ```
-/// use tower_ws_liveness::{ConfigError, Eviction, HeartbeatLayer};
+/// use tower_ws_liveness::{ConfigError, HeartbeatLayer};
 ///
 /// # fn main() -> Result<(), ConfigError> {
 /// let layer = HeartbeatLayer::builder()
-///     .on_evict(|ev: &Eviction| println!("{} ended: {}", ev.id(), ev.reason()))
+///     .on_evict(|ev| println!("{} ended: {}", ev.id(), ev.reason()))
 ///     .build()?;
 /// # Ok(())
 /// # }
 /// ```
 ///
-/// A hook is called on the task or thread that notices the end, outside every lock of this crate and
-/// before the Close frame is sent. If hyper's connection is dropped before the response is written,
-/// that is the thread that drops it, perhaps under a lock of the server.
+/// A hook is called on the task or thread that notices the end, outside every lock of this crate
+/// and before the Close frame is sent, but after the [`OnOpen`](crate::OnOpen) hooks of the
+/// connection. If hyper's connection is dropped before the response is written, that is the thread
+/// that drops it, perhaps under a lock of the server.
 ///
 /// On every thread a hook runs in the context of the runtime in which the connection was opened, so
 /// `tokio::spawn` starts a task there; if that runtime is shut down or shutting down, the task is

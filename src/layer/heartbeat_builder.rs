@@ -5,15 +5,17 @@ use std::time::Duration;
 use super::heartbeat::HeartbeatLayer;
 use super::shared_settings::SharedSettings;
 use crate::config_error::{self, ConfigError};
-use crate::hooks::{IntoHook, OnEvict, OnHealth};
+use crate::connection::{HealthChange, Liveness, OnHealth, OnOpen};
+use crate::eviction::Eviction;
+use crate::hooks::{IntoHook, OnEvict};
 use crate::monitor::{CloseFrame, HeartbeatPolicy, ProofOfLife};
 use crate::registry::Registry;
 
 /// Configures a [`HeartbeatLayer`].
 ///
 /// Created by [`HeartbeatLayer::builder`]. Setters accept any value; [`build`](Self::build) checks
-/// all values. Calling a setter again replaces its value, except for [`on_evict`](Self::on_evict)
-/// and [`on_health`](Self::on_health), which add a hook.
+/// all values. Calling a setter again replaces its value, except for [`on_open`](Self::on_open),
+/// [`on_evict`](Self::on_evict) and [`on_health`](Self::on_health), which add a hook.
 ///
 /// A dead peer is evicted within `interval + timeout × missed_pings`, plus one tick of the driver.
 /// A tick is at most a 32nd of the shortest configured duration and at most 256 ms, or 1 ms per
@@ -283,27 +285,63 @@ impl HeartbeatLayerBuilder {
         self
     }
 
-    /// Adds a hook that is called when a connection ends. Default: none.
+    /// Adds a closure that is called when a connection has opened, with its handle. Default: none.
     ///
     /// May be called several times. Each hook is called once per connection, in the order in which
-    /// the hooks were added. The hook is called for every end, not only for the heartbeat's own
-    /// verdicts: see [`Reason`](crate::Reason). An [`Arc`](std::sync::Arc) that is given to several
-    /// layers is one hook, called once per connection: see [`IntoHook`].
+    /// the hooks were added, before the connection's eviction hooks: see [`OnOpen`].
     ///
     /// No value is refused.
-    pub fn on_evict<M>(mut self, hook: impl IntoHook<dyn OnEvict, M>) -> Self {
+    pub fn on_open(self, hook: impl Fn(&Liveness) + Send + Sync + 'static) -> Self {
+        self.on_open_hook(hook)
+    }
+
+    /// Like [`on_open`](Self::on_open), for a value that implements [`OnOpen`], or an
+    /// [`Arc`](std::sync::Arc) of one. An `Arc` that is given to several layers is one hook, called
+    /// once per connection: see [`IntoHook`].
+    ///
+    /// No value is refused.
+    pub fn on_open_hook<M>(mut self, hook: impl IntoHook<dyn OnOpen, M>) -> Self {
+        self.shared.add_open_hook(hook);
+        self
+    }
+
+    /// Adds a closure that is called when a connection ends. Default: none.
+    ///
+    /// May be called several times. Each hook is called once per connection, in the order in which
+    /// the hooks were added. The hook is called for every end, not only for the heartbeat's own verdicts:
+    /// see [`Reason`](crate::Reason).
+    ///
+    /// No value is refused.
+    pub fn on_evict(self, hook: impl Fn(&Eviction) + Send + Sync + 'static) -> Self {
+        self.on_evict_hook(hook)
+    }
+
+    /// Like [`on_evict`](Self::on_evict), for a value that implements [`OnEvict`], or an
+    /// [`Arc`](std::sync::Arc) of one. An `Arc` that is given to several layers is one hook, called
+    /// once per connection: see [`IntoHook`].
+    ///
+    /// No value is refused.
+    pub fn on_evict_hook<M>(mut self, hook: impl IntoHook<dyn OnEvict, M>) -> Self {
         self.shared.add_evict_hook(hook);
         self
     }
 
-    /// Adds a hook that is called when a changed health of a connection has lasted. Default: none.
+    /// Adds a closure that is called when a changed health of a connection has lasted. Default:
+    /// none.
     ///
     /// May be called several times. Each hook is called once per change, in the order in which the
-    /// hooks were added. [`OnHealth`] defines what counts as a change. An
-    /// [`Arc`](std::sync::Arc) that is given to several layers is one hook: see [`IntoHook`].
+    /// hooks were added. [`OnHealth`] defines what counts as a change.
     ///
     /// No value is refused.
-    pub fn on_health<M>(mut self, hook: impl IntoHook<dyn OnHealth, M>) -> Self {
+    pub fn on_health(self, hook: impl Fn(&HealthChange) + Send + Sync + 'static) -> Self {
+        self.on_health_hook(hook)
+    }
+
+    /// Like [`on_health`](Self::on_health), for a value that implements [`OnHealth`], or an
+    /// [`Arc`](std::sync::Arc) of one: see [`IntoHook`].
+    ///
+    /// No value is refused.
+    pub fn on_health_hook<M>(mut self, hook: impl IntoHook<dyn OnHealth, M>) -> Self {
         self.shared.add_health_hook(hook);
         self
     }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::connection::LayerConfig;
-use crate::hooks::{IntoHook, OnEvict, OnHealth};
+use crate::connection::{LayerConfig, LayerHooks, OnHealth, OnOpen};
+use crate::hooks::{IntoHook, OnEvict};
 use crate::monitor::Policy;
 use crate::registry::Registry;
 
@@ -11,6 +11,7 @@ use crate::registry::Registry;
 #[derive(Clone, Debug, Default)]
 pub(super) struct SharedSettings {
     registry: Option<Registry>,
+    open_hooks: Vec<Arc<dyn OnOpen>>,
     hooks: Vec<Arc<dyn OnEvict>>,
     health_hooks: Vec<Arc<dyn OnHealth>>,
 }
@@ -25,6 +26,10 @@ impl SharedSettings {
         self.registry.get_or_insert_default().clone()
     }
 
+    pub(super) fn add_open_hook<M>(&mut self, hook: impl IntoHook<dyn OnOpen, M>) {
+        self.open_hooks.push(hook.into_arc());
+    }
+
     pub(super) fn add_evict_hook<M>(&mut self, hook: impl IntoHook<dyn OnEvict, M>) {
         self.hooks.push(hook.into_arc());
     }
@@ -35,17 +40,23 @@ impl SharedSettings {
 
     /// Builds the configuration that the layer passes to each of its connections.
     pub(super) fn into_config(self, policy: Policy) -> Arc<LayerConfig> {
-        Arc::new(LayerConfig::new(
-            policy,
-            self.registry.map(|registry| registry.erased()),
-            self.hooks,
-            self.health_hooks,
-        ))
+        let registry = self.registry.map(|registry| registry.erased());
+        let hooks = LayerHooks {
+            open_hooks: self.open_hooks,
+            hooks: self.hooks,
+            health_hooks: self.health_hooks,
+        };
+        Arc::new(LayerConfig::new(policy, registry, hooks))
     }
 
     #[cfg(test)]
     pub(super) fn has_registry(&self) -> bool {
         self.registry.is_some()
+    }
+
+    #[cfg(test)]
+    pub(super) fn open_hook_count(&self) -> usize {
+        self.open_hooks.len()
     }
 
     #[cfg(test)]

@@ -70,6 +70,35 @@ pub enum Health {
     Ended,
 }
 
+impl Health {
+    /// The state as a stable `snake_case` word, without the count.
+    ///
+    /// The set of words is small and fixed, as the label of a metric requires. `Display` is for
+    /// human readers and may change.
+    ///
+    /// ```
+    /// use tower_ws_liveness::Health;
+    ///
+    /// let health = Health::PeerSilent { missed: 1 };
+    /// assert_eq!(health.as_str(), "peer_silent");
+    /// assert_eq!(health.to_string(), "ping unanswered, 1 missed");
+    /// ```
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Live => "live",
+            Self::Idle => "idle",
+            Self::Degraded => "degraded",
+            Self::PeerSilent { .. } => "peer_silent",
+            Self::HandlerStalled => "handler_stalled",
+            Self::WriteStalled => "write_stalled",
+            Self::Closing => "closing",
+            Self::Ended => "ended",
+        }
+    }
+}
+
 impl fmt::Display for Health {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -83,6 +112,31 @@ impl fmt::Display for Health {
             Self::WriteStalled => f.write_str("write stalled"),
             Self::Closing => f.write_str("closing"),
             Self::Ended => f.write_str("ended"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Users rely on these words.
+    #[test]
+    fn every_state_has_its_word() {
+        let table = [
+            (Health::Opening, "opening"),
+            (Health::Live, "live"),
+            (Health::Idle, "idle"),
+            (Health::Degraded, "degraded"),
+            (Health::PeerSilent { missed: 0 }, "peer_silent"),
+            (Health::PeerSilent { missed: 2 }, "peer_silent"),
+            (Health::HandlerStalled, "handler_stalled"),
+            (Health::WriteStalled, "write_stalled"),
+            (Health::Closing, "closing"),
+            (Health::Ended, "ended"),
+        ];
+        for (health, word) in table {
+            assert_eq!(health.as_str(), word);
         }
     }
 }

@@ -82,7 +82,8 @@ pub enum Reason {
     CloseTimeout,
     /// The peer exceeded the limit of control frames (RFC 6455 section 5.5) per second.
     ControlFlood,
-    /// The application evicted the connection through its handle.
+    /// The application evicted the connection through its handle. See
+    /// [`Eviction::label`](crate::Eviction::label) for the label that it may have given.
     Kicked {
         /// The status code that the application passed for the Close frame.
         code: u16,

@@ -1,8 +1,8 @@
 //! Counts open connections and calls the high-water and growth hooks.
 
 use std::mem;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -104,6 +104,7 @@ pub(super) type AlarmHook<T> = Arc<dyn Fn(&T) + Send + Sync>;
 pub(super) struct Counters {
     live: AtomicUsize,
     high_water: AtomicUsize,
+    opened_total: AtomicU64,
     alarms: Mutex<Alarms>,
 }
 
@@ -143,6 +144,10 @@ impl Counters {
         self.high_water.load(Acquire)
     }
 
+    pub(super) fn opened_total(&self) -> u64 {
+        self.opened_total.load(Relaxed)
+    }
+
     pub(super) fn on_high_water(&self, mark: usize, hook: AlarmHook<HighWater>) {
         self.alarms().high_water.push(HighWaterAlarm {
             mark,
@@ -163,6 +168,7 @@ impl Counters {
 
     pub(super) fn increment(&self) {
         let mut alarms = self.alarms();
+        self.opened_total.fetch_add(1, Relaxed);
         let live = self.live.fetch_add(1, Release) + 1;
         self.high_water.fetch_max(live, Release);
         alarms.on_increment(live);

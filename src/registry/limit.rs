@@ -16,6 +16,9 @@ const UNLIMITED: usize = usize::MAX;
 pub(super) struct AdmissionControl {
     limit: AtomicUsize,
     retry_after_seconds: AtomicU64,
+    /// The most seconds that a random delay adds to `retry_after_seconds`.
+    retry_after_jitter_seconds: AtomicU64,
+    refused_total: AtomicU64,
     /// Handshakes in progress and open connections: what the limit counts.
     admitted: AtomicUsize,
     /// As `admitted`, plus ended connections whose transport is open or whose hooks still run.
@@ -34,6 +37,8 @@ impl Default for AdmissionControl {
         Self {
             limit: AtomicUsize::new(UNLIMITED),
             retry_after_seconds: AtomicU64::new(10),
+            retry_after_jitter_seconds: AtomicU64::new(0),
+            refused_total: AtomicU64::new(0),
             admitted: AtomicUsize::new(0),
             present: AtomicUsize::new(0),
             idle: Notify::new(),
@@ -51,9 +56,17 @@ impl AdmissionControl {
     }
 
     pub(super) fn set_retry_after(&self, delay: Duration) {
-        let rounded_up = u64::from(delay.subsec_nanos() > 0);
-        let seconds = delay.as_secs().saturating_add(rounded_up);
-        self.retry_after_seconds.store(seconds, Relaxed);
+        self.retry_after_seconds
+            .store(whole_seconds(delay), Relaxed);
+    }
+
+    pub(super) fn set_retry_after_jitter(&self, spread: Duration) {
+        let seconds = whole_seconds(spread);
+        self.retry_after_jitter_seconds.store(seconds, Relaxed);
+    }
+
+    pub(super) fn refused_total(&self) -> u64 {
+        self.refused_total.load(Relaxed)
     }
 
     /// Admits one more handshake, or refuses it. The caller must follow each success with one
@@ -145,11 +158,20 @@ impl AdmissionControl {
     }
 
     fn refused(&self, cause: &'static str) -> Refused {
+        self.refused_total.fetch_add(1, Relaxed);
+        let jitter = fastrand::u64(..=self.retry_after_jitter_seconds.load(Relaxed));
+        let retry_after = self.retry_after_seconds.load(Relaxed);
         Refused {
             cause,
-            retry_after: self.retry_after_seconds.load(Relaxed),
+            retry_after: retry_after.saturating_add(jitter),
         }
     }
+}
+
+/// The duration in seconds, rounded up.
+fn whole_seconds(duration: Duration) -> u64 {
+    let rounded_up = u64::from(duration.subsec_nanos() > 0);
+    duration.as_secs().saturating_add(rounded_up)
 }
 
 #[cfg(test)]
@@ -229,5 +251,23 @@ mod tests {
             control.set_retry_after(delay);
             assert_eq!(control.admit().unwrap_err().retry_after, seconds);
         }
+        assert_eq!(control.refused_total(), 6);
+    }
+
+    #[test]
+    fn jitter_spreads_retry_after_over_whole_seconds() {
+        let control = AdmissionControl::default();
+        control.set_limit(Some(0));
+        control.set_retry_after(Duration::from_secs(10));
+        control.set_retry_after_jitter(Duration::from_millis(1_001));
+        let mut drawn = [0; 3];
+        for _ in 0..1_000 {
+            let refused = control.admit().unwrap_err();
+            drawn[usize::try_from(refused.retry_after - 10).unwrap()] += 1;
+        }
+        assert!(drawn.iter().all(|&count| count > 200), "{drawn:?}");
+        control.set_retry_after_jitter(Duration::MAX);
+        control.set_retry_after(Duration::MAX);
+        assert_eq!(control.admit().unwrap_err().retry_after, u64::MAX);
     }
 }

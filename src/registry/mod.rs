@@ -90,6 +90,83 @@ impl Registry {
         self.state.live.get(id)
     }
 
+    /// Returns the handles of all open connections, in the order of their ids: oldest first.
+    ///
+    /// A connection that is open during the whole call is in the list once; one that opens or ends
+    /// meanwhile may or may not be. The registry's locks are held only while the handles of one
+    /// shard (1/32 of the connections) are copied. A handle that is kept keeps what the connection
+    /// has in memory, but not its socket.
+    ///
+    /// ```
+    /// use tokio::io::duplex;
+    /// use tower_ws_liveness::HeartbeatLayer;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let layer = HeartbeatLayer::default();
+    /// let (_io, live) = layer.wrap_server(duplex(64).0);
+    /// live.set_session("alice".to_owned());
+    /// for live in layer.registry().handles() {
+    ///     println!("{}: {:?} for {:?}", live.id(), live.session::<String>(), live.age());
+    /// }
+    /// # assert_eq!(layer.registry().handles().len(), 1);
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn handles(&self) -> Vec<Liveness> {
+        let mut handles = self.state.live.handles(self.len());
+        handles.sort_unstable_by_key(Liveness::id);
+        handles
+    }
+
+    /// Evicts the connections for which `predicate` is true, with
+    /// [`Reason::Kicked`](crate::Reason::Kicked) and a Close frame with `code` and `reason`. Returns
+    /// how many.
+    ///
+    /// The predicate is called once for each connection that is open when this is called, oldest
+    /// first, outside every lock: it may use the handle, the registry and the application's own
+    /// locks. Each eviction follows the predicate immediately and is one by
+    /// [`Liveness::evict`](crate::Liveness::evict): its rules hold for the frame and the hooks, which
+    /// run inside this call. A connection that has ended by then is not counted. If the predicate
+    /// panics, the panic passes to the caller, and the connections evicted so far stay evicted.
+    ///
+    /// ```
+    /// use tokio::io::duplex;
+    /// use tower_ws_liveness::HeartbeatLayer;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let layer = HeartbeatLayer::default();
+    /// let [alice, bob] = ["alice", "bob"].map(|user| {
+    ///     let (io, live) = layer.wrap_server(duplex(64).0);
+    ///     live.set_session(user.to_owned());
+    ///     (io, live)
+    /// });
+    /// let is_alice = |live: &tower_ws_liveness::Liveness| {
+    ///     live.session::<String>().is_some_and(|user| *user == "alice")
+    /// };
+    /// assert_eq!(layer.registry().evict_where(is_alice, 4001, "logged out"), 1);
+    /// assert!(alice.1.reason().is_some() && bob.1.reason().is_none());
+    /// # }
+    /// ```
+    pub fn evict_where(
+        &self,
+        mut predicate: impl FnMut(&Liveness) -> bool,
+        code: u16,
+        reason: impl Into<String>,
+    ) -> usize {
+        let reason = reason.into();
+        let mut evicted = 0;
+        for live in self.handles() {
+            // One that ended meanwhile is none of the open connections.
+            let matches = !live.has_ended() && predicate(&live);
+            if matches && live.evict(code, reason.as_str()) {
+                evicted += 1;
+            }
+        }
+        evicted
+    }
+
     /// Returns the state of all open connections, in the order of their ids: oldest first.
     ///
     /// The values of one entry are consistent: they are read under the connection's own lock.
@@ -100,9 +177,7 @@ impl Registry {
     /// tasks wait only briefly, whatever the number of connections.
     #[must_use]
     pub fn snapshot(&self) -> Vec<ConnectionSnapshot> {
-        let mut handles = self.handles();
-        handles.sort_unstable_by_key(Liveness::id);
-        let snapshots = handles.into_iter().map(ConnectionSnapshot::of);
+        let snapshots = self.handles().into_iter().map(ConnectionSnapshot::of);
         // Leaves out connections that ended after their handles were copied.
         snapshots
             .filter(|snapshot| snapshot.health() != Health::Ended)
@@ -127,6 +202,10 @@ impl Registry {
     ///
     /// A connection under stacked layers with the same registry counts once. With different
     /// registries it counts in each, and each may refuse it.
+    ///
+    /// The response has an empty body, and [`UpgradeRefused`](crate::UpgradeRefused) in its
+    /// extensions, by which a layer further out recognises it, to add headers or to answer with a
+    /// body.
     pub fn limit(&self, max: impl Into<Option<usize>>) {
         self.state.admission.set_limit(max.into());
     }
@@ -138,10 +217,31 @@ impl Registry {
         self.state.admission.set_retry_after(delay);
     }
 
+    /// Adds a random time of up to `spread` to each `Retry-After`, so that refused clients do not
+    /// all come back at the same time. Default: zero, no spread.
+    ///
+    /// It is rounded up to whole seconds, of which each number up to it is equally likely.
+    pub fn retry_after_jitter(&self, spread: Duration) {
+        self.state.admission.set_retry_after_jitter(spread);
+    }
+
     /// The highest number of connections that were ever live at the same time.
     #[must_use]
     pub fn high_water(&self) -> usize {
         self.state.counters.high_water()
+    }
+
+    /// The number of connections that have opened so far, for a counter of a metric.
+    #[must_use]
+    pub fn opened_total(&self) -> u64 {
+        self.state.counters.opened_total()
+    }
+
+    /// The number of opening handshakes that were refused so far, because of the
+    /// [limit](Self::limit) or of a [drain](Self::begin_drain).
+    #[must_use]
+    pub fn refused_total(&self) -> u64 {
+        self.state.admission.refused_total()
     }
 
     /// Adds a hook that is called when the number of open connections rises above `mark`.
@@ -284,11 +384,6 @@ impl Registry {
 
     fn draining_connections(&self) -> &DrainingConnections {
         &self.state.draining
-    }
-
-    /// The handles of all open connections. Each shard is copied at a different moment.
-    fn handles(&self) -> Vec<Liveness> {
-        self.state.live.handles(self.len())
     }
 }
 

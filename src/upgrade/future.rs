@@ -118,6 +118,7 @@ impl<F> fmt::Debug for ResponseFuture<F> {
 mod tests {
     use std::convert::Infallible;
     use std::future::Ready;
+    use std::time::Duration;
 
     use http::StatusCode;
     use http::header::{RETRY_AFTER, UPGRADE};
@@ -126,7 +127,7 @@ mod tests {
 
     use super::*;
     use crate::logs::Logs;
-    use crate::{IdleTimeoutLayer, Registry};
+    use crate::{IdleTimeoutLayer, Registry, UpgradeRefused};
 
     #[derive(Clone)]
     struct UncalledHandler;
@@ -162,6 +163,9 @@ mod tests {
             let response = service.clone().oneshot(request).await.unwrap();
             assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
             assert_eq!(response.headers()[RETRY_AFTER], "10");
+            let refused = response.extensions().get::<UpgradeRefused>().unwrap();
+            assert_eq!(refused.cause(), cause);
+            assert_eq!(refused.retry_after(), Duration::from_secs(10));
             assert_eq!(response.into_body(), "");
             let lines = logs.lines();
             let line = lines.last().expect("a line");

@@ -26,3 +26,4 @@ pub use extract::LivenessRejection;
 pub use future::ResponseFuture;
 pub(crate) use future::call;
 pub use policy_override::{PolicyOverride, PolicyOverrideBuilder};
+pub use refusal::UpgradeRefused;

@@ -330,10 +330,11 @@ mod tests {
                 called.fetch_add(1, Ordering::SeqCst);
             };
             let registry = Registry::new();
-            let alarm = hook.clone();
+            let (alarm, open) = (hook.clone(), hook.clone());
             registry.on_high_water(0, move |_, _| alarm());
             let layer = IdleTimeoutLayer::builder()
                 .registry(registry)
+                .on_open(move |_| open())
                 .on_evict(move |_: &Eviction| hook())
                 .build()
                 .unwrap();
@@ -344,7 +345,12 @@ mod tests {
             } else {
                 drop(server);
             }
-            assert_eq!(calls.load(Ordering::SeqCst), 1, "completes: {completes}");
+            let expected = if completes { 2 } else { 1 };
+            assert_eq!(
+                calls.load(Ordering::SeqCst),
+                expected,
+                "completes: {completes}"
+            );
             drop(on_upgrade);
         }
     }

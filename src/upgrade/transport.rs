@@ -6,6 +6,7 @@
 //! size.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -93,6 +94,7 @@ impl Transport {
         flushes_nothing: Self::flushes_nothing,
         poll_writable: Self::poll_writable,
         kernel_view: Self::kernel_view,
+        peer_addr: Self::peer_addr,
         widen_receive_window: Self::widen_receive_window,
     };
 
@@ -145,6 +147,16 @@ impl Transport {
 
     #[cfg(not(feature = "tcp"))]
     fn kernel_view(&self, _: &dyn Fn() -> Moment) -> Option<KernelView> {
+        None
+    }
+
+    #[cfg(feature = "tcp")]
+    fn peer_addr(&self) -> Option<SocketAddr> {
+        self.tcp()?.peer_addr().ok()
+    }
+
+    #[cfg(not(feature = "tcp"))]
+    fn peer_addr(&self) -> Option<SocketAddr> {
         None
     }
 

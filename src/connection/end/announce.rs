@@ -7,7 +7,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::connection::connection::Connection;
-use crate::connection::metadata::{Metadata, SessionHooks, vacate};
+use crate::connection::handle::Liveness;
+use crate::connection::layers::ErasedConnection;
+use crate::connection::metadata::{Metadata, vacate};
+use crate::connection::on_health::{HealthChange, call_on_health};
+use crate::connection::on_open::{OnOpen, call_on_open};
 use crate::eviction::Eviction;
 use crate::hooks;
 use crate::monitor::{Announced, Reason};
@@ -20,31 +24,62 @@ where
     /// Announces the end, once, in this order: to the registries, which stop counting the
     /// connection; to the session maps, from which its seats are removed; to the eviction streams;
     /// to the hooks; to the tasks that await the end. The caller holds no lock.
+    ///
+    /// While open hooks are being called, their thread continues with the eviction hooks when they
+    /// have returned.
     pub(crate) fn announce_end(&self, mut eviction: Eviction) {
         if !self.metadata.record_end(&eviction) {
             return;
         }
         let registries = self.membership.end(eviction.id());
-        let sessions = self.metadata.vacate_seats(&mut eviction);
+        self.metadata.vacate_seats(&mut eviction);
         for registry in registries {
             registry.evicted(&eviction);
         }
-        self.metadata.call_hooks(eviction, sessions);
+        if let Some(eviction) = self.metadata.defer_for_open_hooks(eviction) {
+            self.announce_to_hooks(eviction);
+        }
+    }
+
+    fn announce_to_hooks(&self, eviction: Eviction) {
+        self.metadata.call_hooks(eviction);
         self.membership.mark_announced();
     }
 
+    /// Calls the open hooks. Then, if the connection has ended meanwhile, the eviction hooks.
+    pub(crate) fn call_open_hooks(self: &Arc<Self>, hooks: &[Arc<dyn OnOpen>]) {
+        let live = self.live();
+        for hook in hooks {
+            call_on_open(&**hook, &live);
+        }
+        if let Some(eviction) = self.metadata.finish_open_hooks() {
+            self.announce_to_hooks(eviction);
+        }
+    }
+
     /// Calls the health hooks for all queued changes, including those that are queued meanwhile.
-    pub(crate) fn deliver_health_changes(&self) {
+    pub(crate) fn deliver_health_changes(self: &Arc<Self>) {
         let next = || self.lock().next_health_change();
         while let Some(change) = next() {
+            let change = HealthChange {
+                live: self.live(),
+                from: change.from,
+                to: change.to,
+                rtt: change.rtt,
+                stats: change.stats,
+            };
             for hook in self.metadata.health_hooks() {
                 // The previous hook may have ended the connection.
                 if self.metadata.has_ended() {
                     break;
                 }
-                hooks::call_on_health(&*hook, &change);
+                call_on_health(&*hook, &change);
             }
         }
+    }
+
+    fn live(self: &Arc<Self>) -> Liveness {
+        Liveness::new(Arc::clone(self) as Arc<dyn ErasedConnection>)
     }
 }
 
@@ -70,6 +105,7 @@ impl Metadata {
             tracing::debug!(
                 conn_id = %self.id(),
                 reason = eviction.reason().as_str(),
+                label = eviction.label,
                 missed,
                 idle_ms = millis(eviction.idle_for()),
                 rtt_ms = eviction.rtt().map(|rtt| millis(rtt.smoothed())),
@@ -80,8 +116,8 @@ impl Metadata {
     }
 
     /// Removes the connection's seats from their maps and adds them to its eviction. From now on no
-    /// seat can be registered. Returns the hooks of the sessions that ended with the connection.
-    fn vacate_seats(&self, eviction: &mut Eviction) -> Vec<SessionHooks> {
+    /// seat can be registered.
+    fn vacate_seats(&self, eviction: &mut Eviction) {
         let registrations = {
             let mut record = self.record();
             record.announced.advance(Announced::InProgress);
@@ -92,15 +128,30 @@ impl Metadata {
             eviction.seats = Some(seats.clone());
             self.record().on_demand().seats = Some(seats);
         }
-        sessions
+        if !sessions.is_empty() {
+            self.record().on_demand().session_hooks = sessions;
+        }
+    }
+
+    /// Keeps the eviction for [`finish_open_hooks`](Self::finish_open_hooks) if open hooks are being
+    /// called, else returns it.
+    fn defer_for_open_hooks(&self, eviction: Eviction) -> Option<Eviction> {
+        let mut record = self.record();
+        if !record.calls_open_hooks {
+            return Some(eviction);
+        }
+        record.on_demand().deferred = Some(Box::new(eviction));
+        None
     }
 
     /// Calls all hooks, and wakes the tasks that await the end.
-    fn call_hooks(&self, eviction: Eviction, sessions: Vec<SessionHooks>) {
-        let (local, layers) = {
+    fn call_hooks(&self, eviction: Eviction) {
+        let (local, sessions, layers) = {
             let mut record = self.record();
-            let local = mem::take(&mut record.on_demand().local_hooks);
-            (local, record.take_layers())
+            let rest = record.on_demand();
+            let local = mem::take(&mut rest.local_hooks);
+            let sessions = mem::take(&mut rest.session_hooks);
+            (local, sessions, record.take_layers())
         };
         for hook in local {
             hooks::call_local(hook, &eviction);

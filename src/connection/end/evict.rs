@@ -22,6 +22,29 @@ impl<T: 'static> State<T> {
         true
     }
 
+    /// Like [`evict`](Self::evict), with a label for the eviction.
+    pub(crate) fn evict_as(
+        &mut self,
+        now: Moment,
+        label: &'static str,
+        reason: Reason,
+        frame: CloseFrame,
+    ) -> bool {
+        let evicted = self.evict(now, reason, frame);
+        if evicted {
+            let rare = self.rare.as_mut();
+            if let Some(close) = rare.and_then(|rare| rare.close.as_mut()) {
+                close.label = Some(label);
+            }
+        }
+        evicted
+    }
+
+    /// The label of the eviction that has just ended the connection, if it has one.
+    pub(crate) fn eviction_label(&self) -> Option<&'static str> {
+        self.rare.as_ref()?.close.as_ref()?.label
+    }
+
     /// Takes the transport of an ended connection from the handler for the closing handshake.
     pub(crate) fn begin_close_handshake(&mut self, reason: Reason, frame: CloseFrame) {
         self.read_half.discard_unread();

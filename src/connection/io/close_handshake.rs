@@ -25,6 +25,8 @@ pub(crate) struct CloseHandshake {
     no_wait: bool,
     /// The driver has not been scheduled for it yet.
     unscheduled: bool,
+    /// The application's label of the eviction, if it gave one.
+    pub(crate) label: Option<&'static str>,
     step: Step,
 }
 
@@ -53,6 +55,7 @@ impl CloseHandshake {
             frame: Some(frame),
             no_wait: peer_is_dead,
             unscheduled: true,
+            label: None,
             step: Step::Send,
         }
     }
@@ -71,6 +74,7 @@ impl CloseHandshake {
             frame: None,
             no_wait: false,
             unscheduled: true,
+            label: None,
             step: Step::Shutdown { answered: false },
         }
     }

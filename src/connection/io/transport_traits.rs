@@ -1,6 +1,7 @@
 //! Properties of a kind of transport that `AsyncWrite` does not expose.
 
 use std::io;
+use std::net::SocketAddr;
 use std::task::{Context, Poll};
 
 #[cfg(feature = "tcp")]
@@ -28,6 +29,8 @@ pub(crate) struct TransportTraits<T> {
     /// What the kernel knows of the connection; `None` if the transport is no TCP socket, or the
     /// kernel cannot be asked. Up to four system calls, after which the function reads the clock.
     pub(crate) kernel_view: fn(&T, &dyn Fn() -> Moment) -> Option<KernelView>,
+    /// The address of the peer; `None` if the transport is no TCP socket.
+    pub(crate) peer_addr: fn(&T) -> Option<SocketAddr>,
     /// Has the kernel of a TCP socket buffer more of the peer's bytes, where it can and the heartbeat
     /// may change the socket.
     pub(crate) widen_receive_window: fn(&T, &HeartbeatPolicy),
@@ -41,6 +44,7 @@ impl<T: 'static> TransportTraits<T> {
         flushes_nothing: is_socket,
         poll_writable,
         kernel_view,
+        peer_addr,
         widen_receive_window,
     };
 }
@@ -86,6 +90,18 @@ fn kernel_view<T: 'static>(io: &T, now: &dyn Fn() -> Moment) -> Option<KernelVie
 
 #[cfg(not(feature = "tcp"))]
 fn kernel_view<T>(_: &T, _: &dyn Fn() -> Moment) -> Option<KernelView> {
+    None
+}
+
+#[cfg(feature = "tcp")]
+fn peer_addr<T: 'static>(io: &T) -> Option<SocketAddr> {
+    let io: &dyn Any = io;
+    let socket: &tokio::net::TcpStream = io.downcast_ref()?;
+    socket.peer_addr().ok()
+}
+
+#[cfg(not(feature = "tcp"))]
+fn peer_addr<T>(_: &T) -> Option<SocketAddr> {
     None
 }
 

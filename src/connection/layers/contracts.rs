@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +14,6 @@ use tokio::time::Instant;
 
 use crate::connection::metadata::{LayerHooks, Metadata};
 use crate::eviction::{ConnectionId, Eviction};
-use crate::hooks::{OnEvict, OnHealth};
 use crate::monitor::{CloseFrame, Health, Overrides, Policy, Reason, Rtt, Stats};
 
 /// A connection of any transport, as handles, layers and registries see it.
@@ -22,11 +22,15 @@ pub(crate) trait ErasedConnection: Send + Sync {
     fn view(&self) -> View;
     /// The statistics of [`view`](Self::view), with what our kernel knows now.
     fn stats(&self) -> Stats;
+    /// The address of the peer, while there is a transport that has one.
+    fn peer_addr(&self) -> Option<SocketAddr>;
     /// Whether this is called during a poll of the connection's own transport, or by a waker that
     /// is cloned there. [`view`](Self::view) and most methods below then panic.
     fn is_polled(&self) -> bool;
     /// Ends the connection with this Close frame. False if it has ended before.
     fn evict(self: Arc<Self>, reason: Reason, frame: CloseFrame) -> bool;
+    /// Like [`evict`](Self::evict), with a label for the eviction.
+    fn evict_as(self: Arc<Self>, label: &'static str, reason: Reason, frame: CloseFrame) -> bool;
     /// Like [`evict`](Self::evict), but after the frame that the handler is in the middle of, so
     /// that no message is torn. False if the connection has ended, or an eviction is deferred
     /// already.
@@ -187,16 +191,12 @@ impl LayerConfig {
     pub(crate) fn new(
         policy: Policy,
         registry: Option<Arc<dyn ErasedRegistry>>,
-        hooks: Vec<Arc<dyn OnEvict>>,
-        health_hooks: Vec<Arc<dyn OnHealth>>,
+        hooks: LayerHooks,
     ) -> Self {
         Self {
             policy,
             registry,
-            hooks: Arc::new(LayerHooks {
-                hooks,
-                health_hooks,
-            }),
+            hooks: Arc::new(hooks),
         }
     }
 

@@ -9,8 +9,8 @@ use loom::sync::atomic::Ordering::{AcqRel, Acquire};
 
 use super::{Peer, TIME, Wire, read, wire};
 use crate::connection::{
-    Connection, DrainOrder, ErasedConnection, ErasedRegistry, LayerConfig, Liveness,
-    LivenessStream, Refused, TransportTraits,
+    Connection, DrainOrder, ErasedConnection, ErasedRegistry, LayerConfig, LayerHooks, Liveness,
+    LivenessStream, OnOpen, Refused, TransportTraits,
 };
 use crate::driver::Driver;
 use crate::eviction::{ConnectionId, Eviction};
@@ -41,6 +41,8 @@ pub(super) struct Announcements {
     draining: Mutex<bool>,
     /// Session values that were dropped.
     sessions: Arc<AtomicUsize>,
+    /// Open hooks that found an eviction hook called before them.
+    late_open_hooks: AtomicUsize,
 }
 
 /// A session value that keeps its connection alive while it is in the slot.
@@ -60,6 +62,16 @@ struct LayerHook(Arc<Announcements>);
 impl OnEvict for LayerHook {
     fn on_evict(&self, eviction: &Eviction) {
         self.0.layer.lock().unwrap().push(eviction.reason());
+    }
+}
+
+impl OnOpen for LayerHook {
+    fn on_open(&self, _: &Liveness) {
+        let layer = self.0.layer.lock().unwrap().len();
+        let local = self.0.local.lock().unwrap().len();
+        if layer + local > 0 {
+            self.0.late_open_hooks.fetch_add(1, AcqRel);
+        }
     }
 }
 
@@ -164,7 +176,22 @@ fn layer(announced: &Arc<Announcements>) -> LayerConfig {
     };
     let registry = Arc::clone(announced) as Arc<dyn ErasedRegistry>;
     let hook = Arc::new(LayerHook(Arc::clone(announced)));
-    LayerConfig::new(policy, Some(registry), vec![hook], Vec::new())
+    let hooks = LayerHooks {
+        hooks: vec![hook],
+        ..LayerHooks::default()
+    };
+    LayerConfig::new(policy, Some(registry), hooks)
+}
+
+/// A layer that only has hooks.
+fn layer_with_open_hook(announced: &Arc<Announcements>) -> LayerConfig {
+    let hook = Arc::new(LayerHook(Arc::clone(announced)));
+    let hooks = LayerHooks {
+        open_hooks: vec![hook.clone()],
+        hooks: vec![hook],
+        ..LayerHooks::default()
+    };
+    LayerConfig::new(Policy::default(), None, hooks)
 }
 
 pub(super) fn open() -> (LivenessStream<Wire>, Liveness, Peer, Arc<Announcements>) {
@@ -316,6 +343,29 @@ fn loom_an_eviction_during_the_upgrade() {
         thread(move || *opened.lock().unwrap() = upgrade(connection, wire));
         all_done();
         assert_eq!(announced.end(1), KICKED);
+        assert!(peer.is_transport_dropped());
+        drop(stream);
+    });
+}
+
+#[test]
+fn loom_eviction_hooks_follow_open_hooks() {
+    check("kick and upgrade, with an open hook", 3, || {
+        let announced = Arc::new(Announcements::default());
+        let (wire, peer) = wire(usize::MAX);
+        peer.end();
+        let connection = Connection::new(Role::Server, TransportTraits::FOREIGN);
+        let live = Liveness::new(Arc::clone(&connection) as Arc<dyn ErasedConnection>);
+        live.attach(&layer_with_open_hook(&announced), None);
+        announced.add_local_hook(&live);
+        thread(move || assert!(live.evict(4_000, "")));
+        let stream = Arc::new(Mutex::new(None));
+        let opened = Arc::clone(&stream);
+        thread(move || *opened.lock().unwrap() = upgrade(connection, wire));
+        all_done();
+        assert_eq!(announced.late_open_hooks.load(Acquire), 0);
+        assert_eq!(*announced.local.lock().unwrap(), [KICKED]);
+        assert_eq!(*announced.layer.lock().unwrap(), [KICKED]);
         assert!(peer.is_transport_dropped());
         drop(stream);
     });

@@ -12,7 +12,7 @@ use std::task::Poll;
 use tokio::io::AsyncWrite;
 
 use super::{FROM_PEER, NEVER, Peer, TIME, TO_PEER, Wire, flush, read_exactly, wire, write_all};
-use crate::connection::{LayerConfig, LivenessStream};
+use crate::connection::{LayerConfig, LayerHooks, LivenessStream};
 use crate::eviction::{Evicted, Reason};
 use crate::monitor::{HeartbeatPolicy, Policy};
 use crate::sync::modelled::{advance, all_done, block_on, check, thread};
@@ -40,7 +40,7 @@ fn open(heartbeat: HeartbeatPolicy, room: usize) -> (LivenessStream<Wire>, Peer)
         idle: None,
     };
     let (wire, peer) = wire(room);
-    let layer = LayerConfig::new(policy, None, Vec::new(), Vec::new());
+    let layer = LayerConfig::new(policy, None, LayerHooks::default());
     let (stream, _) = LivenessStream::wrap(wire, Role::Server, &layer);
     (stream, peer)
 }

@@ -8,21 +8,25 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::registrations::Registration;
+use super::registrations::{Registration, SessionHooks};
+use crate::connection::on_health::OnHealth;
+use crate::connection::on_open::OnOpen;
 use crate::eviction::{Eviction, Seats};
-use crate::hooks::{LocalHook, OnEvict, OnHealth};
+use crate::hooks::{LocalHook, OnEvict};
 use crate::monitor::Announced;
 use crate::sync::Notify;
 
 /// The hooks of one layer.
+#[derive(Default)]
 pub(crate) struct LayerHooks {
+    pub(crate) open_hooks: Vec<Arc<dyn OnOpen>>,
     pub(crate) hooks: Vec<Arc<dyn OnEvict>>,
     pub(crate) health_hooks: Vec<Arc<dyn OnHealth>>,
 }
 
 impl LayerHooks {
     pub(crate) fn is_empty(&self) -> bool {
-        self.hooks.is_empty() && self.health_hooks.is_empty()
+        self.open_hooks.is_empty() && self.hooks.is_empty() && self.health_hooks.is_empty()
     }
 }
 
@@ -41,6 +45,8 @@ pub(crate) struct EndRecord {
     /// in its seat to be dropped, such as the sender of its channel.
     pub(crate) handler_reads: bool,
     pub(crate) announced: Announced,
+    /// The open hooks are being called.
+    pub(crate) calls_open_hooks: bool,
     /// The transport is closed, or the upgrade failed. True if the closing handshake of an eviction
     /// was completed.
     pub(crate) transport_closed: Option<bool>,
@@ -57,8 +63,12 @@ pub(crate) struct OnDemand {
     /// Further layers that have hooks.
     layers: Vec<Arc<LayerHooks>>,
     pub(crate) local_hooks: Vec<LocalHook>,
+    /// Calls of the hooks of sessions that ended with the connection.
+    pub(crate) session_hooks: Vec<SessionHooks>,
     /// The end, without session and seats.
     pub(crate) eviction: Option<Box<Eviction>>,
+    /// The end, while its hooks wait for the open hooks to return.
+    pub(crate) deferred: Option<Box<Eviction>>,
     /// Notified when the session is set, all hooks have returned, or the transport is gone. Made by
     /// the first task that waits, under the same lock as these changes, so no change is missed.
     pub(crate) changed: Option<Arc<Notify>>,

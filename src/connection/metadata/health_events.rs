@@ -6,8 +6,6 @@
 
 use std::collections::VecDeque;
 
-use crate::eviction::ConnectionId;
-use crate::hooks::HealthChange;
 use crate::monitor::{Health, Moment, Rtt, Stats};
 
 /// How many changes may wait for slow hooks before the latest are merged.
@@ -15,20 +13,27 @@ const MAX_QUEUED_CHANGES: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct HealthEvents {
-    id: ConnectionId,
     /// The state after the last change, whether delivered or queued.
     health: Health,
     /// When the driver last read the transport.
     pub(crate) read_until: Moment,
-    queue: VecDeque<HealthChange>,
+    queue: VecDeque<QueuedChange>,
     /// A thread is calling hooks, and continues until the queue is empty.
     delivering: bool,
 }
 
+/// A change of health, without the connection's handle: that would keep the connection alive.
+#[derive(Debug)]
+pub(crate) struct QueuedChange {
+    pub(crate) from: Health,
+    pub(crate) to: Health,
+    pub(crate) rtt: Option<Rtt>,
+    pub(crate) stats: Stats,
+}
+
 impl HealthEvents {
-    pub(crate) fn new(id: ConnectionId) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            id,
             health: Health::Live,
             read_until: Moment::START,
             queue: VecDeque::new(),
@@ -53,8 +58,7 @@ impl HealthEvents {
             }
         }
         if from != to {
-            self.queue.push_back(HealthChange {
-                id: self.id,
+            self.queue.push_back(QueuedChange {
                 from,
                 to,
                 rtt,
@@ -71,7 +75,7 @@ impl HealthEvents {
     }
 
     /// The next change, for the thread that delivers them. `None` ends the delivery.
-    pub(crate) fn next(&mut self) -> Option<HealthChange> {
+    pub(crate) fn next(&mut self) -> Option<QueuedChange> {
         let next = self.queue.pop_front();
         self.delivering = next.is_some();
         next
@@ -94,7 +98,7 @@ mod tests {
 
     #[test]
     fn one_thread_delivers_until_the_queue_is_empty() {
-        let mut state = HealthEvents::new(ConnectionId::next());
+        let mut state = HealthEvents::new();
         queue(&mut state, Health::Live);
         assert!(!state.begin_delivery(), "no change");
         queue(&mut state, Health::Idle);
@@ -112,7 +116,7 @@ mod tests {
     #[test]
     fn changes_that_slow_hooks_miss_are_merged_and_each_from_is_the_last_to() {
         for extra in 0..6 {
-            let mut state = HealthEvents::new(ConnectionId::next());
+            let mut state = HealthEvents::new();
             let cycle = [Health::Idle, Health::Degraded, Health::Live];
             let count = MAX_QUEUED_CHANGES + extra;
             for health in cycle.into_iter().cycle().take(count) {
@@ -133,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_change_and_its_reverse_cancel_out_in_a_full_queue() {
-        let mut state = HealthEvents::new(ConnectionId::next());
+        let mut state = HealthEvents::new();
         for turn in 0..MAX_QUEUED_CHANGES {
             queue(&mut state, [Health::Idle, Health::Live][turn % 2]);
         }

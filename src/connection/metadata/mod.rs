@@ -8,19 +8,22 @@ mod registrations;
 
 use std::any::Any;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 pub(crate) use created_at::CreatedAt;
 use end_record::EndRecord;
 pub(crate) use end_record::LayerHooks;
-pub(crate) use health_events::HealthEvents;
+pub(crate) use health_events::{HealthEvents, QueuedChange};
 pub(crate) use ping_waiters::PingWaiters;
 pub(crate) use registrations::{Registration, RegistrationId, SessionHooks, Vacated, vacate};
 
+use super::on_health::OnHealth;
+use super::on_open::OnOpen;
 use crate::driver::Driver;
 use crate::eviction::{ConnectionId, Eviction};
-use crate::hooks::{self, LocalHook, OnHealth};
+use crate::hooks::{self, LocalHook};
 use crate::monitor::{Announced, Moment, Reason};
 use crate::panic_guard;
 use crate::sync::{Mutex, MutexGuard, Notify, OnceLock, in_runtime};
@@ -140,6 +143,30 @@ impl Metadata {
         hooks
     }
 
+    /// Takes the open hooks, each once, when the connection has opened. Until
+    /// [`finish_open_hooks`](Self::finish_open_hooks), which the caller must call then, an end calls no
+    /// eviction hooks. `None` without open hooks.
+    pub(crate) fn begin_open_hooks(&self) -> Option<Vec<Arc<dyn OnOpen>>> {
+        let mut hooks: Vec<Arc<dyn OnOpen>> = Vec::new();
+        let mut record = self.record();
+        for hook in record.layers().flat_map(|layer| &layer.open_hooks) {
+            if !hooks.iter().any(|known| Arc::ptr_eq(known, hook)) {
+                hooks.push(Arc::clone(hook));
+            }
+        }
+        record.calls_open_hooks = !hooks.is_empty();
+        record.calls_open_hooks.then_some(hooks)
+    }
+
+    /// All open hooks have returned. Returns the end that was announced meanwhile, if there is one:
+    /// the caller must call the eviction hooks.
+    pub(crate) fn finish_open_hooks(&self) -> Option<Eviction> {
+        let mut record = self.record();
+        record.calls_open_hooks = false;
+        let deferred = record.existing_mut()?.deferred.take();
+        deferred.map(|eviction| *eviction)
+    }
+
     /// Adds a hook of this connection alone. After the end it is called immediately.
     pub(crate) fn add_local_hook(&self, hook: LocalHook) {
         let mut record = self.record();
@@ -242,6 +269,11 @@ impl Metadata {
     /// Why the connection has ended; `None` if it has not.
     pub(crate) fn reason(&self) -> Option<Reason> {
         Some(self.record().eviction()?.reason())
+    }
+
+    /// How long the connection was open; `None` before the end.
+    pub(crate) fn lifetime(&self) -> Option<Duration> {
+        Some(self.record().eviction()?.lifetime())
     }
 
     /// The end, with the session and the seats if they are still there; `None` before the end.

@@ -1,8 +1,8 @@
 //! When the driver must visit the connection: for a verdict, or for a change of health.
 
+use crate::connection::metadata::QueuedChange;
 use crate::connection::state::State;
 use crate::driver::DeadlineMove;
-use crate::hooks::HealthChange;
 use crate::monitor::Moment;
 
 impl<T: 'static> State<T> {
@@ -52,7 +52,7 @@ impl<T: 'static> State<T> {
         events.begin_delivery()
     }
 
-    pub(crate) fn next_health_change(&mut self) -> Option<HealthChange> {
+    pub(crate) fn next_health_change(&mut self) -> Option<QueuedChange> {
         self.health_events()?.next()
     }
 }

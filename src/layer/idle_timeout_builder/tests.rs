@@ -23,6 +23,7 @@ fn every_setter_sets_its_value() {
         .close_timeout(seconds(4))
         .close_frame(4001, "bye")
         .registry(Registry::default())
+        .on_open(|_| {})
         .on_evict(|_: &Eviction| {})
         .on_evict(|_: &Eviction| {});
     let expected = IdlePolicy {
@@ -39,6 +40,7 @@ fn every_setter_sets_its_value() {
     };
     assert_eq!(builder.policy, expected);
     assert!(builder.shared.has_registry());
+    assert_eq!(builder.shared.open_hook_count(), 1);
     assert_eq!(builder.shared.evict_hook_count(), 2);
     assert!(builder.clone().build().is_ok());
 

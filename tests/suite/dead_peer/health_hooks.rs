@@ -84,9 +84,9 @@ async fn hooks_may_be_types_and_are_called_in_order() {
 
     let (tx, rx) = mpsc::channel();
     let builder = heartbeat()
-        .on_health(Named("first", tx.clone()))
-        .on_health(Named("second", tx.clone()))
-        .on_health(Named("third", tx));
+        .on_health_hook(Named("first", tx.clone()))
+        .on_health_hook(Named("second", tx.clone()))
+        .on_health_hook(Named("third", tx));
     let (_stream, _live, _peer) = wrap_with(builder);
     sleep(ms(140)).await;
     assert_eq!(
@@ -131,6 +131,27 @@ async fn a_hook_may_use_the_handle() {
     within("the end", live.evicted()).await;
     let expected = [0, 1, 2, 3, 4].map(|missed| Health::PeerSilent { missed });
     assert_eq!(*seen.lock().unwrap(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_gives_the_handle_of_its_connection() {
+    let changes = Changes::new();
+    let builder = heartbeat()
+        .missed_pings(5)
+        .on_health(changes.hook())
+        .on_health(|change: &HealthChange| {
+            assert_eq!(change.live().id(), change.id());
+            assert_eq!(change.live().health(), change.to());
+            assert!(change.live().evict_as("unwell", 4001, "not well"));
+        });
+    let (stream, live, peer) = wrap_with(builder);
+    let end = within("the end", live.evicted()).await;
+    assert_eq!((end.label(), changes.total()), ("unwell", 1));
+    // A change that is kept does not keep the transport.
+    drop(stream);
+    within("the release", live.closed()).await;
+    assert!(peer.is_dropped());
+    assert_eq!(changes.all()[0].live().age(), end.lifetime());
 }
 
 #[tokio::test(start_paused = true)]

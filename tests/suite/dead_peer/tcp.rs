@@ -431,3 +431,45 @@ async fn a_slow_reader_gets_all_of_a_large_message() {
     until("the pong is found", || live.rtt().is_some()).await;
     assert_eq!(recorder.total(), 0, "{:?}", recorder.all());
 }
+
+// The address of the peer.
+
+#[tokio::test]
+async fn the_address_of_the_peer_is_known_while_a_tcp_socket_is_open() {
+    for (name, serve) in SERVERS {
+        let (route, mut lives) = watched_route(support::echo);
+        let opened = Arc::new(std::sync::Mutex::new(None));
+        let slot = Arc::clone(&opened);
+        let layer = heartbeat().on_open(move |live| *slot.lock().unwrap() = live.peer_addr());
+        let app = Router::new()
+            .route("/ws", route)
+            .layer(layer.build().unwrap());
+        let (server, peer) = tcp().await;
+        let addr = peer.local_addr().unwrap();
+        serve(app, server);
+        let mut client = RawClient::handshake(peer, "/ws").await;
+        let live = lives.recv().await.unwrap();
+        assert_echoes(&mut client).await;
+        assert_eq!(live.peer_addr(), Some(addr), "{name}");
+        assert_eq!(*opened.lock().unwrap(), Some(addr), "{name}");
+        drop(client);
+        within("the release", live.closed()).await;
+        assert_eq!(live.peer_addr(), None, "{name}");
+    }
+    let layer = heartbeat().build().unwrap();
+    let (server, peer) = tcp().await;
+    let addr = peer.local_addr().unwrap();
+    let (_stream, live) = layer.wrap_server(server);
+    assert_eq!(live.peer_addr(), Some(addr));
+
+    let (server, peer) = tcp().await;
+    let addr = peer.local_addr().unwrap();
+    let (io, live) = layer.wrap_server_handshake(server);
+    assert_eq!(live.peer_addr(), None, "before the handshake");
+    let opening = tokio_tungstenite::client_async("ws://localhost/ws", peer);
+    let (_server, _client) = tokio::join!(tokio_tungstenite::accept_async(io), opening);
+    assert_eq!(live.peer_addr(), Some(addr));
+
+    let (_stream, live) = layer.wrap_server(tokio::io::duplex(64).0);
+    assert_eq!(live.peer_addr(), None, "no socket");
+}

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tower_ws_liveness::{
     Evicted, Eviction, HealthChange, HeartbeatLayer, HeartbeatLayerBuilder,
-    IdleTimeoutLayerBuilder, Liveness, LivenessStream, OnEvict, OnHealth, Reason, Registry,
+    IdleTimeoutLayerBuilder, Liveness, LivenessStream, OnEvict, OnHealth, OnOpen, Reason, Registry,
 };
 
 use crate::support::raw::{Answer, Frame, RawClient};
@@ -560,24 +560,24 @@ async fn a_hook_that_several_layers_share_is_called_once() {
         .interval(ms(100))
         .timeout(ms(100))
         .missed_pings(3)
-        .on_evict(counter.clone())
-        .on_evict(counter.clone())
-        .on_evict(other.clone())
-        .on_health(counter.clone())
-        .on_health(of_health.clone())
+        .on_evict_hook(counter.clone())
+        .on_evict_hook(counter.clone())
+        .on_evict_hook(other.clone())
+        .on_health_hook(counter.clone())
+        .on_health_hook(of_health.clone())
         .build()
         .unwrap();
     let idle = patient()
-        .on_evict(of_ends.clone())
-        .on_evict(Arc::new(|_: &Eviction| {}))
-        .on_health(of_health)
+        .on_evict_hook(of_ends.clone())
+        .on_evict_hook(Arc::new(|_: &Eviction| {}))
+        .on_health_hook(of_health)
         .build()
         .unwrap();
     let app = Router::new()
         .route("/ws", echo_route())
         .layer(idle)
         .layer(heartbeat)
-        .layer(quiet().on_evict(of_ends).build().unwrap());
+        .layer(quiet().on_evict_hook(of_ends).build().unwrap());
     for count in 1..=2 {
         let io = support::in_memory(app.clone(), 1024);
         let client = RawClient::handshake(io, "/ws").await;
@@ -590,4 +590,92 @@ async fn a_hook_that_several_layers_share_is_called_once() {
         assert_eq!(other.ends.load(Ordering::SeqCst), count);
         assert_eq!(ends(), count);
     }
+}
+
+/// A hook that is a value, for `on_evict`, `on_health` and `on_open`.
+struct Sender(mpsc::UnboundedSender<&'static str>);
+
+impl OnEvict for Sender {
+    fn on_evict(&self, _: &Eviction) {
+        self.0.send("evict").unwrap();
+    }
+}
+
+impl OnHealth for Sender {
+    fn on_health(&self, _: &HealthChange) {
+        self.0.send("health").unwrap();
+    }
+}
+
+impl OnOpen for Sender {
+    fn on_open(&self, _: &Liveness) {
+        self.0.send("open").unwrap();
+    }
+}
+
+fn ignore<T>(_: &T) {}
+
+/// Whether this compiles is half of the test: a closure needs no type for its argument.
+#[tokio::test(start_paused = true)]
+async fn closures_values_and_arcs_are_hooks_without_annotations() {
+    let (tx, mut rx) = mpsc::unbounded_channel();
+    let sender = || Sender(tx.clone());
+    let by_closure = || {
+        let tx = tx.clone();
+        move |call| tx.send(call).unwrap()
+    };
+    let (open, health, evict) = (by_closure(), by_closure(), by_closure());
+    let boxed: Box<dyn Fn(&Eviction) + Send + Sync> = Box::new(ignore);
+    let heartbeat = quiet()
+        .interval(ms(100))
+        .timeout(ms(100))
+        .on_open(move |live| {
+            live.set_session("alice".to_owned());
+            open("open");
+        })
+        .on_open_hook(sender())
+        .on_open_hook(Arc::new(sender()))
+        .on_open_hook(Arc::new(sender()) as Arc<dyn OnOpen>)
+        .on_open(|_: &Liveness| {})
+        .on_open(ignore::<Liveness>)
+        .on_health(move |change| {
+            assert_eq!(*change.live().session::<String>().unwrap(), "alice");
+            health("health");
+        })
+        .on_health_hook(sender())
+        .on_health_hook(Arc::new(sender()))
+        .on_health_hook(Arc::new(sender()) as Arc<dyn OnHealth>)
+        .on_health(|_: &HealthChange| {})
+        .on_health(ignore::<HealthChange>)
+        .on_evict(move |ev| {
+            assert_eq!(*ev.session::<String>().unwrap(), "alice");
+            evict("evict");
+        })
+        .on_evict_hook(sender())
+        .on_evict_hook(Arc::new(sender()))
+        .on_evict_hook(Arc::new(sender()) as Arc<dyn OnEvict>)
+        .on_evict(|_: &Eviction| {})
+        .on_evict(|_| {})
+        .on_evict(boxed)
+        .on_evict(ignore::<Eviction>);
+    let idle = patient()
+        .on_open(|live| ignore(&live.id()))
+        .on_health(|change| ignore(&change.id()))
+        .on_evict(|ev| ignore(&ev.id()))
+        .on_evict_hook(sender())
+        .on_evict_hook(Arc::new(sender()));
+    assert!(idle.build().is_ok());
+    let (near, _far) = duplex(64);
+    let (_stream, live) = heartbeat.build().unwrap().wrap_server(near);
+    live.on_evict(|ev| ignore(&ev.id()));
+    live.evicted().await;
+    let mut calls = Vec::new();
+    while let Ok(call) = rx.try_recv() {
+        calls.push(call);
+    }
+    let expected: Vec<_> = ["open", "health", "evict"]
+        .iter()
+        .flat_map(|call| [*call; 4])
+        .collect();
+    assert_eq!(calls, expected);
 }

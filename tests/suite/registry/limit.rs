@@ -8,13 +8,16 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::http::StatusCode;
-use axum::response::IntoResponse;
+use axum::middleware::map_response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, any, get};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
-use tower_ws_liveness::{HeartbeatLayerBuilder, IdleTimeoutLayer, Liveness, Reason, Registry};
+use tower_ws_liveness::{
+    HeartbeatLayerBuilder, IdleTimeoutLayer, Liveness, Reason, Registry, UpgradeRefused,
+};
 
 use super::counts::{count, until_empty};
 use crate::support::h2_client::H2Client;
@@ -93,6 +96,7 @@ async fn over_the_limit_the_handler_is_not_called() {
     registry.retry_after(Duration::MAX);
     assert!(is_refused(&send_handshake(&mut third).await));
     assert_eq!(calls.load(Ordering::SeqCst), 2);
+    assert_eq!((registry.opened_total(), registry.refused_total()), (2, 5));
 
     // The refused connection can send other requests. A new handshake succeeds once a slot is free.
     let plain = b"GET /plain HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -104,6 +108,39 @@ async fn over_the_limit_the_handler_is_not_called() {
     first.closed().await;
     until("a slot is free", || registry.len() == 1).await;
     RawClient::connect(server.addr, "/ws").await;
+}
+
+#[tokio::test]
+async fn a_layer_further_out_may_answer_refused_handshakes_itself() {
+    async fn explain(response: Response) -> Response {
+        match response.extensions().get::<UpgradeRefused>() {
+            Some(refused) => {
+                let seconds = refused.retry_after().as_secs();
+                let text = format!("{}, come back in {seconds} s", refused.cause());
+                (response.status(), [("x-refused", "yes")], text).into_response()
+            }
+            None => response,
+        }
+    }
+
+    let registry = Registry::new();
+    registry.retry_after(ms(60_000));
+    let app = app(&registry, echo_route()).layer(map_response(explain));
+    assert!(is_accepted(&app).await);
+    registry.limit(0);
+    for cause in ["limit", "draining"] {
+        let mut io = in_memory(app.clone(), 4096);
+        let head = send_handshake(&mut io).await;
+        assert!(
+            is_refused(&head) && head.contains("\r\nx-refused: yes\r\n"),
+            "{head}"
+        );
+        let expected = format!("{cause}, come back in 60 s");
+        let mut body = vec![0; expected.len()];
+        within("the body", io.read_exact(&mut body)).await.unwrap();
+        assert_eq!(body, expected.as_bytes());
+        registry.begin_drain();
+    }
 }
 
 #[tokio::test]

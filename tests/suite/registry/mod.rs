@@ -5,5 +5,6 @@ mod drain;
 mod drain_deadlines;
 mod drain_over_sockets;
 mod drained;
+mod handles;
 mod limit;
 mod snapshots;

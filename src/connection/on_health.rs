@@ -3,22 +3,22 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::into_hook::sealed::{IntoArc, Shared, SharedDyn, Value};
+use super::handle::Liveness;
 use crate::eviction::ConnectionId;
+use crate::hooks::sealed::{IntoArc, Shared, SharedDyn, Value};
 use crate::monitor::{Health, Rtt, Stats};
 use crate::panic_guard;
 
 /// A hook that is called when the health of a connection has changed for a while.
 ///
-/// Closures implement it. The type of the argument must be written out, so that the compiler infers
-/// a closure for any lifetime:
+/// Closures implement it:
 ///
 /// ```
-/// use tower_ws_liveness::{ConfigError, HealthChange, HeartbeatLayer};
+/// use tower_ws_liveness::{ConfigError, HeartbeatLayer};
 ///
 /// # fn main() -> Result<(), ConfigError> {
 /// let layer = HeartbeatLayer::builder()
-///     .on_health(|change: &HealthChange| {
+///     .on_health(|change| {
 ///         println!("{}: {} -> {}", change.id(), change.from(), change.to());
 ///     })
 ///     .build()?;
@@ -30,9 +30,10 @@ use crate::panic_guard;
 ///
 /// A hook is called for changes between the states of an open connection, of which the first is
 /// [`Health::Live`]. It is called neither when the connection opens nor at its end, for which there
-/// is [`OnEvict`](crate::OnEvict). Transient states are not reported, because every ping makes its
-/// peer silent for a moment: the following states are reported when they have lasted, while
-/// [`Liveness::health`](crate::Liveness::health) shows them immediately:
+/// are [`OnOpen`](crate::OnOpen) and [`OnEvict`](crate::OnEvict). Transient states are not
+/// reported, because every ping makes its peer silent for a moment: the following states are
+/// reported when they have lasted, while [`Liveness::health`](crate::Liveness::health) shows them
+/// immediately:
 ///
 /// | state | is reported |
 /// |---|---|
@@ -106,6 +107,9 @@ impl fmt::Debug for dyn OnHealth {
 
 /// A change of a connection's health, and the connection's state at that moment.
 ///
+/// A hook that finds a connection unwell may end it through its [handle](Self::live). A change that
+/// is kept keeps what the connection has in memory, but not its socket.
+///
 /// ```
 /// use tokio::{io::duplex, sync::mpsc};
 /// use tower_ws_liveness::{Health, HealthChange, HeartbeatLayer};
@@ -130,7 +134,7 @@ impl fmt::Debug for dyn OnHealth {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct HealthChange {
-    pub(crate) id: ConnectionId,
+    pub(crate) live: Liveness,
     pub(crate) from: Health,
     pub(crate) to: Health,
     pub(crate) rtt: Option<Rtt>,
@@ -141,7 +145,13 @@ impl HealthChange {
     /// The id of the connection.
     #[must_use]
     pub fn id(&self) -> ConnectionId {
-        self.id
+        self.live.id()
+    }
+
+    /// The handle of the connection.
+    #[must_use]
+    pub fn live(&self) -> &Liveness {
+        &self.live
     }
 
     /// The state that was reported before; [`Health::Live`] if none was.
@@ -173,7 +183,7 @@ impl HealthChange {
 pub(crate) fn call_on_health(hook: &dyn OnHealth, change: &HealthChange) {
     let slow = |took_ms| {
         tracing::warn!(
-            conn_id = %change.id,
+            conn_id = %change.id(),
             health = %change.to,
             took_ms,
             "a health hook was slow, others may have had to wait"
@@ -181,7 +191,7 @@ pub(crate) fn call_on_health(hook: &dyn OnHealth, change: &HealthChange) {
     };
     let panicked = |panic: &str| {
         tracing::warn!(
-            conn_id = %change.id,
+            conn_id = %change.id(),
             health = %change.to,
             panic,
             "a health hook panicked"
@@ -190,17 +200,21 @@ pub(crate) fn call_on_health(hook: &dyn OnHealth, change: &HealthChange) {
     panic_guard::call_timed(|| hook.on_health(change), slow, panicked);
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(liveness_loom)))]
 mod tests {
     use super::*;
+    use crate::connection::{Connection, ErasedConnection, TransportTraits};
     use crate::logs::Logs;
+    use crate::wire::Role;
     use std::panic;
     use std::thread;
     use std::time::Duration;
+    use tokio::io::DuplexStream;
 
     fn change() -> HealthChange {
+        let connection = Connection::<DuplexStream>::new(Role::Server, TransportTraits::FOREIGN);
         HealthChange {
-            id: ConnectionId::next(),
+            live: Liveness::new(connection as Arc<dyn ErasedConnection>),
             from: Health::Live,
             to: Health::WriteStalled,
             rtt: None,
