@@ -110,10 +110,7 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
     let _ = timeout(HANDLER_GRACE, registry.wait_idle()).await;
 
     // The remaining clients did not read. They get a Close frame, and are cut at the deadline.
-    let drain = Drain {
-        deadline: DRAIN_DEADLINE,
-        ..Drain::default()
-    };
+    let drain = Drain::default().deadline(DRAIN_DEADLINE);
     let report = registry.drain(drain).await;
     print_line(&format!(
         "drained: {sessions} sessions, {} left by the handlers: {} clean, {} cut, {} already gone",
