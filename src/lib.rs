@@ -44,8 +44,8 @@
 //!   [`Health`] of a connection, pings on demand, changes times, and ends the connection.
 //! - Sessions: [`Liveness::register`] inserts a [`Seat`] into the application's [`SessionMap`]; the
 //!   end of the connection removes it.
-//! - Registry: [`Registry`] counts, limits, lists and [drains](Registry::drain) the open
-//!   connections.
+//! - Registry: [`Registry`] counts, limits and lists the open connections, and
+//!   [shuts them down](Registry::shutdown).
 //! - Eviction: [`OnEvict`] hooks get each [`Eviction`] with its [`Reason`], exactly once per
 //!   connection; [`OnHealth`] hooks get each [`HealthChange`] that has lasted.
 //!
@@ -129,7 +129,8 @@ pub use session::{RegisterError, ReplacePolicy, Seat, SessionMap};
 
 // The registry of open connections.
 pub use registry::{
-    ConnectionSnapshot, Drain, DrainReport, Evictions, Growth, HighWater, Overrun, Registry,
+    ConnectionSnapshot, Drain, DrainReport, Evictions, Growth, HighWater, Overrun, Readiness,
+    Registry, ShutdownPlan, ShutdownReport,
 };
 
 // The crates of the maps, in the versions for which `SessionMap` is implemented.

@@ -1,4 +1,4 @@
-//! Admission of handshakes: the connection limit, the drain flag, and waiting for idle.
+//! Admission of handshakes: connection limit, readiness, drain flag, and waiting for idle.
 
 use std::fmt;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -26,6 +26,8 @@ pub(super) struct AdmissionControl {
     /// Notified when `present` falls to zero.
     idle: Notify,
     draining: AtomicBool,
+    /// Whether the readiness has been withdrawn; also without `draining`, before a drain.
+    unready: AtomicBool,
     /// The Close frame for connections that open after the drain has begun.
     close_frame: Mutex<CloseFrame>,
     /// Notified when `draining` is set.
@@ -41,6 +43,7 @@ impl Default for AdmissionControl {
             present: AtomicUsize::new(0),
             idle: Notify::new(),
             draining: AtomicBool::new(false),
+            unready: AtomicBool::new(false),
             close_frame: Mutex::new(GOING_AWAY),
             drain_begun: Notify::new(),
         }
@@ -117,6 +120,15 @@ impl AdmissionControl {
         self.draining.load(SeqCst)
     }
 
+    /// Withdraws the readiness, before a drain begins.
+    pub(super) fn set_unready(&self) {
+        self.unready.store(true, SeqCst);
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        !self.unready.load(SeqCst) && !self.is_draining()
+    }
+
     pub(super) async fn draining(&self) {
         // `notified` receives every `notify_waiters` after its creation, so it must exist before
         // the flag is read.
@@ -142,6 +154,7 @@ impl AdmissionControl {
             .field("limit", &(limit != UNLIMITED).then_some(limit))
             .field("admitted", &self.admitted.load(SeqCst))
             .field("present", &self.present.load(SeqCst))
+            .field("ready", &self.is_ready())
             .field("draining", &self.is_draining());
     }
 

@@ -1,4 +1,4 @@
-//! The registry: snapshots, the connection limit, and the drain.
+//! The registry: snapshots, the connection limit, the drain, and the shutdown.
 
 mod counts;
 mod drain;
@@ -6,4 +6,6 @@ mod drain_deadlines;
 mod drain_over_sockets;
 mod drained;
 mod limit;
+mod readiness;
+mod shutdown;
 mod snapshots;
