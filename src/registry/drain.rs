@@ -412,7 +412,7 @@ impl Drop for DrainRun<'_> {
 }
 
 /// Yields to other tasks after every [`CONNECTIONS_PER_YIELD`] connections.
-async fn yield_periodically(processed: usize) {
+pub(super) async fn yield_periodically(processed: usize) {
     if processed % CONNECTIONS_PER_YIELD == CONNECTIONS_PER_YIELD - 1 {
         yield_now().await;
     }

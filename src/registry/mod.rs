@@ -11,6 +11,7 @@
 //! - [`drain`]: evicts all connections in batches
 //! - [`shutdown`]: the whole shutdown in one call
 //! - [`readiness`]: whether load balancers should send new connections
+//! - [`shedding`]: evicts a fraction of the connections, spread over time
 
 mod counters;
 mod drain;
@@ -19,6 +20,7 @@ mod growth;
 mod limit;
 mod readiness;
 mod shards;
+mod shedding;
 mod shutdown;
 mod snapshot;
 mod state;

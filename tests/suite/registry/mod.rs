@@ -1,4 +1,4 @@
-//! The registry: snapshots, the connection limit, the drain, and the shutdown.
+//! The registry: snapshots, the connection limit, the drain, the shutdown, and shedding.
 
 mod counts;
 mod drain;
@@ -7,5 +7,6 @@ mod drain_over_sockets;
 mod drained;
 mod limit;
 mod readiness;
+mod shedding;
 mod shutdown;
 mod snapshots;
