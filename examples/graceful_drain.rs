@@ -5,6 +5,7 @@
 //!
 //! websocat ws://127.0.0.1:3000/ws                      # in several windows: sends typed lines
 //! curl --data 'hello' http://127.0.0.1:3000/publish    # posts a line
+//! curl -i http://127.0.0.1:3000/ready                  # what a load balancer asks
 //! kill -TERM <pid>                                     # or Ctrl-C
 //! ```
 //!
@@ -14,6 +15,10 @@
 //! last message. A client that does not read, or has not read everything after `HANDLER_GRACE` and
 //! `DRAIN_DEADLINE`, does not delay the others: its connection is cut, and the process ends with
 //! status 0.
+//!
+//! Behind a load balancer, start it with `--delay-ms`: for that time after SIGTERM `/ready` answers
+//! 503, and clients and messages are still accepted. The port stays open until the end, so clients
+//! that come later are answered 503.
 //!
 //! All clients get their Close frame at the same time here. If there are very many, let each
 //! handler wait a random part of `HANDLER_GRACE` first, or they all reconnect at once.
@@ -37,12 +42,13 @@ use pico_args::Arguments;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
-use tower_ws_liveness::{ConnectionId, Drain, HeartbeatLayer, Liveness};
+use tower_ws_liveness::{ConnectionId, HeartbeatLayer, Liveness, Registry, ShutdownPlan};
 
-const USAGE: &str = "usage: graceful_drain [--addr 127.0.0.1:3000]";
+const USAGE: &str = "usage: graceful_drain [--addr 127.0.0.1:3000] [--delay-ms 0]";
 
 /// The time for handlers to send the accepted messages and their Close frame. In production,
-/// SIGKILL must not follow SIGTERM before this, twice `DRAIN_DEADLINE` and some margin have passed.
+/// SIGKILL must not follow SIGTERM before the delay, this, twice `DRAIN_DEADLINE` and some margin
+/// have passed.
 const HANDLER_GRACE: Duration = Duration::from_secs(3);
 /// The time for the connections that remain after `HANDLER_GRACE`.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
@@ -72,6 +78,11 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
         .opt_value_from_str("--addr")
         .map_err(|error| format!("--addr: {error}"))?
         .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 3000)));
+    let delay_ms = args
+        .opt_value_from_str("--delay-ms")
+        .map_err(|error| format!("--delay-ms: {error}"))?
+        .unwrap_or(0);
+    let delay = Duration::from_millis(delay_ms);
     if !args.finish().is_empty() {
         return Err(USAGE.into());
     }
@@ -79,11 +90,11 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
     let signal = stop_signal()?;
     let heartbeat = HeartbeatLayer::default();
     let registry = heartbeat.registry();
-    let room = Room::default();
     let app = Router::new()
         .route("/ws", any(upgrade))
         .route("/publish", post(publish))
-        .with_state(room.clone())
+        .route_service("/ready", registry.readiness())
+        .with_state(Room::new(registry.clone()))
         .layer(heartbeat);
     let listener = TcpListener::bind(addr).await?;
     print_line(&format!("listening on {}", listener.local_addr()?))?;
@@ -93,37 +104,29 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
         let _ = stopped.await;
     });
     let mut serving = tokio::spawn(serve.into_future());
-    tokio::select! {
+    // Clients that do not read are evicted after `HANDLER_GRACE`, and are cut at the deadline.
+    let plan = ShutdownPlan::new()
+        .delay(delay)
+        .handler_grace(HANDLER_GRACE)
+        .spread(Duration::ZERO)
+        .deadline(delay.saturating_add(HANDLER_GRACE + DRAIN_DEADLINE));
+    let report = tokio::select! {
         served = &mut serving => return Ok(served??),
-        () = signal => {}
-    }
-
-    // In this order: first the room stops accepting messages, and all accepted ones are in the
-    // queues. Then the handlers are woken and upgrades are refused. Then the port is closed.
-    room.close();
-    let sessions = registry.len();
-    registry.begin_drain();
-    let _ = stop.send(());
-
-    // axum's graceful shutdown waits for requests, not for upgraded sockets (axum#3003). This waits
-    // for their handlers.
-    let _ = timeout(HANDLER_GRACE, registry.wait_idle()).await;
-
-    // The remaining clients did not read. They get a Close frame, and are cut at the deadline.
-    let drain = Drain {
-        deadline: DRAIN_DEADLINE,
-        ..Drain::default()
+        report = registry.shutdown(signal, plan) => report,
     };
-    let report = registry.drain(drain).await;
+    let drained = report.drained();
     print_line(&format!(
-        "drained: {sessions} sessions, {} left by the handlers: {} clean, {} cut, {} already gone",
-        report.total(),
-        report.clean(),
-        report.cut(),
-        report.already_gone(),
+        "drained: {} sessions, {} left by the handlers: {} clean, {} cut, {} already gone",
+        report.open(),
+        drained.total(),
+        drained.clean(),
+        drained.cut(),
+        drained.already_gone(),
     ))?;
 
-    // Bounds the wait for a client that never completes its request.
+    // axum's graceful shutdown closes the port and waits for requests, not for upgraded sockets
+    // (axum#3003). A client that never completes its request must not delay the end.
+    let _ = stop.send(());
     if let Ok(served) = timeout(DRAIN_DEADLINE, serving).await {
         served??;
     }
@@ -186,8 +189,7 @@ async fn serve_client(mut socket: WebSocket, live: Liveness, room: Room) {
             }
             message = socket.recv() => match message {
                 Some(Ok(Message::Text(line))) => {
-                    // Refused only after the room is closed. The client gets no `accepted` line
-                    // then.
+                    // Refused only during a drain. The client gets no `accepted` line then.
                     let _ = room.publish(&line, Some(live.id()));
                 }
                 Some(Ok(_)) => {}
@@ -195,7 +197,8 @@ async fn serve_client(mut socket: WebSocket, live: Liveness, room: Room) {
             },
         }
     }
-    // The room was closed before the drain began, so the inbox is complete.
+    // All accepted messages are in the inbox after this.
+    room.finish_publishing();
     inbox.close();
     while let Some(line) = inbox.recv().await {
         if socket.send(Message::Text(line)).await.is_err() {
@@ -215,14 +218,16 @@ async fn serve_client(mut socket: WebSocket, live: Liveness, room: Room) {
 
 // The room.
 
-/// The queues of all clients, behind one lock: a message is put into all of them or, once the room
-/// is closed, into none.
-#[derive(Clone, Default)]
-struct Room(Arc<Mutex<RoomState>>);
+/// The queues of all clients, behind one lock: a message is put into all of them or, once a drain
+/// has begun, into none.
+#[derive(Clone)]
+struct Room {
+    registry: Registry,
+    state: Arc<Mutex<RoomState>>,
+}
 
 #[derive(Default)]
 struct RoomState {
-    closed: bool,
     /// The number of accepted messages.
     accepted: u64,
     sessions: HashMap<ConnectionId, Session>,
@@ -234,6 +239,13 @@ struct Session {
 }
 
 impl Room {
+    fn new(registry: Registry) -> Self {
+        Self {
+            registry,
+            state: Arc::default(),
+        }
+    }
+
     /// Adds a queue for this connection, which is removed at its end. The first line is `welcome
     /// <number>`: the client gets every message with a higher number.
     fn join(&self, live: &Liveness) -> mpsc::Receiver<Utf8Bytes> {
@@ -256,10 +268,11 @@ impl Room {
     }
 
     /// Puts a message into every queue, and an `accepted` line into that of its author. Returns the
-    /// message's number, or `None` if the room is closed.
+    /// message's number, or `None` if a drain has begun.
     fn publish(&self, line: &str, author: Option<ConnectionId>) -> Option<u64> {
         let mut room = self.lock();
-        if room.closed {
+        // Under the lock, on which `finish_publishing` relies.
+        if self.registry.is_draining() {
             return None;
         }
         room.accepted += 1;
@@ -282,14 +295,15 @@ impl Room {
         Some(number)
     }
 
-    /// Stops accepting messages. When this returns, all accepted messages are in every queue.
-    fn close(&self) {
-        self.lock().closed = true;
+    /// Waits until all accepted messages are in every queue, once a drain has begun: a message that
+    /// was accepted before is queued under the lock, and no other is accepted under a later one.
+    fn finish_publishing(&self) {
+        drop(self.lock());
     }
 
     fn lock(&self) -> MutexGuard<'_, RoomState> {
         // No change can panic half-way, so the state behind a poisoned lock is consistent.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

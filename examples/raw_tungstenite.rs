@@ -87,10 +87,7 @@ pub async fn run(args: Vec<String>) -> Result<(), Box<dyn Error + Send + Sync>> 
         }
     }
     drop(listener);
-    let drain = Drain {
-        deadline: DRAIN_DEADLINE,
-        ..Drain::default()
-    };
+    let drain = Drain::default().deadline(DRAIN_DEADLINE);
     let report = heartbeat.registry().drain(drain).await;
     print_line(&format!("drained: {} sessions", report.total()))?;
     Ok(())

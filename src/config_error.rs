@@ -117,6 +117,15 @@ fn duration_or(
     Err(ConfigError::new(setter, format!("{value:?}"), rule))
 }
 
+/// Checks a duration that may be zero.
+pub(crate) fn duration_or_zero(setter: &'static str, value: Duration) -> Result<(), ConfigError> {
+    if value <= MAX_DURATION {
+        return Ok(());
+    }
+    let rule = "must be at most 365 days";
+    Err(ConfigError::new(setter, format!("{value:?}"), rule))
+}
+
 /// The error for a setting of a layer that is not applied to the connection.
 pub(crate) fn missing_layer(setter: &'static str, value: Duration) -> ConfigError {
     let rule = "needs the layer whose setting it is: the request has passed none so far";

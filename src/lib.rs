@@ -44,8 +44,8 @@
 //!   [`Health`] of a connection, pings on demand, changes times, and ends the connection.
 //! - Sessions: [`Liveness::register`] inserts a [`Seat`] into the application's [`SessionMap`]; the
 //!   end of the connection removes it.
-//! - Registry: [`Registry`] counts, limits, lists and [drains](Registry::drain) the open
-//!   connections.
+//! - Registry: [`Registry`] counts, limits and lists the open connections, and
+//!   [shuts them down](Registry::shutdown).
 //! - Eviction: [`OnEvict`] hooks get each [`Eviction`] with its [`Reason`], exactly once per
 //!   connection; [`OnOpen`] hooks get the handle of each connection that has opened, [`OnHealth`]
 //!   hooks each [`HealthChange`] that has lasted.
@@ -58,6 +58,17 @@
 //!   sets socket options that follow from the heartbeat's times; `TcpOptions` for other servers.
 //! - `dashmap`, `papaya`, `scc`: [`SessionMap`] for the concurrent maps of these crates.
 //! - `serde`: a [`ConnectionId`] is serialised as its number.
+//!
+//! # Versions of other crates
+//!
+//! Types of these crates are in the public API: tokio 1, http 1, tower-layer 0.3, tower-service 0.3,
+//! futures-core 0.3, and with `axum` axum-core 0.5 (axum 0.8). The upgrades in the extensions of
+//! requests are those of hyper 1. A new major version of one of them is a new major version of this
+//! crate.
+//!
+//! The maps are dashmap 6, papaya 0.2 and scc 3, and are re-exported under their names, so an
+//! application that writes `tower_ws_liveness::dashmap::DashMap` has the right version. A later major
+//! version of a map will get a feature of its own, with the number in its name (`dashmap7`).
 //!
 //! # Guide
 //!
@@ -123,8 +134,17 @@ pub use session::{
 
 // The registry of open connections.
 pub use registry::{
-    ConnectionSnapshot, Drain, DrainReport, Evictions, Growth, HighWater, Overrun, Registry,
+    ConnectionSnapshot, Drain, DrainReport, Evictions, Growth, HighWater, Overrun, Readiness,
+    Registry, ShutdownPlan, ShutdownReport,
 };
+
+// The crates of the maps, in the versions for which `SessionMap` is implemented.
+#[cfg(feature = "dashmap")]
+pub use dashmap;
+#[cfg(feature = "papaya")]
+pub use papaya;
+#[cfg(feature = "scc")]
+pub use scc;
 
 // Evictions and hooks.
 pub use connection::{HealthChange, OnHealth, OnOpen};

@@ -1,5 +1,6 @@
 //! Graceful shutdown: evicts all connections in batches and cuts the rest at a deadline.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,12 @@ const CONNECTIONS_PER_YIELD: usize = 64;
 /// tokio's timer rounds a sleep up to whole milliseconds.
 const TIMER_STEP: Duration = Duration::from_millis(1);
 
+/// The Close frame of a drain by default (RFC 6455 section 7.4.1).
+pub(super) const GOING_AWAY: CloseFrame = CloseFrame {
+    code: 1001,
+    reason: Cow::Borrowed("server is going away"),
+};
+
 /// The settings of [`Registry::drain`].
 ///
 /// ```
@@ -31,20 +38,24 @@ const TIMER_STEP: Duration = Duration::from_millis(1);
 /// # async fn main() {
 /// # let registry = tower_ws_liveness::Registry::new();
 /// // The orchestrator kills the process after 15 s.
-/// let drain = Drain {
-///     deadline: Duration::from_secs(10),
-///     ..Drain::default()
-/// };
+/// let drain = Drain::default()
+///     .deadline(Duration::from_secs(10))
+///     .reason("a new version is deployed");
 /// registry.drain(drain).await;
 /// assert!(registry.is_empty());
 /// # }
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[must_use = "settings do nothing until they are passed to `Registry::drain`"]
 pub struct Drain {
     /// The status code of the Close frames. Default: 1001, going away (RFC 6455 section 7.4.1).
     /// A code that must not be sent is replaced by 1011, as by
     /// [`Liveness::evict`](crate::Liveness::evict).
     pub code: u16,
+    /// The text of the Close frames. Default: "server is going away". A text of more than 123 bytes
+    /// is cut at the last character that fits.
+    pub reason: Cow<'static, str>,
     /// The number of connections that are evicted before the first pause, and between two pauses.
     /// Default: 100. 0 counts as 1.
     ///
@@ -64,7 +75,8 @@ pub struct Drain {
 impl Default for Drain {
     fn default() -> Self {
         Self {
-            code: 1001,
+            code: GOING_AWAY.code,
+            reason: GOING_AWAY.reason,
             batch: 100,
             pause: Duration::from_millis(100),
             deadline: Duration::from_secs(30),
@@ -73,6 +85,44 @@ impl Default for Drain {
 }
 
 impl Drain {
+    /// Sets [`code`](Self::code).
+    pub fn code(mut self, code: u16) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// Sets [`reason`](Self::reason).
+    pub fn reason(mut self, reason: impl Into<String>) -> Self {
+        self.reason = reason.into().into();
+        self
+    }
+
+    /// Sets [`batch`](Self::batch).
+    pub fn batch(mut self, batch: usize) -> Self {
+        self.batch = batch;
+        self
+    }
+
+    /// Sets [`pause`](Self::pause).
+    pub fn pause(mut self, pause: Duration) -> Self {
+        self.pause = pause;
+        self
+    }
+
+    /// Sets [`deadline`](Self::deadline).
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// The Close frame, with a code that may be sent.
+    fn close_frame(&self) -> CloseFrame {
+        CloseFrame {
+            code: config_error::on_wire(self.code),
+            reason: self.reason.clone(),
+        }
+    }
+
     /// The batch size for `count` connections with which the pauses fit into the first half of the
     /// deadline.
     fn batch_size(&self, count: usize) -> usize {
@@ -177,7 +227,7 @@ impl Registry {
     /// deadline two things may remain: the transport of a connection that had ended before the
     /// drain found it, or ended as it opened, for at most its `close_timeout`; and a handshake that
     /// was admitted before and has no response yet. If such a handshake completes later, the
-    /// connection ends as it opens, and its peer gets a Close frame with `code` as well.
+    /// connection ends as it opens, and its peer gets the Close frame of this drain as well.
     ///
     /// Handlers are not asked first: data that they have not written yet is not sent. To let them
     /// finish, call [`begin_drain`](Self::begin_drain), wait in [`wait_idle`](Self::wait_idle) for
@@ -206,11 +256,13 @@ impl Registry {
         };
         let started = Instant::now();
         let deadline = started + drain.deadline;
-        self.state.admission.set_drain_close_code(drain.code);
+        let close_frame = drain.close_frame();
+        self.state.admission.set_close_frame(close_frame.clone());
         self.begin_drain();
         let mut run = DrainRun {
             registry: self,
             drain,
+            close_frame,
             started,
             paused: Duration::ZERO,
             found: HashSet::new(),
@@ -219,7 +271,7 @@ impl Registry {
         };
         // `timeout_at` polls the future once even if the deadline has passed, hence the first
         // check.
-        if drain.deadline.is_zero() || timeout_at(deadline, run.run_gracefully()).await.is_err() {
+        if deadline == started || timeout_at(deadline, run.run_gracefully()).await.is_err() {
             run.cut_all().await;
             run.wait_closed().await;
         }
@@ -231,6 +283,7 @@ impl Registry {
 struct DrainRun<'a> {
     registry: &'a Registry,
     drain: Drain,
+    close_frame: CloseFrame,
     started: Instant,
     /// The time spent in pauses.
     paused: Duration,
@@ -284,7 +337,7 @@ impl DrainRun<'_> {
         self.found.insert(live.id());
         // Inserted before the eviction, so that another drain can cut it at any time.
         self.registry.draining_connections().insert(live.clone());
-        let is_ours = live.evict_at_boundary(Reason::Drained, close_frame(self.drain.code));
+        let is_ours = live.evict_at_boundary(Reason::Drained, self.close_frame.clone());
         if is_ours {
             self.closing.push(live);
         } else {
@@ -358,16 +411,8 @@ impl Drop for DrainRun<'_> {
     }
 }
 
-/// The Close frame of a drain.
-pub(super) fn close_frame(code: u16) -> CloseFrame {
-    CloseFrame {
-        code: config_error::on_wire(code),
-        reason: "server is going away".into(),
-    }
-}
-
 /// Yields to other tasks after every [`CONNECTIONS_PER_YIELD`] connections.
-async fn yield_periodically(processed: usize) {
+pub(super) async fn yield_periodically(processed: usize) {
     if processed % CONNECTIONS_PER_YIELD == CONNECTIONS_PER_YIELD - 1 {
         yield_now().await;
     }
@@ -444,26 +489,18 @@ mod tests {
         for (drain, count, batch) in table {
             assert_eq!(drain.batch_size(count), batch, "{count}");
         }
-        let drain = |batch, pause, deadline| Drain {
-            batch,
-            pause: millis(pause),
-            deadline: millis(deadline),
-            ..Drain::default()
+        let drain = |batch, pause, deadline| {
+            let drain = Drain::default().batch(batch);
+            drain.pause(millis(pause)).deadline(millis(deadline))
         };
         assert_eq!(drain(0, 10, 1_000).batch_size(5), 1);
         assert_eq!(drain(1, 1_000, 1_600).batch_size(52), 52, "no pause fits");
         assert_eq!(drain(7, 0, 1_000).batch_size(1_000_000), 7, "no pauses");
         assert_eq!(drain(1, 0, 0).batch_size(10), 1, "no pauses");
-        let endless = Drain {
-            deadline: Duration::MAX,
-            ..drain(1, 1, 0)
-        };
+        let endless = drain(1, 1, 0).deadline(Duration::MAX);
         assert_eq!(endless.batch_size(1_000_000), 1);
         // The timer rounds this pause up to a millisecond.
-        let short = Drain {
-            pause: Duration::from_nanos(1),
-            ..drain(1, 0, 1_000)
-        };
+        let short = drain(1, 0, 1_000).pause(Duration::from_nanos(1));
         assert_eq!(short.batch_size(5_010), 10);
     }
 
@@ -498,11 +535,7 @@ mod tests {
         let cancelled = tokio::time::timeout(Duration::ZERO, registry.drain(Drain::default()));
         assert!(cancelled.await.is_err());
         assert_eq!(registry.draining_connections().open().len(), 3);
-        let deadline = Duration::from_secs(1);
-        let drain = Drain {
-            deadline,
-            ..Drain::default()
-        };
+        let drain = Drain::default().deadline(Duration::from_secs(1));
         // The second drain finds no open connection, and still cuts those of the first.
         assert_eq!(registry.drain(drain).await, DrainReport::default());
         assert!(registry.draining_connections().open().is_empty());

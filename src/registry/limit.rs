@@ -1,13 +1,16 @@
-//! Admission of handshakes: the connection limit, the drain flag, and waiting for idle.
+//! Admission of handshakes: connection limit, readiness, drain flag, and waiting for idle.
 
 use std::fmt;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::drain::GOING_AWAY;
 use crate::connection::Refused;
+use crate::monitor::CloseFrame;
 use crate::panic_guard;
 
 /// Stands for no limit. No machine has this many sockets.
@@ -26,8 +29,10 @@ pub(super) struct AdmissionControl {
     /// Notified when `present` falls to zero.
     idle: Notify,
     draining: AtomicBool,
-    /// The Close code for connections that open after the drain has begun.
-    drain_close_code: AtomicU16,
+    /// Whether the readiness has been withdrawn; also without `draining`, before a drain.
+    unready: AtomicBool,
+    /// The Close frame for connections that open after the drain has begun.
+    close_frame: Mutex<CloseFrame>,
     /// Notified when `draining` is set.
     drain_begun: Notify,
 }
@@ -43,8 +48,8 @@ impl Default for AdmissionControl {
             present: AtomicUsize::new(0),
             idle: Notify::new(),
             draining: AtomicBool::new(false),
-            // Going away (RFC 6455 section 7.4.1).
-            drain_close_code: AtomicU16::new(1001),
+            unready: AtomicBool::new(false),
+            close_frame: Mutex::new(GOING_AWAY),
             drain_begun: Notify::new(),
         }
     }
@@ -108,15 +113,14 @@ impl AdmissionControl {
         }
     }
 
-    /// Sets the Close code for connections that open after the drain has begun.
-    pub(super) fn set_drain_close_code(&self, code: u16) {
-        self.drain_close_code.store(code, Relaxed);
+    /// Sets the Close frame for connections that open after the drain has begun.
+    pub(super) fn set_close_frame(&self, frame: CloseFrame) {
+        *self.close_frame() = frame;
     }
 
-    /// The Close code for a connection that opens now; `None` if no drain has begun.
-    pub(super) fn close_code_if_draining(&self) -> Option<u16> {
-        self.is_draining()
-            .then(|| self.drain_close_code.load(Relaxed))
+    /// The Close frame for a connection that opens now; `None` if no drain has begun.
+    pub(super) fn close_frame_if_draining(&self) -> Option<CloseFrame> {
+        self.is_draining().then(|| self.close_frame().clone())
     }
 
     pub(super) fn begin_drain(&self) {
@@ -127,6 +131,15 @@ impl AdmissionControl {
 
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(SeqCst)
+    }
+
+    /// Withdraws the readiness, before a drain begins.
+    pub(super) fn set_unready(&self) {
+        self.unready.store(true, SeqCst);
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        !self.unready.load(SeqCst) && !self.is_draining()
     }
 
     pub(super) async fn draining(&self) {
@@ -154,7 +167,15 @@ impl AdmissionControl {
             .field("limit", &(limit != UNLIMITED).then_some(limit))
             .field("admitted", &self.admitted.load(SeqCst))
             .field("present", &self.present.load(SeqCst))
+            .field("ready", &self.is_ready())
             .field("draining", &self.is_draining());
+    }
+
+    fn close_frame(&self) -> MutexGuard<'_, CloseFrame> {
+        // A frame is replaced as a whole, so a poisoned lock still holds a complete one.
+        self.close_frame
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn refused(&self, cause: &'static str) -> Refused {

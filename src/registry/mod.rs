@@ -3,19 +3,25 @@
 //! - [`state`]: the state that all clones of a [`Registry`] share; implements
 //!   [`ErasedRegistry`] for the layers
 //! - [`shards`]: the set of open connections
-//! - [`limit`]: admission of handshakes, the drain flag, waiting for idle
+//! - [`limit`]: admission of handshakes, readiness, the drain flag, waiting for idle
 //! - [`counters`]: the number of open connections, with high-water and growth hooks
 //! - [`growth`]: the detection of growth, without a clock
 //! - [`snapshot`]: the state of one connection at one moment
 //! - [`evictions`]: evictions as a stream
-//! - [`drain`]: the graceful shutdown
+//! - [`drain`]: evicts all connections in batches
+//! - [`shutdown`]: the whole shutdown in one call
+//! - [`readiness`]: whether load balancers should send new connections
+//! - [`shedding`]: evicts a fraction of the connections, spread over time
 
 mod counters;
 mod drain;
 mod evictions;
 mod growth;
 mod limit;
+mod readiness;
 mod shards;
+mod shedding;
+mod shutdown;
 mod snapshot;
 mod state;
 
@@ -33,6 +39,8 @@ pub use counters::{Growth, HighWater};
 use drain::DrainingConnections;
 pub use drain::{Drain, DrainReport};
 pub use evictions::{Evictions, Overrun};
+pub use readiness::Readiness;
+pub use shutdown::{ShutdownPlan, ShutdownReport};
 pub use snapshot::ConnectionSnapshot;
 use state::RegistryState;
 

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use super::counters::Counters;
-use super::drain::{self, DrainingConnections};
+use super::drain::DrainingConnections;
 use super::evictions::Subscribers;
 use super::limit::AdmissionControl;
 use super::shards::Shards;
@@ -14,7 +14,7 @@ use crate::eviction::{ConnectionId, Eviction};
 use crate::monitor::Reason;
 
 /// Lock order: a connection's lock, then a shard's, then that of the counters. The lock of the
-/// subscribers is never held together with another.
+/// subscribers, and that of a drain's Close frame, is never held together with another.
 #[derive(Default)]
 pub(super) struct RegistryState {
     pub(super) live: Shards,
@@ -51,8 +51,8 @@ impl ErasedRegistry for RegistryState {
     }
 
     fn drain_order(&self) -> Option<DrainOrder> {
-        let code = self.admission.close_code_if_draining()?;
-        Some((Reason::Drained, drain::close_frame(code)))
+        let frame = self.admission.close_frame_if_draining()?;
+        Some((Reason::Drained, frame))
     }
 
     fn ended(&self, id: ConnectionId) {

@@ -129,9 +129,9 @@ pub struct TcpOptions {
 ///
 /// use tower_ws_liveness::{TcpKeepalive, TcpOptions};
 ///
-/// let mut options = TcpOptions::default();
 /// let (idle, interval) = (Duration::from_secs(60), Duration::from_secs(10));
-/// options.keepalive = Some(TcpKeepalive::new(idle, interval, 5));
+/// let options = TcpOptions::default().keepalive(TcpKeepalive::new(idle, interval, 5));
+/// # assert_eq!(options.keepalive.unwrap().retries, 5);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -147,6 +147,27 @@ pub struct TcpKeepalive {
 }
 
 impl TcpOptions {
+    /// Sets [`unsent_limit`](Self::unsent_limit).
+    #[must_use]
+    pub fn unsent_limit(mut self, unsent_limit: impl Into<Option<u32>>) -> Self {
+        self.unsent_limit = unsent_limit.into();
+        self
+    }
+
+    /// Sets [`user_timeout`](Self::user_timeout).
+    #[must_use]
+    pub fn user_timeout(mut self, user_timeout: impl Into<Option<Duration>>) -> Self {
+        self.user_timeout = user_timeout.into();
+        self
+    }
+
+    /// Sets [`keepalive`](Self::keepalive).
+    #[must_use]
+    pub fn keepalive(mut self, keepalive: impl Into<Option<TcpKeepalive>>) -> Self {
+        self.keepalive = keepalive.into();
+        self
+    }
+
     /// Sets these options on a socket.
     ///
     /// # Errors

@@ -46,12 +46,14 @@ pub(crate) fn server(args: Vec<String>) -> ExitCode {
 }
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let tests: [(&str, fn()); 8] = [
+    let tests: [(&str, fn()); 10] = [
         ("no_client_loses_an_accepted_message", accepted_messages),
         (
             "no_client_loses_an_accepted_message_at_any_moment",
             random_moments,
         ),
+        ("messages_and_clients_are_accepted_during_the_delay", delay),
+        ("a_drain_interrupts_no_push", pushes),
         ("accepted_lines_of_clients_are_delivered", lines_of_clients),
         ("a_stuck_client_is_cut_in_time", stuck),
         ("a_client_that_reads_late_gets_every_message", late_reader),
@@ -162,6 +164,18 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The status that a load balancer is answered.
+async fn ready(http: &mut SendRequest<Full<bytes::Bytes>>) -> u16 {
+    http.ready().await.unwrap();
+    let request = hyper::Request::get("/ready").header("host", "room");
+    let request = request.body(Full::default()).unwrap();
+    let response = http.send_request(request).await.unwrap();
+    let status = response.status().as_u16();
+    // The next request needs the end of this body.
+    response.into_body().collect().await.unwrap();
+    status
 }
 
 /// The number of the message if it was accepted.
@@ -314,6 +328,88 @@ fn random_moments() {
         let context = format!("round {number}, after {after}, {publishers} publishers");
         block_on(round(publishers, after, &context));
     }
+}
+
+/// Load balancers see 503 first. Until the end of the delay nothing else changes.
+fn delay() {
+    block_on(async {
+        let server = Server::start_with(&["--addr", "127.0.0.1:0", "--delay-ms", "2000"]);
+        let early = server.join().await.listen();
+        let mut http = server.http().await;
+        assert_eq!(ready(&mut http).await, 200);
+        let signalled = server.signal(Signal::SIGTERM);
+        while ready(&mut http).await == 200 {
+            assert!(signalled.elapsed() < PATIENCE);
+        }
+        let noticed = signalled.elapsed();
+        let mut last = post(&mut http, "during the delay").await.unwrap().unwrap();
+        let late = server.join().await;
+        assert_eq!(late.since, last);
+        let late = late.listen();
+        while let Some(number) = post(&mut http, "a message").await.unwrap() {
+            last = number;
+        }
+        let refused = signalled.elapsed();
+        assert!(refused >= Duration::from_secs(2), "{refused:?}");
+        assert!(noticed < refused, "{noticed:?}");
+        for listener in [early, late] {
+            let received = timeout(PATIENCE, listener).await.unwrap().unwrap();
+            assert_received_all(&received, last, "delayed");
+        }
+        let (status, lines) = server.ended().await;
+        assert!(status.success(), "{status}");
+        let took = signalled.elapsed();
+        assert!(took < Duration::from_secs(2) + SLACK, "{took:?}");
+        assert_report(
+            &lines,
+            "2 sessions, 0 left by the handlers: 0 clean, 0 cut, 0 already gone",
+        );
+    });
+}
+
+/// SIGTERM arrives while large messages are half-way to their clients.
+fn pushes() {
+    block_on(async {
+        let server = Server::start();
+        let mut clients = Vec::new();
+        for _ in 0..5 {
+            clients.push(server.join().await.listen());
+        }
+        let accepted = Arc::new(AtomicU64::new(0));
+        let line = Arc::new("x".repeat(60_000));
+        let mut publishing = Vec::new();
+        for _ in 0..4 {
+            let mut http = server.http().await;
+            let (accepted, line) = (Arc::clone(&accepted), Arc::clone(&line));
+            publishing.push(tokio::spawn(async move {
+                let mut last = 0;
+                while let Ok(Some(number)) = post(&mut http, &line).await {
+                    last = number;
+                    accepted.fetch_add(1, Ordering::Relaxed);
+                }
+                last
+            }));
+        }
+        while accepted.load(Ordering::Relaxed) < 50 {
+            tokio::task::yield_now().await;
+        }
+        let signalled = server.signal(Signal::SIGTERM);
+        let mut last = 0;
+        for publisher in publishing {
+            last = last.max(timeout(PATIENCE, publisher).await.unwrap().unwrap());
+        }
+        for client in clients {
+            let received = timeout(PATIENCE, client).await.unwrap().unwrap();
+            assert_received_all(&received, last, "pushes");
+        }
+        let (status, lines) = server.ended().await;
+        assert!(status.success(), "{status}");
+        assert!(signalled.elapsed() < SLACK);
+        assert_report(
+            &lines,
+            "5 sessions, 0 left by the handlers: 0 clean, 0 cut, 0 already gone",
+        );
+    });
 }
 
 fn lines_of_clients() {
@@ -483,7 +579,13 @@ fn alone() {
 
 fn flags() {
     block_on(async {
-        for flags in [&["--no-such-flag"][..], &["--addr"], &["--addr", "nowhere"]] {
+        let wrong = [
+            &["--no-such-flag"][..],
+            &["--addr"],
+            &["--addr", "nowhere"],
+            &["--delay-ms", "soon"],
+        ];
+        for flags in wrong {
             let (status, lines) = Server::start_with(flags).ended().await;
             assert!(!status.success(), "{flags:?}");
             assert!(lines.is_empty(), "{lines:?}");

@@ -110,10 +110,7 @@ async fn drained(server: TlsServer) {
     let rig = server.start(long_heartbeat(), long_idle()).await;
     let mut client = open(rig.addr).await;
     rig.handle().await;
-    let drain = rig.registry.drain(Drain {
-        code: 1012,
-        ..Drain::default()
-    });
+    let drain = rig.registry.drain(Drain::default().code(1012));
     let (report, end) = tokio::join!(within("the drain", drain), read_to_end(&mut client));
     assert_eq!((report.clean(), report.total()), (1, 1));
     assert_eq!(end.close.as_ref().and_then(Frame::close_code), Some(1012));

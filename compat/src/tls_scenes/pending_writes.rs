@@ -125,10 +125,7 @@ async fn ended_while_pending(server: TlsServer, end: EndedBy) {
                     None
                 }
                 EndedBy::Drain => Some(Drain::default()),
-                EndedBy::DrainDeadline => Some(Drain {
-                    deadline: ms(20),
-                    ..Drain::default()
-                }),
+                EndedBy::DrainDeadline => Some(Drain::default().deadline(ms(20))),
             };
             let registry = connection.registry.clone();
             let drained = tokio::spawn(async move {

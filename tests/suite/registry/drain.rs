@@ -17,13 +17,10 @@ use crate::support::{self, within};
 
 #[test]
 fn the_defaults_are_as_documented() {
-    let defaults = Drain {
-        code: 1001,
-        batch: 100,
-        pause: ms(100),
-        deadline: Duration::from_secs(30),
-    };
-    assert_eq!(Drain::default(), defaults);
+    let drain = Drain::default();
+    assert_eq!((drain.code, &*drain.reason), (1001, "server is going away"));
+    assert_eq!((drain.batch, drain.pause), (100, ms(100)));
+    assert_eq!(drain.deadline, Duration::from_secs(30));
     assert_eq!(counts(DrainReport::default()), (0, 0, 0));
 }
 
@@ -182,14 +179,31 @@ async fn the_close_frame_carries_the_requested_code() {
     ];
     for (code, on_wire) in codes {
         let scene = DrainScene::with_closing_peers(1);
-        let drain = Drain {
-            code,
-            ..without_pauses()
-        };
+        let drain = without_pauses().code(code);
         assert_eq!(counts(scene.registry.drain(drain).await), (1, 0, 0));
         assert_eq!(close_codes(&scene.connections[0].2), [on_wire], "{code}");
         let frames = scene.connections[0].2.frames();
         assert_eq!(frames[0].payload[2..], *b"server is going away");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_close_frame_carries_the_requested_text() {
+    let long = "€".repeat(42);
+    // The longest text that fits: 41 characters of 3 bytes are 123 bytes.
+    let texts = [("", ""), ("deploy 7", "deploy 7"), (&long, &long[..123])];
+    for (text, on_wire) in texts {
+        let mut scene = DrainScene::with_closing_peers(1);
+        let drain = without_pauses().reason(text);
+        assert_eq!(counts(scene.registry.drain(drain).await), (1, 0, 0));
+        // This one opens after the drain.
+        scene.open_closing();
+        sleep(ms(1)).await;
+        for (.., peer) in &scene.connections {
+            let payload = &peer.frames()[0].payload;
+            assert_eq!(payload[..2], 1001_u16.to_be_bytes());
+            assert_eq!(payload[2..], *on_wire.as_bytes());
+        }
     }
 }
 
@@ -308,12 +322,7 @@ async fn a_message_in_progress_delays_no_other_connection() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_opens_during_a_drain_is_evicted() {
     let mut scene = DrainScene::with_closing_peers(2);
-    let drain = Drain {
-        code: 1012,
-        batch: 1,
-        pause: ms(1_000),
-        ..Drain::default()
-    };
+    let drain = Drain::default().code(1012).batch(1).pause(ms(1_000));
     let registry = scene.registry.clone();
     let draining = tokio::spawn(async move { registry.drain(drain).await });
     sleep(ms(1)).await;
@@ -410,20 +419,8 @@ async fn connections_of_a_runtime_that_has_shut_down_are_gone() {
 async fn ten_thousand_connections_are_drained() {
     let drains = [
         (without_pauses(), (10_000, 0, 0)),
-        (
-            Drain {
-                batch: usize::MAX,
-                ..without_pauses()
-            },
-            (10_000, 0, 0),
-        ),
-        (
-            Drain {
-                deadline: Duration::ZERO,
-                ..without_pauses()
-            },
-            (0, 10_000, 0),
-        ),
+        (without_pauses().batch(usize::MAX), (10_000, 0, 0)),
+        (without_pauses().deadline(Duration::ZERO), (0, 10_000, 0)),
     ];
     for (drain, expected) in drains {
         let scene = DrainScene::with_closing_peers(10_000);
@@ -474,15 +471,12 @@ async fn drains_race_with_writes_closes_and_evictions() {
             let (_, live, peer) = scene.open_silent();
             peers.push((live.clone(), peer.clone()));
         }
-        let drain = Drain {
-            batch: 10,
-            deadline: ms(200),
-            ..without_pauses()
-        };
+        let drain = without_pauses().batch(10).deadline(ms(200));
         let (one, other) = within("both drains", async {
+            let other = drain.clone();
             let registry = scene.registry.clone();
             let one = tokio::spawn(async move { registry.drain(drain).await });
-            (scene.registry.drain(drain).await, one.await.unwrap())
+            (scene.registry.drain(other).await, one.await.unwrap())
         })
         .await;
         assert!(scene.registry.is_empty(), "round {round}");

@@ -28,11 +28,7 @@ async fn batches_are_evicted_with_random_pauses_between_them() {
     for _ in 0..20 {
         let scene = DrainScene::with_closing_peers(10);
         let begun = Instant::now();
-        let drain = Drain {
-            batch: 3,
-            pause: ms(1_000),
-            ..Drain::default()
-        };
+        let drain = Drain::default().batch(3).pause(ms(1_000));
         assert_eq!(counts(scene.registry.drain(drain).await), (10, 0, 0));
         let at = evicted_after(&scene, begun);
         assert_eq!(at[0], Duration::ZERO);
@@ -69,7 +65,7 @@ async fn drained_in_time(count: usize, drain: Drain, opening_at: &[Duration]) {
         }
         opened
     };
-    let (_, opened) = tokio::join!(scene.registry.drain(drain), opened);
+    let (_, opened) = tokio::join!(scene.registry.drain(drain.clone()), opened);
     let events = scene.recorder.all();
     assert_eq!(events.len(), count + opened.len(), "{drain:?}");
     for event in events {
@@ -86,11 +82,9 @@ async fn drained_in_time(count: usize, drain: Drain, opening_at: &[Duration]) {
 
 #[tokio::test(start_paused = true)]
 async fn every_connection_is_evicted_in_the_first_half_of_the_deadline() {
-    let drain = |batch, pause, deadline| Drain {
-        batch,
-        pause: ms(pause),
-        deadline: ms(deadline),
-        ..Drain::default()
+    let drain = |batch, pause, deadline| {
+        let drain = Drain::default().batch(batch).pause(ms(pause));
+        drain.deadline(ms(deadline))
     };
     for _ in 0..50 {
         drained_in_time(2, drain(1, 1_000, 2_000), &[]).await;
@@ -101,12 +95,10 @@ async fn every_connection_is_evicted_in_the_first_half_of_the_deadline() {
     for _ in 0..500 {
         // Includes pauses that tokio's timer rounds up, and deadlines too short for any pause.
         let pause = Duration::from_micros(fastrand::u64(..1 << fastrand::u32(1..24)));
-        let drain = Drain {
-            batch: fastrand::usize(..20),
-            pause,
-            deadline: ms(fastrand::u64(1..1 << fastrand::u32(1..15))),
-            ..Drain::default()
-        };
+        let drain = Drain::default()
+            .batch(fastrand::usize(..20))
+            .pause(pause)
+            .deadline(ms(fastrand::u64(1..1 << fastrand::u32(1..15))));
         let opening_at = || drain.deadline.mul_f64(fastrand::f64());
         let opening_at: Vec<_> = (0..fastrand::usize(..5)).map(|_| opening_at()).collect();
         drained_in_time(fastrand::usize(1..100), drain, &opening_at).await;
@@ -123,12 +115,10 @@ async fn time_taken_by_other_tasks_shortens_the_pauses() {
         }
     });
     let begun = Instant::now();
-    let drain = Drain {
-        batch: 100,
-        pause: ms(100),
-        deadline: ms(2_000),
-        ..Drain::default()
-    };
+    let drain = Drain::default()
+        .batch(100)
+        .pause(ms(100))
+        .deadline(ms(2_000));
     scene.registry.drain(drain).await;
     neighbour.abort();
     let at = evicted_after(&scene, begun);
@@ -139,10 +129,7 @@ async fn time_taken_by_other_tasks_shortens_the_pauses() {
 async fn a_batch_size_of_zero_means_one() {
     let scene = DrainScene::with_closing_peers(3);
     let begun = Instant::now();
-    let drain = Drain {
-        batch: 0,
-        ..Drain::default()
-    };
+    let drain = Drain::default().batch(0);
     assert_eq!(counts(scene.registry.drain(drain).await), (3, 0, 0));
     let at = evicted_after(&scene, begun);
     assert!(at[0] < at[1] && at[1] < at[2], "{at:?}");
@@ -168,10 +155,7 @@ async fn a_drain_without_pauses_yields_to_other_tasks() {
             live.on_evict(move |_| seen.lock().unwrap().push(turns.load(Ordering::Relaxed)));
         }
         let begun = Instant::now();
-        let drain = Drain {
-            batch,
-            ..without_pauses()
-        };
+        let drain = without_pauses().batch(batch);
         assert_eq!(counts(scene.registry.drain(drain).await), (1_000, 0, 0));
         neighbour.abort();
         assert_eq!(begun.elapsed(), Duration::ZERO);
@@ -207,12 +191,10 @@ async fn at_the_deadline_every_connection_is_cut() {
     let (.., peer) = scene.open_silent();
     peer.write_steps(&[WAIT]);
     let begun = Instant::now();
-    let drain = Drain {
-        batch: 10,
-        pause: ms(1_000),
-        deadline: ms(1_600),
-        ..Drain::default()
-    };
+    let drain = Drain::default()
+        .batch(10)
+        .pause(ms(1_000))
+        .deadline(ms(1_600));
     let report = scene.registry.drain(drain).await;
     assert_eq!(counts(report), (0, 52, 0));
     let took = begun.elapsed();
@@ -241,10 +223,7 @@ async fn a_deadline_of_zero_cuts_every_connection_immediately() {
         scene.open_silent();
     }
     let begun = Instant::now();
-    let drain = Drain {
-        deadline: Duration::ZERO,
-        ..Drain::default()
-    };
+    let drain = Drain::default().deadline(Duration::ZERO);
     assert_eq!(counts(scene.registry.drain(drain).await), (0, 300, 0));
     assert_eq!(begun.elapsed(), Duration::ZERO);
     scene.assert_all_evicted(Reason::Drained);
@@ -257,21 +236,16 @@ async fn a_deadline_of_zero_cuts_every_connection_immediately() {
 async fn extreme_durations_are_accepted() {
     let scene = DrainScene::with_closing_peers(2);
     let begun = Instant::now();
-    let drain = Drain {
-        batch: 1,
-        pause: Duration::MAX,
-        deadline: ms(5_000),
-        ..Drain::default()
-    };
+    let drain = Drain::default()
+        .batch(1)
+        .pause(Duration::MAX)
+        .deadline(ms(5_000));
     // The pause does not fit in the deadline, so there is none.
     assert_eq!(counts(scene.registry.drain(drain).await), (2, 0, 0));
     assert!(begun.elapsed() <= ms(2));
 
     let scene = DrainScene::with_closing_peers(2);
-    let drain = Drain {
-        deadline: Duration::MAX,
-        ..without_pauses()
-    };
+    let drain = without_pauses().deadline(Duration::MAX);
     assert_eq!(counts(scene.registry.drain(drain).await), (2, 0, 0));
 }
 
@@ -294,11 +268,11 @@ async fn a_second_drain_finds_no_connection() {
 #[tokio::test(start_paused = true)]
 async fn concurrent_drains_evict_and_count_each_connection_once() {
     let scene = DrainScene::with_closing_peers(300);
-    let drain = Drain {
-        batch: 7,
-        ..Drain::default()
-    };
-    let (one, other) = tokio::join!(scene.registry.drain(drain), scene.registry.drain(drain));
+    let drain = Drain::default().batch(7);
+    let (one, other) = tokio::join!(
+        scene.registry.drain(drain.clone()),
+        scene.registry.drain(drain)
+    );
     assert_eq!(one.clean() + other.clean(), 300);
     assert!(one.clean() > 0 && other.clean() > 0, "{one:?} {other:?}");
     assert_eq!(one.cut() + other.cut(), 0);
@@ -318,12 +292,10 @@ async fn the_earlier_of_two_deadlines_cuts() {
             assert!(poll_write(stream, &Wakes::new(), &hello()[..4]).is_ready());
             let drain = |deadline, batch| {
                 let registry = scene.registry.clone();
-                let drain = Drain {
-                    batch,
-                    pause: ms(300),
-                    deadline: ms(deadline),
-                    ..Drain::default()
-                };
+                let drain = Drain::default()
+                    .batch(batch)
+                    .pause(ms(300))
+                    .deadline(ms(deadline));
                 tokio::spawn(async move { registry.drain(drain).await })
             };
             let begun = Instant::now();
@@ -347,11 +319,7 @@ async fn a_dropped_drain_leaves_the_remaining_connections_open() {
     for _ in 0..10 {
         scene.open_silent();
     }
-    let drain = Drain {
-        batch: 15,
-        pause: ms(1_000),
-        ..Drain::default()
-    };
+    let drain = Drain::default().batch(15).pause(ms(1_000));
     let cancelled = timeout(ms(100), scene.registry.drain(drain)).await;
     assert!(cancelled.is_err());
     assert!(scene.registry.is_draining());
@@ -370,10 +338,7 @@ async fn a_dropped_drain_leaves_the_remaining_connections_open() {
 
     // The next drain evicts the rest, and cuts the closing handshakes that the first one left open.
     let begun = Instant::now();
-    let drain = Drain {
-        deadline: ms(1_000),
-        ..Drain::default()
-    };
+    let drain = Drain::default().deadline(ms(1_000));
     assert_eq!(counts(scene.registry.drain(drain).await), (0, 5, 0));
     assert!(begun.elapsed() <= ms(1_002), "{:?}", begun.elapsed());
     scene.assert_all_evicted(Reason::Drained);

@@ -87,11 +87,7 @@ async fn clients_receive_a_close_frame_regardless_of_their_handlers(wire: Wire) 
         }));
     }
     started.wait_for(40).await;
-    let drain = Drain {
-        batch: 7,
-        pause: ms(5),
-        ..Drain::default()
-    };
+    let drain = Drain::default().batch(7).pause(ms(5));
     let report = within("the drain", scene.registry.drain(drain)).await;
     assert_eq!(counts(report), (40, 0, 0));
     for client in clients {
@@ -167,10 +163,7 @@ async fn a_client_that_never_reads_is_cut_at_the_deadline(wire: Wire) {
     })
     .await;
     let begun = tokio::time::Instant::now();
-    let drain = Drain {
-        deadline: ms(300),
-        ..Drain::default()
-    };
+    let drain = Drain::default().deadline(ms(300));
     let report = within("the drain", scene.registry.drain(drain)).await;
     assert_eq!(counts(report), (0, 1, 0));
     assert!(begun.elapsed() >= ms(300));
@@ -259,12 +252,10 @@ async fn no_connection_escapes_a_drain() {
         }));
     }
     recorder.nth(200).await;
-    let drain = Drain {
-        batch: 3,
-        pause: ms(1),
-        deadline: Duration::from_secs(2),
-        ..Drain::default()
-    };
+    let drain = Drain::default()
+        .batch(3)
+        .pause(ms(1))
+        .deadline(Duration::from_secs(2));
     let report = within("the drain", registry.drain(drain)).await;
     assert!(report.total() > 0, "{report:?}");
     stop.store(true, Ordering::Relaxed);
@@ -298,10 +289,7 @@ async fn a_drain_waits_for_an_unanswered_handshake_until_the_deadline() {
             .unwrap(),
     );
     let begun = tokio::time::Instant::now();
-    let drain = Drain {
-        deadline: ms(500),
-        ..Drain::default()
-    };
+    let drain = Drain::default().deadline(ms(500));
     let (report, refused) = tokio::join!(registry.drain(drain), async {
         until("the drain", || registry.is_draining()).await;
         tokio_tungstenite::connect_async(server.url("/ws")).await

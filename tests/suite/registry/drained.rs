@@ -109,10 +109,7 @@ pub(crate) fn hello() -> Vec<u8> {
 
 /// A drain without pauses and with the default deadline.
 pub(crate) fn without_pauses() -> Drain {
-    Drain {
-        pause: Duration::ZERO,
-        ..Drain::default()
-    }
+    Drain::default().pause(Duration::ZERO)
 }
 
 pub(crate) fn counts(report: DrainReport) -> (usize, usize, usize) {

@@ -1,4 +1,4 @@
-//! The registry: snapshots, the connection limit, and the drain.
+//! The registry: snapshots, the connection limit, the drain, the shutdown, and shedding.
 
 mod counts;
 mod drain;
@@ -7,4 +7,7 @@ mod drain_over_sockets;
 mod drained;
 mod handles;
 mod limit;
+mod readiness;
+mod shedding;
+mod shutdown;
 mod snapshots;

@@ -214,12 +214,10 @@ impl<M: Map> Round<M> {
         until("some connections have opened", || {
             self.handles.lock().unwrap().len() >= least
         });
-        let drain = Drain {
-            batch: 8,
-            pause: ms(rng.u64(..3)),
-            deadline: ms(100),
-            ..Drain::default()
-        };
+        let drain = Drain::default()
+            .batch(8)
+            .pause(ms(rng.u64(..3)))
+            .deadline(ms(100));
         runtime.block_on(self.registry.drain(drain))
     }
 

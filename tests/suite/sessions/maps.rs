@@ -139,8 +139,9 @@ impl Map for OwnMap {
     }
 }
 
+// The maps of the re-exported crates are the ones that `SessionMap` is implemented for.
 #[cfg(feature = "dashmap")]
-pub(crate) type DashMap = dashmap::DashMap<String, Seat<Session>, OtherHasher>;
+pub(crate) type DashMap = tower_ws_liveness::dashmap::DashMap<String, Seat<Session>, OtherHasher>;
 
 #[cfg(feature = "dashmap")]
 impl Map for DashMap {
@@ -160,7 +161,7 @@ impl Map for DashMap {
 }
 
 #[cfg(feature = "papaya")]
-pub(crate) type PapayaMap = papaya::HashMap<String, Seat<Session>, OtherHasher>;
+pub(crate) type PapayaMap = tower_ws_liveness::papaya::HashMap<String, Seat<Session>, OtherHasher>;
 
 #[cfg(feature = "papaya")]
 impl Map for PapayaMap {
@@ -181,7 +182,7 @@ impl Map for PapayaMap {
 }
 
 #[cfg(feature = "scc")]
-pub(crate) type SccMap = scc::HashMap<String, Seat<Session>, OtherHasher>;
+pub(crate) type SccMap = tower_ws_liveness::scc::HashMap<String, Seat<Session>, OtherHasher>;
 
 #[cfg(feature = "scc")]
 impl Map for SccMap {
