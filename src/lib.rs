@@ -56,6 +56,7 @@
 //! - `tcp` (default): calls a tokio `TcpStream` under the upgrade without dynamic dispatch, and
 //!   sets socket options that follow from the heartbeat's times; `TcpOptions` for other servers.
 //! - `dashmap`, `papaya`, `scc`: [`SessionMap`] for the concurrent maps of these crates.
+//! - `parking_lot`: [`SessionMap`] for maps behind the locks of that crate.
 //!
 //! # Guide
 //!
@@ -114,7 +115,7 @@ pub use monitor::{Health, Rtt, Stats};
 pub use upgrade::LivenessRejection;
 
 // Sessions in the application's map.
-pub use session::{RegisterError, ReplacePolicy, Seat, SessionMap};
+pub use session::{MapIn, RegisterError, ReplacePolicy, Seat, SeatTable, SessionMap, map_in};
 
 // The registry of open connections.
 pub use registry::{

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use super::replace_policy::{ReplaceAction, ReplacePolicy};
-use super::seat::Seat;
+use super::seat::{RemovedSeat, Seat};
 use super::session_map::SessionMap;
 use crate::connection::{Liveness, Registration, RegistrationId};
 use crate::eviction::ConnectionId;
@@ -73,6 +73,9 @@ impl Liveness {
     ///
     /// This call takes the map's lock, and calls the hooks of a connection that is replaced: do not
     /// call it while you hold a lock that one of them takes.
+    ///
+    /// `map` is an `Arc` of the map, or [`map_in`](crate::map_in) of an `Arc` that contains it, such
+    /// as that of the application's state.
     ///
     /// A connection keeps alive the maps in which it is registered. If you remove a seat from the
     /// map yourself, the connection still keeps its registration; [`unregister`](Self::unregister)
@@ -333,6 +336,10 @@ where
                 .store(is_inserting_thread, Ordering::Relaxed);
             return None;
         };
-        Some(Box::new((self.key.clone(), seat)))
+        Some(Box::new(RemovedSeat {
+            key: self.key.clone(),
+            seat,
+            map: SessionMap::<K, V>::location(&self.map),
+        }))
     }
 }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use super::map_location::MapLocation;
+use super::session_map::SessionMap;
 use crate::connection::{Liveness, RegistrationId};
 use crate::eviction::{ConnectionId, Eviction};
 
@@ -67,6 +69,24 @@ impl<V> Seat<V> {
         &self.live
     }
 
+    /// The application's value, to share it beyond the seat.
+    ///
+    /// This method, like the others of a seat, hides one of the same name of `V`: call that as
+    /// `(*seat).value()`.
+    #[must_use]
+    pub fn value(&self) -> &Arc<V> {
+        &self.value
+    }
+
+    /// The application's value, without the handle of the connection.
+    ///
+    /// [`Arc::into_inner`] takes the value out of the last reference: the seat's clones, and an
+    /// [`Eviction`] with the seat, have others.
+    #[must_use]
+    pub fn into_value(self) -> Arc<V> {
+        self.value
+    }
+
     pub(super) fn registration(&self) -> RegistrationId {
         self.registration
     }
@@ -105,11 +125,65 @@ impl Eviction {
         K: 'static,
         V: 'static,
     {
-        let seats = self.seats.iter().flat_map(|seats| seats.iter());
-        seats
-            .filter_map(|seat| seat.downcast_ref::<(K, Seat<V>)>())
-            .map(|(key, seat)| (key, seat))
+        self.removed_seats()
+            .map(|removed| (&removed.key, &removed.seat))
     }
+
+    /// Iterates over the [`seats`](Self::seats) that were in `map`, with their keys.
+    ///
+    /// For several maps with the same types of keys and values. A map is compared by its place in
+    /// memory: an `Arc` of it, a clone of that `Arc`, and a [`map_in`](crate::map_in) that finds it
+    /// are the same map.
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    /// use std::sync::{Arc, Mutex};
+    ///
+    /// use tower_ws_liveness::{Eviction, Seat, map_in};
+    ///
+    /// type Users = Mutex<HashMap<String, Seat<()>>>;
+    ///
+    /// struct AppState {
+    ///     players: Users,
+    ///     spectators: Users,
+    /// }
+    ///
+    /// fn gone(ev: &Eviction, state: &Arc<AppState>) {
+    ///     for (user, _) in ev.seats_in(&map_in(state, |state| &state.players)) {
+    ///         println!("{user} no longer plays: {}", ev.reason());
+    ///     }
+    /// }
+    /// ```
+    pub fn seats_in<'a, K, V, M>(
+        &'a self,
+        map: &Arc<M>,
+    ) -> impl Iterator<Item = (&'a K, &'a Seat<V>)> + use<'a, K, V, M>
+    where
+        K: 'static,
+        V: 'static,
+        M: SessionMap<K, V> + ?Sized,
+    {
+        let location = SessionMap::<K, V>::location(&**map);
+        self.removed_seats()
+            .filter(move |removed: &&RemovedSeat<K, V>| removed.map.is_same(&location))
+            .map(|removed| (&removed.key, &removed.seat))
+    }
+
+    fn removed_seats<K, V>(&self) -> impl Iterator<Item = &RemovedSeat<K, V>>
+    where
+        K: 'static,
+        V: 'static,
+    {
+        let seats = self.seats.iter().flat_map(|seats| seats.iter());
+        seats.filter_map(|seat| seat.downcast_ref())
+    }
+}
+
+/// A seat that the end of its connection has removed from its map.
+pub(super) struct RemovedSeat<K, V> {
+    pub(super) key: K,
+    pub(super) seat: Seat<V>,
+    pub(super) map: MapLocation,
 }
 
 impl<V> Deref for Seat<V> {

@@ -3,11 +3,13 @@
 mod concurrency;
 mod ends;
 mod lifetime;
+mod map_in;
 mod maps;
 mod panicking_keys;
 mod panics;
 mod reconnects;
 mod reentry;
+mod register_error;
 mod rooms;
 mod seats;
 mod seeded;
