@@ -44,6 +44,8 @@
 //!   [`Health`] of a connection, pings on demand, changes times, and ends the connection.
 //! - Sessions: [`Liveness::register`] inserts a [`Seat`] into the application's [`SessionMap`]; the
 //!   end of the connection removes it.
+//! - Groups: [`Liveness::register_in`] bounds the connections of a key, such as the devices of a
+//!   user, in [`Groups`]; a hook gets the first and the last one of each key.
 //! - Registry: [`Registry`] counts, limits, lists and [drains](Registry::drain) the open
 //!   connections.
 //! - Eviction: [`OnEvict`] hooks get each [`Eviction`] with its [`Reason`], exactly once per
@@ -115,7 +117,10 @@ pub use monitor::{Health, Rtt, Stats};
 pub use upgrade::LivenessRejection;
 
 // Sessions in the application's map.
-pub use session::{MapIn, RegisterError, ReplacePolicy, Seat, SeatTable, SessionMap, map_in};
+pub use session::{
+    GroupEvent, Groups, GroupsBuilder, MapIn, RegisterError, ReplacePolicy, Seat, SeatTable,
+    SessionMap, map_in,
+};
 
 // The registry of open connections.
 pub use registry::{

@@ -176,16 +176,7 @@ impl Liveness {
             map.remove_if(&registration.key, id);
         }
         if let Some(previous) = &previous {
-            match &policy.action {
-                ReplaceAction::Evict(frame) if previous.id() != id => {
-                    previous.live().evict_for(Reason::Replaced, frame.clone());
-                }
-                // Its connection stays open, and must not accumulate registrations of lost seats.
-                _ => previous
-                    .live()
-                    .metadata()
-                    .forget_registration(previous.registration()),
-            }
+            displace(previous, id, policy);
         }
         if ended_meanwhile {
             let reason = self
@@ -210,6 +201,21 @@ impl Liveness {
         let seat = map.remove_if(key, self.id())?;
         self.metadata().forget_registration(seat.registration());
         Some(seat)
+    }
+}
+
+/// Does with the connection of a replaced seat what the policy says. Its seat has left the map, for
+/// one of the connection `newest`.
+pub(super) fn displace<V>(seat: &Seat<V>, newest: ConnectionId, policy: &ReplacePolicy) {
+    match &policy.action {
+        ReplaceAction::Evict(frame) if seat.id() != newest => {
+            seat.live().evict_for(Reason::Replaced, frame.clone());
+        }
+        // Its connection stays open, and must not accumulate registrations of lost seats.
+        _ => seat
+            .live()
+            .metadata()
+            .forget_registration(seat.registration()),
     }
 }
 
@@ -261,6 +267,11 @@ pub enum RegisterError<V> {
         /// The value that was passed to the registration.
         value: Arc<V>,
     },
+    /// The `max` of [`Liveness::register_in`] is 0, an error of the program.
+    ZeroMax {
+        /// The value that was passed to the registration.
+        value: Arc<V>,
+    },
 }
 
 // Not derived, so that the error is `Debug` even if the application's value is not.
@@ -275,6 +286,7 @@ impl<V> fmt::Debug for RegisterError<V> {
                 .debug_struct("Occupied")
                 .field("occupant", &occupant.id())
                 .finish_non_exhaustive(),
+            Self::ZeroMax { .. } => f.debug_struct("ZeroMax").finish_non_exhaustive(),
         }
     }
 }
@@ -289,6 +301,7 @@ impl<V> fmt::Display for RegisterError<V> {
                 let id = occupant.id();
                 write!(f, "not registered: connection {id} holds the seat")
             }
+            Self::ZeroMax { .. } => f.write_str("not registered: `max` is 0"),
         }
     }
 }

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "axum")]
+use http::StatusCode;
+
 use super::register::RegisterError;
 
 impl<V> RegisterError<V> {
@@ -29,15 +32,17 @@ impl<V> RegisterError<V> {
     #[must_use]
     pub fn into_value(self) -> Arc<V> {
         match self {
-            Self::Ended { value, .. } | Self::Occupied { value, .. } => value,
+            Self::Ended { value, .. } | Self::Occupied { value, .. } | Self::ZeroMax { value } => {
+                value
+            }
         }
     }
 }
 
 /// Responds 409 Conflict, so that a handler that returns a `Result` can use `?`.
 ///
-/// The body says whether the connection has ended or another one has the seat. It does not contain
-/// ids. If the handler has registered other seats, the connection removes them.
+/// [`ZeroMax`](RegisterError::ZeroMax) is 500 Internal Server Error. The body says whether the
+/// connection has ended or another one has the seat. It does not contain ids. If the handler has registered other seats, the connection removes them.
 ///
 /// ```
 /// use std::collections::HashMap;
@@ -63,10 +68,14 @@ impl<V> RegisterError<V> {
 #[cfg(feature = "axum")]
 impl<V> axum_core::response::IntoResponse for RegisterError<V> {
     fn into_response(self) -> axum_core::response::Response {
-        let text = match self {
-            Self::Ended { .. } => "the connection has ended",
-            Self::Occupied { .. } => "another connection has the seat",
+        let (status, text) = match self {
+            Self::Ended { .. } => (StatusCode::CONFLICT, "the connection has ended"),
+            Self::Occupied { .. } => (StatusCode::CONFLICT, "another connection has the seat"),
+            Self::ZeroMax { .. } => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the server permits no connection",
+            ),
         };
-        (http::StatusCode::CONFLICT, text).into_response()
+        (status, text).into_response()
     }
 }

@@ -2,6 +2,7 @@
 
 mod concurrency;
 mod ends;
+mod groups;
 mod lifetime;
 mod map_in;
 mod maps;
