@@ -44,6 +44,8 @@
 //!   [`Health`] of a connection, pings on demand, changes times, and ends the connection.
 //! - Sessions: [`Liveness::register`] inserts a [`Seat`] into the application's [`SessionMap`]; the
 //!   end of the connection removes it.
+//! - Groups: [`Liveness::register_in`] bounds the connections of a key, such as the devices of a
+//!   user, in [`Groups`]; a hook gets the first and the last one of each key.
 //! - Registry: [`Registry`] counts, limits and lists the open connections, and
 //!   [shuts them down](Registry::shutdown).
 //! - Eviction: [`OnEvict`] hooks get each [`Eviction`] with its [`Reason`], exactly once per
@@ -57,6 +59,7 @@
 //! - `tcp` (default): calls a tokio `TcpStream` under the upgrade without dynamic dispatch, and
 //!   sets socket options that follow from the heartbeat's times; `TcpOptions` for other servers.
 //! - `dashmap`, `papaya`, `scc`: [`SessionMap`] for the concurrent maps of these crates.
+//! - `parking_lot`: [`SessionMap`] for maps behind the locks of that crate.
 //! - `serde`: a [`ConnectionId`] is serialised as its number.
 //!
 //! # Versions of other crates
@@ -128,8 +131,9 @@ pub use upgrade::LivenessRejection;
 
 // Sessions in the application's map.
 pub use session::{
-    Linger, LingerBuilder, RegisterError, Registered, ReplacePolicy, Resumed, Seat, SeatState,
-    SessionEnd, SessionEndCause, SessionMap,
+    GroupEvent, Groups, GroupsBuilder, Linger, LingerBuilder, MapIn, RegisterError, Registered,
+    ReplacePolicy, Resumed, Seat, SeatState, SeatTable, SessionEnd, SessionEndCause, SessionMap,
+    map_in,
 };
 
 // The registry of open connections.

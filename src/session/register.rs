@@ -73,6 +73,9 @@ impl Liveness {
     /// With [`register_lingering`](Self::register_lingering) the seat outlives the connection for a
     /// grace period, in which a newer connection resumes its session.
     ///
+    /// `map` is an `Arc` of the map, or [`map_in`](crate::map_in) of an `Arc` that contains it, such
+    /// as that of the application's state.
+    ///
     /// A connection keeps alive the maps in which it is registered. If you remove a seat from the
     /// map yourself, the connection still keeps its registration; [`unregister`](Self::unregister)
     /// removes both.
@@ -167,11 +170,12 @@ impl Liveness {
     }
 }
 
-/// Ends what `previous` had, whose seat the connection `id` has taken.
-pub(super) fn displace<V>(previous: &Seat<V>, id: ConnectionId, policy: &ReplacePolicy) {
+/// Does with the connection of a replaced seat what the policy says, and ends its session. Its seat
+/// has left the map, for one of the connection `newest`.
+pub(super) fn displace<V>(previous: &Seat<V>, newest: ConnectionId, policy: &ReplacePolicy) {
     let session = previous.session();
     match &policy.action {
-        ReplaceAction::Evict(frame) if previous.id() != id => {
+        ReplaceAction::Evict(frame) if previous.id() != newest => {
             previous.live().evict_for(Reason::Replaced, frame.clone());
         }
         // Its connection stays open, and must not accumulate registrations of lost seats.
@@ -233,6 +237,11 @@ pub enum RegisterError<V> {
         /// The value that was passed to the registration.
         value: Arc<V>,
     },
+    /// The `max` of [`Liveness::register_in`] is 0, an error of the program.
+    ZeroMax {
+        /// The value that was passed to the registration.
+        value: Arc<V>,
+    },
 }
 
 // Not derived, so that the error is `Debug` even if the application's value is not.
@@ -247,6 +256,7 @@ impl<V> fmt::Debug for RegisterError<V> {
                 .debug_struct("Occupied")
                 .field("occupant", &occupant.id())
                 .finish_non_exhaustive(),
+            Self::ZeroMax { .. } => f.debug_struct("ZeroMax").finish_non_exhaustive(),
         }
     }
 }
@@ -261,6 +271,7 @@ impl<V> fmt::Display for RegisterError<V> {
                 let id = occupant.id();
                 write!(f, "not registered: connection {id} holds the seat")
             }
+            Self::ZeroMax { .. } => f.write_str("not registered: `max` is 0"),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 
 use super::linger::{Claimant, LingeringSession, Session};
-use super::seat::Seat;
+use super::seat::{RemovedSeat, Seat};
 use super::session_map::SessionMap;
 use crate::connection::{Liveness, Registration, RegistrationId, Vacated};
 use crate::driver::Driver;
@@ -194,9 +194,13 @@ where
                 .store(is_inserting_thread, Ordering::Relaxed);
         }
         let afterwards = self.end_with_connection(end.reason(), seat.is_some());
-        let pair = |seat| Box::new((self.key.clone(), seat)) as Box<dyn Any + Send + Sync>;
+        let removed = |seat| {
+            let key = self.key.clone();
+            let map = SessionMap::<K, V>::location(&self.map);
+            Box::new(RemovedSeat { key, seat, map }) as Box<dyn Any + Send + Sync>
+        };
         Vacated {
-            seat: seat.map(pair),
+            seat: seat.map(removed),
             afterwards,
         }
     }

@@ -10,8 +10,8 @@ use crate::monitor::CloseFrame;
 /// Decides what [`Liveness::register_with`](crate::Liveness::register_with) does if another
 /// connection holds the seat. Default: [`newest_wins`](Self::newest_wins).
 ///
-/// All three policies keep one seat per key. For several connections per user, use keys that
-/// distinguish them: `(user, device)`, or `(user, live.id())`.
+/// In a map, all three policies keep one seat per key. For several connections per user, use keys
+/// that distinguish them, `(user, device)` or `(user, live.id())`, or [`Groups`](crate::Groups).
 ///
 /// ```
 /// use std::collections::HashMap;

@@ -5,7 +5,9 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use super::linger::{SeatState, Session};
+use super::map_location::MapLocation;
 use super::registration::WeakSession;
+use super::session_map::SessionMap;
 use crate::connection::{Liveness, RegistrationId};
 use crate::eviction::{ConnectionId, Eviction};
 
@@ -93,12 +95,26 @@ impl<V> Seat<V> {
         }
     }
 
-    pub(super) fn registration(&self) -> RegistrationId {
-        self.registration
+    /// The application's value, to share it beyond the seat.
+    ///
+    /// This method, like the others of a seat, hides one of the same name of `V`: call that as
+    /// `(*seat).value()`.
+    #[must_use]
+    pub fn value(&self) -> &Arc<V> {
+        &self.value
     }
 
-    pub(super) fn shared_value(&self) -> &Arc<V> {
-        &self.value
+    /// The application's value, without the handle of the connection.
+    ///
+    /// [`Arc::into_inner`] takes the value out of the last reference: the seat's clones, and an
+    /// [`Eviction`] with the seat, have others.
+    #[must_use]
+    pub fn into_value(self) -> Arc<V> {
+        self.value
+    }
+
+    pub(super) fn registration(&self) -> RegistrationId {
+        self.registration
     }
 
     pub(super) fn session(&self) -> Option<Arc<dyn Session>> {
@@ -117,8 +133,9 @@ impl Eviction {
     /// it ended, with their keys. They have been removed from their maps already.
     ///
     /// A seat that a newer connection has taken over is not among them, because the user is still
-    /// connected, and neither is a seat that [lingers](crate::Liveness::register_lingering). So a hook can announce which users have left. A user may have reconnected by the
-    /// time the hook runs; the map has a seat for that user then.
+    /// connected, and neither is a seat that [lingers](crate::Liveness::register_lingering). So a hook
+    /// can announce which users have left. A user may have reconnected by the time the hook runs;
+    /// the map has a seat for that user then.
     ///
     /// Hooks find the seats, and so do tasks that wait in [`evicted`](Liveness::evicted) when the
     /// connection ends. The connection itself drops the seats when all hooks have returned and no
@@ -145,11 +162,65 @@ impl Eviction {
         K: 'static,
         V: 'static,
     {
-        let seats = self.seats.iter().flat_map(|seats| seats.iter());
-        seats
-            .filter_map(|seat| seat.downcast_ref::<(K, Seat<V>)>())
-            .map(|(key, seat)| (key, seat))
+        self.removed_seats()
+            .map(|removed| (&removed.key, &removed.seat))
     }
+
+    /// Iterates over the [`seats`](Self::seats) that were in `map`, with their keys.
+    ///
+    /// For several maps with the same types of keys and values. A map is compared by its place in
+    /// memory: an `Arc` of it, a clone of that `Arc`, and a [`map_in`](crate::map_in) that finds it
+    /// are the same map.
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    /// use std::sync::{Arc, Mutex};
+    ///
+    /// use tower_ws_liveness::{Eviction, Seat, map_in};
+    ///
+    /// type Users = Mutex<HashMap<String, Seat<()>>>;
+    ///
+    /// struct AppState {
+    ///     players: Users,
+    ///     spectators: Users,
+    /// }
+    ///
+    /// fn gone(ev: &Eviction, state: &Arc<AppState>) {
+    ///     for (user, _) in ev.seats_in(&map_in(state, |state| &state.players)) {
+    ///         println!("{user} no longer plays: {}", ev.reason());
+    ///     }
+    /// }
+    /// ```
+    pub fn seats_in<'a, K, V, M>(
+        &'a self,
+        map: &Arc<M>,
+    ) -> impl Iterator<Item = (&'a K, &'a Seat<V>)> + use<'a, K, V, M>
+    where
+        K: 'static,
+        V: 'static,
+        M: SessionMap<K, V> + ?Sized,
+    {
+        let location = SessionMap::<K, V>::location(&**map);
+        self.removed_seats()
+            .filter(move |removed: &&RemovedSeat<K, V>| removed.map.is_same(&location))
+            .map(|removed| (&removed.key, &removed.seat))
+    }
+
+    fn removed_seats<K, V>(&self) -> impl Iterator<Item = &RemovedSeat<K, V>>
+    where
+        K: 'static,
+        V: 'static,
+    {
+        let seats = self.seats.iter().flat_map(|seats| seats.iter());
+        seats.filter_map(|seat| seat.downcast_ref())
+    }
+}
+
+/// A seat that the end of its connection has removed from its map.
+pub(super) struct RemovedSeat<K, V> {
+    pub(super) key: K,
+    pub(super) seat: Seat<V>,
+    pub(super) map: MapLocation,
 }
 
 impl<V> Deref for Seat<V> {

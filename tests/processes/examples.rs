@@ -3,6 +3,8 @@
 
 #[path = "../../examples/chat.rs"]
 pub(crate) mod chat;
+#[path = "../../examples/devices.rs"]
+pub(crate) mod devices;
 #[path = "../../examples/echo.rs"]
 pub(crate) mod echo;
 #[path = "../../examples/graceful_drain.rs"]

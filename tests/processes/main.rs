@@ -7,6 +7,7 @@
 mod chat;
 #[cfg_attr(not(feature = "tcp"), allow(dead_code))] // `reconnecting_client` needs all of it
 mod child;
+mod devices;
 mod echo;
 mod examples;
 mod graceful_drain;
@@ -48,6 +49,8 @@ fn main() -> ExitCode {
         Some(chat::GUEST) => chat::guest(&args.next().unwrap(), &args.next().unwrap()),
         Some(lobby::SERVER) => lobby::server(args.collect()),
         Some(lobby::PLAYER) => lobby::player(&args.next().unwrap(), &args.next().unwrap()),
+        Some(devices::SERVER) => devices::server(args.collect()),
+        Some(devices::DEVICE) => devices::device(&args.next().unwrap(), &args.next().unwrap()),
         Some(graceful_drain::SERVER) => graceful_drain::server(args.collect()),
         #[cfg(feature = "tcp")]
         Some(raw_streams::RAW) => roles::serve(examples::raw_tungstenite::run(args.collect())),
@@ -71,6 +74,7 @@ fn test() -> ExitCode {
     arguments.test_threads.get_or_insert(at_once);
     let mut trials = echo::trials();
     trials.extend(chat::trials());
+    trials.extend(devices::trials());
     trials.extend(graceful_drain::trials());
     trials.extend(lobby::trials());
     #[cfg(feature = "tcp")]

@@ -178,7 +178,7 @@ where
         let Some(session) = occupant.session() else {
             return Ok(Outcome::Changed);
         };
-        let value = occupant.shared_value();
+        let value = occupant.value();
         let registration = self.registration(value);
         let insertion = registration
             .begin(self.live)

@@ -7,6 +7,7 @@ use dashmap::{DashMap, Entry};
 use crate::eviction::ConnectionId;
 use crate::session::{Seat, SessionMap};
 
+#[diagnostic::do_not_recommend]
 impl<K, V, S> SessionMap<K, V> for DashMap<K, Seat<V>, S>
 where
     K: Eq + Hash + Send + Sync + 'static,

@@ -8,6 +8,7 @@ use scc::hash_map::Entry;
 use crate::eviction::ConnectionId;
 use crate::session::{Seat, SessionMap};
 
+#[diagnostic::do_not_recommend]
 impl<K, V, S> SessionMap<K, V> for HashMap<K, Seat<V>, S>
 where
     K: Eq + Hash + Send + Sync + 'static,

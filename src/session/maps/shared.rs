@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::eviction::ConnectionId;
-use crate::session::{Seat, SessionMap};
+use crate::session::{MapLocation, Seat, SessionMap};
 
+#[diagnostic::do_not_recommend]
 impl<K, V, M> SessionMap<K, V> for Arc<M>
 where
     M: SessionMap<K, V> + ?Sized,
@@ -20,5 +21,9 @@ where
 
     fn remove_if(&self, key: &K, id: ConnectionId) -> Option<Seat<V>> {
         (**self).remove_if(key, id)
+    }
+
+    fn location(&self) -> MapLocation {
+        (**self).location().inside(self)
     }
 }

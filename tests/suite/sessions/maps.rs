@@ -98,6 +98,72 @@ impl Map for RwLockMap {
     }
 }
 
+pub(crate) type BTreeMapMap = RwLock<BTreeMap<String, Seat<Session>>>;
+
+impl Map for BTreeMapMap {
+    fn holders(&self) -> BTreeMap<String, ConnectionId> {
+        let map = self.read().unwrap();
+        map.iter().map(|(k, seat)| (k.clone(), seat.id())).collect()
+    }
+
+    fn seat(&self, key: &str) -> Option<Seat<Session>> {
+        self.read().unwrap().get(key).cloned()
+    }
+
+    fn remove_by_hand(&self, key: &str) {
+        let removed = self.write().unwrap().remove(key);
+        drop(removed);
+    }
+}
+
+#[cfg(feature = "parking_lot")]
+pub(crate) type ParkingMutexMap = parking_lot::Mutex<BTreeMap<String, Seat<Session>>>;
+
+#[cfg(feature = "parking_lot")]
+impl Map for ParkingMutexMap {
+    fn holders(&self) -> BTreeMap<String, ConnectionId> {
+        let map = self.lock();
+        map.iter().map(|(k, seat)| (k.clone(), seat.id())).collect()
+    }
+
+    fn seat(&self, key: &str) -> Option<Seat<Session>> {
+        self.lock().get(key).cloned()
+    }
+
+    fn remove_by_hand(&self, key: &str) {
+        let removed = self.lock().remove(key);
+        drop(removed);
+    }
+}
+
+#[cfg(feature = "parking_lot")]
+pub(crate) type ParkingRwLockMap = parking_lot::RwLock<HashMap<String, Seat<Session>, OtherHasher>>;
+
+#[cfg(feature = "parking_lot")]
+impl Map for ParkingRwLockMap {
+    fn holders(&self) -> BTreeMap<String, ConnectionId> {
+        let map = self.read();
+        map.iter().map(|(k, seat)| (k.clone(), seat.id())).collect()
+    }
+
+    fn seat(&self, key: &str) -> Option<Seat<Session>> {
+        self.read().get(key).cloned()
+    }
+
+    fn remove_by_hand(&self, key: &str) {
+        let removed = self.write().remove(key);
+        drop(removed);
+    }
+}
+
+/// A map that is a field of the application's state, with other fields before it.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    _name: String,
+    pub(crate) sessions: MutexMap,
+    pub(crate) others: MutexMap,
+}
+
 /// A `SessionMap` of the application, as in the documentation.
 #[derive(Default)]
 pub(crate) struct OwnMap(Mutex<BTreeMap<String, Seat<Session>>>);
@@ -207,6 +273,11 @@ macro_rules! with_every_map {
         with_every_map!(@map mutex, MutexMap, [$($(#[$attribute])* $test),+]);
         with_every_map!(@map rw_lock, RwLockMap, [$($(#[$attribute])* $test),+]);
         with_every_map!(@map own_map, OwnMap, [$($(#[$attribute])* $test),+]);
+        with_every_map!(@map b_tree_map, BTreeMapMap, [$($(#[$attribute])* $test),+]);
+        #[cfg(feature = "parking_lot")]
+        with_every_map!(@map parking_mutex, ParkingMutexMap, [$($(#[$attribute])* $test),+]);
+        #[cfg(feature = "parking_lot")]
+        with_every_map!(@map parking_rw_lock, ParkingRwLockMap, [$($(#[$attribute])* $test),+]);
         #[cfg(feature = "dashmap")]
         with_every_map!(@map dashmap, DashMap, [$($(#[$attribute])* $test),+]);
         #[cfg(feature = "papaya")]
@@ -235,6 +306,8 @@ macro_rules! with_every_map_in_threads {
         with_every_map_in_threads!(@map mutex, MutexMap, [$($test),+]);
         with_every_map_in_threads!(@map rw_lock, RwLockMap, [$($test),+]);
         with_every_map_in_threads!(@map own_map, OwnMap, [$($test),+]);
+        #[cfg(feature = "parking_lot")]
+        with_every_map_in_threads!(@map parking_rw_lock, ParkingRwLockMap, [$($test),+]);
         #[cfg(feature = "dashmap")]
         with_every_map_in_threads!(@map dashmap, DashMap, [$($test),+]);
         #[cfg(feature = "papaya")]

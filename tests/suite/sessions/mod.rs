@@ -2,14 +2,17 @@
 
 mod concurrency;
 mod ends;
+mod groups;
 mod lifetime;
 mod lingering;
 mod lingering_storm;
+mod map_in;
 mod maps;
 mod panicking_keys;
 mod panics;
 mod reconnects;
 mod reentry;
+mod register_error;
 mod rooms;
 mod seats;
 mod seeded;

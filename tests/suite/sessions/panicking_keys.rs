@@ -39,6 +39,32 @@ impl Map for RwLockMap {
     }
 }
 
+pub(crate) type BTreeMapMap = Mutex<BTreeMap<Key, Seat<Value>>>;
+
+impl Map for BTreeMapMap {
+    fn holder(&self, key: &Key) -> Option<ConnectionId> {
+        self.lock().unwrap().get(key).map(Seat::id)
+    }
+
+    fn len(&self) -> usize {
+        self.lock().unwrap().len()
+    }
+}
+
+#[cfg(feature = "parking_lot")]
+pub(crate) type ParkingMutexMap = parking_lot::Mutex<HashMap<Key, Seat<Value>>>;
+
+#[cfg(feature = "parking_lot")]
+impl Map for ParkingMutexMap {
+    fn holder(&self, key: &Key) -> Option<ConnectionId> {
+        self.lock().get(key).map(Seat::id)
+    }
+
+    fn len(&self) -> usize {
+        self.lock().len()
+    }
+}
+
 /// A `SessionMap` of the application that ignores a poisoned lock.
 #[derive(Default)]
 pub(crate) struct OwnMap(Mutex<BTreeMap<Key, Seat<Value>>>);
@@ -127,6 +153,9 @@ macro_rules! with_every_map {
         with_every_map!(@map mutex, MutexMap, [$($test),+]);
         with_every_map!(@map rw_lock, RwLockMap, [$($test),+]);
         with_every_map!(@map own_map, OwnMap, [$($test),+]);
+        with_every_map!(@map b_tree_map, BTreeMapMap, [$($test),+]);
+        #[cfg(feature = "parking_lot")]
+        with_every_map!(@map parking_mutex, ParkingMutexMap, [$($test),+]);
         #[cfg(feature = "dashmap")]
         with_every_map!(@map dashmap, DashMap, [$($test),+]);
         #[cfg(feature = "papaya")]
