@@ -54,10 +54,9 @@ pub(crate) struct Parts<'a, T> {
 
 impl<T: 'static> State<T> {
     pub(crate) fn new(role: Role, transport: &'static TransportTraits<T>) -> Self {
-        let policy = Policy::default();
         Self {
-            monitor: Monitor::opening(&policy),
-            policy,
+            monitor: Monitor::opening(),
+            policy: Policy::default(),
             settings: None,
             io: None,
             read_half: ReadHalf::new(),
@@ -104,7 +103,7 @@ impl<T: 'static> State<T> {
         let Some(timer) = TimerEntry::insert(driver, connection, deadline, granularity) else {
             if self.monitor.lifecycle == Lifecycle::Open {
                 // The handler never gets it, so it was never open.
-                self.monitor = Monitor::opening(&self.policy);
+                self.monitor = Monitor::opening();
             }
             self.monitor.dropped(now);
             self.monitor.lifecycle.release(false);
@@ -117,7 +116,7 @@ impl<T: 'static> State<T> {
     /// Starts the monitor of a connection whose upgrade is complete.
     fn begin(&mut self, now: Moment, report: &mut Report) {
         self.set_socket_options(report);
-        self.monitor = Monitor::new(now, &self.policy, fastrand::f32(), fastrand::u64(..));
+        self.monitor = Monitor::new(now, fastrand::f32(), fastrand::u64(..));
         if let Some(waiters) = self
             .rare
             .as_mut()

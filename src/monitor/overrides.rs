@@ -30,7 +30,7 @@ impl Overrides {
         }
         if let Some(idle) = policy.idle.as_mut().filter(|_| self.has_idle()) {
             let idle = Arc::make_mut(idle);
-            replace(&mut idle.timeout, self.idle_timeout);
+            replace(&mut idle.timeout, self.idle_timeout.map(Some));
             replace(&mut idle.first_message, self.first_message);
             replace(&mut idle.message_timeout, self.message_timeout);
             replace(&mut idle.max_lifetime, self.max_lifetime);

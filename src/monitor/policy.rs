@@ -162,11 +162,13 @@ pub(crate) struct HeartbeatPolicy {
 /// The settings of the idle layer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct IdlePolicy {
-    pub(crate) timeout: Duration,
+    pub(crate) timeout: Option<Duration>,
     pub(crate) watch: Traffic,
     pub(crate) first_message: Option<Duration>,
     pub(crate) message_timeout: Option<Duration>,
     pub(crate) max_lifetime: Option<Duration>,
+    /// The last fraction of the lifetime in which the connection ends at random.
+    pub(crate) max_lifetime_jitter: f64,
     pub(crate) close_timeout: Duration,
     /// Sent for every verdict of this layer. With `None` each reason has its own frame:
     /// [`CloseFrame::by_default`].
@@ -196,11 +198,12 @@ impl Default for HeartbeatPolicy {
 impl Default for IdlePolicy {
     fn default() -> Self {
         Self {
-            timeout: Duration::from_secs(300),
+            timeout: Some(Duration::from_secs(300)),
             watch: Traffic::Either,
             first_message: None,
             message_timeout: None,
             max_lifetime: None,
+            max_lifetime_jitter: 0.1,
             close_timeout: Duration::from_secs(5),
             close_frame: None,
         }
@@ -291,8 +294,8 @@ impl Policy {
         });
         let idle = self.idle.as_ref().map_or(never, |policy| {
             policy
-                .timeout
-                .min(policy.close_timeout)
+                .close_timeout
+                .min(policy.timeout.unwrap_or(never))
                 .min(policy.first_message.unwrap_or(never))
                 .min(policy.message_timeout.unwrap_or(never))
                 .min(policy.max_lifetime.unwrap_or(never))

@@ -98,7 +98,7 @@ fn the_granularity_follows_from_the_shortest_duration() {
             policy.close_timeout = long;
         });
         let still = idle(|policy| {
-            policy.timeout = long;
+            policy.timeout = Some(long);
             policy.close_timeout = long;
         });
         both(heart, still)
@@ -125,7 +125,7 @@ fn the_granularity_follows_from_the_shortest_duration() {
             |policy, value| policy.handler_stall_timeout = Some(value),
         ];
         let still: [fn(&mut IdlePolicy, Duration); 5] = [
-            |policy, value| policy.timeout = value,
+            |policy, value| policy.timeout = Some(value),
             |policy, value| policy.close_timeout = value,
             |policy, value| policy.first_message = Some(value),
             |policy, value| policy.message_timeout = Some(value),

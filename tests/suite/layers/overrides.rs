@@ -204,6 +204,7 @@ async fn every_value_can_be_overridden() {
             .timeout(ms(1_000))
             .first_message(ms(400))
             .max_lifetime(ms(3_000))
+            .max_lifetime_jitter(0.0)
             .build()
             .unwrap();
         overriding(router.layer(idle).layer(beat()), own)
