@@ -14,6 +14,7 @@ use super::layers::{
     Registries, View,
 };
 use super::metadata::{HealthEvents, LayerHooks, Metadata};
+use super::settings;
 use super::state::State;
 use crate::driver::{Drive, Driver};
 use crate::eviction::Eviction;
@@ -78,9 +79,16 @@ where
         let erased = Arc::clone(self) as Arc<dyn ErasedConnection>;
         self.membership.enter(&erased);
         let connection = Arc::clone(self) as Arc<dyn Drive>;
-        let opened =
-            self.enter(|state, report| state.open(io, connection, Arc::clone(driver), report));
+        let mut missing_layer = None;
+        let opened = self.enter(|state, report| {
+            // All layers that the request passes have joined.
+            missing_layer = state.missing_layer();
+            state.open(io, connection, Arc::clone(driver), report)
+        });
         driver.start();
+        if let Some(layer) = missing_layer {
+            settings::log_missing_layer(layer);
+        }
         if opened {
             let id = self.metadata.id();
             panic_guard::log(|| tracing::debug!(conn_id = %id, "connection opened"));
@@ -306,7 +314,7 @@ where
     fn change_policy(self: Arc<Self>, overrides: &Overrides) -> bool {
         let now = self.metadata.now();
         self.enter(|state, report| {
-            let fits = overrides.fits(&state.policy);
+            let fits = overrides.missing_layer(&state.policy).is_none();
             if fits {
                 state.override_policy(now, None, overrides, report);
             }

@@ -195,10 +195,8 @@ impl Liveness {
     /// [`HeartbeatLayer`](crate::HeartbeatLayer) (in a middleware: the request has passed none
     /// yet). Nothing is changed then.
     pub fn set_interval(&self, interval: Duration) -> Result<(), ConfigError> {
-        let overrides = Overrides {
-            interval: Some(interval),
-            ..Overrides::default()
-        };
+        let mut overrides = Overrides::default();
+        overrides.heartbeat.interval = Some(interval);
         self.set("Liveness::set_interval", interval, &overrides)
     }
 
@@ -211,14 +209,12 @@ impl Liveness {
     ///
     /// As for [`set_interval`](Self::set_interval).
     pub fn set_timeout(&self, timeout: Duration) -> Result<(), ConfigError> {
-        let overrides = Overrides {
-            timeout: Some(timeout),
-            ..Overrides::default()
-        };
+        let mut overrides = Overrides::default();
+        overrides.heartbeat.timeout = Some(timeout);
         self.set("Liveness::set_timeout", timeout, &overrides)
     }
 
-    /// Changes the idle timeout of this connection.
+    /// Changes the idle timeout of this connection. `None` turns the check off.
     ///
     /// Takes effect immediately, counted from the last byte of data.
     ///
@@ -226,12 +222,15 @@ impl Liveness {
     ///
     /// As for [`set_interval`](Self::set_interval), with
     /// [`IdleTimeoutLayer`](crate::IdleTimeoutLayer) as the layer.
-    pub fn set_idle_timeout(&self, idle_timeout: Duration) -> Result<(), ConfigError> {
-        let overrides = Overrides {
-            idle_timeout: Some(idle_timeout),
-            ..Overrides::default()
-        };
-        self.set("Liveness::set_idle_timeout", idle_timeout, &overrides)
+    pub fn set_idle_timeout(
+        &self,
+        idle_timeout: impl Into<Option<Duration>>,
+    ) -> Result<(), ConfigError> {
+        let idle_timeout = idle_timeout.into();
+        let mut overrides = Overrides::default();
+        overrides.idle.timeout = Some(idle_timeout);
+        config_error::optional_duration("Liveness::set_idle_timeout", idle_timeout)?;
+        self.change("Liveness::set_idle_timeout", idle_timeout, &overrides)
     }
 
     fn set(
@@ -241,6 +240,16 @@ impl Liveness {
         overrides: &Overrides,
     ) -> Result<(), ConfigError> {
         config_error::duration(setter, value)?;
+        self.change(setter, Some(value), overrides)
+    }
+
+    /// Changes settings. `value` is that of `setter`, for the error if its layer is missing.
+    fn change(
+        &self,
+        setter: &'static str,
+        value: Option<Duration>,
+        overrides: &Overrides,
+    ) -> Result<(), ConfigError> {
         if Arc::clone(&self.connection).change_policy(overrides) {
             Ok(())
         } else {

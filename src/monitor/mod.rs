@@ -47,6 +47,8 @@ pub(crate) use kernel_view::{JudgedView, Kernel, KernelView};
 pub(crate) use lifecycle::{Announced, Lifecycle, TransportUse};
 pub(crate) use moment::Moment;
 pub(crate) use overrides::Overrides;
+#[cfg(test)]
+pub(crate) use overrides::{HeartbeatOverrides, IdleOverrides};
 pub use peer_kernel::PeerKernel;
 pub(crate) use pings::Answer;
 use pings::Pings;

@@ -108,6 +108,15 @@ async fn an_invalid_value_is_refused_with_its_setter_and_rule() {
             "Liveness::set_idle_timeout: 18446744073709551615.999999999s: must be at most 365 days",
         ),
         (
+            live.set_idle_timeout(Duration::ZERO),
+            "Liveness::set_idle_timeout: 0ns: must be greater than zero (None turns it off)",
+        ),
+        (
+            live.set_idle_timeout(None),
+            "Liveness::set_idle_timeout: None: needs the layer whose setting it is: \
+             the request has passed none so far",
+        ),
+        (
             live.set_idle_timeout(ms(10)),
             "Liveness::set_idle_timeout: 10ms: needs the layer whose setting it is: \
              the request has passed none so far",
@@ -222,6 +231,12 @@ async fn every_value_can_be_overridden() {
         ),
         (off.clone(), true, 1_000, Reason::IdleTimeout),
         (
+            off.clone().idle_timeout(None),
+            true,
+            3_000,
+            Reason::MaxLifetime,
+        ),
+        (
             off.clone().idle_timeout(ms(2_000)),
             true,
             2_000,
@@ -292,6 +307,41 @@ async fn the_message_timeout_can_be_overridden_and_turned_off() {
             "{reason}: {after:?}"
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_close_frame_and_the_close_timeout_of_both_layers_can_be_overridden() {
+    let own = PolicyOverride::builder()
+        .close_frame(4001, "own")
+        .close_timeout(ms(200));
+    let layers: [fn(Router) -> Router; 2] = [
+        |router| router.layer(beat()),
+        |router| router.layer(IdleTimeoutLayer::new(ms(150))),
+    ];
+    for layer in layers {
+        let (client, live) = connect(|router| overriding(layer(router), own.clone())).await;
+        let mut client = client.answering(Answer::Nothing);
+        let close = client.closed().await;
+        assert_eq!(close, Some(Frame::close(4001, "own")));
+        let ended = Instant::now();
+        assert_ne!(live.health(), Health::Closing, "evicted");
+        while let Ok(Some(_)) = client.next().await {}
+        let after = ended.elapsed();
+        assert!((ms(150)..=ms(250)).contains(&after), "{after:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_idle_timeout_can_be_turned_off_and_on_while_the_connection_is_open() {
+    let layered = |router: Router| router.layer(IdleTimeoutLayer::new(ms(1_000)));
+    let (client, live) = connect(layered).await;
+    live.set_idle_timeout(None).unwrap();
+    sleep(HOUR).await;
+    assert_eq!(live.health(), Health::Live);
+    live.set_idle_timeout(HOUR + ms(500)).unwrap();
+    let (after, reason) = end(client, &live).await;
+    assert_eq!(reason, Reason::IdleTimeout);
+    assert!((ms(400)..=ms(800)).contains(&after), "{after:?}");
 }
 
 #[tokio::test(start_paused = true)]
