@@ -10,8 +10,8 @@ use tokio::sync::oneshot;
 
 use super::io::{Report, TransportTraits};
 use super::layers::{
-    Admission, AttachmentId, ErasedConnection, ErasedRegistry, InnerLayer, LayerConfig, Membership,
-    Registries, View,
+    Admission, AttachmentId, ErasedConnection, ErasedRegistry, ExpiryHook, InnerLayer, LayerConfig,
+    Membership, Registries, View,
 };
 use super::metadata::{HealthEvents, LayerHooks, Metadata};
 use super::settings;
@@ -229,7 +229,7 @@ where
         let driven = panic_guard::catch(|| {
             self.enter_with(&mut report, |state, report| {
                 state.drive(now, &waker, scratch, report);
-                state.monitor.has_ended() || state.health_events().is_some()
+                state.monitor.has_ended() || state.may_call_hooks()
             })
         });
         driven.unwrap_or_else(|| {
@@ -299,6 +299,11 @@ where
             // At once, and not after the driver's visits to other connections. Nothing is read.
             self.drive(now, &mut []);
         }
+    }
+
+    fn warn_before_expiry(self: Arc<Self>, before: Duration, hook: ExpiryHook) {
+        let unused = self.enter(|state, _| state.warn_before_expiry(before, hook));
+        panic_guard::discard(self.metadata.id(), unused);
     }
 
     fn ping(self: Arc<Self>) -> oneshot::Receiver<Duration> {

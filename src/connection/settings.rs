@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::io::Report;
 use super::layers::{AttachmentId, InnerLayer, InnerLayers};
 use super::state::State;
+use crate::driver::Clock;
 use crate::monitor::{Moment, Overrides, Policy};
 use crate::panic_guard;
 
@@ -96,7 +99,27 @@ impl<T: 'static> State<T> {
         let all = settings.overrides.get_or_insert_default();
         all.merge(overrides);
         all.apply(&mut self.policy);
+        if overrides.expires_at.is_some() {
+            if let Some(warning) = self.expiry_warning() {
+                warning.renew();
+            }
+        }
         self.policy_changed(now, before, report);
+    }
+
+    /// Gives the policy the moment at which the credentials expire.
+    pub(crate) fn apply_expiry(&mut self, clock: &Clock) {
+        let overrides = self
+            .settings
+            .as_ref()
+            .and_then(|settings| settings.overrides.as_ref());
+        let Some(expires_at) = overrides.and_then(|overrides| overrides.expires_at) else {
+            return;
+        };
+        let moment = |expires_at| clock.moment(Instant::from_std(expires_at));
+        if let Some(idle) = &mut self.policy.idle {
+            Arc::make_mut(idle).expires_at = expires_at.map(moment);
+        }
     }
 
     /// The layer that the connection does not have although an override is for it, if there is one.
@@ -113,6 +136,8 @@ impl<T: 'static> State<T> {
     fn policy_changed(&mut self, now: Moment, before: Option<Duration>, report: &mut Report) {
         if let Some(timer) = &mut self.timer {
             timer.granularity = self.policy.step_millis();
+            let clock = *timer.clock();
+            self.apply_expiry(&clock);
         }
         self.monitor.policy_changed(now, &self.policy, before);
         self.set_socket_options(report);

@@ -95,7 +95,10 @@ impl<T: 'static> State<T> {
         }
         let now = driver.clock().now();
         match self.monitor.lifecycle {
-            Lifecycle::Opening => self.begin(now, report),
+            Lifecycle::Opening => {
+                self.apply_expiry(driver.clock());
+                self.begin(now, report);
+            }
             _ => self.monitor.lifecycle.close_from(now),
         }
         let granularity = self.policy.step_millis();
@@ -209,6 +212,11 @@ impl<T: 'static> State<T> {
     /// The rare state, made if there is none yet.
     pub(crate) fn rare(&mut self) -> &mut RareState {
         self.rare.get_or_insert_default()
+    }
+
+    /// Whether hooks of an open connection may be called after the last operation.
+    pub(crate) fn may_call_hooks(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.may_call_hooks())
     }
 
     /// `None` without health hooks.

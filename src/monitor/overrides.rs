@@ -1,9 +1,9 @@
 //! Settings of one connection that differ from those of its layers.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::policy::{CloseFrame, Policy, ProofOfLife, Traffic};
+use super::policy::{CloseFrame, IdlePolicy, Policy, ProofOfLife, Traffic};
 
 /// Values that replace those of the layers. A value for a missing layer has no effect.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -14,6 +14,9 @@ pub(crate) struct Overrides {
     pub(crate) close_timeout: Option<Duration>,
     /// Replaces the frame of both layers.
     pub(crate) close_frame: Option<CloseFrame>,
+    /// When the credentials of the connection expire. Only carried here: the caller has the clock
+    /// that turns it into the [`Moment`](super::Moment) of the policy.
+    pub(crate) expires_at: Option<Option<Instant>>,
 }
 
 /// Values that replace those of the heartbeat layer. Where the value itself is an option, the inner
@@ -70,17 +73,22 @@ impl Overrides {
             replace(&mut heartbeat.close_timeout, self.close_timeout);
             prefer(&mut heartbeat.close_frame, &self.close_frame);
         }
-        let changes = closes || self.has_idle();
+        if policy.idle.is_none() && self.limits_lifetime() {
+            policy.idle = Some(Arc::new(IdlePolicy::without_layer()));
+        }
+        let changes = closes || self.idle != IdleOverrides::default();
         if let Some(idle) = policy.idle.as_mut().filter(|_| changes) {
             let idle = Arc::make_mut(idle);
             let by = &self.idle;
-            replace(&mut idle.timeout, by.timeout);
-            replace(&mut idle.watch, by.watch);
-            replace(&mut idle.first_message, by.first_message);
-            replace(&mut idle.message_timeout, by.message_timeout);
+            if idle.has_layer {
+                replace(&mut idle.timeout, by.timeout);
+                replace(&mut idle.watch, by.watch);
+                replace(&mut idle.first_message, by.first_message);
+                replace(&mut idle.message_timeout, by.message_timeout);
+                replace(&mut idle.close_timeout, self.close_timeout);
+            }
             replace(&mut idle.max_lifetime, by.max_lifetime);
             replace(&mut idle.max_lifetime_jitter, by.max_lifetime_jitter);
-            replace(&mut idle.close_timeout, self.close_timeout);
             prefer(&mut idle.close_frame, &self.close_frame);
         }
     }
@@ -89,11 +97,16 @@ impl Overrides {
     pub(crate) fn missing_layer(&self, policy: &Policy) -> Option<&'static str> {
         if policy.heartbeat.is_none() && self.has_heartbeat() {
             Some("HeartbeatLayer")
-        } else if policy.idle.is_none() && self.has_idle() {
+        } else if !policy.has_idle_layer() && self.idle.need_layer() {
             Some("IdleTimeoutLayer")
         } else {
             None
         }
+    }
+
+    /// Whether the connection ends by a time that is its own.
+    fn limits_lifetime(&self) -> bool {
+        self.idle.max_lifetime.flatten().is_some() || self.expires_at.flatten().is_some()
     }
 
     /// Replaces values with those that are set in `later`.
@@ -103,19 +116,17 @@ impl Overrides {
             idle,
             close_timeout,
             close_frame,
+            expires_at,
         } = later;
         self.heartbeat.merge(heartbeat);
         self.idle.merge(idle);
         prefer(&mut self.close_timeout, close_timeout);
         prefer(&mut self.close_frame, close_frame);
+        prefer(&mut self.expires_at, expires_at);
     }
 
     fn has_heartbeat(&self) -> bool {
         self.heartbeat != HeartbeatOverrides::default()
-    }
-
-    fn has_idle(&self) -> bool {
-        self.idle != IdleOverrides::default()
     }
 }
 
@@ -149,6 +160,20 @@ impl HeartbeatOverrides {
 }
 
 impl IdleOverrides {
+    /// Whether a value has no effect without an idle layer. The lifetime needs none.
+    fn need_layer(&self) -> bool {
+        let Self {
+            timeout,
+            watch,
+            first_message,
+            message_timeout,
+            max_lifetime: _,
+            max_lifetime_jitter: _,
+        } = self;
+        let bounds = [timeout, first_message, message_timeout];
+        watch.is_some() || bounds.iter().any(|bound| bound.is_some())
+    }
+
     fn merge(&mut self, later: &Self) {
         let Self {
             timeout,
@@ -187,7 +212,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn policy() -> Policy {
+    fn both_layers() -> Policy {
         Policy {
             heartbeat: Some(Arc::default()),
             idle: Some(Arc::default()),
@@ -227,12 +252,13 @@ mod tests {
             },
             close_timeout: Some(9 * SECOND),
             close_frame: Some(frame()),
+            expires_at: Some(None),
         }
     }
 
     #[test]
     fn every_value_is_replaced() {
-        let mut changed = policy();
+        let mut changed = both_layers();
         all().apply(&mut changed);
         let heartbeat = HeartbeatPolicy {
             interval: SECOND,
@@ -256,8 +282,10 @@ mod tests {
             message_timeout: Some(7 * SECOND),
             max_lifetime: Some(8 * SECOND),
             max_lifetime_jitter: 0.75,
+            expires_at: None,
             close_timeout: 9 * SECOND,
             close_frame: Some(frame()),
+            has_layer: true,
         };
         assert_eq!(changed.heartbeat.as_deref(), Some(&heartbeat));
         assert_eq!(changed.idle.as_deref(), Some(&idle));
@@ -265,7 +293,7 @@ mod tests {
 
     #[test]
     fn only_values_that_are_set_are_replaced() {
-        let mut changed = policy();
+        let mut changed = both_layers();
         let overrides = Overrides {
             heartbeat: HeartbeatOverrides {
                 timeout: Some(SECOND),
@@ -302,7 +330,7 @@ mod tests {
 
     #[test]
     fn other_connections_keep_their_values() {
-        let shared = policy();
+        let shared = both_layers();
         let mut own = shared.clone();
         let overrides = Overrides {
             heartbeat: HeartbeatOverrides {
@@ -324,14 +352,56 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_layer_stays_missing_and_is_named() {
-        let all = all();
+    fn without_an_idle_layer_only_the_lifetime_is_limited() {
+        let mut policy = Policy::default();
+        all().apply(&mut policy);
+        assert!(policy.heartbeat.is_none() && !policy.has_idle_layer());
+        let lifetime_alone = IdlePolicy {
+            timeout: None,
+            max_lifetime: Some(8 * SECOND),
+            max_lifetime_jitter: 0.75,
+            close_frame: Some(frame()),
+            has_layer: false,
+            ..IdlePolicy::default()
+        };
+        assert_eq!(policy.idle.as_deref(), Some(&lifetime_alone));
+        // An idle layer that joins later gets all.
+        policy.add(&both_layers());
+        all().apply(&mut policy);
+        assert!(policy.has_idle_layer());
+        assert_eq!(policy.idle.unwrap().watch, Traffic::Inbound);
+        assert_eq!(
+            all().missing_layer(&Policy::default()),
+            Some("HeartbeatLayer")
+        );
+        let lifetime = Overrides {
+            idle: IdleOverrides {
+                max_lifetime: Some(Some(SECOND)),
+                max_lifetime_jitter: Some(0.0),
+                ..IdleOverrides::default()
+            },
+            expires_at: Some(Some(Instant::now())),
+            ..Overrides::default()
+        };
+        assert_eq!(lifetime.missing_layer(&Policy::default()), None);
+        let off = Overrides {
+            idle: IdleOverrides {
+                max_lifetime: Some(None),
+                ..IdleOverrides::default()
+            },
+            ..Overrides::default()
+        };
         let mut none = Policy::default();
-        all.apply(&mut none);
-        assert!(none.heartbeat.is_none() && none.idle.is_none());
-        let [mut no_heartbeat, mut no_idle] = [policy(), policy()];
+        off.apply(&mut none);
+        assert!(none.idle.is_none(), "there is nothing to turn off");
+    }
+
+    #[test]
+    fn a_missing_layer_is_named() {
+        let all = all();
+        let [mut no_heartbeat, mut no_idle] = [both_layers(), both_layers()];
         (no_heartbeat.heartbeat, no_idle.idle) = (None, None);
-        assert_eq!(all.missing_layer(&policy()), None);
+        assert_eq!(all.missing_layer(&both_layers()), None);
         assert_eq!(all.missing_layer(&no_heartbeat), Some("HeartbeatLayer"));
         assert_eq!(all.missing_layer(&no_idle), Some("IdleTimeoutLayer"));
         let of_both = Overrides {

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::moment::Moment;
 use super::reason::Reason;
 
 /// Which inbound traffic proves that the peer is alive.
@@ -169,10 +170,25 @@ pub(crate) struct IdlePolicy {
     pub(crate) max_lifetime: Option<Duration>,
     /// The last fraction of the lifetime in which the connection ends at random.
     pub(crate) max_lifetime_jitter: f64,
+    /// When the credentials of this connection expire. Not a setting of the layer.
+    pub(crate) expires_at: Option<Moment>,
     pub(crate) close_timeout: Duration,
     /// Sent for every verdict of this layer. With `None` each reason has its own frame:
     /// [`CloseFrame::by_default`].
     pub(crate) close_frame: Option<CloseFrame>,
+    /// Whether the connection is under an idle layer. If not, only its lifetime is limited.
+    pub(crate) has_layer: bool,
+}
+
+impl IdlePolicy {
+    /// The settings of a connection without an idle layer, whose lifetime alone can be limited.
+    pub(super) fn without_layer() -> Self {
+        Self {
+            timeout: None,
+            has_layer: false,
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for HeartbeatPolicy {
@@ -204,8 +220,10 @@ impl Default for IdlePolicy {
             message_timeout: None,
             max_lifetime: None,
             max_lifetime_jitter: 0.1,
+            expires_at: None,
             close_timeout: Duration::from_secs(5),
             close_frame: None,
+            has_layer: true,
         }
     }
 }
@@ -230,7 +248,7 @@ impl Policy {
     pub(crate) fn close_timeout(&self, reason: Option<Reason>) -> Duration {
         let idle = reason.is_some_and(Self::is_idle_layers);
         match (&self.heartbeat, &self.idle) {
-            (_, Some(policy)) if idle => policy.close_timeout,
+            (_, Some(policy)) if idle && policy.has_layer => policy.close_timeout,
             (Some(heartbeat), _) => heartbeat.close_timeout,
             (None, Some(idle)) => idle.close_timeout,
             (None, None) => HeartbeatPolicy::default().close_timeout,
@@ -250,6 +268,11 @@ impl Policy {
         };
         let default = || CloseFrame::by_default(reason);
         configured.clone().unwrap_or_else(default)
+    }
+
+    /// Whether the connection is under an idle layer.
+    pub(crate) fn has_idle_layer(&self) -> bool {
+        self.idle.as_ref().is_some_and(|idle| idle.has_layer)
     }
 
     fn is_idle_layers(reason: Reason) -> bool {

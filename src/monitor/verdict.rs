@@ -338,10 +338,12 @@ impl Monitor {
     }
 
     /// The lifetime is shortened at random, so that clients that connected at the same time do not
-    /// all reconnect at the same time.
+    /// all reconnect at the same time. The expiry of credentials is not.
     fn lifetime_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
-        let lifetime = idle.max_lifetime?;
-        Some(self.opened + shortened(lifetime, idle.max_lifetime_jitter, self.random))
+        let jitter = idle.max_lifetime_jitter;
+        let lifetime = idle.max_lifetime;
+        let end = lifetime.map(|lifetime| self.opened + shortened(lifetime, jitter, self.random));
+        end.into_iter().chain(idle.expires_at).min()
     }
 
     /// While the read-ahead buffer is full, the end of the message may be behind it. When the

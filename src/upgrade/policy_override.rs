@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::config_error::{self, ConfigError};
+use crate::connection::Expiry;
 use crate::monitor::{CloseFrame, Overrides, ProofOfLife, Traffic};
 
 /// Replaces values of the layers for one connection.
@@ -16,14 +17,16 @@ use crate::monitor::{CloseFrame, Overrides, ProofOfLife, Traffic};
 /// layer sees it. A value for a layer that the request does not pass has no effect either, and is
 /// logged at ERROR, once per process, when the connection opens.
 ///
-/// All settings of the layers can be overridden but `registry`, `on_evict` and `on_health`: a
-/// layer's registry admits the request, and its hooks are called, whatever the connection is like.
-/// Hooks of one connection are added to its handle, with
+/// All settings of the layers can be overridden but `registry`, `on_evict` and `on_health`. The
+/// registry of a layer counts all connections of that layer, and its hooks are called for all of
+/// them. Hooks of one connection are added to its handle, with
 /// [`Liveness::on_evict`](crate::Liveness::on_evict).
 ///
 /// At run time, [`Liveness::set_interval`](crate::Liveness::set_interval),
-/// [`set_timeout`](crate::Liveness::set_timeout) and
-/// [`set_idle_timeout`](crate::Liveness::set_idle_timeout) change these three times.
+/// [`set_timeout`](crate::Liveness::set_timeout),
+/// [`set_idle_timeout`](crate::Liveness::set_idle_timeout),
+/// [`set_max_lifetime`](crate::Liveness::set_max_lifetime) and
+/// [`expires_at`](crate::Liveness::expires_at) change these times.
 ///
 /// ```
 /// use std::time::Duration;
@@ -75,8 +78,9 @@ impl PolicyOverride {
 /// use tower_ws_liveness::{ConfigError, PolicyOverride};
 ///
 /// # fn main() -> Result<(), ConfigError> {
-/// let token_expires_in = Duration::from_secs(900);
-/// let with_expiry = PolicyOverride::builder().max_lifetime(token_expires_in).build()?;
+/// let for_guests = PolicyOverride::builder()
+///     .max_lifetime(Duration::from_secs(900))
+///     .build()?;
 /// # Ok(())
 /// # }
 /// ```
@@ -257,6 +261,28 @@ impl PolicyOverrideBuilder {
         self
     }
 
+    /// Sets when the credentials of the request expire, as
+    /// [`Liveness::expires_at`](crate::Liveness::expires_at) does.
+    ///
+    /// No value is refused: a time in the past evicts the connection as soon as it opens.
+    ///
+    /// ```
+    /// use std::time::{Duration, UNIX_EPOCH};
+    ///
+    /// use tower_ws_liveness::{ConfigError, PolicyOverride};
+    ///
+    /// # fn main() -> Result<(), ConfigError> {
+    /// // The claim `exp` of the request's token.
+    /// let exp = UNIX_EPOCH + Duration::from_secs(1_893_456_000);
+    /// let with_expiry = PolicyOverride::builder().expires_at(exp).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn expires_at(mut self, expiry: impl Into<Expiry>) -> Self {
+        self.values.expires_at = Some(expiry.into().instant());
+        self
+    }
+
     /// Checks all values and builds the override.
     ///
     /// # Errors
@@ -347,7 +373,8 @@ mod tests {
             .max_lifetime(None)
             .max_lifetime_jitter(0.75)
             .close_timeout(seconds(9))
-            .close_frame(4000, "own");
+            .close_frame(4000, "own")
+            .expires_at(None);
         #[cfg(feature = "tcp")]
         let all = all.tune_tcp(false);
         let expected = Overrides {
@@ -377,6 +404,7 @@ mod tests {
                 code: 4000,
                 reason: "own".into(),
             }),
+            expires_at: Some(None),
         };
         let all = all.build().unwrap();
         assert_eq!(all.values(), &expected);

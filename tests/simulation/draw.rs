@@ -50,6 +50,10 @@ impl Plan {
             plan.add_idle_layer(rng);
             plan.vary_lifetime(&mut Rng::new(seed ^ 0x11FE_11FE));
         }
+        let lifetimes = &mut Rng::new(seed ^ 0xE4B1_4E4B);
+        let calls = handle_calls::draw_lifetimes(lifetimes, plan.duration);
+        plan.handle_calls.extend(calls);
+        plan.handle_calls.sort_by_key(|(at, _)| *at);
         plan.peer.answers_fin = Rng::new(seed ^ 0xF1F1_F1F1).percent(70);
         plan.add_rare_kinds(&mut Rng::new(seed ^ 0x0DD5_0DD5));
         if plan.config.idle.is_some() {

@@ -163,9 +163,6 @@ impl IdleWalk<'_> {
                 "the eviction of an idle connection",
             ));
         }
-        if let Some(lifetime) = idle.max_lifetime {
-            due.push((lifetime, "the eviction at `max_lifetime`"));
-        }
         let begun = self.facts.malformed.is_some_and(|from| from < self.arrived);
         if let (Some(within), 0, None) = (
             idle.first_message,
@@ -244,13 +241,6 @@ impl IdleWalk<'_> {
                     since => wrong(format!("the unfinished message began at {since:?}")),
                 }
             }
-            Reason::MaxLifetime => match idle.max_lifetime {
-                None => wrong("its timeout is off".into()),
-                Some(lifetime) if (at as f64) < lifetime as f64 * (1.0 - idle.lifetime_jitter) => {
-                    wrong(format!("`max_lifetime` is {lifetime} ms"))
-                }
-                Some(_) => Ok(()),
-            },
             _ => Ok(()),
         }
     }

@@ -38,6 +38,7 @@ fn every_setter_sets_its_value() {
             code: 4001,
             reason: "bye".into(),
         }),
+        ..IdlePolicy::default()
     };
     assert_eq!(builder.policy, expected);
     assert!(builder.shared.has_registry());

@@ -229,6 +229,28 @@ fn jitter_ends_the_lifetime_earlier_and_never_later() {
 }
 
 #[test]
+fn of_the_lifetime_and_the_expiry_the_earlier_one_counts_and_only_one_has_jitter() {
+    for (lifetime, expiry, end) in [
+        (None, Some(30_000), 30_000),
+        (Some(100_000), Some(30_000), 30_000),
+        (Some(100_000), Some(80_000), 50_000),
+        (Some(100_000), None, 50_000),
+        (None, Some(1), 1),
+    ] {
+        let still = idle(|policy| {
+            policy.timeout = None;
+            policy.max_lifetime = lifetime.map(ms);
+            policy.max_lifetime_jitter = 1.0;
+            policy.expires_at = expiry.map(Moment::after_millis);
+        });
+        let mut sim = Simulation::jittered(still, 0.5);
+        sim.run_until(200_000);
+        sim.log.retain(|(_, act)| *act != Cut);
+        sim.assert_log(&[(end, End(Reason::MaxLifetime))]);
+    }
+}
+
+#[test]
 fn without_an_idle_timeout_nothing_ends_an_unused_connection() {
     let mut sim = Simulation::new(idle(|policy| policy.timeout = None));
     assert_eq!(sim.monitor.deadline(&sim.policy), Moment::NEVER);

@@ -310,24 +310,17 @@ async fn the_message_timeout_can_be_overridden_and_turned_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_close_frame_and_the_close_timeout_of_both_layers_can_be_overridden() {
-    let own = PolicyOverride::builder()
-        .close_frame(4001, "own")
-        .close_timeout(ms(200));
+async fn the_close_frame_of_both_layers_can_be_overridden() {
     let layers: [fn(Router) -> Router; 2] = [
         |router| router.layer(beat()),
         |router| router.layer(IdleTimeoutLayer::new(ms(150))),
     ];
     for layer in layers {
-        let (client, live) = connect(|router| overriding(layer(router), own.clone())).await;
+        let own = PolicyOverride::builder().close_frame(4001, "own");
+        let (client, _live) = connect(|router| overriding(layer(router), own)).await;
         let mut client = client.answering(Answer::Nothing);
         let close = client.closed().await;
         assert_eq!(close, Some(Frame::close(4001, "own")));
-        let ended = Instant::now();
-        assert_ne!(live.health(), Health::Closing, "evicted");
-        while let Ok(Some(_)) = client.next().await {}
-        let after = ended.elapsed();
-        assert!((ms(150)..=ms(250)).contains(&after), "{after:?}");
     }
 }
 
