@@ -127,9 +127,10 @@ pub(crate) fn duration_or_zero(setter: &'static str, value: Duration) -> Result<
 }
 
 /// The error for a setting of a layer that is not applied to the connection.
-pub(crate) fn missing_layer(setter: &'static str, value: Duration) -> ConfigError {
+pub(crate) fn missing_layer(setter: &'static str, value: Option<Duration>) -> ConfigError {
     let rule = "needs the layer whose setting it is: the request has passed none so far";
-    ConfigError::new(setter, format!("{value:?}"), rule)
+    let value = value.map_or_else(|| "None".to_owned(), |value| format!("{value:?}"));
+    ConfigError::new(setter, value, rule)
 }
 
 /// Checks a limit on control frames per second. Zero does not turn the limit off, `None` does.

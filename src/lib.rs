@@ -123,7 +123,7 @@ pub use tcp::{TcpKeepalive, TcpOptions};
 pub use upgrade::{PolicyOverride, PolicyOverrideBuilder, ResponseFuture, UpgradeRefused};
 
 // The handle and the streams of one connection.
-pub use connection::{Liveness, LivenessStream};
+pub use connection::{Expiry, Liveness, LivenessStream};
 pub use handshake::HandshakeStream;
 pub use monitor::{Health, Rtt, Stats};
 #[cfg(feature = "axum")]

@@ -11,10 +11,11 @@ use tokio::sync::oneshot;
 
 use super::io::{Report, TransportTraits};
 use super::layers::{
-    Admission, AttachmentId, ErasedConnection, ErasedRegistry, InnerLayer, LayerConfig, Membership,
-    Registries, View,
+    Admission, AttachmentId, ErasedConnection, ErasedRegistry, ExpiryHook, InnerLayer, LayerConfig,
+    Membership, Registries, View,
 };
 use super::metadata::{HealthEvents, LayerHooks, Metadata};
+use super::settings;
 use super::state::State;
 use crate::driver::{Drive, Driver};
 use crate::eviction::Eviction;
@@ -79,7 +80,10 @@ where
         let erased = Arc::clone(self) as Arc<dyn ErasedConnection>;
         self.membership.enter(&erased);
         let connection = Arc::clone(self) as Arc<dyn Drive>;
+        let mut missing_layer = None;
         let (opened, open_hooks) = self.enter(|state, report| {
+            // All layers that the request passes have joined.
+            missing_layer = state.missing_layer();
             let opened = state.open(io, connection, Arc::clone(driver), report);
             // Under the lock, so that no end can come before the hooks.
             let has_hooks = opened && state.has_open_hooks;
@@ -89,6 +93,9 @@ where
             (opened, hooks)
         });
         driver.start();
+        if let Some(layer) = missing_layer {
+            settings::log_missing_layer(layer);
+        }
         if opened {
             let id = self.metadata.id();
             panic_guard::log(|| tracing::debug!(conn_id = %id, "connection opened"));
@@ -234,7 +241,7 @@ where
         let driven = panic_guard::catch(|| {
             self.enter_with(&mut report, |state, report| {
                 state.drive(now, &waker, scratch, report);
-                state.monitor.has_ended() || state.health_events().is_some()
+                state.monitor.has_ended() || state.may_call_hooks()
             })
         });
         driven.unwrap_or_else(|| {
@@ -316,6 +323,11 @@ where
         }
     }
 
+    fn warn_before_expiry(self: Arc<Self>, before: Duration, hook: ExpiryHook) {
+        let unused = self.enter(|state, _| state.warn_before_expiry(before, hook));
+        panic_guard::discard(self.metadata.id(), unused);
+    }
+
     fn ping(self: Arc<Self>) -> oneshot::Receiver<Duration> {
         let now = self.metadata.now();
         self.enter(|state, _| state.ping(now))
@@ -329,7 +341,7 @@ where
     fn change_policy(self: Arc<Self>, overrides: &Overrides) -> bool {
         let now = self.metadata.now();
         self.enter(|state, report| {
-            let fits = overrides.fits(&state.policy);
+            let fits = overrides.missing_layer(&state.policy).is_none();
             if fits {
                 state.override_policy(now, None, overrides, report);
             }

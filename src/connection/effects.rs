@@ -7,7 +7,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::connection::Connection;
 use super::end::drop_transport;
+use super::expiry::{self, ExpiryWarning};
 use super::io::Report;
+use super::layers::{ErasedConnection, ExpiryHook};
 use super::metadata::PingWaiters;
 use super::state::State;
 use crate::driver::{DeadlineMove, TimerEntry};
@@ -95,6 +97,10 @@ struct Effects<T> {
     visit: Visit,
     /// Changes of health must be delivered to hooks.
     delivers_health: bool,
+    /// The hook that warns before the expiry, if that is due.
+    expiry_hook: Option<ExpiryHook>,
+    /// The connection has ended, so there is no expiry to warn of.
+    dropped_warning: Option<Box<ExpiryWarning>>,
 }
 
 /// Whether the driver must visit the connection.
@@ -135,6 +141,7 @@ where
             state.writer.wake_if_pending();
         }
         let ping_waiters = state.take_answered_waiters();
+        let (expiry_hook, dropped_warning) = state.take_expiry_warning();
         let rare = state.rare.as_mut().filter(|_| closing);
         let close = rare.and_then(|rare| rare.close.as_mut());
         let visit = if close.is_some_and(|close| close.take_unscheduled()) {
@@ -151,6 +158,8 @@ where
             && ping_waiters.is_none()
             && visit == Visit::None
             && !(releases || wakes || delivers_health)
+            && expiry_hook.is_none()
+            && dropped_warning.is_none()
             && report.is_empty();
         if nothing {
             return None;
@@ -177,6 +186,8 @@ where
             wakers,
             visit,
             delivers_health,
+            expiry_hook,
+            dropped_warning,
         })
     }
 
@@ -217,6 +228,17 @@ where
         }
         if self.delivers_health {
             metadata.in_runtime(|| connection.deliver_health_changes());
+        }
+        if let Some(hook) = self.expiry_hook {
+            // A health hook may have ended the connection.
+            if !metadata.has_ended() {
+                let erased = Arc::clone(connection) as Arc<dyn ErasedConnection>;
+                metadata.in_runtime(|| expiry::call(&hook, erased, id));
+            }
+            panic_guard::discard(id, hook);
+        }
+        if let Some(warning) = self.dropped_warning {
+            panic_guard::discard(id, warning);
         }
     }
 }

@@ -7,6 +7,7 @@
 //! | [`rare_state`] | the part of it that few connections have |
 //! | [`handler_polls`] | the handler's reads and writes |
 //! | [`effects`] | what follows from an operation once the lock is released |
+//! | [`expiry`] | [`Expiry`], and the warning before it |
 //! | [`settings`] | settings of layers and overrides, while the connection is open |
 //! | [`stream`] | [`LivenessStream`], which the application's WebSocket library reads and writes |
 //! | [`handle`] | [`Liveness`], the handle of one connection |
@@ -24,6 +25,7 @@
 mod connection;
 mod effects;
 mod end;
+mod expiry;
 mod handle;
 mod handler_polls;
 mod io;
@@ -40,6 +42,7 @@ mod stream;
 mod timing;
 
 pub(crate) use connection::Connection;
+pub use expiry::Expiry;
 pub(crate) use handle::InnerLayerGuard;
 pub use handle::Liveness;
 pub(crate) use io::TransportTraits;

@@ -1,5 +1,6 @@
 //! The state that few connections have.
 
+use super::expiry::ExpiryWarning;
 use super::io::CloseHandshake;
 use super::metadata::{HealthEvents, PingWaiters};
 
@@ -12,17 +13,29 @@ pub(crate) struct RareState {
     pub(crate) ping_waiters: Option<Box<PingWaiters>>,
     /// `None` without health hooks.
     pub(crate) health_events: Option<Box<HealthEvents>>,
+    /// `None` without a hook that warns before the expiry.
+    pub(crate) expiry_warning: Option<Box<ExpiryWarning>>,
 }
 
 impl RareState {
     /// Whether nothing here follows from the last operation.
     pub(crate) fn is_settled(&self) -> bool {
-        self.health_events.is_none() && !self.has_pongs_to_deliver()
+        self.health_events.is_none() && !self.has_pongs_to_deliver() && !self.has_due_warning()
     }
 
     /// Whether nothing here waits for the handler's next operation.
     pub(crate) fn is_routine(&self) -> bool {
         self.ping_waiters.is_none() && self.close.is_none()
+    }
+
+    /// Whether hooks of an open connection may be called after the last operation.
+    pub(crate) fn may_call_hooks(&self) -> bool {
+        self.health_events.is_some() || self.has_due_warning()
+    }
+
+    fn has_due_warning(&self) -> bool {
+        let warning = self.expiry_warning.as_ref();
+        warning.is_some_and(|warning| warning.is_due())
     }
 
     fn has_pongs_to_deliver(&self) -> bool {

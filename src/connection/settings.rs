@@ -1,19 +1,25 @@
 //! Changes of a connection's policy by layers and overrides.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::io::Report;
 use super::layers::{AttachmentId, InnerLayer, InnerLayers};
 use super::state::State;
+use crate::driver::Clock;
 use crate::monitor::{Moment, Overrides, Policy};
+use crate::panic_guard;
 
 impl<T: 'static> State<T> {
     /// Adds a layer's settings. The later layer of a kind is the inner one, and its values win.
     pub(crate) fn attach(&mut self, layer: &Policy) {
         self.policy.add(layer);
-        if let Some(settings) = &self.settings {
-            settings.overrides.apply(&mut self.policy);
+        let settings = self.settings.as_ref();
+        if let Some(overrides) = settings.and_then(|settings| settings.overrides.as_ref()) {
+            overrides.apply(&mut self.policy);
         }
     }
 
@@ -70,7 +76,7 @@ impl<T: 'static> State<T> {
     pub(crate) fn take_final_attachments(&mut self) -> Option<InnerLayers> {
         let settings = self.settings.as_mut()?;
         let attachments = settings.attachments.take_if(|all| all.are_final())?;
-        if settings.overrides == Overrides::default() {
+        if settings.overrides.is_none() {
             self.settings = None;
         }
         Some(attachments)
@@ -90,9 +96,36 @@ impl<T: 'static> State<T> {
         if let Some(attachments) = &mut settings.attachments {
             attachments.add_overrides(by, overrides);
         }
-        settings.overrides.merge(overrides);
-        settings.overrides.apply(&mut self.policy);
+        let all = settings.overrides.get_or_insert_default();
+        all.merge(overrides);
+        all.apply(&mut self.policy);
+        if overrides.expires_at.is_some() {
+            if let Some(warning) = self.expiry_warning() {
+                warning.renew();
+            }
+        }
         self.policy_changed(now, before, report);
+    }
+
+    /// Gives the policy the moment at which the credentials expire.
+    pub(crate) fn apply_expiry(&mut self, clock: &Clock) {
+        let overrides = self
+            .settings
+            .as_ref()
+            .and_then(|settings| settings.overrides.as_ref());
+        let Some(expires_at) = overrides.and_then(|overrides| overrides.expires_at) else {
+            return;
+        };
+        let moment = |expires_at| clock.moment(Instant::from_std(expires_at));
+        if let Some(idle) = &mut self.policy.idle {
+            Arc::make_mut(idle).expires_at = expires_at.map(moment);
+        }
+    }
+
+    /// The layer that the connection does not have although an override is for it, if there is one.
+    pub(crate) fn missing_layer(&self) -> Option<&'static str> {
+        let overrides = self.settings.as_ref()?.overrides.as_ref()?;
+        overrides.missing_layer(&self.policy)
     }
 
     fn heartbeat_timeout(&self) -> Option<Duration> {
@@ -103,8 +136,22 @@ impl<T: 'static> State<T> {
     fn policy_changed(&mut self, now: Moment, before: Option<Duration>, report: &mut Report) {
         if let Some(timer) = &mut self.timer {
             timer.granularity = self.policy.step_millis();
+            let clock = *timer.clock();
+            self.apply_expiry(&clock);
         }
         self.monitor.policy_changed(now, &self.policy, before);
         self.set_socket_options(report);
+    }
+}
+
+/// Logs that a connection has an override for a layer that it does not have. Once per process,
+/// since every connection of such a route has it.
+pub(super) fn log_missing_layer(layer: &'static str) {
+    // std's also in loom models: a static outlives a model's run.
+    static LOGGED: AtomicBool = AtomicBool::new(false);
+
+    if !LOGGED.swap(true, Ordering::Relaxed) {
+        let message = "a `PolicyOverride` has values for a layer that the request does not pass";
+        panic_guard::log(|| tracing::error!(layer, "{message}"));
     }
 }

@@ -56,10 +56,9 @@ pub(crate) struct Parts<'a, T> {
 
 impl<T: 'static> State<T> {
     pub(crate) fn new(role: Role, transport: &'static TransportTraits<T>) -> Self {
-        let policy = Policy::default();
         Self {
-            monitor: Monitor::opening(&policy),
-            policy,
+            monitor: Monitor::opening(),
+            policy: Policy::default(),
             settings: None,
             io: None,
             read_half: ReadHalf::new(),
@@ -99,7 +98,10 @@ impl<T: 'static> State<T> {
         }
         let now = driver.clock().now();
         match self.monitor.lifecycle {
-            Lifecycle::Opening => self.begin(now, report),
+            Lifecycle::Opening => {
+                self.apply_expiry(driver.clock());
+                self.begin(now, report);
+            }
             _ => self.monitor.lifecycle.close_from(now),
         }
         let granularity = self.policy.step_millis();
@@ -107,7 +109,7 @@ impl<T: 'static> State<T> {
         let Some(timer) = TimerEntry::insert(driver, connection, deadline, granularity) else {
             if self.monitor.lifecycle == Lifecycle::Open {
                 // The handler never gets it, so it was never open.
-                self.monitor = Monitor::opening(&self.policy);
+                self.monitor = Monitor::opening();
             }
             self.monitor.dropped(now);
             self.monitor.lifecycle.release(false);
@@ -120,7 +122,7 @@ impl<T: 'static> State<T> {
     /// Starts the monitor of a connection whose upgrade is complete.
     fn begin(&mut self, now: Moment, report: &mut Report) {
         self.set_socket_options(report);
-        self.monitor = Monitor::new(now, &self.policy, fastrand::f32(), fastrand::u64(..));
+        self.monitor = Monitor::new(now, fastrand::f32(), fastrand::u64(..));
         if let Some(waiters) = self
             .rare
             .as_mut()
@@ -213,6 +215,11 @@ impl<T: 'static> State<T> {
     /// The rare state, made if there is none yet.
     pub(crate) fn rare(&mut self) -> &mut RareState {
         self.rare.get_or_insert_default()
+    }
+
+    /// Whether hooks of an open connection may be called after the last operation.
+    pub(crate) fn may_call_hooks(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.may_call_hooks())
     }
 
     /// `None` without health hooks.

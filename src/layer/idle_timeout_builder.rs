@@ -60,7 +60,8 @@ impl IdleTimeoutLayer {
 }
 
 impl IdleTimeoutLayerBuilder {
-    /// Sets how long a connection may go without a byte of a data message. Default: 5 min.
+    /// Sets how long a connection may go without a byte of a data message. `None` turns the check
+    /// off. Default: 5 min.
     ///
     /// Ends the connection with [`Reason::IdleTimeout`]. Each byte of a text or binary message
     /// counts, so a connection is not idle during a transfer, even one that takes longer than this.
@@ -79,8 +80,8 @@ impl IdleTimeoutLayerBuilder {
     /// Refused: zero, less than 1 ms, more than 365 days.
     ///
     /// [`Reason::IdleTimeout`]: crate::Reason::IdleTimeout
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.policy.timeout = timeout;
+    pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.policy.timeout = timeout.into();
         self
     }
 
@@ -120,7 +121,9 @@ impl IdleTimeoutLayerBuilder {
     /// message it is measured at the transport, from the first byte accepted to the last, whether
     /// the handler or the peer is slow. For an inbound message it is measured where bytes are read:
     /// by the handler, or by the layer while the handler does not read. The layer reads when a
-    /// deadline is due, at the latest when the connection would be idle.
+    /// deadline is due, at the latest when the connection would be idle. With
+    /// [`timeout`](Self::timeout) off, that is the deadline of a heartbeat or of another check; if
+    /// there is none, a message that the handler does not read is not noticed.
     ///
     /// The peer is not evicted because the handler does not read. While the read-ahead buffer (16
     /// KiB) is full, the end of the message may be behind it, so the check does not apply; the time
@@ -142,13 +145,28 @@ impl IdleTimeoutLayerBuilder {
     /// check off. Default: off.
     ///
     /// Ends the connection with [`Reason::MaxLifetime`]. For credentials that expire, and to
-    /// redistribute clients over servers.
+    /// redistribute clients over servers. The end is earlier by up to a tenth, at random: see
+    /// [`max_lifetime_jitter`](Self::max_lifetime_jitter).
     ///
     /// Refused: zero, less than 1 ms, more than 365 days.
     ///
     /// [`Reason::MaxLifetime`]: crate::Reason::MaxLifetime
     pub fn max_lifetime(mut self, max_lifetime: impl Into<Option<Duration>>) -> Self {
         self.policy.max_lifetime = max_lifetime.into();
+        self
+    }
+
+    /// Sets how far to spread the ends by [`max_lifetime`](Self::max_lifetime), as a fraction of
+    /// it. Default: 0.1.
+    ///
+    /// A connection ends at a random point in the last `jitter` fraction of its lifetime: with 0.1
+    /// in its last tenth, with 0.0 at its end, with 1.0 anywhere in it. Clients that all connected
+    /// at the same time, after a deployment for example, then do not all reconnect at the same
+    /// time. No connection ends later than without jitter.
+    ///
+    /// Refused: NaN, and any value outside `0.0..=1.0`.
+    pub fn max_lifetime_jitter(mut self, jitter: f64) -> Self {
+        self.policy.max_lifetime_jitter = jitter;
         self
     }
 
@@ -284,10 +302,14 @@ impl IdleTimeoutLayerBuilder {
 }
 
 fn validate(policy: &IdlePolicy) -> Result<(), ConfigError> {
-    config_error::duration("IdleTimeoutLayer::timeout", policy.timeout)?;
+    config_error::optional_duration("IdleTimeoutLayer::timeout", policy.timeout)?;
     config_error::optional_duration("IdleTimeoutLayer::first_message", policy.first_message)?;
     config_error::optional_duration("IdleTimeoutLayer::message_timeout", policy.message_timeout)?;
     config_error::optional_duration("IdleTimeoutLayer::max_lifetime", policy.max_lifetime)?;
+    config_error::jitter(
+        "IdleTimeoutLayer::max_lifetime_jitter",
+        policy.max_lifetime_jitter,
+    )?;
     config_error::duration("IdleTimeoutLayer::close_timeout", policy.close_timeout)?;
     config_error::optional_close_frame("IdleTimeoutLayer::close_frame", policy.close_frame.as_ref())
 }

@@ -108,7 +108,7 @@ impl Monitor {
     /// From when on the connection counts as idle: half of the idle timeout.
     fn idle_from(&self, policy: &Policy) -> Option<Moment> {
         let idle = policy.idle.as_ref()?;
-        Some(self.last_data(idle.watch) + idle.timeout / 2)
+        Some(self.last_data(idle.watch) + idle.timeout? / 2)
     }
 }
 

@@ -47,6 +47,8 @@ pub(crate) use kernel_view::{JudgedView, Kernel, KernelView};
 pub(crate) use lifecycle::{Announced, Lifecycle, TransportUse};
 pub(crate) use moment::Moment;
 pub(crate) use overrides::Overrides;
+#[cfg(test)]
+pub(crate) use overrides::{HeartbeatOverrides, IdleOverrides};
 pub use peer_kernel::PeerKernel;
 pub(crate) use pings::Answer;
 use pings::Pings;
@@ -71,8 +73,8 @@ pub(crate) struct Monitor {
     last_proof: Moment,
     inbound: DataClock,
     outbound: DataClock,
-    /// The fraction by which jitter shortens the first interval, in 0..=1.
-    first_interval_jitter: f32,
+    /// Uniform in 0..1: where the first interval and the lifetime end within their jitter.
+    random: f32,
     pings: Pings,
     /// Since when bytes of the peer wait for the handler to read them.
     backlog: Option<Moment>,
@@ -102,10 +104,8 @@ enum FirstMessage {
 
 impl Monitor {
     /// The monitor of a connection whose opening handshake was completed at `now`. `random` is
-    /// uniform in 0..1 and places the first ping; `tag` marks our pings.
-    pub(crate) fn new(now: Moment, policy: &Policy, random: f32, tag: u64) -> Self {
-        let heartbeat = policy.heartbeat.as_ref();
-        let jitter = heartbeat.map_or(0.0, |heartbeat| heartbeat.jitter);
+    /// uniform in 0..1 and places the first ping and the end of the lifetime; `tag` marks our pings.
+    pub(crate) fn new(now: Moment, random: f32, tag: u64) -> Self {
         Self {
             lifecycle: Lifecycle::Open,
             opened: now,
@@ -113,7 +113,7 @@ impl Monitor {
             last_proof: now,
             inbound: DataClock::new(now),
             outbound: DataClock::new(now),
-            first_interval_jitter: jitter as f32 * random,
+            random,
             pings: Pings::new(tag),
             backlog: None,
             faults: None,
@@ -128,11 +128,11 @@ impl Monitor {
 
     /// The monitor of a connection whose upgrade is not complete. It records an early end and a
     /// requested ping; [`new`](Self::new) replaces it when the upgrade completes.
-    pub(crate) fn opening(policy: &Policy) -> Self {
+    pub(crate) fn opening() -> Self {
         Self {
             lifecycle: Lifecycle::Opening,
             opened: Moment::NEVER,
-            ..Self::new(Moment::START, policy, 0.0, 0)
+            ..Self::new(Moment::START, 0.0, 0)
         }
     }
 

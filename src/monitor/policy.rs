@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::moment::Moment;
 use super::reason::Reason;
 
 /// Which inbound traffic proves that the peer is alive.
@@ -162,15 +163,32 @@ pub(crate) struct HeartbeatPolicy {
 /// The settings of the idle layer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct IdlePolicy {
-    pub(crate) timeout: Duration,
+    pub(crate) timeout: Option<Duration>,
     pub(crate) watch: Traffic,
     pub(crate) first_message: Option<Duration>,
     pub(crate) message_timeout: Option<Duration>,
     pub(crate) max_lifetime: Option<Duration>,
+    /// The last fraction of the lifetime in which the connection ends at random.
+    pub(crate) max_lifetime_jitter: f64,
+    /// When the credentials of this connection expire. Not a setting of the layer.
+    pub(crate) expires_at: Option<Moment>,
     pub(crate) close_timeout: Duration,
     /// Sent for every verdict of this layer. With `None` each reason has its own frame:
     /// [`CloseFrame::by_default`].
     pub(crate) close_frame: Option<CloseFrame>,
+    /// Whether the connection is under an idle layer. If not, only its lifetime is limited.
+    pub(crate) has_layer: bool,
+}
+
+impl IdlePolicy {
+    /// The settings of a connection without an idle layer, whose lifetime alone can be limited.
+    pub(super) fn without_layer() -> Self {
+        Self {
+            timeout: None,
+            has_layer: false,
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for HeartbeatPolicy {
@@ -196,13 +214,16 @@ impl Default for HeartbeatPolicy {
 impl Default for IdlePolicy {
     fn default() -> Self {
         Self {
-            timeout: Duration::from_secs(300),
+            timeout: Some(Duration::from_secs(300)),
             watch: Traffic::Either,
             first_message: None,
             message_timeout: None,
             max_lifetime: None,
+            max_lifetime_jitter: 0.1,
+            expires_at: None,
             close_timeout: Duration::from_secs(5),
             close_frame: None,
+            has_layer: true,
         }
     }
 }
@@ -227,7 +248,7 @@ impl Policy {
     pub(crate) fn close_timeout(&self, reason: Option<Reason>) -> Duration {
         let idle = reason.is_some_and(Self::is_idle_layers);
         match (&self.heartbeat, &self.idle) {
-            (_, Some(policy)) if idle => policy.close_timeout,
+            (_, Some(policy)) if idle && policy.has_layer => policy.close_timeout,
             (Some(heartbeat), _) => heartbeat.close_timeout,
             (None, Some(idle)) => idle.close_timeout,
             (None, None) => HeartbeatPolicy::default().close_timeout,
@@ -247,6 +268,11 @@ impl Policy {
         };
         let default = || CloseFrame::by_default(reason);
         configured.clone().unwrap_or_else(default)
+    }
+
+    /// Whether the connection is under an idle layer.
+    pub(crate) fn has_idle_layer(&self) -> bool {
+        self.idle.as_ref().is_some_and(|idle| idle.has_layer)
     }
 
     fn is_idle_layers(reason: Reason) -> bool {
@@ -291,8 +317,8 @@ impl Policy {
         });
         let idle = self.idle.as_ref().map_or(never, |policy| {
             policy
-                .timeout
-                .min(policy.close_timeout)
+                .close_timeout
+                .min(policy.timeout.unwrap_or(never))
                 .min(policy.first_message.unwrap_or(never))
                 .min(policy.message_timeout.unwrap_or(never))
                 .min(policy.max_lifetime.unwrap_or(never))

@@ -70,7 +70,8 @@ pub enum Reason {
     /// A data message in the watched direction was not complete within `message_timeout` of its
     /// first byte.
     MessageTimeout,
-    /// The connection reached its maximum lifetime.
+    /// The connection reached its maximum lifetime, or its credentials expired (see
+    /// [`Liveness::expires_at`](crate::Liveness::expires_at)).
     MaxLifetime,
     /// The transport accepts none of the bytes that wait to be sent, and those that it has accepted
     /// do not drain, or too slowly, where the kernel can be asked. The peer may be alive.
@@ -237,7 +238,7 @@ pub enum Tier {
     /// or `close_timeout`.
     Regular,
     /// By the idle layer: after its `timeout`, `first_message`, `message_timeout` or
-    /// `max_lifetime`.
+    /// `max_lifetime`, or when credentials expire.
     Long,
 }
 

@@ -93,7 +93,7 @@ impl Monitor {
         if due(self.message_deadline(idle), now).is_some() {
             return self.evict(now, Reason::MessageTimeout);
         }
-        if due(Some(self.idle_deadline(idle)), now).is_some() {
+        if due(self.idle_deadline(idle), now).is_some() {
             return self.evict(now, Reason::IdleTimeout);
         }
         Action::Wait
@@ -309,7 +309,7 @@ impl Monitor {
             consider(self.lifetime_deadline(idle));
             consider(self.first_message_deadline(idle));
             consider(self.message_deadline(idle));
-            consider(Some(self.idle_deadline(idle)));
+            consider(self.idle_deadline(idle));
         }
         if self.pings.is_requested() && !self.passive {
             return Moment::START;
@@ -337,8 +337,13 @@ impl Monitor {
         faults.is_some_and(|faults| faults.control_rate.is_exceeded())
     }
 
+    /// The lifetime is shortened at random, so that clients that connected at the same time do not
+    /// all reconnect at the same time. The expiry of credentials is not.
     fn lifetime_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
-        idle.max_lifetime.map(|lifetime| self.opened + lifetime)
+        let jitter = idle.max_lifetime_jitter;
+        let lifetime = idle.max_lifetime;
+        let end = lifetime.map(|lifetime| self.opened + shortened(lifetime, jitter, self.random));
+        end.into_iter().chain(idle.expires_at).min()
     }
 
     /// While the read-ahead buffer is full, the end of the message may be behind it. When the
@@ -368,8 +373,8 @@ impl Monitor {
 
     /// A full read-ahead buffer does not postpone this deadline: it runs from the byte that filled
     /// it.
-    fn idle_deadline(&self, idle: &IdlePolicy) -> Moment {
-        self.last_data(idle.watch) + idle.timeout
+    fn idle_deadline(&self, idle: &IdlePolicy) -> Option<Moment> {
+        Some(self.last_data(idle.watch) + idle.timeout?)
     }
 
     fn handler_deadline(&self, heartbeat: &HeartbeatPolicy) -> Option<Moment> {
@@ -423,10 +428,15 @@ impl Monitor {
             let requested = self.pings.requested_since().unwrap_or(self.last_proof);
             return self.last_proof.min(requested) + interval;
         }
-        // Only the part left out is computed as a float, or the interval would be rounded.
-        let left_out = interval.mul_f64(f64::from(self.first_interval_jitter));
-        self.last_proof + interval.saturating_sub(left_out)
+        self.last_proof + shortened(interval, heartbeat.jitter, self.random)
     }
+}
+
+/// `duration` without the part of its last `jitter` fraction that `random`, in 0..1, leaves out.
+fn shortened(duration: Duration, jitter: f64, random: f32) -> Duration {
+    // Only the part left out is computed as a float, or the duration would be rounded.
+    let left_out = duration.mul_f64(jitter * f64::from(random));
+    duration.saturating_sub(left_out)
 }
 
 /// How long ago `deadline` expired, if it has.

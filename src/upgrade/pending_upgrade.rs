@@ -249,7 +249,8 @@ mod tests {
     use tower_layer::Layer;
 
     use super::*;
-    use crate::{Eviction, IdleTimeoutLayer, Registry};
+    use crate::logs::Logs;
+    use crate::{Eviction, IdleTimeoutLayer, PolicyOverrideBuilder, Registry};
 
     /// The end of an upgrade that hyper has.
     type Server = Bridge<TokioIo<DuplexStream>>;
@@ -261,12 +262,21 @@ mod tests {
     /// Passes an opening handshake through `layer`, to a handler that accepts it. Returns the
     /// handler's upgrade too.
     async fn accepted(layer: IdleTimeoutLayer) -> (Server, OnUpgrade) {
+        accepted_with(layer, PolicyOverride::builder()).await
+    }
+
+    /// Like [`accepted`], with an override in the request.
+    async fn accepted_with(
+        layer: IdleTimeoutLayer,
+        overrides: PolicyOverrideBuilder,
+    ) -> (Server, OnUpgrade) {
         let (server, on_upgrade) = Server::new().unwrap();
         let mut req = Request::get("/")
             .header(UPGRADE, "websocket")
             .body(())
             .unwrap();
         req.extensions_mut().insert(on_upgrade);
+        req.extensions_mut().insert(overrides.build().unwrap());
         let handler_upgrade = Arc::new(Mutex::new(None));
         let slot = Arc::clone(&handler_upgrade);
         let handler = service_fn(move |mut req: Request<()>| {
@@ -316,6 +326,36 @@ mod tests {
         let cx = &mut Context::from_waker(Waker::noop());
         let failed = Pin::new(&mut on_upgrade).poll(cx);
         assert!(matches!(failed, Poll::Ready(Err(_))), "{failed:?}");
+    }
+
+    /// The only test of this binary with an override for a missing layer, since a process logs it
+    /// once.
+    #[tokio::test]
+    async fn an_override_for_a_missing_layer_is_logged_once_with_the_layer() {
+        let logs = Logs::keep();
+        let second = Duration::from_secs(1);
+        let fits = PolicyOverride::builder()
+            .idle_timeout(second)
+            .close_timeout(second);
+        for (overrides, expected) in [
+            (fits.clone(), 0),
+            (fits.clone().interval(second), 1),
+            (fits.interval(second), 1),
+        ] {
+            let (server, on_upgrade) = accepted_with(layer(), overrides).await;
+            let (ours, _theirs) = duplex(64);
+            server.complete(TokioIo::new(ours));
+            let errors = logs.errors();
+            assert_eq!(errors.len(), expected, "{errors:?}");
+            let wanted = ["`PolicyOverride`", "HeartbeatLayer"];
+            assert!(
+                errors
+                    .iter()
+                    .all(|line| wanted.iter().all(|wanted| line.contains(wanted))),
+                "{errors:?}"
+            );
+            drop(on_upgrade);
+        }
     }
 
     #[test]

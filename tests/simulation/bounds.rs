@@ -85,8 +85,13 @@ pub(crate) fn slack(config: &Config) -> u64 {
     let heartbeat = heartbeat.into_iter().filter(|_| config.heartbeat);
     let optional = [config.write_timeout, config.stall_timeout];
     let idle = config.idle.map(|idle| {
-        let optional = [idle.first_message, idle.message_timeout, idle.max_lifetime];
-        optional.into_iter().flatten().chain([idle.timeout])
+        let optional = [
+            idle.timeout,
+            idle.first_message,
+            idle.message_timeout,
+            idle.max_lifetime,
+        ];
+        optional.into_iter().flatten()
     });
     let all = heartbeat.chain(optional.into_iter().flatten());
     let all = all.chain(idle.into_iter().flatten());

@@ -48,7 +48,12 @@ impl Plan {
         let rng = &mut Rng::new(seed ^ 0x1D1E_1D1E);
         if rng.percent(25) {
             plan.add_idle_layer(rng);
+            plan.vary_lifetime(&mut Rng::new(seed ^ 0x11FE_11FE));
         }
+        let lifetimes = &mut Rng::new(seed ^ 0xE4B1_4E4B);
+        let calls = handle_calls::draw_lifetimes(lifetimes, plan.duration);
+        plan.handle_calls.extend(calls);
+        plan.handle_calls.sort_by_key(|(at, _)| *at);
         plan.peer.answers_fin = Rng::new(seed ^ 0xF1F1_F1F1).percent(70);
         plan.add_rare_kinds(&mut Rng::new(seed ^ 0x0DD5_0DD5));
         if plan.config.idle.is_some() {
@@ -94,6 +99,16 @@ impl Plan {
             send(rng.below(50), rng.range(10_000, 20_000) as usize, 2, ALL);
         }
         self.peer.acts.sort_by_key(|(at, _)| *at);
+    }
+
+    /// Gives some idle layers a jitter of the lifetime, or no idle timeout.
+    fn vary_lifetime(&mut self, rng: &mut Rng) {
+        if let Some(idle) = &mut self.config.idle {
+            idle.lifetime_jitter = rng.pick(&[0.0, 0.1, 0.5, 1.0]);
+            if rng.percent(15) {
+                idle.timeout = None;
+            }
+        }
     }
 
     /// Gives some schedules less usual transports, peers and handlers.
@@ -235,12 +250,13 @@ impl Idle {
                 + rng.below(7)
         };
         Self {
-            timeout: time(rng) * rng.pick(&[1, 2, 4]),
+            timeout: Some(time(rng) * rng.pick(&[1, 2, 4])),
             watch: rng.pick(&[Traffic::Either, Traffic::Inbound, Traffic::Outbound]),
             first_message: rng.percent(25).then(|| time(rng)),
             message_timeout: (rng.percent(60))
                 .then(|| rng.pick(&[10, 30, 60, silence_bound]) + rng.below(7)),
             max_lifetime: rng.percent(25).then(|| time(rng) * 2),
+            lifetime_jitter: 0.0,
             outside: rng.percent(50),
         }
     }

@@ -143,6 +143,12 @@ impl<'a> Facts<'a> {
                     fast.timeout = fast.timeout.min(timeout);
                     slow.timeout = slow.timeout.max(timeout);
                 }
+                Event::SetsMaxLifetime(lifetime) => {
+                    // Without a lifetime the tick of the timer may be longer.
+                    if let Some(idle) = &mut slow.idle {
+                        idle.max_lifetime = idle.max_lifetime.zip(lifetime).map(|(a, b)| a.max(b));
+                    }
+                }
                 _ => {}
             }
         }

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
-use tower_ws_liveness::Liveness;
+use tower_ws_liveness::{Expiry, Liveness};
 
+use super::lifetime::WARNING_MS;
 use super::log::Event;
 use super::plan::Config;
 use super::rng::Rng;
@@ -25,6 +26,9 @@ pub(crate) enum HandleCall {
     },
     Interval(u64),
     Timeout(u64),
+    MaxLifetime(Option<u64>),
+    /// A time of the log, which may have passed.
+    Expiry(Option<u64>),
 }
 
 /// Draws the calls and their times. Most schedules have none.
@@ -57,8 +61,29 @@ pub(crate) fn draw(rng: &mut Rng, config: &Config, until: u64) -> Vec<(u64, Hand
     planned
 }
 
+/// Draws changes of the lifetime and of the expiry. Most schedules have none.
+pub(crate) fn draw_lifetimes(rng: &mut Rng, until: u64) -> Vec<(u64, HandleCall)> {
+    if !rng.percent(15) {
+        return Vec::new();
+    }
+    let calls = (0..rng.range(1, 6)).map(|_| {
+        let end = rng.percent(80).then(|| 1 + rng.below(until));
+        let call = match rng.percent(50) {
+            true => HandleCall::MaxLifetime(end),
+            false => HandleCall::Expiry(end),
+        };
+        (rng.below(until), call)
+    });
+    calls.collect()
+}
+
 /// Makes the calls. Each pending ping waits in a task of its own.
 pub(crate) async fn run(world: Shared, live: Liveness, planned: Vec<(u64, HandleCall)>) {
+    if (planned.iter()).any(|(_, call)| matches!(call, HandleCall::Expiry(_))) {
+        let world = world.clone();
+        live.on_expiring(ms(WARNING_MS), move |_| lock(&world).note(Event::Warned))
+            .expect("a valid duration");
+    }
     let mut calls = JoinSet::new();
     let mut count = 0;
     let mut ping_in_task = |calls: &mut JoinSet<()>, cancel_after| {
@@ -85,6 +110,16 @@ pub(crate) async fn run(world: Shared, live: Liveness, planned: Vec<(u64, Handle
                 lock(&world).note(Event::SetsTimeout(timeout));
                 live.set_timeout(ms(timeout))
                     .expect("a heartbeat and a valid duration");
+            }
+            HandleCall::MaxLifetime(lifetime) => {
+                lock(&world).note(Event::SetsMaxLifetime(lifetime));
+                live.set_max_lifetime(lifetime.map(ms))
+                    .expect("a valid duration");
+            }
+            HandleCall::Expiry(expiry) => {
+                let at = expiry.map(|at| lock(&world).instant(at));
+                lock(&world).note(Event::SetsExpiry(expiry));
+                live.expires_at(at.map(Expiry::from));
             }
         }
     }

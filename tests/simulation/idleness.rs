@@ -104,12 +104,13 @@ pub(crate) fn check(facts: &Facts<'_>) -> Check {
         if let Event::Evicted(report) = entry.event {
             return walk.judge(report.reason, entry.at);
         }
-        let (by, what) = walk.due();
-        let late = entry.at > by.max(walk.standstill_end) + slack(&facts.slow);
-        if late && entry.at <= closing {
-            return Err(format!(
-                "(i) {what} was due by {by} ms, and {entry} came first"
-            ));
+        if let Some((by, what)) = walk.due() {
+            let late = entry.at > by.max(walk.standstill_end) + slack(&facts.slow);
+            if late && entry.at <= closing {
+                return Err(format!(
+                    "(i) {what} was due by {by} ms, and {entry} came first"
+                ));
+            }
         }
         walk.step(entry.at, entry.event);
     }
@@ -153,14 +154,14 @@ impl IdleWalk<'_> {
     }
 
     /// The next verdict of the idle layer, and its deadline.
-    fn due(&self) -> (u64, &'static str) {
+    fn due(&self) -> Option<(u64, &'static str)> {
         let idle = &self.idle;
-        let mut due = vec![(
-            self.possible + idle.timeout,
-            "the eviction of an idle connection",
-        )];
-        if let Some(lifetime) = idle.max_lifetime {
-            due.push((lifetime, "the eviction at `max_lifetime`"));
+        let mut due = Vec::new();
+        if let Some(timeout) = idle.timeout {
+            due.push((
+                self.possible + timeout,
+                "the eviction of an idle connection",
+            ));
         }
         let begun = self.facts.malformed.is_some_and(|from| from < self.arrived);
         if let (Some(within), 0, None) = (
@@ -189,7 +190,7 @@ impl IdleWalk<'_> {
                 open.map(|since| (since + within, "the eviction for an unfinished message")),
             );
         }
-        due.into_iter().min().expect("one at least")
+        due.into_iter().min()
     }
 
     /// Whether the idle layer could give this reason at `at`.
@@ -210,9 +211,13 @@ impl IdleWalk<'_> {
             return wrong(format!("{unseen} bytes were unread in the transport"));
         }
         match reason {
-            Reason::IdleTimeout if at < self.certain + idle.timeout => {
-                wrong(format!("data was seen at {} ms", self.certain))
-            }
+            Reason::IdleTimeout => match idle.timeout {
+                None => wrong("its timeout is off".into()),
+                Some(timeout) if at < self.certain + timeout => {
+                    wrong(format!("data was seen at {} ms", self.certain))
+                }
+                Some(_) => Ok(()),
+            },
             Reason::FirstMessageTimeout => match idle.first_message {
                 None => wrong("its timeout is off".into()),
                 Some(within) if at < within => wrong(format!("the timeout is {within} ms")),
@@ -236,13 +241,6 @@ impl IdleWalk<'_> {
                     since => wrong(format!("the unfinished message began at {since:?}")),
                 }
             }
-            Reason::MaxLifetime => match idle.max_lifetime {
-                None => wrong("its timeout is off".into()),
-                Some(lifetime) if at < lifetime => {
-                    wrong(format!("`max_lifetime` is {lifetime} ms"))
-                }
-                Some(_) => Ok(()),
-            },
             _ => Ok(()),
         }
     }

@@ -89,6 +89,12 @@ pub(crate) enum Event {
     PingCancelled(usize),
     SetsInterval(u64),
     SetsTimeout(u64),
+    /// Counted from the upgrade.
+    SetsMaxLifetime(Option<u64>),
+    /// A time of the log.
+    SetsExpiry(Option<u64>),
+    /// The hook that is called [`WARNING_MS`](super::lifetime::WARNING_MS) before the expiry.
+    Warned,
 
     // Others.
     /// The process stands still for this many ms, from now on.

@@ -24,6 +24,8 @@
 //! - (i) The idle layer evicts idle connections, by their deadline, and no others ([`idleness`]).
 //! - (j) Bytes that the transport accepted before the eviction reach the peer, unless they would be
 //!   lost without the layer, too ([`delivery`]).
+//! - (k) A connection ends at its maximum lifetime or its expiry, which may move, and the hook is
+//!   called once before each expiry ([`lifetime`]).
 //! - (stats) The counters of the eviction are equal to what happened ([`figures`]).
 //!
 //! `cargo test --test simulation` plays 2,000 schedules in seconds. `cargo test --release --test
@@ -46,6 +48,7 @@ mod fragments;
 mod handle_calls;
 mod handler;
 mod idleness;
+mod lifetime;
 mod log;
 mod network;
 mod opening;

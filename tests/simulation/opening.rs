@@ -85,11 +85,12 @@ fn idle(
     world: Option<&Shared>,
 ) -> IdleTimeoutLayer {
     let mut builder = IdleTimeoutLayer::builder()
-        .timeout(ms(settings.timeout))
+        .timeout(settings.timeout.map(ms))
         .watch(settings.watch)
         .first_message(settings.first_message.map(ms))
         .message_timeout(settings.message_timeout.map(ms))
         .max_lifetime(settings.max_lifetime.map(ms))
+        .max_lifetime_jitter(settings.lifetime_jitter)
         .close_timeout(ms(config.close_timeout))
         .registry(registry.clone());
     if let Some(world) = world {

@@ -42,11 +42,12 @@ pub(crate) struct Config {
 /// Settings of an `IdleTimeoutLayer`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Idle {
-    pub(crate) timeout: u64,
+    pub(crate) timeout: Option<u64>,
     pub(crate) watch: Traffic,
     pub(crate) first_message: Option<u64>,
     pub(crate) message_timeout: Option<u64>,
     pub(crate) max_lifetime: Option<u64>,
+    pub(crate) lifetime_jitter: f64,
     /// Whether the idle layer is outside the heartbeat layer.
     pub(crate) outside: bool,
 }

@@ -56,10 +56,11 @@ pub(crate) fn check(facts: &Facts<'_>) -> Check {
             .is_some_and(|entry| entry.event == Event::EvictCalled(code)),
         Reason::ControlFlood => flooded(facts, index, at),
         // Rule (i) checks these.
-        Reason::IdleTimeout
-        | Reason::FirstMessageTimeout
-        | Reason::MessageTimeout
-        | Reason::MaxLifetime => config.idle.is_some(),
+        Reason::IdleTimeout | Reason::FirstMessageTimeout | Reason::MessageTimeout => {
+            config.idle.is_some()
+        }
+        // Rule (k) checks this.
+        Reason::MaxLifetime => true,
         // No other reason is configured, and each way to end the connection has a reason of its
         // own.
         _ => false,

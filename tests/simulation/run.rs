@@ -19,7 +19,8 @@ use super::rng::Rng;
 use super::transport::pump;
 use super::world::{Shared, World, lock};
 use super::{
-    bounds, delivery, figures, fragments, handle_calls, idleness, opening, ping_calls, reasons,
+    bounds, delivery, figures, fragments, handle_calls, idleness, lifetime, opening, ping_calls,
+    reasons,
 };
 
 /// Time after which a schedule hangs. It normally takes about a millisecond.
@@ -81,6 +82,7 @@ fn play_and_check(seed: u64, in_full: bool) -> Outcome {
         reasons::check(&facts)?;
         bounds::check(&facts)?;
         idleness::check(&facts)?;
+        lifetime::check(&facts)?;
         fragments::check(&facts)?;
         delivery::check(&facts)?;
         figures::round_trips(&facts)?;

@@ -43,6 +43,9 @@ pub(crate) trait ErasedConnection: Send + Sync {
     /// Like [`override_policy`](Self::override_policy), unless a value is for a layer that the
     /// connection does not have: then this does nothing and returns false.
     fn change_policy(self: Arc<Self>, overrides: &Overrides) -> bool;
+    /// Has the driver call `hook` this long before the connection's credentials expire. Replaces an
+    /// earlier hook.
+    fn warn_before_expiry(self: Arc<Self>, before: Duration, hook: ExpiryHook);
     /// Requests a ping. The receiver gets the round trip of its pong.
     fn ping(self: Arc<Self>) -> oneshot::Receiver<Duration>;
     /// Adds the outermost layer.
@@ -67,6 +70,9 @@ pub(crate) trait ErasedConnection: Send + Sync {
     /// The registries of the connection's layers.
     fn registries(&self) -> Registries;
 }
+
+/// A hook that is called before the credentials of a connection expire, with that connection.
+pub(crate) type ExpiryHook = Arc<dyn Fn(Arc<dyn ErasedConnection>) + Send + Sync>;
 
 /// The registries of a connection. Nearly always one, which then needs no allocation.
 pub(crate) type Registries = SmallVec<[Arc<dyn ErasedRegistry>; 1]>;

@@ -16,8 +16,9 @@ use crate::monitor::{Overrides, Policy};
 /// Settings of one connection alone.
 #[derive(Default)]
 pub(crate) struct ConnectionSettings {
-    /// Values that take precedence over those of all layers.
-    pub(crate) overrides: Overrides,
+    /// Values that take precedence over those of all layers. Boxed: every connection with an inner
+    /// layer has settings until its upgrade, and few have overrides.
+    pub(crate) overrides: Option<Box<Overrides>>,
     /// Present only while the response of an inner layer is outstanding.
     pub(crate) attachments: Option<InnerLayers>,
 }
@@ -42,7 +43,7 @@ enum PolicyChange {
     Overrides {
         /// The layer whose request brought them; `None` if they were set on the handle.
         by: Option<AttachmentId>,
-        values: Overrides,
+        values: Box<Overrides>,
     },
 }
 
@@ -50,12 +51,12 @@ enum PolicyChange {
 pub(crate) struct InnerLayers {
     /// Policy and overrides before the first change.
     policy: Policy,
-    overrides: Overrides,
+    overrides: Option<Box<Overrides>>,
     changes: Vec<PolicyChange>,
 }
 
 impl InnerLayers {
-    pub(crate) fn new(policy: Policy, overrides: Overrides) -> Self {
+    pub(crate) fn new(policy: Policy, overrides: Option<Box<Overrides>>) -> Self {
         Self {
             policy,
             overrides,
@@ -68,7 +69,7 @@ impl InnerLayers {
     }
 
     pub(crate) fn add_overrides(&mut self, by: Option<AttachmentId>, values: &Overrides) {
-        let values = values.clone();
+        let values = Box::new(values.clone());
         self.changes.push(PolicyChange::Overrides { by, values });
     }
 
@@ -132,15 +133,19 @@ impl InnerLayers {
     }
 
     /// Returns the policy and the overrides after all changes.
-    pub(crate) fn policy(&self) -> (Policy, Overrides) {
+    pub(crate) fn policy(&self) -> (Policy, Option<Box<Overrides>>) {
         let (mut policy, mut overrides) = (self.policy.clone(), self.overrides.clone());
         for change in &self.changes {
             match change {
                 PolicyChange::Layer(attached) => policy.add(&attached.layer.policy),
-                PolicyChange::Overrides { values, .. } => overrides.merge(values),
+                PolicyChange::Overrides { values, .. } => {
+                    overrides.get_or_insert_default().merge(values);
+                }
             }
         }
-        overrides.apply(&mut policy);
+        if let Some(overrides) = &overrides {
+            overrides.apply(&mut policy);
+        }
         (policy, overrides)
     }
 

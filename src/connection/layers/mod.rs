@@ -5,8 +5,8 @@ mod inner_layers;
 mod membership;
 
 pub(crate) use contracts::{
-    Admission, AttachmentId, DrainOrder, ErasedConnection, ErasedRegistry, LayerConfig, Refused,
-    Registries, View,
+    Admission, AttachmentId, DrainOrder, ErasedConnection, ErasedRegistry, ExpiryHook, LayerConfig,
+    Refused, Registries, View,
 };
 pub(crate) use inner_layers::{ConnectionSettings, InnerLayer, InnerLayers};
 pub(crate) use membership::Membership;

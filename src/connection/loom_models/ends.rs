@@ -171,6 +171,7 @@ fn layer(announced: &Arc<Announcements>) -> LayerConfig {
         heartbeat: None,
         idle: Some(Arc::new(IdlePolicy {
             max_lifetime: Some(TIME),
+            max_lifetime_jitter: 0.0,
             ..IdlePolicy::default()
         })),
     };

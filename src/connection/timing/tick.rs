@@ -29,6 +29,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         let expired = timer.take_expired(now);
         if self.monitor.lifecycle.is_usable() {
             self.drive_open(now, waker, scratch, expired, report);
+            self.check_expiry_warning(now);
         } else if self.monitor.lifecycle.transport() == Some(TransportUse::CloseHandshake) {
             self.drive_close_handshake(now, waker, scratch, report);
         }

@@ -20,6 +20,7 @@ fn every_setter_sets_its_value() {
         .first_message(seconds(2))
         .message_timeout(seconds(5))
         .max_lifetime(Some(seconds(3)))
+        .max_lifetime_jitter(0.25)
         .close_timeout(seconds(4))
         .close_frame(4001, "bye")
         .registry(Registry::default())
@@ -27,16 +28,18 @@ fn every_setter_sets_its_value() {
         .on_evict(|_: &Eviction| {})
         .on_evict(|_: &Eviction| {});
     let expected = IdlePolicy {
-        timeout: seconds(1),
+        timeout: Some(seconds(1)),
         watch: Traffic::Outbound,
         first_message: Some(seconds(2)),
         message_timeout: Some(seconds(5)),
         max_lifetime: Some(seconds(3)),
+        max_lifetime_jitter: 0.25,
         close_timeout: seconds(4),
         close_frame: Some(CloseFrame {
             code: 4001,
             reason: "bye".into(),
         }),
+        ..IdlePolicy::default()
     };
     assert_eq!(builder.policy, expected);
     assert!(builder.shared.has_registry());
@@ -45,17 +48,18 @@ fn every_setter_sets_its_value() {
     assert!(builder.clone().build().is_ok());
 
     let off = builder.first_message(None).message_timeout(None);
-    let off = off.max_lifetime(None);
+    let off = off.max_lifetime(None).timeout(None);
     assert_eq!(off.policy.first_message, None);
     assert_eq!(off.policy.message_timeout, None);
     assert_eq!(off.policy.max_lifetime, None);
+    assert_eq!(off.policy.timeout, None);
     assert!(off.build().is_ok());
 }
 
 #[test]
 fn a_refused_duration_is_reported_with_its_setter() {
     assert_duration_bounds::<IdleTimeoutLayerBuilder>(&[
-        ("timeout", NOT_ZERO, |b, d| b.timeout(d)),
+        ("timeout", NOT_ZERO_OR_NONE, |b, d| b.timeout(d)),
         ("first_message", NOT_ZERO_OR_NONE, |b, d| b.first_message(d)),
         ("message_timeout", NOT_ZERO_OR_NONE, |b, d| {
             b.message_timeout(d)
@@ -63,6 +67,19 @@ fn a_refused_duration_is_reported_with_its_setter() {
         ("max_lifetime", NOT_ZERO_OR_NONE, |b, d| b.max_lifetime(d)),
         ("close_timeout", NOT_ZERO, |b, d| b.close_timeout(d)),
     ]);
+}
+
+#[test]
+fn a_refused_jitter_is_reported_with_its_setter() {
+    for (jitter, shown) in [(f64::NAN, "NaN"), (-0.1, "-0.1"), (1.5, "1.5")] {
+        let expected = format!(
+            "IdleTimeoutLayer::max_lifetime_jitter: {shown}: must be a number within 0.0..=1.0"
+        );
+        assert_refused(builder().max_lifetime_jitter(jitter), &expected);
+    }
+    for jitter in [0.0, 1.0] {
+        assert!(builder().max_lifetime_jitter(jitter).build().is_ok());
+    }
 }
 
 #[test]
@@ -93,7 +110,7 @@ fn the_error_names_the_first_refused_setter() {
 proptest! {
     #[test]
     fn build_never_panics(
-        (timeout, close_timeout) in (durations(), durations()),
+        (timeout, close_timeout) in (proptest::option::of(durations()), durations()),
         first_message in proptest::option::of(durations()),
         message_timeout in proptest::option::of(durations()),
         max_lifetime in proptest::option::of(durations()),
@@ -109,8 +126,8 @@ proptest! {
             .close_frame(code, reason.as_str());
         match builder.build() {
             Ok(_) => {
-                let least = timeout.min(close_timeout);
-                prop_assert!(least >= config_error::MIN_DURATION);
+                prop_assert!(close_timeout >= config_error::MIN_DURATION);
+                prop_assert_ne!(timeout, Some(Duration::ZERO));
                 prop_assert_ne!(first_message, Some(Duration::ZERO));
                 prop_assert_ne!(message_timeout, Some(Duration::ZERO));
                 prop_assert_ne!(max_lifetime, Some(Duration::ZERO));

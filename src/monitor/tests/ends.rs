@@ -203,6 +203,61 @@ fn traffic_does_not_extend_the_maximum_lifetime() {
     sim.assert_log(&[(100_000, End(Reason::MaxLifetime))]);
 }
 
+#[test]
+fn jitter_ends_the_lifetime_earlier_and_never_later() {
+    for jitter in [0.0, 0.1, 1.0] {
+        for random in [0.0, 0.5, 0.999] {
+            let still = idle(|policy| {
+                policy.timeout = None;
+                policy.max_lifetime = Some(ms(100_000));
+                policy.max_lifetime_jitter = jitter;
+            });
+            let sim = Simulation::jittered(still, random);
+            let deadline = sim
+                .monitor
+                .deadline(&sim.policy)
+                .since_start()
+                .as_secs_f64();
+            let expected = 100.0 * (1.0 - jitter * f64::from(random));
+            assert!(
+                (deadline - expected).abs() < 0.001,
+                "{jitter}, {random}: {deadline}"
+            );
+            assert!(deadline <= 100.0, "{jitter}, {random}: {deadline}");
+        }
+    }
+}
+
+#[test]
+fn of_the_lifetime_and_the_expiry_the_earlier_one_counts_and_only_one_has_jitter() {
+    for (lifetime, expiry, end) in [
+        (None, Some(30_000), 30_000),
+        (Some(100_000), Some(30_000), 30_000),
+        (Some(100_000), Some(80_000), 50_000),
+        (Some(100_000), None, 50_000),
+        (None, Some(1), 1),
+    ] {
+        let still = idle(|policy| {
+            policy.timeout = None;
+            policy.max_lifetime = lifetime.map(ms);
+            policy.max_lifetime_jitter = 1.0;
+            policy.expires_at = expiry.map(Moment::after_millis);
+        });
+        let mut sim = Simulation::jittered(still, 0.5);
+        sim.run_until(200_000);
+        sim.log.retain(|(_, act)| *act != Cut);
+        sim.assert_log(&[(end, End(Reason::MaxLifetime))]);
+    }
+}
+
+#[test]
+fn without_an_idle_timeout_nothing_ends_an_unused_connection() {
+    let mut sim = Simulation::new(idle(|policy| policy.timeout = None));
+    assert_eq!(sim.monitor.deadline(&sim.policy), Moment::NEVER);
+    sim.run_until(1_000_000_000).assert_log(&[]);
+    assert_eq!(sim.health(), Health::Live, "never idle");
+}
+
 // ---- precedence ---------------------------------------------------------------------------------
 
 /// Of the verdicts that are due at the same moment, the first in this order is given.
@@ -230,7 +285,7 @@ fn of_simultaneous_verdicts_a_dead_peer_comes_last() {
                 policy.max_lifetime = has(0).then_some(due);
                 policy.first_message = has(1).then_some(due);
                 policy.message_timeout = has(2).then_some(due);
-                policy.timeout = if has(3) { due } else { ms(1_000_000) };
+                policy.timeout = has(3).then_some(due);
             }),
         ));
         sim.data_in(Data::Part);

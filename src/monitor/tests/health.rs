@@ -254,7 +254,7 @@ fn a_full_read_ahead_buffer_does_not_postpone_idle() {
 fn degraded_takes_precedence_over_idle() {
     let mut sim = Simulation::new(both(
         three_pings(|policy| policy.interval = ms(1_000)),
-        idle(|policy| policy.timeout = ms(1_000_000)),
+        idle(|policy| policy.timeout = Some(ms(1_000_000))),
     ));
     sim.run_until(5_000).receive_frame();
     assert_eq!(sim.monitor.stats().missed_pings(), 1);
@@ -276,7 +276,7 @@ fn degraded_takes_precedence_over_idle() {
 
 #[test]
 fn without_a_heartbeat_its_default_thresholds_apply() {
-    let mut sim = Simulation::new(idle(|policy| policy.timeout = ms(10_000_000)));
+    let mut sim = Simulation::new(idle(|policy| policy.timeout = Some(ms(10_000_000))));
     sim.monitor.refused(sim.now);
     sim.assert_changes_at(at(15_000), Health::Live, Health::WriteStalled);
     sim.monitor.accepted(sim.now, false, &sim.policy);

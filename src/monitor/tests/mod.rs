@@ -61,7 +61,7 @@ fn heartbeat(change: impl FnOnce(&mut HeartbeatPolicy)) -> Policy {
 /// Only an idle timeout, of 60 s.
 fn idle(change: impl FnOnce(&mut IdlePolicy)) -> Policy {
     let mut idle = IdlePolicy {
-        timeout: ms(60_000),
+        timeout: Some(ms(60_000)),
         close_timeout: ms(3_000),
         ..IdlePolicy::default()
     };
@@ -123,7 +123,7 @@ impl Simulation {
 
     fn jittered(policy: Policy, random: f32) -> Self {
         Self {
-            monitor: Monitor::new(Moment::START, &policy, random, 0x5eed << 32),
+            monitor: Monitor::new(Moment::START, random, 0x5eed << 32),
             policy,
             io_state: IoState {
                 can_inject: true,

@@ -44,6 +44,22 @@ fn the_layer_that_evicts_determines_the_close_timeout_and_the_close_frame() {
     assert_eq!(Policy::default().close_timeout(None), ms(5_000));
 }
 
+#[test]
+fn without_an_idle_layer_the_end_of_the_lifetime_is_closed_like_one_of_a_heartbeat() {
+    let mut policy = heartbeat(|policy| policy.close_frame = Some(frame(4001)));
+    policy.idle = Some(Arc::new(IdlePolicy {
+        max_lifetime: Some(ms(1_000)),
+        ..IdlePolicy::without_layer()
+    }));
+    assert!(!policy.has_idle_layer());
+    let reason = Some(Reason::MaxLifetime);
+    assert_eq!(policy.close_timeout(reason), ms(1_000), "the heartbeat's");
+    // The frame for dead peers would mislead the client.
+    assert_eq!(policy.close_frame(Reason::MaxLifetime).code, 1012);
+    let sim = Simulation::new(policy);
+    assert_eq!(sim.health(), Health::Live);
+}
+
 /// Clients decide by these codes whether to reconnect: a change is a breaking change.
 #[test]
 fn every_verdict_has_its_own_default_close_frame() {
@@ -98,7 +114,7 @@ fn the_granularity_follows_from_the_shortest_duration() {
             policy.close_timeout = long;
         });
         let still = idle(|policy| {
-            policy.timeout = long;
+            policy.timeout = Some(long);
             policy.close_timeout = long;
         });
         both(heart, still)
@@ -125,7 +141,7 @@ fn the_granularity_follows_from_the_shortest_duration() {
             |policy, value| policy.handler_stall_timeout = Some(value),
         ];
         let still: [fn(&mut IdlePolicy, Duration); 5] = [
-            |policy, value| policy.timeout = value,
+            |policy, value| policy.timeout = Some(value),
             |policy, value| policy.close_timeout = value,
             |policy, value| policy.first_message = Some(value),
             |policy, value| policy.message_timeout = Some(value),

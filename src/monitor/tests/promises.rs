@@ -61,7 +61,10 @@ impl ReferenceModel<'_> {
                 Reason::FirstMessageTimeout,
             ),
             (message, Reason::MessageTimeout),
-            (data + self.idle.timeout, Reason::IdleTimeout),
+            (
+                data + self.idle.timeout.unwrap_or(never),
+                Reason::IdleTimeout,
+            ),
             (
                 self.backlog.map_or(Moment::NEVER, |since| since + stall),
                 Reason::HandlerStalled,

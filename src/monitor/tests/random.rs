@@ -83,11 +83,12 @@ pub(super) fn idles() -> impl Strategy<Value = IdlePolicy> {
         |(timeout, watch, (first_message, message_timeout, max_lifetime), close_timeout)| {
             IdlePolicy {
                 // Longer than the other timeouts, which would otherwise never expire first.
-                timeout: timeout * 4,
+                timeout: Some(timeout * 4),
                 watch,
                 first_message: first_message.map(|within| within * 4),
                 message_timeout: message_timeout.map(|within| within * 4),
                 max_lifetime: max_lifetime.map(|lifetime| lifetime * 16),
+                max_lifetime_jitter: 0.0,
                 close_timeout,
                 ..IdlePolicy::default()
             }

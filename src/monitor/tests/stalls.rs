@@ -334,11 +334,11 @@ fn a_full_read_ahead_buffer_suspends_the_peers_timeouts() {
     let policies = [
         heartbeat(|_| {}),
         idle(|policy| {
-            policy.timeout = ms(10_000_000);
+            policy.timeout = Some(ms(10_000_000));
             policy.first_message = Some(ms(10_000));
         }),
         idle(|policy| {
-            policy.timeout = ms(10_000_000);
+            policy.timeout = Some(ms(10_000_000));
             policy.message_timeout = Some(ms(10_000));
         }),
     ];
@@ -365,7 +365,7 @@ fn a_full_read_ahead_buffer_suspends_the_peers_timeouts() {
 #[test]
 fn a_read_ahead_buffer_that_fills_just_before_the_deadline_causes_no_busy_loop() {
     let mut sim = Simulation::new(idle(|policy| {
-        policy.timeout = ms(10_000_000);
+        policy.timeout = Some(ms(10_000_000));
         policy.first_message = Some(ms(50_000));
     }));
     sim.monitor.on_backlog(sim.now);
@@ -393,7 +393,7 @@ fn a_full_read_ahead_buffer_suspends_no_other_verdicts() {
         policy.max_lifetime = Some(ms(60_000));
     });
     let dribbling = idle(|policy| {
-        policy.timeout = ms(10_000_000);
+        policy.timeout = Some(ms(10_000_000));
         policy.message_timeout = Some(ms(60_000));
     });
     let write = writing(|policy| policy.write_timeout = Some(ms(60_000)));
@@ -429,7 +429,7 @@ fn a_full_read_ahead_buffer_suspends_no_other_verdicts() {
 fn a_message_gets_its_whole_timeout_again_when_the_handler_makes_room() {
     for rest in [false, true] {
         let mut sim = Simulation::new(idle(|policy| {
-            policy.timeout = ms(10_000_000);
+            policy.timeout = Some(ms(10_000_000));
             policy.message_timeout = Some(ms(20_000));
         }));
         sim.data_in(Data::Part);

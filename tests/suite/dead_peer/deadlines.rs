@@ -5,10 +5,10 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::ws::{Message as Served, WebSocket};
 use tokio::time::{Instant, sleep, sleep_until};
-use tower_ws_liveness::{HeartbeatLayer, IdleTimeoutLayer, ProofOfLife, Reason, Traffic};
+use tower_ws_liveness::{Health, HeartbeatLayer, IdleTimeoutLayer, ProofOfLife, Reason, Traffic};
 
 use crate::support::raw::{Answer, Frame, PONG, RawClient};
-use crate::support::recorder::Recorder;
+use crate::support::recorder::{Event, Recorder};
 use crate::support::{echo, echo_route, in_memory, ms, never_reads, watched_route, within};
 
 const BUFFER: usize = 64 * 1024;
@@ -298,6 +298,7 @@ async fn the_first_message_and_the_whole_connection_have_their_deadlines() {
     let layer = IdleTimeoutLayer::builder()
         .first_message(ms(500))
         .max_lifetime(ms(3_000))
+        .max_lifetime_jitter(0.0)
         .on_evict(recorder.hook())
         .build()
         .unwrap();
@@ -332,4 +333,57 @@ async fn the_first_message_and_the_whole_connection_have_their_deadlines() {
         "{took:?}"
     );
     assert!(event.eviction.lifetime() >= ms(3_000));
+}
+
+/// 200 connections that were opened at the same time end in the last tenth of their lifetime.
+#[tokio::test(start_paused = true)]
+async fn the_ends_of_connections_that_opened_together_are_spread_and_none_is_late() {
+    const CLIENTS: usize = 200;
+    let limit = ms(100_000);
+    // (jitter, the earliest end, the least time between the first and the last)
+    for (jitter, earliest, spread) in [
+        (None, ms(90_000), ms(8_000)),
+        (Some(0.5), ms(50_000), ms(40_000)),
+        (Some(0.0), limit, Duration::ZERO),
+    ] {
+        let recorder = Recorder::new();
+        let mut layer = IdleTimeoutLayer::builder()
+            .timeout(None)
+            .max_lifetime(limit)
+            .on_evict(recorder.hook());
+        if let Some(jitter) = jitter {
+            layer = layer.max_lifetime_jitter(jitter);
+        }
+        let app = Router::new()
+            .route("/ws", echo_route())
+            .layer(layer.build().unwrap());
+        let start = Instant::now();
+        let mut clients = Vec::new();
+        for _ in 0..CLIENTS {
+            clients.push(RawClient::handshake(in_memory(app.clone(), BUFFER), "/ws").await);
+        }
+        assert_eq!(start.elapsed(), Duration::ZERO, "opened together");
+        sleep(ms(101_000)).await;
+        let ends = recorder.all();
+        assert_eq!(ends.len(), CLIENTS, "{jitter:?}");
+        assert!(ends.iter().all(|end| end.reason == Reason::MaxLifetime));
+        let after = |end: &Event| end.at - start;
+        let first = ends.iter().map(after).min().unwrap();
+        let last = ends.iter().map(after).max().unwrap();
+        assert!(first >= earliest, "{jitter:?}: {first:?}");
+        // A tick of the driver is 128 ms here.
+        assert!(last <= limit + ms(128), "{jitter:?}: {last:?}");
+        assert!(last - first >= spread, "{jitter:?}: {first:?} to {last:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_the_idle_timeout_off_an_unused_connection_stays_open() {
+    let (route, mut live) = watched_route(echo);
+    let layer = IdleTimeoutLayer::builder().timeout(None).build().unwrap();
+    let app = Router::new().route("/ws", route).layer(layer);
+    let _client = RawClient::handshake(in_memory(app, BUFFER), "/ws").await;
+    let live = within("the handler", live.recv()).await.unwrap();
+    sleep(Duration::from_secs(30 * 86_400)).await;
+    assert_eq!(live.health(), Health::Live);
 }

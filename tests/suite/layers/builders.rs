@@ -68,6 +68,8 @@ fn other_invalid_values_are_refused() {
         (f64::INFINITY, "inf"),
     ] {
         assert_refused(heartbeat().jitter(jitter).build(), "jitter", shown);
+        let built = idle().max_lifetime_jitter(jitter).build();
+        assert_refused(built, "max_lifetime_jitter", shown);
     }
 }
 
@@ -126,7 +128,8 @@ fn values_are_accepted_up_to_their_limits() {
         let built = heartbeat().write_timeout(off).handler_stall_timeout(off);
         built.build().unwrap();
         let built = idle().first_message(off).message_timeout(off);
-        built.max_lifetime(off).build().unwrap();
+        let built = built.max_lifetime(off).timeout(off);
+        built.build().unwrap();
     }
     for code in [1000, 1001, 1003, 1007, 1011, 1014, 3000, 4000, 4999] {
         let reason = "x".repeat(123);

@@ -3,6 +3,7 @@
 mod bodies;
 mod builders;
 mod http2;
+mod lifetimes;
 mod overrides;
 mod routing;
 mod stack;

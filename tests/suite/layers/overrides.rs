@@ -108,6 +108,15 @@ async fn an_invalid_value_is_refused_with_its_setter_and_rule() {
             "Liveness::set_idle_timeout: 18446744073709551615.999999999s: must be at most 365 days",
         ),
         (
+            live.set_idle_timeout(Duration::ZERO),
+            "Liveness::set_idle_timeout: 0ns: must be greater than zero (None turns it off)",
+        ),
+        (
+            live.set_idle_timeout(None),
+            "Liveness::set_idle_timeout: None: needs the layer whose setting it is: \
+             the request has passed none so far",
+        ),
+        (
             live.set_idle_timeout(ms(10)),
             "Liveness::set_idle_timeout: 10ms: needs the layer whose setting it is: \
              the request has passed none so far",
@@ -204,6 +213,7 @@ async fn every_value_can_be_overridden() {
             .timeout(ms(1_000))
             .first_message(ms(400))
             .max_lifetime(ms(3_000))
+            .max_lifetime_jitter(0.0)
             .build()
             .unwrap();
         overriding(router.layer(idle).layer(beat()), own)
@@ -220,6 +230,12 @@ async fn every_value_can_be_overridden() {
             Reason::FirstMessageTimeout,
         ),
         (off.clone(), true, 1_000, Reason::IdleTimeout),
+        (
+            off.clone().idle_timeout(None),
+            true,
+            3_000,
+            Reason::MaxLifetime,
+        ),
         (
             off.clone().idle_timeout(ms(2_000)),
             true,
@@ -291,6 +307,34 @@ async fn the_message_timeout_can_be_overridden_and_turned_off() {
             "{reason}: {after:?}"
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_close_frame_of_both_layers_can_be_overridden() {
+    let layers: [fn(Router) -> Router; 2] = [
+        |router| router.layer(beat()),
+        |router| router.layer(IdleTimeoutLayer::new(ms(150))),
+    ];
+    for layer in layers {
+        let own = PolicyOverride::builder().close_frame(4001, "own");
+        let (client, _live) = connect(|router| overriding(layer(router), own)).await;
+        let mut client = client.answering(Answer::Nothing);
+        let close = client.closed().await;
+        assert_eq!(close, Some(Frame::close(4001, "own")));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_idle_timeout_can_be_turned_off_and_on_while_the_connection_is_open() {
+    let layered = |router: Router| router.layer(IdleTimeoutLayer::new(ms(1_000)));
+    let (client, live) = connect(layered).await;
+    live.set_idle_timeout(None).unwrap();
+    sleep(HOUR).await;
+    assert_eq!(live.health(), Health::Live);
+    live.set_idle_timeout(HOUR + ms(500)).unwrap();
+    let (after, reason) = end(client, &live).await;
+    assert_eq!(reason, Reason::IdleTimeout);
+    assert!((ms(400)..=ms(800)).contains(&after), "{after:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -591,8 +591,10 @@ async fn overrides_in_a_refused_request_are_removed_and_those_on_the_handle_rema
             })
             .layer(every(ms(5_000), &inside))
             .layer(from_fn(async |mut request: Request, next: Next| {
-                let often = PolicyOverride::builder().interval(ms(20)).build();
-                request.extensions_mut().insert(often.unwrap());
+                let own = PolicyOverride::builder()
+                    .interval(ms(20))
+                    .expires_at(tokio::time::Instant::now() + ms(10_000));
+                request.extensions_mut().insert(own.build().unwrap());
                 next.run(request).await
             }));
         let routes = Router::new().route("/ws", echo_route());
