@@ -5,8 +5,8 @@
 ///
 /// The builders of both layers accept this in `on_open_hook`, `on_health_hook` and `on_evict_hook`.
 /// Their `on_open`, `on_health` and `on_evict` accept only closures, whose argument then needs no
-/// type. `H` is [`dyn OnOpen`](crate::OnOpen),
-/// [`dyn OnHealth`](crate::OnHealth) or [`dyn OnEvict`](crate::OnEvict). Hooks are compared by their `Arc`: a hook that is added to
+/// type. `H` is [`dyn OnOpen`](crate::OnOpen), [`dyn OnHealth`](crate::OnHealth) or
+/// [`dyn OnEvict`](crate::OnEvict). Hooks are compared by their `Arc`: a hook that is added to
 /// several layers, or twice to one, is called once for each connection. Two equal closures are two
 /// hooks.
 ///

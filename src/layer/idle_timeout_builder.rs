@@ -251,8 +251,8 @@ impl IdleTimeoutLayerBuilder {
     /// Adds a closure that is called when a connection ends. Default: none.
     ///
     /// May be called several times. Each hook is called once per connection, in the order in which
-    /// the hooks were added. The hook is called for every end, not only for this layer's own verdicts:
-    /// see [`Reason`](crate::Reason).
+    /// the hooks were added. The hook is called for every end, not only for this layer's own
+    /// verdicts: see [`Reason`](crate::Reason).
     ///
     /// No value is refused.
     pub fn on_evict(self, hook: impl Fn(&Eviction) + Send + Sync + 'static) -> Self {
