@@ -4,20 +4,38 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Linger, List, SessionEnd, Shared};
+use super::{Linger, List, SessionEnd, SessionHook, Shared};
 use crate::config_error::{self, ConfigError};
 use crate::monitor::Reason;
 use crate::session::ReplacePolicy;
 use crate::sync::Mutex;
 
 /// Builds a [`Linger`]; made by [`Linger::builder`].
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use tower_ws_liveness::{ConfigError, Linger, Reason, ReplacePolicy};
+///
+/// # fn main() -> Result<(), ConfigError> {
+/// let linger = Linger::<String, ()>::builder(Duration::from_secs(60))
+///     .capacity(1_000)
+///     // Only for clients that were lost, not for those that closed.
+///     .after(|reason| matches!(reason, Reason::HeartbeatTimeout { .. } | Reason::PeerVanished))
+///     .replace_policy(ReplacePolicy::oldest_wins())
+///     .on_session_end(|end| println!("{}: {}", end.key(), end.cause()))
+///     .build()?;
+/// assert_eq!(linger.lingering(), 0);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "call `build`"]
 pub struct LingerBuilder<K, V> {
     grace: Duration,
     capacity: usize,
     after: Box<dyn Fn(Reason) -> bool + Send + Sync>,
     policy: ReplacePolicy,
-    hooks: Vec<Box<dyn Fn(&SessionEnd<K, V>) + Send + Sync>>,
+    hooks: Vec<SessionHook<K, V>>,
 }
 
 impl<K, V> LingerBuilder<K, V> {

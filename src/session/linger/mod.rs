@@ -86,12 +86,14 @@ pub(super) use stage::{Claimant, Session};
 /// transport.
 pub struct Linger<K, V>(Arc<Shared<K, V>>);
 
+type SessionHook<K, V> = Box<dyn Fn(&SessionEnd<K, V>) + Send + Sync>;
+
 struct Shared<K, V> {
     duration: Duration,
     capacity: usize,
     after: Box<dyn Fn(Reason) -> bool + Send + Sync>,
     policy: ReplacePolicy,
-    hooks: Vec<Box<dyn Fn(&SessionEnd<K, V>) + Send + Sync>>,
+    hooks: Vec<SessionHook<K, V>>,
     list: Mutex<List<K, V>>,
 }
 
@@ -111,7 +113,6 @@ trait LingeringSeat<K, V>: Send + Sync {
 
 impl<K, V> Linger<K, V> {
     /// A builder with the grace period, which is between 1 ms and 365 days.
-    #[must_use]
     pub fn builder(grace: Duration) -> LingerBuilder<K, V> {
         LingerBuilder::new(grace)
     }

@@ -14,6 +14,19 @@ use crate::session::{RegisterError, Seat, SessionMap};
 
 /// A registration with a grace period: see
 /// [`Liveness::register_lingering`](crate::Liveness::register_lingering).
+///
+/// ```
+/// use tower_ws_liveness::{Registered, Seat};
+///
+/// /// The score with which a player begins or goes on.
+/// fn seat(registered: Registered<u32>) -> Seat<u32> {
+///     match registered.resumed() {
+///         Some(resumed) => println!("back after {:?}", resumed.away()),
+///         None => println!("a new player"),
+///     }
+///     registered.into_seat()
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Registered<V> {
     seat: Seat<V>,
@@ -42,6 +55,17 @@ impl<V> Registered<V> {
 }
 
 /// The interruption of a session that a connection has resumed.
+///
+/// ```
+/// use tower_ws_liveness::{Reason, Resumed};
+///
+/// fn describe(resumed: &Resumed) -> String {
+///     match resumed.reason() {
+///         Reason::Replaced => "the old connection was still open".to_owned(),
+///         reason => format!("away for {:?}: {reason}", resumed.away()),
+///     }
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resumed {
     connection: ConnectionId,

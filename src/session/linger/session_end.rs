@@ -11,6 +11,14 @@ use crate::monitor::Reason;
 ///
 /// Given to the hooks of [`LingerBuilder::on_session_end`](super::LingerBuilder::on_session_end),
 /// and returned by [`Linger::hand_over`](super::Linger::hand_over).
+///
+/// ```
+/// use tower_ws_liveness::SessionEnd;
+///
+/// fn log(end: &SessionEnd<String, u32>) {
+///     println!("{} has left with {} points: {}", end.key(), end.value(), end.cause());
+/// }
+/// ```
 pub struct SessionEnd<K, V> {
     pub(super) key: K,
     pub(super) value: Arc<V>,
@@ -85,6 +93,13 @@ impl<K: fmt::Debug, V> fmt::Debug for SessionEnd<K, V> {
 }
 
 /// Why a session has ended.
+///
+/// ```
+/// use tower_ws_liveness::SessionEndCause;
+///
+/// assert_eq!(SessionEndCause::Expired.as_str(), "expired"); // the label of a metric
+/// assert_eq!(SessionEndCause::Expired.to_string(), "grace period over");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SessionEndCause {

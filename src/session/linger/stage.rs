@@ -14,6 +14,16 @@ use crate::monitor::{Moment, Reason};
 use crate::sync::{Mutex, MutexGuard};
 
 /// Whether the seat's client is connected: see [`Seat::state`](crate::Seat::state).
+///
+/// ```
+/// use tokio::sync::mpsc;
+/// use tower_ws_liveness::{Seat, SeatState};
+///
+/// /// Pushes to a client that is connected.
+/// fn push(seat: &Seat<mpsc::Sender<String>>, text: &str) -> bool {
+///     seat.state() == SeatState::Connected && seat.try_send(text.to_owned()).is_ok()
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SeatState {
