@@ -43,9 +43,11 @@
 //! - Handle: [`Liveness`], an axum extractor, also in the request's extensions. It returns the
 //!   [`Health`] of a connection, pings on demand, changes times, and ends the connection.
 //! - Sessions: [`Liveness::register`] inserts a [`Seat`] into the application's [`SessionMap`]; the
-//!   end of the connection removes it.
+//!   end of the connection removes it. With [`Liveness::register_lingering`] it stays for a grace
+//!   period, in which a newer connection resumes the session.
 //! - Groups: [`Liveness::register_in`] bounds the connections of a key, such as the devices of a
-//!   user, in [`Groups`]; a hook gets the first and the last one of each key.
+//!   user, in [`Groups`]; a hook is called when the first one of a key registers and when
+//!   the last one leaves.
 //! - Registry: [`Registry`] counts, limits and lists the open connections, and
 //!   [shuts them down](Registry::shutdown).
 //! - Eviction: [`OnEvict`] hooks get each [`Eviction`] with its [`Reason`], exactly once per

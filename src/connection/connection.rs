@@ -102,6 +102,8 @@ where
         }
         if let Some(hooks) = open_hooks {
             self.metadata.in_runtime(|| self.call_open_hooks(&hooks));
+            // Perhaps the last references, if a hook has ended the connection and its layer is gone.
+            panic_guard::discard(self.metadata.id(), hooks);
         }
         opened
     }

@@ -234,6 +234,8 @@ where
             if !metadata.has_ended() {
                 let erased = Arc::clone(connection) as Arc<dyn ErasedConnection>;
                 metadata.in_runtime(|| expiry::call(&hook, erased, id));
+                let now = metadata.now();
+                connection.enter(|state, _| state.expiry_hook_returned(now));
             }
             panic_guard::discard(id, hook);
         }

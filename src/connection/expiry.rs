@@ -85,6 +85,10 @@ enum Warned {
     No,
     /// The hook must be called once the lock is released.
     Due,
+    /// The hook is being called.
+    Calling,
+    /// The hook is being called, and the connection has a new expiry since.
+    Renewed,
     Yes,
 }
 
@@ -122,13 +126,28 @@ impl ExpiryWarning {
         if !self.is_due() {
             return None;
         }
-        self.state = Warned::Yes;
+        self.state = Warned::Calling;
         Some(Arc::clone(&self.hook))
     }
 
     /// The connection has a new expiry.
     pub(crate) fn renew(&mut self) {
-        self.state = Warned::No;
+        self.state = match self.state {
+            Warned::Calling | Warned::Renewed => Warned::Renewed,
+            Warned::No | Warned::Due | Warned::Yes => Warned::No,
+        };
+    }
+
+    /// The hook has returned. If an expiry was set meanwhile of which less than the hook asks for is
+    /// left, the hook has warned of it too: a hook that sets the same expiry again would otherwise
+    /// be called without a pause.
+    pub(crate) fn returned(&mut self, now: Moment, expires_at: Option<Moment>) {
+        let is_later = expires_at.is_none_or(|expiry| expiry.before(self.before) > now);
+        self.state = match self.state {
+            Warned::Renewed if is_later => Warned::No,
+            Warned::Calling | Warned::Renewed => Warned::Yes,
+            state @ (Warned::No | Warned::Due | Warned::Yes) => state,
+        };
     }
 }
 

@@ -354,7 +354,9 @@ impl Liveness {
     /// [expire](Self::expires_at), once for each expiry. Replaces an earlier hook.
     ///
     /// The hook can have the client send a new token, and the handler then sets the new expiry.
-    /// Each call of [`expires_at`](Self::expires_at) makes a new expiry, also with the same time.
+    /// Each call of [`expires_at`](Self::expires_at) makes a new expiry, also with the same time,
+    /// except within the hook: the hook is not called again for one of which less than `before` is
+    /// left when it returns.
     ///
     /// - If less than `before` is left, the hook is called immediately.
     /// - If the expiry is moved or removed before the hook is due, only the new one counts.

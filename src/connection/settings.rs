@@ -41,7 +41,8 @@ impl<T: 'static> State<T> {
         attachments.add(attached);
         let before = self.heartbeat_timeout();
         self.attach(&layer.policy);
-        self.policy_changed(now, before, report);
+        self.policy_changed(now, before);
+        self.set_socket_options(report);
         if let Some(overrides) = overrides {
             self.override_policy(now, Some(id), overrides, report);
         }
@@ -63,7 +64,8 @@ impl<T: 'static> State<T> {
         };
         let removed = attachments.remove(id);
         (self.policy, settings.overrides) = attachments.policy();
-        self.policy_changed(now, before, report);
+        self.policy_changed(now, before);
+        self.set_socket_options(report);
         removed
     }
 
@@ -104,7 +106,11 @@ impl<T: 'static> State<T> {
                 warning.renew();
             }
         }
-        self.policy_changed(now, before, report);
+        self.policy_changed(now, before);
+        // They follow from the heartbeat's times alone, and a token may be refreshed often.
+        if overrides.has_heartbeat() {
+            self.set_socket_options(report);
+        }
     }
 
     /// Gives the policy the moment at which the credentials expire.
@@ -133,14 +139,13 @@ impl<T: 'static> State<T> {
     }
 
     /// Applies a changed policy; the timeout of its pings was `before`.
-    fn policy_changed(&mut self, now: Moment, before: Option<Duration>, report: &mut Report) {
+    fn policy_changed(&mut self, now: Moment, before: Option<Duration>) {
         if let Some(timer) = &mut self.timer {
             timer.granularity = self.policy.step_millis();
             let clock = *timer.clock();
             self.apply_expiry(&clock);
         }
         self.monitor.policy_changed(now, &self.policy, before);
-        self.set_socket_options(report);
     }
 }
 

@@ -103,7 +103,11 @@ where
         driver: &Arc<Driver>,
     ) -> Option<Self> {
         let vectored = io.is_write_vectored();
+        // Before the open hooks: they may end the connection, and the handler may read its session
+        // then.
+        connection.metadata.handler_has_stream();
         if !connection.open(io, driver) {
+            connection.metadata.handler_dropped_stream();
             return None;
         }
         let stream = Self::new(connection, vectored);

@@ -125,7 +125,8 @@ impl Overrides {
         prefer(&mut self.expires_at, expires_at);
     }
 
-    fn has_heartbeat(&self) -> bool {
+    /// Whether there is a value for the heartbeat alone.
+    pub(crate) fn has_heartbeat(&self) -> bool {
         self.heartbeat != HeartbeatOverrides::default()
     }
 }

@@ -233,13 +233,14 @@ impl Registry {
         self.state.admission.set_retry_after_jitter(spread);
     }
 
-    /// The highest number of connections that were ever live at the same time.
+    /// The highest number of connections that were ever open at the same time.
     #[must_use]
     pub fn high_water(&self) -> usize {
         self.state.counters.high_water()
     }
 
-    /// The number of connections that have opened so far, for a counter of a metric.
+    /// The number of connections that have entered this registry so far, for a counter of a metric.
+    /// One that was evicted before its upgrade completed is among them.
     #[must_use]
     pub fn opened_total(&self) -> u64 {
         self.state.counters.opened_total()
@@ -326,7 +327,8 @@ impl Registry {
     /// A handshake that was admitted before and completes after this call, and a stream that is
     /// passed to [`wrap_server`](crate::HeartbeatLayer::wrap_server) or
     /// [`wrap_client`](crate::HeartbeatLayer::wrap_client) after it, opens and is ended immediately
-    /// with [`Reason::Drained`](crate::Reason::Drained) and the Close code 1001. So a caller that
+    /// with [`Reason::Drained`](crate::Reason::Drained) and the Close frame of the drain
+    /// or shutdown, by default with code 1001. So a caller that
     /// lists the open connections after this call misses none.
     ///
     /// All handlers that wait in `draining` are woken at the same time. If there are many, let each

@@ -233,6 +233,10 @@ impl<K: Eq + Hash, V> Groups<K, V> {
         let displaced = leaving.collect();
         group.extend(remaining.into_iter().flatten());
         group.push(seat);
+        drop(table);
+        // Dropped explicitly: a key may panic when it is dropped, and a panic in a drop at the end of
+        // a function leaks the return value (rust-lang/rust#47949).
+        panic_guard::catch(|| drop(key));
         Inserted::Displaced(displaced)
     }
 
@@ -241,10 +245,13 @@ impl<K: Eq + Hash, V> Groups<K, V> {
         let mut table = self.table();
         let group = table.groups.get_mut(key)?;
         let index = group.iter().position(|seat| seat.id() == id)?;
-        let seat = group.remove(index);
-        let mut emptied = match group.is_empty() {
-            true => table.groups.remove_entry(key).map(|(key, _)| key),
-            false => None,
+        // The last seat goes with its group: the second lookup may panic, and must not leave an
+        // empty one.
+        let (seat, mut emptied) = if group.len() == 1 {
+            let (key, mut group) = table.groups.remove_entry(key)?;
+            (group.remove(index), Some(key))
+        } else {
+            (group.remove(index), None)
         };
         if self.0.on_event.is_some() {
             let event = emptied.take().map(GroupEvent::LastOut);
@@ -311,7 +318,8 @@ impl<K, V> GroupsBuilder<K, V> {
     /// the next event afterwards. So when `register_in` or `evicted` returns, the event has been
     /// delivered, unless another thread is calling the hook for an earlier one.
     ///
-    /// A `LastOut` comes before the eviction hooks of the connection. The hook may look at the
+    /// A `LastOut` comes before the eviction hooks of the connection, unless another thread is
+    /// calling the hook at that moment. The hook may look at the
     /// groups, which may have changed since the event, register and evict connections; events that
     /// this causes come after it has returned. It must not block, since the events of all keys wait
     /// for it, and not rely on the context of a runtime. A call of 100 ms or longer and a panic are

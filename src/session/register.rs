@@ -151,7 +151,9 @@ impl Liveness {
     }
 
     /// Removes this connection's seat at `key` before the connection ends, and returns it. Returns
-    /// `None` if the connection does not hold the seat, or no longer does.
+    /// `None` if the connection does not have the seat, or no longer has it.
+    ///
+    /// Also removes a seat that lingers after the connection has ended, and ends its session.
     ///
     /// # Panics
     ///
@@ -164,7 +166,7 @@ impl Liveness {
         let session = seat.session();
         self.metadata().forget_registration(seat.registration());
         if let Some(session) = session {
-            session.end_session(SessionEndCause::Unregistered);
+            session.end_session(SessionEndCause::Unregistered, self.metadata().reason());
         }
         Some(seat)
     }
@@ -173,7 +175,13 @@ impl Liveness {
 /// Does with the connection of a replaced seat what the policy says, and ends its session. Its seat
 /// has left the map, for one of the connection `newest`.
 pub(super) fn displace<V>(previous: &Seat<V>, newest: ConnectionId, policy: &ReplacePolicy) {
-    let session = previous.session();
+    // First, so that the eviction does not end it for another cause.
+    if let Some(session) = previous.session() {
+        session.end_session(
+            SessionEndCause::Replaced,
+            previous.live().metadata().reason(),
+        );
+    }
     match &policy.action {
         ReplaceAction::Evict(frame) if previous.id() != newest => {
             previous.live().evict_for(Reason::Replaced, frame.clone());
@@ -183,9 +191,6 @@ pub(super) fn displace<V>(previous: &Seat<V>, newest: ConnectionId, policy: &Rep
             .live()
             .metadata()
             .forget_registration(previous.registration()),
-    }
-    if let Some(session) = session {
-        session.end_session(SessionEndCause::Replaced);
     }
 }
 

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 
-use super::linger::{Claimant, LingeringSession, Session};
+use super::linger::{Claimant, LingeringSession, Session, SessionEndCause};
 use super::seat::{RemovedSeat, Seat};
 use super::session_map::SessionMap;
 use crate::connection::{Liveness, Registration, RegistrationId, Vacated};
@@ -30,6 +30,12 @@ pub(super) struct MapRegistration<K, V, M: ?Sized> {
     /// Set if `inserting_thread` ended the connection and the map had no seat to remove. If the map
     /// is still inserting, it will have one.
     ended_while_inserting: AtomicBool,
+    /// The map has inserted the seat.
+    seated: AtomicBool,
+    /// The seat was refused or not inserted at all, so the end of the connection has nothing to
+    /// remove. (It may remove registrations by then, and would remove another seat of the connection
+    /// at the same key.)
+    withdrawn: AtomicBool,
     /// `None` for a seat that leaves with its connection.
     pub(super) session: Option<LingeringSession<K, V>>,
 }
@@ -55,6 +61,8 @@ where
             inserting: Mutex::new(()),
             inserting_thread: current_thread().id(),
             ended_while_inserting: AtomicBool::new(false),
+            seated: AtomicBool::new(false),
+            withdrawn: AtomicBool::new(false),
             session,
         })
     }
@@ -73,6 +81,17 @@ where
             live,
             inserting,
         })
+    }
+
+    fn set_seated(&self) {
+        self.seated.store(true, Ordering::Relaxed);
+        if let Some(session) = &self.session {
+            session.begin();
+        }
+    }
+
+    pub(super) fn is_seated(&self) -> bool {
+        self.seated.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {
@@ -129,8 +148,10 @@ where
         let inserted = catch_unwind(AssertUnwindSafe(|| {
             map.insert_if(key.clone(), seat.clone(), admit)
         }));
-        if let (Ok(Ok(_)), Some(session)) = (&inserted, &registration.session) {
-            session.begin();
+        match &inserted {
+            Ok(Ok(_)) => registration.set_seated(),
+            Ok(Err(_)) => registration.withdrawn.store(true, Ordering::Relaxed),
+            Err(_) => {}
         }
         drop(inserting);
         // Read before the code below, which may end the connection as well.
@@ -162,6 +183,7 @@ where
 
     /// Removes the registration again.
     pub(super) fn cancel(self) {
+        self.registration.withdrawn.store(true, Ordering::Relaxed);
         drop(self.inserting);
         let metadata = self.live.metadata();
         metadata.forget_registration(self.registration.id);
@@ -183,26 +205,52 @@ where
         if !is_inserting_thread {
             drop(self.lock());
         }
+        if self.withdrawn.load(Ordering::Relaxed) {
+            return Vacated::default();
+        }
         if let Some(driver) = driver {
             if let Some(lingering) = self.linger(end, driver) {
                 return lingering;
             }
         }
         let seat = self.map.remove_if(&self.key, self.connection);
-        if seat.is_none() {
+        let was_seated = seat
+            .as_ref()
+            .is_some_and(|seat| seat.registration() == self.id);
+        if !was_seated {
             self.ended_while_inserting
                 .store(is_inserting_thread, Ordering::Relaxed);
         }
-        let afterwards = self.end_with_connection(end.reason(), seat.is_some());
-        let removed = |seat| {
+        let mut afterwards = self.end_with_connection(end.reason(), was_seated);
+        let Some(seat) = seat else {
+            return Vacated {
+                seat: None,
+                afterwards,
+            };
+        };
+        if self.session.is_some() && was_seated && afterwards.is_none() {
+            // Another connection is resuming the session, and the user is still connected.
+            return Vacated::default();
+        }
+        if let Some(session) = seat.session().filter(|_| !was_seated) {
+            // That of a newer registration of the connection at the same key: without its seat it
+            // cannot linger.
+            let reason = end.reason();
+            let end_other =
+                move || session.end_session(SessionEndCause::ConnectionEnded, Some(reason));
+            afterwards = afterwards.or(Some(Box::new(end_other)));
+        }
+        let removed = || {
             let key = self.key.clone();
             let map = SessionMap::<K, V>::location(&self.map);
             Box::new(RemovedSeat { key, seat, map }) as Box<dyn Any + Send + Sync>
         };
-        Vacated {
-            seat: seat.map(removed),
-            afterwards,
-        }
+        let seat = match afterwards {
+            // A key that panics must not take the hooks of the session with it.
+            Some(_) => panic_guard::catch(removed),
+            None => Some(removed()),
+        };
+        Vacated { seat, afterwards }
     }
 }
 

@@ -183,8 +183,8 @@ impl PendingUpgrade {
     }
 }
 
-/// Polls `future` now, and then inside each wake-up: hyper resolves an upgrade by waking whoever
-/// awaits it. A task of the runtime would be woken too, and run later, perhaps by another thread.
+/// Polls `future` now, and then inside each wake-up: hyper resolves an upgrade by waking the
+/// task that awaits it. A task of the runtime would be woken too, and run later, perhaps by another thread.
 ///
 /// tokio's cooperative budget does not apply: when it is used up, tokio may wake the future in the
 /// middle of its poll, which would then be polled without end.

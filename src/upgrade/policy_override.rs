@@ -17,7 +17,7 @@ use crate::monitor::{CloseFrame, Overrides, ProofOfLife, Traffic};
 /// layer sees it. A value for a layer that the request does not pass has no effect either, and is
 /// logged at ERROR, once per process, when the connection opens.
 ///
-/// All settings of the layers can be overridden but `registry`, `on_evict` and `on_health`. The
+/// All settings of the layers can be overridden but `registry`, `on_open`, `on_evict` and `on_health`. The
 /// registry of a layer counts all connections of that layer, and its hooks are called for all of
 /// them. Hooks of one connection are added to its handle, with
 /// [`Liveness::on_evict`](crate::Liveness::on_evict).

@@ -164,7 +164,8 @@ impl Metadata {
             }
         }
         for call in sessions {
-            call();
+            // Guarded as a whole: its key and value are dropped in it.
+            hooks::guard_map(&eviction, call);
         }
         let changed = {
             let mut record = self.record();

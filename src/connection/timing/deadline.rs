@@ -90,6 +90,15 @@ impl<T: 'static> State<T> {
         (due, None)
     }
 
+    /// The hook that warns before the expiry has returned.
+    pub(crate) fn expiry_hook_returned(&mut self, now: Moment) {
+        let expires_at = self.policy.idle.as_ref().and_then(|idle| idle.expires_at);
+        if let Some(warning) = self.expiry_warning() {
+            warning.returned(now, expires_at);
+        }
+        self.rearm(DeadlineMove::Earlier);
+    }
+
     /// Moves the timer entry to the present deadline.
     pub(crate) fn rearm(&mut self, moves: DeadlineMove) {
         let deadline = self.deadline();

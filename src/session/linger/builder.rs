@@ -10,7 +10,7 @@ use crate::monitor::Reason;
 use crate::session::ReplacePolicy;
 use crate::sync::Mutex;
 
-/// Builds a [`Linger`]; made by [`Linger::builder`].
+/// Builds a [`Linger`]; created by [`Linger::builder`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -60,14 +60,15 @@ impl<K, V> LingerBuilder<K, V> {
 
     /// After which ends of a connection its seat lingers.
     ///
-    /// By default after all but these, from which no client comes back to its session:
+    /// By default after all but these, which end the session:
     /// [`Kicked`](Reason::Kicked), [`Replaced`](Reason::Replaced), [`Drained`](Reason::Drained),
     /// [`ServerClosed`](Reason::ServerClosed), [`ControlFlood`](Reason::ControlFlood) and
     /// [`UpgradeFailed`](Reason::UpgradeFailed). To end a session when the user signs out, call
     /// [`unregister`](crate::Liveness::unregister).
     ///
-    /// Called once at the end of each connection, on the task that notices it, outside every lock.
-    /// It must not block. If it panics, the seat is removed.
+    /// Called for each seat at the end of its connection, on the task that notices it, and perhaps
+    /// when another connection resumes the session at that moment, outside every lock. It must not
+    /// block. If it panics, the seat is removed.
     pub fn after(mut self, lingers: impl Fn(Reason) -> bool + Send + Sync + 'static) -> Self {
         self.after = Box::new(lingers);
         self
@@ -89,8 +90,9 @@ impl<K, V> LingerBuilder<K, V> {
     ///
     /// It is called without a lock of this crate, on the task or thread that ends the session: the
     /// driver's when the grace period is over; after the hooks of the connection when a connection
-    /// ends after which the seat does not linger. The seat is out of its map by then. A hook must not
-    /// block; a panic is caught and logged, as that of [`OnEvict`](crate::OnEvict).
+    /// ends after which the seat does not linger; that of the call for
+    /// [`Linger::close`](super::Linger::close), `unregister` and a registration that takes the seat,
+    /// which need not be in a runtime. The seat is out of its map by then. A hook must not block; a panic is caught and logged, as that of [`OnEvict`](crate::OnEvict).
     pub fn on_session_end(
         mut self,
         hook: impl Fn(&SessionEnd<K, V>) + Send + Sync + 'static,

@@ -46,8 +46,9 @@ impl<K, V> LingeringSession<K, V> {
         self.begun.load(Ordering::Relaxed)
     }
 
-    fn lingers_after(&self, reason: Reason) -> bool {
-        self.has_begun() && panic_guard::catch(|| (self.linger.0.after)(reason)).unwrap_or(false)
+    /// Whether the application lets the seat of a connection with this end linger.
+    pub(super) fn lingers_after(&self, reason: Reason) -> bool {
+        panic_guard::catch(|| (self.linger.0.after)(reason)).unwrap_or(false)
     }
 }
 
@@ -64,7 +65,8 @@ where
         driver: &Arc<Driver>,
     ) -> Option<Vacated> {
         let session = self.session.as_ref()?;
-        if !session.lingers_after(end.reason()) {
+        // Before the map has inserted the seat, there is nothing that could linger.
+        if !self.is_seated() || !session.lingers_after(end.reason()) {
             return None;
         }
         let linger = &session.linger;
@@ -135,10 +137,14 @@ where
         }
     }
 
-    fn expire(&self, cause: SessionEndCause) {
-        if let (Some(end), Some(session)) = (self.end_lingering(cause), &self.session) {
-            session.linger.call_hooks(&end);
-        }
+    /// Ends the session if it lingers. A panic of the application is caught, also that of its key or
+    /// value when the last reference is dropped here.
+    fn expire(self: Arc<Self>, cause: SessionEndCause) {
+        hooks::guard_session_map(self.connection, cause.as_str(), move || {
+            if let (Some(end), Some(session)) = (self.end_lingering(cause), &self.session) {
+                session.linger.call_hooks(&end);
+            }
+        });
     }
 }
 
@@ -151,15 +157,16 @@ where
     fn end_lingering(&self, cause: SessionEndCause) -> Option<SessionEnd<K, V>> {
         let session = self.session.as_ref()?;
         let lingering = session.stage.take_lingering()?;
-        let end = SessionEnd {
-            away: lingering.away(),
-            ..self.session_end(session, cause, Some(lingering.reason))
-        };
+        let (away, reason) = (lingering.away(), lingering.reason);
+        // Code of the application comes last, since it may panic.
         self.stop_lingering(lingering);
         hooks::guard_session_map(self.connection, cause.as_str(), || {
             drop(self.map.remove_if(&self.key, self.connection));
         });
-        Some(end)
+        Some(SessionEnd {
+            away,
+            ..self.session_end(session, cause, Some(reason))
+        })
     }
 }
 
@@ -184,19 +191,19 @@ where
         }
     }
 
-    fn end_session(&self, cause: SessionEndCause) {
+    fn end_session(&self, cause: SessionEndCause, reason: Option<Reason>) {
         let Some(session) = &self.session else {
             return;
         };
         let end = match session.stage.take() {
-            Some(Taken::Connected) => self.session_end(session, cause, None),
+            Some(Taken::Connected) => self.session_end(session, cause, reason),
             Some(Taken::Lingering(lingering)) => {
-                let end = SessionEnd {
-                    away: lingering.away(),
-                    ..self.session_end(session, cause, Some(lingering.reason))
-                };
+                let (away, reason) = (lingering.away(), lingering.reason);
                 self.stop_lingering(lingering);
-                end
+                SessionEnd {
+                    away,
+                    ..self.session_end(session, cause, Some(reason))
+                }
             }
             None => return,
         };

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | this file | [`Linger`], the settings of a map's lingering seats, and their list |
 //! | [`builder`] | its builder |
-//! | [`stage`] | how far one session has come: the one place where its fate is decided |
+//! | [`stage`] | how far one session has come: the one place where it is resumed or ended |
 //! | [`lingering`] | a seat that lingers, and its end |
 //! | [`register`] | [`Liveness::register_lingering`](crate::Liveness::register_lingering) |
 //! | [`session_end`] | what the hooks of a session are given |
@@ -25,6 +25,7 @@ use std::time::Duration;
 use super::replace_policy::ReplacePolicy;
 use crate::hooks;
 use crate::monitor::Reason;
+use crate::panic_guard;
 use crate::sync::{Mutex, MutexGuard};
 
 pub use builder::LingerBuilder;
@@ -38,7 +39,7 @@ pub(super) use stage::{Claimant, Session};
 ///
 /// A client that comes back within that time gets its seat with the same value: see
 /// [`Liveness::register_lingering`](crate::Liveness::register_lingering). Otherwise the seat is
-/// removed, and the session is over. Make one per map, and keep it beside the map. Cloning is cheap,
+/// removed, and the session is over. Create one per map, and keep it beside the map. Cloning is cheap,
 /// and clones share the list of lingering seats.
 ///
 /// ```
@@ -123,7 +124,7 @@ impl<K, V> Linger<K, V> {
         self.list().seats.len()
     }
 
-    /// Ends the sessions of all lingering seats with [`SessionEndCause::Drained`], and calls their
+    /// Ends the sessions of all lingering seats with [`SessionEndCause::Closed`], and calls their
     /// hooks. Returns their number. From then on no seat lingers: at the end of its connection it is
     /// removed, as after [`Liveness::register`](crate::Liveness::register).
     ///
@@ -150,10 +151,11 @@ impl<K, V> Linger<K, V> {
             list.closed = true;
             std::mem::take(&mut list.seats)
         };
-        let ends = seats
-            .into_values()
-            .filter_map(|seat| seat.end_lingering(SessionEndCause::Drained));
-        ends.collect()
+        // Each on its own: a key or a value that panics must not lose the others.
+        let end = |seat: Arc<dyn LingeringSeat<K, V>>| {
+            panic_guard::catch(move || seat.end_lingering(SessionEndCause::Closed)).flatten()
+        };
+        seats.into_values().filter_map(end).collect()
     }
 
     /// Adds a seat, and returns its place. `None` if no seat lingers any more.
@@ -182,9 +184,11 @@ impl<K, V> Linger<K, V> {
             has_excess.then(|| list.seats.pop_first()).flatten()
         };
         while let Some((_, seat)) = next() {
-            if let Some(end) = seat.end_lingering(SessionEndCause::OverCapacity) {
-                self.call_hooks(&end);
-            }
+            panic_guard::catch(move || {
+                if let Some(end) = seat.end_lingering(SessionEndCause::OverCapacity) {
+                    self.call_hooks(&end);
+                }
+            });
         }
     }
 

@@ -1,13 +1,16 @@
 //! Registers a connection at a key whose session it may resume.
 
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::stage::{Claim, Claimant, Session, Taken};
+use super::stage::{Claim, Claimant, SeatState, Session, Taken};
 use super::{Linger, LingeringSession, SessionEndCause};
-use crate::connection::Liveness;
+use crate::connection::{Liveness, RegistrationId};
 use crate::eviction::ConnectionId;
 use crate::monitor::Reason;
+use crate::panic_guard;
 use crate::session::register::displace;
 use crate::session::registration::{Inserted, MapRegistration};
 use crate::session::{RegisterError, Seat, SessionMap};
@@ -104,8 +107,8 @@ impl Liveness {
     /// [`LingerBuilder::replace_policy`](crate::LingerBuilder::replace_policy) for another policy.
     /// [`Registered::resumed`] tells both from a new session.
     ///
-    /// Under any concurrency each session has one fate: a connection resumes it, or it ends and its
-    /// hooks are called, once. At the end of a connection its seat either lingers, and is not among
+    /// Under any concurrency a connection resumes the session, or the session ends and its hooks are
+    /// called, once. At the end of a connection its seat either lingers, and is not among
     /// [`Eviction::seats`](crate::Eviction::seats), or is removed as after `register`.
     ///
     /// Call it in the task that gets the socket. If a handler registers before the upgrade and the
@@ -143,16 +146,20 @@ impl Liveness {
             key,
             value: Arc::new(value),
             linger,
+            ended_finally: Cell::new(None),
         };
-        loop {
+        let registered = loop {
             let outcome = match attempt.begin_session()? {
                 Outcome::Resumable(occupant) => attempt.resume(&occupant)?,
                 outcome => outcome,
             };
             if let Outcome::Registered(registered) = outcome {
-                return Ok(registered);
+                break registered;
             }
-        }
+        };
+        // Before the return: an unused value that panics when it is dropped must not leak the seat.
+        drop(attempt);
+        Ok(registered)
     }
 }
 
@@ -162,6 +169,9 @@ struct Attempt<'a, K, V, M: ?Sized> {
     key: K,
     value: Arc<V>,
     linger: &'a Linger<K, V>,
+    /// A seat whose connection has ended for a reason after which no session is resumed, although
+    /// its end has not reached the seat yet.
+    ended_finally: Cell<Option<RegistrationId>>,
 }
 
 enum Outcome<V> {
@@ -188,7 +198,8 @@ where
         let mut resumable = false;
         let inserted = insertion.insert(&self.value, &mut |occupant| {
             let admitted = policy.admits(occupant, id);
-            resumable = admitted && occupant.is_resumable();
+            let is_final = self.ended_finally.get() == Some(occupant.registration());
+            resumable = admitted && !is_final && occupant.is_resumable();
             admitted && !resumable
         });
         match inserted {
@@ -204,12 +215,20 @@ where
         };
         let value = occupant.value();
         let registration = self.registration(value);
+        let ended = occupant.live().metadata().reason();
+        if let (Some(reason), Some(own)) = (ended, &registration.session) {
+            let is_connected = session.stage().seat_state() == SeatState::Connected;
+            if is_connected && !own.lingers_after(reason) {
+                self.ended_finally.set(Some(occupant.registration()));
+                return Ok(Outcome::Changed);
+            }
+        }
         let insertion = registration
             .begin(self.live)
             .map_err(|reason| self.ended(reason))?;
         let claimant = Arc::clone(&registration) as Arc<dyn Claimant>;
         let (reason, away) = match session.stage().claim(claimant) {
-            Claim::Taken(Taken::Connected) => (Reason::Replaced, Duration::ZERO),
+            Claim::Taken(Taken::Connected) => (ended.unwrap_or(Reason::Replaced), Duration::ZERO),
             Claim::Taken(Taken::Lingering(lingering)) => {
                 let interrupted = (lingering.reason, lingering.away());
                 session.stop_lingering(lingering);
@@ -231,10 +250,17 @@ where
             session.begin();
         }
         let (id, policy) = (self.live.id(), &self.linger.0.policy);
-        let inserted = insertion.insert(value, &mut |present| {
-            present.registration() == occupant.registration() || policy.admits(present, id)
-        });
+        let inserted = catch_unwind(AssertUnwindSafe(|| {
+            insertion.insert(value, &mut |present| {
+                present.registration() == occupant.registration() || policy.admits(present, id)
+            })
+        }));
         drop(claim);
+        let inserted = inserted.unwrap_or_else(|panicked| {
+            // The older seat may be in the map still, and nothing else would remove it.
+            panic_guard::catch(|| drop(self.map.remove_if(&self.key, occupant.id())));
+            resume_unwind(panicked)
+        });
         let resumed = Resumed {
             connection: occupant.id(),
             reason,
@@ -253,7 +279,7 @@ where
             Inserted::Occupied(occupant) => {
                 if resumed.is_some() {
                     // A registration that resumes nothing has taken the seat in between.
-                    registration.end_session(SessionEndCause::Replaced);
+                    registration.end_session(SessionEndCause::Replaced, None);
                 }
                 let value = Arc::clone(&self.value);
                 Err(RegisterError::Occupied { occupant, value })
@@ -267,11 +293,13 @@ where
                     displace(previous, self.live.id(), &self.linger.0.policy);
                 }
                 if ended {
-                    if resumed.is_some() {
-                        registration.end_session(SessionEndCause::ConnectionEnded);
-                    }
                     let reason = self.live.metadata().reason();
-                    return Err(self.ended(reason.expect("the reason precedes the end of seats")));
+                    let reason = reason.expect("the reason precedes the end of seats");
+                    if resumed.is_some() {
+                        let cause = SessionEndCause::ConnectionEnded;
+                        registration.end_session(cause, Some(reason));
+                    }
+                    return Err(self.ended(reason));
                 }
                 Ok(Outcome::Registered(Registered { seat, resumed }))
             }

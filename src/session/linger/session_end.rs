@@ -117,7 +117,7 @@ pub enum SessionEndCause {
     OverCapacity,
     /// The application called [`Linger::close`](super::Linger::close) or
     /// [`Linger::hand_over`](super::Linger::hand_over).
-    Drained,
+    Closed,
     /// The runtime of the connection was shut down.
     RuntimeShutDown,
 }
@@ -132,7 +132,7 @@ impl SessionEndCause {
             Self::Replaced => "replaced",
             Self::Unregistered => "unregistered",
             Self::OverCapacity => "over_capacity",
-            Self::Drained => "drained",
+            Self::Closed => "closed",
             Self::RuntimeShutDown => "runtime_shut_down",
         }
     }
@@ -146,7 +146,7 @@ impl fmt::Display for SessionEndCause {
             Self::Replaced => "seat taken by another connection",
             Self::Unregistered => "unregistered",
             Self::OverCapacity => "too many lingering seats",
-            Self::Drained => "drained",
+            Self::Closed => "closed",
             Self::RuntimeShutDown => "runtime shut down",
         })
     }

@@ -1,8 +1,8 @@
-//! How far one session has come, on one registration.
+//! The stage of a session: connected, lingering, claimed or over.
 //!
-//! Every path that decides the fate of a session takes it out of its stage under one lock: the end
-//! of the connection, the end of the grace period, a newer registration, and the application. So
-//! each session has one fate.
+//! Every path that ends or resumes a session takes it out of its stage under one lock, so only one
+//! succeeds: the end of the connection, the end of the grace period, a newer registration, or the
+//! application.
 
 use std::mem;
 use std::sync::{Arc, PoisonError};
@@ -43,11 +43,11 @@ pub enum SeatState {
 /// The session of a seat, whatever the types of its map.
 pub(in crate::session) trait Session: Send + Sync {
     fn stage(&self) -> &Stage;
-    /// Gives back what the seat had while it lingered. Its session was taken.
+    /// Removes the timer entry and the list place of a seat whose session was taken.
     fn stop_lingering(&self, lingering: Lingering);
     /// Ends the session for a cause that lies with the application, unless it is over, and calls its
-    /// hooks. The caller holds no lock.
-    fn end_session(&self, cause: SessionEndCause);
+    /// hooks. `reason` is why its connection ended, if it has. The caller holds no lock.
+    fn end_session(&self, cause: SessionEndCause, reason: Option<Reason>);
 }
 
 /// A registration that resumes a session.
@@ -70,7 +70,7 @@ enum State {
     Over,
 }
 
-/// What a lingering seat has to give back.
+/// The timer entry and the list place of a lingering seat.
 pub(in crate::session) struct Lingering {
     pub(super) reason: Reason,
     pub(super) since: Moment,
@@ -99,11 +99,11 @@ impl Stage {
     }
 
     /// Lets a connected session linger. `begin` is called under the lock; with `None` the session
-    /// stays connected. Returns false then.
+    /// stays connected. Returns whether it lingers.
     pub(super) fn linger(&self, begin: impl FnOnce() -> Option<Lingering>) -> bool {
         let mut state = self.lock();
         if !matches!(*state, State::Connected) {
-            return true;
+            return false;
         }
         let Some(lingering) = begin() else {
             return false;
@@ -139,7 +139,7 @@ impl Stage {
         drop(before);
     }
 
-    /// Takes a session that is to end. `None` if it is over or claimed.
+    /// Takes a session that must end. `None` if it is over or claimed.
     pub(super) fn take(&self) -> Option<Taken> {
         self.take_if(|_| true)
     }
@@ -180,12 +180,13 @@ impl Stage {
 
     pub(in crate::session) fn seat_state(&self) -> SeatState {
         match &*self.lock() {
-            State::Connected => SeatState::Connected,
+            // A newer connection is taking the seat over.
+            State::Connected | State::Claimed(_) => SeatState::Connected,
             State::Lingering(lingering) => SeatState::Lingering {
                 reason: lingering.reason,
                 away: lingering.away(),
             },
-            State::Claimed(_) | State::Over => SeatState::Left,
+            State::Over => SeatState::Left,
         }
     }
 

@@ -12,6 +12,7 @@ use axum::routing::any;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::sync::mpsc;
 use tokio_tungstenite::{accept_async, client_async};
 use tower_ws_liveness::{
     Eviction, Health, HeartbeatLayerBuilder, Liveness, OnOpen, Reason, Registry,
@@ -121,6 +122,28 @@ async fn a_connection_that_the_hook_evicts_ends_after_it(wire: Wire) {
     scene.ended(&live, Reason::Kicked { code: 4001 }).await;
     let expected = ["open", "second open", "local evict", "evict"];
     assert_eq!(calls.all(), expected);
+}
+
+#[tokio::test]
+async fn the_handler_may_read_its_session_after_an_open_hook_has_ended_the_connection() {
+    let (found_tx, mut found) = mpsc::unbounded_channel();
+    let route = any(move |ws: WebSocketUpgrade, live: Liveness| {
+        let found_tx = found_tx.clone();
+        async move {
+            live.set_session("alice");
+            ws.on_upgrade(async move |_socket| {
+                found_tx
+                    .send(live.session::<&str>().as_deref().copied())
+                    .unwrap();
+            })
+        }
+    });
+    let evicting = quiet().on_open(|live| assert!(live.evict(4001, "not today")));
+    let app = Router::new()
+        .route("/ws", route)
+        .layer(evicting.build().unwrap());
+    let _client = RawClient::handshake(in_memory(app, 4096), "/ws").await;
+    assert_eq!(found.recv().await, Some(Some("alice")));
 }
 
 /// Counts its calls.

@@ -371,6 +371,21 @@ async fn a_hook_may_refresh_the_expiry_or_end_the_connection() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hook_that_sets_the_same_expiry_is_called_once() {
+    let scene = Scene::open();
+    let (calls, expiry) = (Arc::new(AtomicUsize::new(0)), scene.at(1_000));
+    let count = Arc::clone(&calls);
+    let hook = move |live: &Liveness| {
+        count.fetch_add(1, Ordering::SeqCst);
+        live.expires_at(expiry);
+    };
+    scene.live.on_expiring(ms(300), hook).unwrap();
+    scene.live.expires_at(expiry);
+    scene.ends_at(1_000, 0).await;
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hook_that_panics_leaves_the_connection_as_it_is() {
     let scene = Scene::open();
     scene

@@ -1,5 +1,8 @@
 //! Sessions that outlive their connection: each is resumed or ends, once.
 
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,7 +11,8 @@ use tokio::runtime::{Builder, Handle};
 use tokio::time::sleep;
 use tower_ws_liveness::{
     ConnectionId, Health, HeartbeatLayer, Linger, LingerBuilder, Liveness, LivenessStream, Reason,
-    RegisterError, Registered, ReplacePolicy, SeatState, SessionEnd, SessionEndCause,
+    RegisterError, Registered, ReplacePolicy, Seat, SeatState, SessionEnd, SessionEndCause,
+    SessionMap,
 };
 
 use super::maps::{Census, Map, MutexMap, Session, with_every_map};
@@ -257,7 +261,8 @@ async fn a_registration_without_grace_ends_the_session<M: Map>() {
         assert_eq!(ends.len(), 1, "{ends:?}");
         let expected = match lingers {
             true => (Some(Reason::HandlerDropped), SessionEndCause::Replaced),
-            false => (Some(Reason::Replaced), SessionEndCause::ConnectionEnded),
+            // Its connection was open.
+            false => (None, SessionEndCause::Replaced),
         };
         assert_eq!((ends[0].1, ends[0].2), expected);
         sleep(LATEST).await;
@@ -337,15 +342,12 @@ async fn a_closed_linger_keeps_no_seat() {
                 (sessions[0].key(), sessions[0].away().as_secs()),
                 (&alice(), 1)
             );
-            assert_eq!(sessions[0].cause(), SessionEndCause::Drained);
+            assert_eq!(sessions[0].cause(), SessionEndCause::Closed);
             assert!(scene.ends().is_empty(), "no hook");
         } else {
             assert_eq!(scene.linger.close(), 1);
             let reason = Some(Reason::HandlerDropped);
-            assert_eq!(
-                scene.ends(),
-                [(live.id(), reason, SessionEndCause::Drained)]
-            );
+            assert_eq!(scene.ends(), [(live.id(), reason, SessionEndCause::Closed)]);
         }
         assert_eq!(scene.state(), None);
 
@@ -476,4 +478,126 @@ fn bad_settings_are_refused() {
         build(GRACE, 0),
         "LingerBuilder::capacity: 0: must be at least 1"
     );
+}
+
+/// A value that panics when it is dropped, if it is `true`.
+struct Panics(bool);
+
+impl Drop for Panics {
+    fn drop(&mut self) {
+        assert!(!self.0, "of the application");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn values_that_panic_when_they_are_dropped_concern_no_other_session() {
+    for capacity in [10, 1] {
+        let map: Arc<Mutex<HashMap<&str, Seat<Panics>>>> = Arc::default();
+        let ended = Arc::new(Mutex::new(Vec::new()));
+        let hook = Arc::clone(&ended);
+        let linger = Linger::<&str, Panics>::builder(GRACE)
+            .capacity(capacity)
+            .on_session_end(move |end| hook.lock().unwrap().push(*end.key()));
+        let linger = linger.build().unwrap();
+        let layer = Scene::<MutexMap>::new().layer;
+        let (_open_stream, open) = layer.wrap_server(duplex(64).0);
+        for (name, panics) in [("a", true), ("b", false)] {
+            let (stream, live) = layer.wrap_server(duplex(64).0);
+            let registered = live.register_lingering(&map, name, Panics(panics), &linger);
+            drop((registered.unwrap(), stream));
+            assert_eq!(live.evicted().await.reason(), Reason::HandlerDropped);
+        }
+        // With room for one, the second end has ended the first session.
+        assert_eq!(*ended.lock().unwrap(), &["a"][..2 - capacity.min(2)]);
+        sleep(LATEST).await;
+        assert_eq!(*ended.lock().unwrap(), ["a", "b"]);
+        assert!(map.lock().unwrap().is_empty());
+        assert_eq!(open.health(), Health::Live, "the driver drives on");
+    }
+}
+
+/// Ends a connection or panics when it inserts the next seat.
+#[derive(Default)]
+struct Disturbed {
+    seats: MutexMap,
+    evicts: Mutex<Option<Liveness>>,
+    panics: AtomicBool,
+}
+
+impl SessionMap<String, Session> for Disturbed {
+    fn insert_if(
+        &self,
+        key: String,
+        seat: Seat<Session>,
+        admit: &mut dyn FnMut(&Seat<Session>) -> bool,
+    ) -> Result<Option<Seat<Session>>, Seat<Session>> {
+        if let Some(live) = self.evicts.lock().unwrap().take() {
+            live.evict(4000, "");
+        }
+        let holds_other = self.seats.seat(&key).is_some_and(|seat| admit(&seat));
+        assert!(
+            !(holds_other && self.panics.load(Ordering::SeqCst)),
+            "of the application"
+        );
+        self.seats.insert_if(key, seat, admit)
+    }
+
+    fn remove_if(&self, key: &String, id: ConnectionId) -> Option<Seat<Session>> {
+        self.seats.remove_if(key, id)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_ends_while_it_registers_again_ends_its_session_once() {
+    let ends = Arc::new(AtomicUsize::new(0));
+    let hook = Arc::clone(&ends);
+    let linger = Linger::<String, Session>::builder(GRACE)
+        .after(|_| true)
+        .on_session_end(move |_| {
+            hook.fetch_add(1, Ordering::SeqCst);
+        });
+    let linger = linger.build().unwrap();
+    let (map, census) = (Arc::new(Disturbed::default()), Census::default());
+    let (_stream, live) = HeartbeatLayer::default().wrap_server(duplex(64).0);
+    let first = live.register_lingering(&map, alice(), census.session("first"), &linger);
+    drop(first.unwrap());
+    *map.evicts.lock().unwrap() = Some(live.clone());
+    let again = live.register_lingering(&map, alice(), census.session("second"), &linger);
+    assert!(
+        matches!(again, Err(RegisterError::Ended { .. })),
+        "{again:?}"
+    );
+    drop(again);
+    assert!(map.seats.holders().is_empty());
+    sleep(LATEST).await;
+    assert_eq!((ends.load(Ordering::SeqCst), linger.lingering()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_map_that_panics_while_a_session_is_resumed_keeps_no_seat() {
+    for lingers in [true, false] {
+        let ends = Arc::new(AtomicUsize::new(0));
+        let hook = Arc::clone(&ends);
+        let linger = Linger::<String, Session>::builder(GRACE).on_session_end(move |_| {
+            hook.fetch_add(1, Ordering::SeqCst);
+        });
+        let linger = linger.build().unwrap();
+        let (map, census) = (Arc::new(Disturbed::default()), Census::default());
+        let layer = HeartbeatLayer::default();
+        let (old_stream, old) = layer.wrap_server(duplex(64).0);
+        let first = old.register_lingering(&map, alice(), census.session("first"), &linger);
+        drop(first.unwrap());
+        let open = (!lingers).then_some(old_stream);
+        map.panics.store(true, Ordering::SeqCst);
+        let (stream, new) = layer.wrap_server(duplex(64).0);
+        let resumed = catch_unwind(AssertUnwindSafe(|| {
+            let second = census.session("second");
+            drop(new.register_lingering(&map, alice(), second, &linger));
+        }));
+        assert!(resumed.is_err());
+        assert!(map.seats.holders().is_empty());
+        drop((open, stream));
+        sleep(LATEST).await;
+        assert_eq!((ends.load(Ordering::SeqCst), linger.lingering()), (1, 0));
+    }
 }
