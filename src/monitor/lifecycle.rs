@@ -120,8 +120,8 @@ impl Lifecycle {
         }
     }
 
-    /// The transport of a connection that was evicted before its upgrade was complete has come: the
-    /// time of its closing handshake starts now.
+    /// The driver takes the transport of an ended connection, and the time of the closing handshake
+    /// starts now: the connection may have ended earlier, such as before its upgrade was complete.
     pub(crate) fn close_from(&mut self, now: Moment) {
         if let Self::Ended { since, .. } = self {
             *since = now;

@@ -137,6 +137,15 @@ fn the_schedules_reach_every_reason() {
     }
 }
 
+/// The process stands still twice: before the driver reads its clock, and again before it judges. The
+/// time of the closing handshake then begins after both. (After a change of what a schedule draws,
+/// this is some other schedule.)
+#[test]
+fn the_time_of_a_closing_handshake_begins_with_it() {
+    let outcome = play(0x1f5b_1da4_b5fa_31e0);
+    assert_eq!(outcome.violation, None, "{}", outcome.trace);
+}
+
 /// Plays one schedule and prints its log.
 #[test]
 fn replay() {

@@ -49,6 +49,11 @@ impl<T: 'static> State<T> {
     pub(crate) fn begin_close_handshake(&mut self, reason: Reason, frame: CloseFrame) {
         self.read_half.discard_unread();
         self.rare().close = Some(Box::new(CloseHandshake::new(reason, frame)));
-        self.monitor.lifecycle.begin_close_handshake();
+        // The verdict may lie in the past: the driver judges as of before it yielded, and the process
+        // may have stood still since.
+        match &self.timer {
+            Some(timer) => self.monitor.lifecycle.close_from(timer.now()),
+            None => self.monitor.lifecycle.begin_close_handshake(),
+        }
     }
 }
