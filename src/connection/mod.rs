@@ -11,6 +11,7 @@
 //! | [`settings`] | settings of layers and overrides, while the connection is open |
 //! | [`stream`] | [`LivenessStream`], which the application's WebSocket library reads and writes |
 //! | [`handle`] | [`Liveness`], the handle of one connection |
+//! | [`own_settings`] | settings that a handle changes: times, lifetime, expiry |
 //! | [`on_open`], [`on_health`] | the hooks that get the handle |
 //! | [`io`] | bytes: read half, write half, our pings and Close frames, closing handshake, wakers |
 //! | [`timing`] | the driver's visits, and their deadlines |
@@ -35,6 +36,7 @@ mod loom_models;
 mod metadata;
 mod on_health;
 mod on_open;
+mod own_settings;
 mod rare_state;
 mod settings;
 mod state;
