@@ -2,8 +2,8 @@
 
 use super::blocked_write::BlockedWrite;
 use super::control_rate::ControlRate;
+use super::earlier_views::EarlierViews;
 use super::history::History;
-use super::kernel_view::EarlierViews;
 use super::moment::Moment;
 use super::stats::FaultCounters;
 

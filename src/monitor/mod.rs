@@ -8,7 +8,8 @@
 //! | this file | [`Monitor`]: the state |
 //! | [`inputs`] | what changes it: bytes, frames, pongs, refusals, ends |
 //! | [`verdict`] | what must be done now, and when to ask again |
-//! | [`kernel_view`] | what our kernel knows of the peer at a verdict, and what follows |
+//! | [`kernel_view`] | what our kernel knows of the peer at a verdict |
+//! | [`postponements`] | verdicts that are postponed for that |
 //! | [`queries`] | what it knows, without a change |
 //! | [`lasting_health`] | the health that has lasted, for health hooks |
 //! | [`lifecycle`] | how far the connection has come |
@@ -18,6 +19,7 @@
 mod blocked_write;
 mod control_rate;
 mod data_activity;
+mod earlier_views;
 mod faults;
 mod health;
 mod history;
@@ -30,6 +32,7 @@ mod overrides;
 mod peer_kernel;
 mod pings;
 mod policy;
+mod postponements;
 mod queries;
 mod reason;
 mod rtt;

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::Act::{End, Ping, Retry};
 use super::random::kernel_views;
 use super::*;
-use crate::monitor::kernel_view::{MAX_DRAIN_STEPS, MAX_POSTPONEMENTS};
+use crate::monitor::earlier_views::{MAX_DRAIN_STEPS, MAX_POSTPONEMENTS};
 
 const DEAD: Act = End(Reason::HeartbeatTimeout { missed: 1 });
 
