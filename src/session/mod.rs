@@ -4,6 +4,7 @@
 //! - [`map_location`]: tells maps of equal types apart
 //! - [`seat`]: the entry that a map holds for a connection
 //! - [`register`]: how a connection takes a seat, in races with its own end and newer connections
+//! - [`removed_seats`]: the seats that the end of a connection removed, as hooks find them
 //! - [`registration`]: one seat that was registered, and how it leaves its map
 //! - [`register_error`]: what an application does with the error of a registration
 //! - [`groups`]: several connections per key; [`register_in`]: how a connection enters one
@@ -23,6 +24,7 @@ mod register;
 mod register_error;
 mod register_in;
 mod registration;
+mod removed_seats;
 mod replace_policy;
 mod seat;
 mod session_map;

@@ -132,7 +132,7 @@ impl Liveness {
             Err(reason) => return Err(RegisterError::Ended { reason, value }),
         };
         let id = self.id();
-        match insertion.insert(&value, &mut |occupant| policy.admits(occupant, id)) {
+        match insertion.insert(&value, &mut |occupant| occupant.yields_to(id, policy)) {
             Inserted::Occupied(occupant) => Err(RegisterError::Occupied { occupant, value }),
             Inserted::Seated {
                 previous, ended, ..

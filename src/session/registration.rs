@@ -3,10 +3,11 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, PoisonError};
 
 use super::linger::{Claimant, LingeringSession, Session, SessionEndCause};
-use super::seat::{RemovedSeat, Seat};
+use super::removed_seats::RemovedSeat;
+use super::seat::Seat;
 use super::session_map::SessionMap;
 use crate::connection::{Liveness, Registration, RegistrationId, Vacated};
 use crate::driver::Driver;
@@ -268,7 +269,3 @@ where
         drop(self.lock());
     }
 }
-
-/// A seat's reference to its session: weak, since the map that holds the seat belongs to the
-/// registration.
-pub(super) type WeakSession = Weak<dyn Session>;

@@ -2,9 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::seat::Seat;
 use crate::config_error::{self, ConfigError};
-use crate::eviction::ConnectionId;
 use crate::monitor::CloseFrame;
 
 /// Decides what [`Liveness::register_with`](crate::Liveness::register_with) does if another
@@ -111,13 +109,6 @@ impl ReplacePolicy {
         Self {
             action: ReplaceAction::KeepOpen,
         }
-    }
-}
-
-impl ReplacePolicy {
-    /// Whether the connection `id` may take the seat of `occupant`.
-    pub(super) fn admits<V>(&self, occupant: &Seat<V>, id: ConnectionId) -> bool {
-        self.action != ReplaceAction::Refuse || occupant.id() == id || occupant.live().has_ended()
     }
 }
 

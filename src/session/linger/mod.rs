@@ -33,7 +33,7 @@ pub(super) use lingering::LingeringSession;
 pub use register::{Registered, Resumed};
 pub use session_end::{SessionEnd, SessionEndCause};
 pub use stage::SeatState;
-pub(super) use stage::{Claimant, Session};
+pub(super) use stage::{Claimant, Session, WeakSession};
 
 /// Keeps seats in their map for a grace period after the end of their connection.
 ///

@@ -197,7 +197,7 @@ where
         let (id, policy) = (self.live.id(), &self.linger.0.policy);
         let mut resumable = false;
         let inserted = insertion.insert(&self.value, &mut |occupant| {
-            let admitted = policy.admits(occupant, id);
+            let admitted = occupant.yields_to(id, policy);
             let is_final = self.ended_finally.get() == Some(occupant.registration());
             resumable = admitted && !is_final && occupant.is_resumable();
             admitted && !resumable
@@ -252,7 +252,7 @@ where
         let (id, policy) = (self.live.id(), &self.linger.0.policy);
         let inserted = catch_unwind(AssertUnwindSafe(|| {
             insertion.insert(value, &mut |present| {
-                present.registration() == occupant.registration() || policy.admits(present, id)
+                present.registration() == occupant.registration() || present.yields_to(id, policy)
             })
         }));
         drop(claim);

@@ -5,7 +5,7 @@
 //! application.
 
 use std::mem;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use super::session_end::SessionEndCause;
@@ -49,6 +49,10 @@ pub(in crate::session) trait Session: Send + Sync {
     /// hooks. `reason` is why its connection ended, if it has. The caller holds no lock.
     fn end_session(&self, cause: SessionEndCause, reason: Option<Reason>);
 }
+
+/// A seat's reference to its session: weak, since the map that has the seat belongs to the
+/// registration.
+pub(in crate::session) type WeakSession = Weak<dyn Session>;
 
 /// A registration that resumes a session.
 pub(in crate::session) trait Claimant: Send + Sync {
