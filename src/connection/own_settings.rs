@@ -157,6 +157,8 @@ impl Liveness {
     /// - If the expiry has come when the driver visits the connection, because it was set too late
     ///   or the process was stopped, the connection is evicted without a call.
     /// - A hook that replaces one which has been called waits for the next expiry.
+    /// - The hook is called later by at most one tick of the connection's timer, a 32nd of its
+    ///   shortest time and at most 256 ms. A `before` below that may be skipped.
     /// - Without an expiry, before the upgrade is complete, in the closing handshake and after the
     ///   end, the hook is not called. It is dropped at the end.
     ///

@@ -149,13 +149,18 @@ impl<T: 'static> State<T> {
     }
 }
 
-/// Logs that a connection has an override for a layer that it does not have. Once per process,
-/// since every connection of such a route has it.
+/// Logs that a connection has an override for a layer that it does not have. Once per process and
+/// layer, since every connection of such a route has it.
 pub(super) fn log_missing_layer(layer: &'static str) {
     // std's also in loom models: a static outlives a model's run.
-    static LOGGED: AtomicBool = AtomicBool::new(false);
+    static HEARTBEAT_LOGGED: AtomicBool = AtomicBool::new(false);
+    static IDLE_TIMEOUT_LOGGED: AtomicBool = AtomicBool::new(false);
 
-    if !LOGGED.swap(true, Ordering::Relaxed) {
+    let logged = match layer {
+        "HeartbeatLayer" => &HEARTBEAT_LOGGED,
+        _ => &IDLE_TIMEOUT_LOGGED,
+    };
+    if !logged.swap(true, Ordering::Relaxed) {
         let message = "a `PolicyOverride` has values for a layer that the request does not pass";
         panic_guard::log(|| tracing::error!(layer, "{message}"));
     }

@@ -18,7 +18,8 @@ const CLOSE_REASON: &str = "rebalancing connections";
 
 impl Registry {
     /// Evicts the fraction `f` of the open connections, one by one and evenly over the time `over`,
-    /// with [`Reason::Kicked`] and Close 1012 "rebalancing connections". Returns how many it evicted.
+    /// with [`Reason::Kicked`] and Close 1012 "rebalancing connections". Returns how many it evicted, with
+    /// those that are evicted after the handler's present frame.
     ///
     /// This moves connections to servers that were added: open WebSockets stay where they are, and
     /// only clients that reconnect are distributed again. If `n` servers have become `m`, and the

@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Registry;
 use super::drain::{Drain, DrainReport, GOING_AWAY};
 use crate::config_error::{self, MAX_DURATION};
+use crate::connection::Liveness;
 use crate::monitor::CloseFrame;
 
 /// The shortest pause between two batches of a drain that is spread.
@@ -169,6 +170,7 @@ impl ShutdownPlan {
 #[non_exhaustive]
 pub struct ShutdownReport {
     open: usize,
+    closed_by_handlers: usize,
     drained: DrainReport,
     elapsed: Duration,
 }
@@ -180,11 +182,10 @@ impl ShutdownReport {
         self.open
     }
 
-    /// Of these, connections that the drain did not find: their handlers, or their peers, closed
-    /// them before.
+    /// Of these, connections that were closed before the drain, by their handlers or their peers.
     #[must_use]
     pub const fn closed_by_handlers(&self) -> usize {
-        self.open.saturating_sub(self.drained.total())
+        self.closed_by_handlers
     }
 
     /// The report of the drain that followed.
@@ -244,7 +245,7 @@ impl Registry {
     /// or [`drain`](Self::drain), there is no delay, or the delay ends: upgrades are refused
     /// already. After that, two calls are as two drains: each connection is evicted once and is
     /// counted by one of them as clean or cut, and the earlier deadline cuts the connections of
-    /// both. A call after the end of another one returns an empty report when its signal completes.
+    /// both. What another call or drain has ended counts as closed by the handlers. A call after the end of another one returns an empty report when its signal completes.
     ///
     /// # Cancel safety
     ///
@@ -271,14 +272,17 @@ impl Registry {
             .admission
             .set_close_frame(plan.close_frame.clone());
         self.begin_drain();
-        let open = self.len();
+        let open: Vec<_> = self.handles().iter().map(Liveness::id).collect();
         let grace_ends = after(Instant::now(), plan.handler_grace);
         wait_until(grace_ends.min(deadline), self.wait_idle()).await;
 
+        // Not the difference to the total: handshakes that were admitted before may complete.
+        let remaining = open.iter().filter(|&&id| self.get(id).is_some()).count();
         let left = deadline.saturating_duration_since(Instant::now());
         let drained = self.drain(plan.drain(self.len(), left)).await;
         ShutdownReport {
-            open,
+            open: open.len(),
+            closed_by_handlers: open.len() - remaining,
             drained,
             elapsed: started.elapsed(),
         }
