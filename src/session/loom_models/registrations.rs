@@ -1,70 +1,12 @@
-//! Loom models of registrations that race with the end of a connection.
-//!
-//! In every order of events the map holds exactly the seats of open connections, and hooks get
-//! exactly the seats that the end of their connection removed.
+//! Registrations without a grace period.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::io::Empty;
-
-use super::{Linger, RegisterError, ReplacePolicy, Seat, SessionMap};
-use crate::connection::{Connection, ErasedConnection, Liveness, TransportTraits};
-use crate::eviction::ConnectionId;
+use super::{KEY, ModelMap, connection, record_seats};
 use crate::monitor::Health;
+use crate::session::{RegisterError, ReplacePolicy};
 use crate::sync::Mutex;
 use crate::sync::modelled::{all_done, check, thread};
-use crate::wire::Role;
-
-/// A map that loom can interleave with: each call is one step of the model.
-#[derive(Default)]
-struct ModelMap(Mutex<HashMap<u8, Seat<u8>>>);
-
-impl SessionMap<u8, u8> for ModelMap {
-    fn insert_if(
-        &self,
-        key: u8,
-        seat: Seat<u8>,
-        admit: &mut dyn FnMut(&Seat<u8>) -> bool,
-    ) -> Result<Option<Seat<u8>>, Seat<u8>> {
-        let mut map = self.0.lock().unwrap();
-        match map.get(&key) {
-            Some(occupant) if !admit(occupant) => Err(occupant.clone()),
-            _ => Ok(map.insert(key, seat)),
-        }
-    }
-
-    fn remove_if(&self, key: &u8, id: ConnectionId) -> Option<Seat<u8>> {
-        let mut map = self.0.lock().unwrap();
-        let holds_seat = map.get(key).is_some_and(|seat| seat.id() == id);
-        holds_seat.then(|| map.remove(key)).flatten()
-    }
-}
-
-impl ModelMap {
-    fn holder(&self) -> Option<ConnectionId> {
-        self.0.lock().unwrap().get(&KEY).map(Seat::id)
-    }
-}
-
-const KEY: u8 = 7;
-
-/// A connection that is not open yet, so that its end needs no driver.
-fn connection() -> Liveness {
-    Liveness::new(
-        Connection::<Empty>::new(Role::Server, TransportTraits::FOREIGN)
-            as Arc<dyn ErasedConnection>,
-    )
-}
-
-/// Records the number of seats in each call of the connection's eviction hook.
-fn record_seats(live: &Liveness) -> Arc<Mutex<Vec<usize>>> {
-    let seat_counts = Arc::new(Mutex::new(Vec::new()));
-    let hook = Arc::clone(&seat_counts);
-    live.on_evict(move |ev| hook.lock().unwrap().push(ev.seats::<u8, u8>().count()));
-    seat_counts
-}
 
 #[test]
 fn loom_register_races_with_evict() {
@@ -210,78 +152,5 @@ fn loom_unregister_races_with_evict() {
         assert_eq!(map.holder(), None);
         assert_eq!(*seats.lock().unwrap(), [usize::from(!unregistered)]);
         assert_eq!(Arc::strong_count(&map), 1);
-    });
-}
-
-/// Counts the ends of sessions. These connections are not open yet, so no seat lingers.
-fn linger() -> (Linger<u8, u8>, Arc<Mutex<Vec<u8>>>) {
-    let ended = Arc::new(Mutex::new(Vec::new()));
-    let hook = Arc::clone(&ended);
-    let linger = Linger::builder(Duration::from_secs(1))
-        .on_session_end(move |end| hook.lock().unwrap().push(**end.value()));
-    (linger.build().unwrap(), ended)
-}
-
-#[test]
-fn loom_a_session_is_resumed_or_ends_once() {
-    check("resume, while the occupant ends", 3, || {
-        let map = Arc::new(ModelMap::default());
-        let (old, new) = (connection(), connection());
-        let (linger, ended) = linger();
-        drop(old.register_lingering(&map, KEY, 1, &linger).unwrap());
-        let (resuming, into, its_linger) = (new.clone(), Arc::clone(&map), linger.clone());
-        let resumed = Arc::new(Mutex::new(None));
-        let result = Arc::clone(&resumed);
-        thread(move || {
-            let registered = resuming.register_lingering(&into, KEY, 2, &its_linger);
-            let registered = registered.unwrap();
-            let value = **registered.seat();
-            *result.lock().unwrap() = Some((value, registered.resumed().is_some()));
-        });
-        thread(move || {
-            old.evict(4_000, "");
-        });
-        all_done();
-        assert_eq!(map.holder(), Some(new.id()));
-        let (value, resumed) = resumed.lock().unwrap().unwrap();
-        assert_eq!(value, if resumed { 1 } else { 2 });
-        // A session that was not resumed has ended.
-        assert_eq!(
-            *ended.lock().unwrap(),
-            if resumed { vec![] } else { vec![1] }
-        );
-        assert!(new.evict(4_000, ""));
-        let all = if resumed { vec![1] } else { vec![1, 2] };
-        assert_eq!(*ended.lock().unwrap(), all);
-        assert_eq!(map.holder(), None);
-    });
-}
-
-#[test]
-fn loom_two_connections_resume_one_session() {
-    check("resume twice", 2, || {
-        let map = Arc::new(ModelMap::default());
-        let (linger, ended) = linger();
-        let old = connection();
-        drop(old.register_lingering(&map, KEY, 1, &linger).unwrap());
-        let newcomers = [connection(), connection()];
-        for live in &newcomers {
-            let (live, map, linger) = (live.clone(), Arc::clone(&map), linger.clone());
-            thread(move || {
-                match live.register_lingering(&map, KEY, 2, &linger) {
-                    Ok(registered) => assert_eq!(**registered.seat(), 1),
-                    // The other one has replaced it already.
-                    Err(error) => assert!(matches!(error, RegisterError::Ended { .. })),
-                }
-            });
-        }
-        all_done();
-        assert!(ended.lock().unwrap().is_empty());
-        let holder = map.holder().unwrap();
-        for live in newcomers.into_iter().chain([old]) {
-            assert_eq!(live.evict(4_000, ""), live.id() == holder);
-        }
-        assert_eq!(*ended.lock().unwrap(), [1]);
-        assert_eq!(map.holder(), None);
     });
 }
