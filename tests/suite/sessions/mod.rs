@@ -5,6 +5,7 @@ mod ends;
 mod groups;
 mod lifetime;
 mod lingering;
+mod lingering_model;
 mod lingering_storm;
 mod map_in;
 mod maps;
