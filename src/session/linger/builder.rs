@@ -109,8 +109,7 @@ impl<K, V> LingerBuilder<K, V> {
     pub fn build(self) -> Result<Linger<K, V>, ConfigError> {
         config_error::duration("Linger::builder", self.grace)?;
         config_error::at_least_one("LingerBuilder::capacity", self.capacity)?;
-        Ok(Linger(Arc::new(Shared {
-            duration: self.grace,
+        let shared = Arc::new(Shared {
             capacity: self.capacity,
             after: self.after,
             policy: self.policy,
@@ -120,7 +119,11 @@ impl<K, V> LingerBuilder<K, V> {
                 next_place: 0,
                 closed: false,
             }),
-        })))
+        });
+        Ok(Linger {
+            grace: self.grace,
+            shared,
+        })
     }
 }
 

@@ -48,7 +48,7 @@ impl<K, V> LingeringSession<K, V> {
 
     /// Whether the application lets the seat of a connection with this end linger.
     pub(super) fn lingers_after(&self, reason: Reason) -> bool {
-        panic_guard::catch(|| (self.linger.0.after)(reason)).unwrap_or(false)
+        panic_guard::catch(|| (self.linger.shared.after)(reason)).unwrap_or(false)
     }
 }
 
@@ -76,8 +76,8 @@ where
             let timer = TimerEntry::insert(
                 Arc::clone(driver),
                 Arc::clone(self) as Arc<dyn Drive>,
-                since + linger.0.duration,
-                granularity_millis(linger.0.duration, 1),
+                since + linger.grace,
+                granularity_millis(linger.grace, 1),
             );
             let Some(timer) = timer else {
                 linger.remove(place);

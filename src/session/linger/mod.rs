@@ -23,6 +23,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::replace_policy::ReplacePolicy;
+use crate::config_error::{self, ConfigError};
 use crate::hooks;
 use crate::monitor::Reason;
 use crate::panic_guard;
@@ -85,12 +86,14 @@ pub(super) use stage::{Claimant, Session, WeakSession};
 /// The end of the grace period is an entry in the timer wheel of the connections: a lingering seat
 /// has no task and no timer of its own. Its memory is that of its connection's state, without the
 /// transport.
-pub struct Linger<K, V>(Arc<Shared<K, V>>);
+pub struct Linger<K, V> {
+    grace: Duration,
+    shared: Arc<Shared<K, V>>,
+}
 
 type SessionHook<K, V> = Box<dyn Fn(&SessionEnd<K, V>) + Send + Sync>;
 
 struct Shared<K, V> {
-    duration: Duration,
     capacity: usize,
     after: Box<dyn Fn(Reason) -> bool + Send + Sync>,
     policy: ReplacePolicy,
@@ -116,6 +119,40 @@ impl<K, V> Linger<K, V> {
     /// A builder with the grace period, which is between 1 ms and 365 days.
     pub fn builder(grace: Duration) -> LingerBuilder<K, V> {
         LingerBuilder::new(grace)
+    }
+
+    /// The same list of lingering seats with another grace period, for some of the seats: those of
+    /// paying users, for example. The period of a seat is that with which its last connection was
+    /// registered.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use tower_ws_liveness::{ConfigError, Linger};
+    ///
+    /// # fn main() -> Result<(), ConfigError> {
+    /// let linger: Linger<String, ()> = Linger::builder(Duration::from_secs(30)).build()?;
+    /// let premium = linger.with_grace(Duration::from_secs(600))?;
+    /// assert_eq!(premium.grace().as_secs(), 600);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns an error for a grace period below 1 ms or above 365 days.
+    pub fn with_grace(&self, grace: Duration) -> Result<Self, ConfigError> {
+        config_error::duration("Linger::with_grace", grace)?;
+        Ok(Self {
+            grace,
+            shared: Arc::clone(&self.shared),
+        })
+    }
+
+    /// How long a seat lingers.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        self.grace
     }
 
     /// The number of seats that linger now.
@@ -180,7 +217,7 @@ impl<K, V> Linger<K, V> {
     fn end_excess(&self) {
         let next = || {
             let mut list = self.list();
-            let has_excess = list.seats.len() > self.0.capacity;
+            let has_excess = list.seats.len() > self.shared.capacity;
             has_excess.then(|| list.seats.pop_first()).flatten()
         };
         while let Some((_, seat)) = next() {
@@ -193,31 +230,37 @@ impl<K, V> Linger<K, V> {
     }
 
     fn has_excess(&self) -> bool {
-        self.list().seats.len() > self.0.capacity
+        self.list().seats.len() > self.shared.capacity
     }
 
     fn call_hooks(&self, end: &SessionEnd<K, V>) {
-        for hook in &self.0.hooks {
+        for hook in &self.shared.hooks {
             hooks::call_on_session_end(end.connection(), end.cause().as_str(), || hook(end));
         }
     }
 
     fn list(&self) -> MutexGuard<'_, List<K, V>> {
-        self.0.list.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .list
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<K, V> Clone for Linger<K, V> {
     fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
+        Self {
+            grace: self.grace,
+            shared: Arc::clone(&self.shared),
+        }
     }
 }
 
 impl<K, V> fmt::Debug for Linger<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Linger")
-            .field("duration", &self.0.duration)
-            .field("capacity", &self.0.capacity)
+            .field("grace", &self.grace)
+            .field("capacity", &self.shared.capacity)
             .field("lingering", &self.lingering())
             .finish_non_exhaustive()
     }

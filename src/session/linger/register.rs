@@ -194,7 +194,7 @@ where
         let insertion = registration
             .begin(self.live)
             .map_err(|reason| self.ended(reason))?;
-        let (id, policy) = (self.live.id(), &self.linger.0.policy);
+        let (id, policy) = (self.live.id(), &self.linger.shared.policy);
         let mut resumable = false;
         let inserted = insertion.insert(&self.value, &mut |occupant| {
             let admitted = occupant.yields_to(id, policy);
@@ -249,7 +249,7 @@ where
         if let Some(session) = &registration.session {
             session.begin();
         }
-        let (id, policy) = (self.live.id(), &self.linger.0.policy);
+        let (id, policy) = (self.live.id(), &self.linger.shared.policy);
         let inserted = catch_unwind(AssertUnwindSafe(|| {
             insertion.insert(value, &mut |present| {
                 present.registration() == occupant.registration() || present.yields_to(id, policy)
@@ -290,7 +290,7 @@ where
                 ended,
             } => {
                 if let Some(previous) = &previous {
-                    displace(previous, self.live.id(), &self.linger.0.policy);
+                    displace(previous, self.live.id(), &self.linger.shared.policy);
                 }
                 if ended {
                     let reason = self.live.metadata().reason();

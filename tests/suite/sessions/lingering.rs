@@ -478,6 +478,34 @@ fn bad_settings_are_refused() {
         build(GRACE, 0),
         "LingerBuilder::capacity: 0: must be at least 1"
     );
+    let linger = Linger::<String, Session>::builder(GRACE).build().unwrap();
+    assert_eq!(
+        linger.with_grace(Duration::ZERO).unwrap_err().to_string(),
+        "Linger::with_grace: 0ns: must be greater than zero"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_seat_has_the_grace_period_of_its_registration() {
+    let scene = Scene::<MutexMap>::new();
+    let census = Census::default();
+    let longer = scene.linger.with_grace(GRACE * 2).unwrap();
+    for (user, linger) in [("alice", &scene.linger), ("bob", &longer)] {
+        let (stream, live) = scene.connect();
+        let (key, value) = (user.to_owned(), census.session(user));
+        live.register_lingering(&scene.map, key, value, linger)
+            .unwrap();
+        drop(stream);
+    }
+    assert_eq!((scene.linger.lingering(), longer.lingering()), (2, 2));
+    sleep(LATEST).await;
+    let seats = scene.map.holders().into_keys().collect::<Vec<_>>();
+    assert_eq!(seats, ["bob"]);
+    sleep(LATEST).await;
+    assert!(scene.map.holders().is_empty());
+    for (end, grace) in scene.ends.lock().unwrap().iter().zip([GRACE, GRACE * 2]) {
+        assert!(end.away() >= grace, "{end:?}");
+    }
 }
 
 /// A value that panics when it is dropped, if it is `true`.
