@@ -1,22 +1,20 @@
 //! Graceful shutdown: evicts all connections in batches and cuts the rest at a deadline.
 
-use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
-use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+mod draining_connections;
+mod report;
+mod run;
 
-use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, timeout_at};
+use std::borrow::Cow;
+use std::time::Duration;
 
 use super::Registry;
 use crate::config_error;
-use crate::connection::Liveness;
-use crate::eviction::ConnectionId;
-use crate::monitor::{CloseFrame, Reason};
+use crate::monitor::CloseFrame;
 
-/// The drain yields to the executor after this many connections in a row.
-const CONNECTIONS_PER_YIELD: usize = 64;
+pub(super) use draining_connections::DrainingConnections;
+pub use report::DrainReport;
+use run::DrainRun;
+pub(super) use run::yield_periodically;
 
 /// tokio's timer rounds a sleep up to whole milliseconds.
 const TIMER_STEP: Duration = Duration::from_millis(1);
@@ -144,67 +142,6 @@ impl Drain {
     }
 }
 
-/// The result of [`Registry::drain`]. Each connection that the drain found is counted once.
-///
-/// ```
-/// use futures_util::StreamExt;
-/// use tokio::io::duplex;
-/// use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
-/// use tower_ws_liveness::{Drain, HeartbeatLayer};
-///
-/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
-/// # async fn main() {
-/// let layer = HeartbeatLayer::default();
-/// let (io, peer) = duplex(1024);
-/// let (_io, _live) = layer.wrap_server(io);
-/// tokio::spawn(async move {
-///     let mut client = WebSocketStream::from_raw_socket(peer, Role::Client, None).await;
-///     while client.next().await.is_some() {} // answers the Close frame
-/// });
-///
-/// let report = layer.registry().drain(Drain::default()).await;
-/// println!("{} of {} connections were cut", report.cut(), report.total());
-/// assert_eq!((report.clean(), report.total()), (1, 1));
-/// # }
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct DrainReport {
-    clean: usize,
-    cut: usize,
-    already_gone: usize,
-}
-
-impl DrainReport {
-    /// Connections whose closing handshake was completed (RFC 6455 section 7.1.4): both sides sent
-    /// their Close frame, and the transport was shut down.
-    #[must_use]
-    pub const fn clean(&self) -> usize {
-        self.clean
-    }
-
-    /// Connections whose transport was dropped without a completed closing handshake: the deadline
-    /// or their `close_timeout` expired, the peer was dead, the transport failed, or no Close frame
-    /// could be sent because the handler was in the middle of a frame or the framing was malformed.
-    #[must_use]
-    pub const fn cut(&self) -> usize {
-        self.cut
-    }
-
-    /// Connections that the drain found but did not end: they ended for another reason, through
-    /// another drain, or, because a drain was in progress, as they opened.
-    #[must_use]
-    pub const fn already_gone(&self) -> usize {
-        self.already_gone
-    }
-
-    /// The number of connections that the drain found: the sum of the other three.
-    #[must_use]
-    pub const fn total(&self) -> usize {
-        self.clean + self.cut + self.already_gone
-    }
-}
-
 impl Registry {
     /// Evicts all connections with [`Reason::Drained`] and waits until their transports are closed.
     ///
@@ -250,222 +187,7 @@ impl Registry {
     ///
     /// Panics outside of a tokio runtime with time enabled.
     pub async fn drain(&self, drain: Drain) -> DrainReport {
-        let drain = Drain {
-            deadline: drain.deadline.min(config_error::MAX_DURATION),
-            ..drain
-        };
-        let started = Instant::now();
-        let deadline = started + drain.deadline;
-        let close_frame = drain.close_frame();
-        self.state.admission.set_close_frame(close_frame.clone());
-        self.begin_drain();
-        let mut run = DrainRun {
-            registry: self,
-            drain,
-            close_frame,
-            started,
-            paused: Duration::ZERO,
-            found: HashSet::new(),
-            closing: Vec::new(),
-            report: DrainReport::default(),
-        };
-        // `timeout_at` polls the future once even if the deadline has passed, hence the first
-        // check.
-        if deadline == started || timeout_at(deadline, run.run_gracefully()).await.is_err() {
-            run.cut_all().await;
-            run.wait_closed().await;
-        }
-        run.report
-    }
-}
-
-/// One call of [`Registry::drain`].
-struct DrainRun<'a> {
-    registry: &'a Registry,
-    drain: Drain,
-    close_frame: CloseFrame,
-    started: Instant,
-    /// The time spent in pauses.
-    paused: Duration,
-    /// The connections that this drain has found.
-    found: HashSet<ConnectionId>,
-    /// The connections that this drain ends and that are not in the report yet.
-    closing: Vec<Liveness>,
-    report: DrainReport,
-}
-
-impl DrainRun<'_> {
-    /// Runs the drain without a time limit.
-    async fn run_gracefully(&mut self) {
-        self.evict_all().await;
-        self.wait_closed().await;
-        self.registry.wait_idle().await;
-    }
-
-    /// Evicts all connections in batches, including those that open meanwhile.
-    async fn evict_all(&mut self) {
-        let mut pending = self.not_yet_found();
-        let batch = self.drain.batch_size(pending.len());
-        let mut left_in_batch = batch;
-        while !pending.is_empty() {
-            let total = pending.len();
-            for (processed, live) in pending.into_iter().enumerate() {
-                if left_in_batch == 0 {
-                    self.pause(total - processed, batch).await;
-                    left_in_batch = batch;
-                }
-                yield_periodically(processed).await;
-                if self.evict(live) {
-                    left_in_batch -= 1;
-                }
-            }
-            pending = self.not_yet_found();
-        }
-    }
-
-    /// The open connections that this drain has not found yet, oldest first.
-    fn not_yet_found(&self) -> Vec<Liveness> {
-        let mut handles = self.registry.handles();
-        handles.retain(|live| !self.found.contains(&live.id()));
-        handles.sort_unstable_by_key(Liveness::id);
-        handles
-    }
-
-    /// Evicts a connection after the handler's current frame. Returns false if it has ended
-    /// already, or its end is already requested.
-    fn evict(&mut self, live: Liveness) -> bool {
-        self.found.insert(live.id());
-        // Inserted before the eviction, so that another drain can cut it at any time.
-        self.registry.draining_connections().insert(live.clone());
-        let is_ours = live.evict_at_boundary(Reason::Drained, self.close_frame.clone());
-        if is_ours {
-            self.closing.push(live);
-        } else {
-            self.report.already_gone += 1;
-        }
-        is_ours
-    }
-
-    /// Pauses before the next batch. `left` is the number of connections that are not evicted yet.
-    async fn pause(&mut self, left: usize, batch: usize) {
-        let now = Instant::now();
-        let elapsed = now - self.started;
-        // Assumes that hooks and other tasks take as long per connection as they did so far.
-        let per_connection = elapsed
-            .saturating_sub(self.paused)
-            .div_f64(self.found.len() as f64);
-        let budget = (self.drain.deadline / 2)
-            .saturating_sub(elapsed + TIMER_STEP)
-            .saturating_sub(per_connection.mul_f64(left as f64));
-        let pause = self.drain.pause_within(budget, left.div_ceil(batch));
-        if pause.is_zero() {
-            yield_now().await;
-        } else {
-            sleep(pause).await;
-            self.paused += now.elapsed();
-        }
-    }
-
-    /// Waits until the transports of all connections in `closing` are closed, and counts them.
-    async fn wait_closed(&mut self) {
-        // Waits for one after the other; the others close meanwhile. An entry leaves the list only
-        // after it is counted, so a wait that the deadline cancels is repeated after the cut.
-        while let Some(live) = self.closing.last() {
-            let clean = live.until_transport_closed().await;
-            // The connection may have ended for another reason before the handler's frame ended.
-            let drained = live.evicted().await.reason() == Reason::Drained;
-            match (drained, clean) {
-                (false, _) => self.report.already_gone += 1,
-                (true, true) => self.report.clean += 1,
-                (true, false) => self.report.cut += 1,
-            }
-            self.closing.pop();
-        }
-    }
-
-    /// Cuts all connections, including those that other drains end.
-    async fn cut_all(&mut self) {
-        // In this order: a connection that another drain evicts enters `draining_connections`
-        // before it leaves the set of live ones, so one of the two lists has it.
-        let mut pending = self.not_yet_found();
-        let draining = self.registry.draining_connections().open();
-        for (processed, live) in draining.into_iter().enumerate() {
-            yield_periodically(processed).await;
-            live.cut();
-        }
-        while !pending.is_empty() {
-            for (processed, live) in pending.into_iter().enumerate() {
-                yield_periodically(processed).await;
-                self.evict(live.clone());
-                live.cut();
-            }
-            pending = self.not_yet_found();
-        }
-    }
-}
-
-impl Drop for DrainRun<'_> {
-    fn drop(&mut self) {
-        // In `drop`, so that a cancelled drain does it too.
-        self.registry.draining_connections().remove_closed();
-    }
-}
-
-/// Yields to other tasks after every [`CONNECTIONS_PER_YIELD`] connections.
-pub(super) async fn yield_periodically(processed: usize) {
-    if processed % CONNECTIONS_PER_YIELD == CONNECTIONS_PER_YIELD - 1 {
-        yield_now().await;
-    }
-}
-
-/// The connections that a drain has evicted and whose transport may still be open.
-///
-/// They are no longer in the set of open connections, but a deadline must find them, also that of
-/// another drain.
-#[derive(Default)]
-pub(super) struct DrainingConnections {
-    connections: Mutex<HashMap<ConnectionId, Liveness>>,
-}
-
-impl DrainingConnections {
-    fn insert(&self, live: Liveness) {
-        // A replaced handle is one of the same connection, so this does not drop its last handle
-        // under the lock.
-        let _replaced = self.lock().insert(live.id(), live);
-    }
-
-    /// The connections whose transport is still open.
-    fn open(&self) -> Vec<Liveness> {
-        let mut handles: Vec<_> = self.lock().values().cloned().collect();
-        handles.retain(|live| !live.is_transport_closed());
-        handles
-    }
-
-    fn remove_closed(&self) {
-        let handles: Vec<_> = self.lock().values().cloned().collect();
-        let closed = handles.iter().filter(|live| live.is_transport_closed());
-        let mut removed = Vec::new();
-        {
-            let mut connections = self.lock();
-            removed.extend(closed.filter_map(|live| connections.remove(&live.id())));
-        }
-        // Dropped with the lock released: a handle may be the last owner of a session value, whose
-        // `Drop` is application code.
-        drop(removed);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<ConnectionId, Liveness>> {
-        // No application code runs under this lock, so a poisoned one still holds a consistent map.
-        self.connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl fmt::Debug for DrainingConnections {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DrainingConnections")
-            .finish_non_exhaustive()
+        DrainRun::new(self, drain).run().await
     }
 }
 
