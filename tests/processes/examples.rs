@@ -7,6 +7,8 @@ pub(crate) mod chat;
 pub(crate) mod devices;
 #[path = "../../examples/echo.rs"]
 pub(crate) mod echo;
+#[path = "../../examples/feed.rs"]
+pub(crate) mod feed;
 #[path = "../../examples/graceful_drain.rs"]
 pub(crate) mod graceful_drain;
 #[cfg(feature = "tcp")]

@@ -10,12 +10,14 @@ mod child;
 mod devices;
 mod echo;
 mod examples;
+mod feed;
 mod graceful_drain;
 #[path = "../support/h2_client.rs"]
 #[allow(dead_code)] // the client uses a part of it
 mod h2_client;
 #[path = "../support/harness.rs"]
 mod harness;
+mod http;
 mod lobby;
 #[cfg(feature = "tcp")]
 mod network_faults;
@@ -51,6 +53,8 @@ fn main() -> ExitCode {
         Some(lobby::PLAYER) => lobby::player(&args.next().unwrap(), &args.next().unwrap()),
         Some(devices::SERVER) => devices::server(args.collect()),
         Some(devices::DEVICE) => devices::device(&args.next().unwrap(), &args.next().unwrap()),
+        Some(feed::SERVER) => feed::server(args.collect()),
+        Some(feed::TRADER) => feed::trader(&args.next().unwrap(), &args.next().unwrap()),
         Some(graceful_drain::SERVER) => graceful_drain::server(args.collect()),
         #[cfg(feature = "tcp")]
         Some(raw_streams::RAW) => roles::serve(examples::raw_tungstenite::run(args.collect())),
@@ -75,6 +79,7 @@ fn test() -> ExitCode {
     let mut trials = echo::trials();
     trials.extend(chat::trials());
     trials.extend(devices::trials());
+    trials.extend(feed::trials());
     trials.extend(graceful_drain::trials());
     trials.extend(lobby::trials());
     #[cfg(feature = "tcp")]
