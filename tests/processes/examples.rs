@@ -16,6 +16,8 @@ pub(crate) mod graceful_drain;
 pub(crate) mod hyper_server;
 #[path = "../../examples/lobby.rs"]
 pub(crate) mod lobby;
+#[path = "../../examples/presence.rs"]
+pub(crate) mod presence;
 #[cfg(feature = "tcp")]
 #[path = "../../examples/raw_tungstenite.rs"]
 pub(crate) mod raw_tungstenite;

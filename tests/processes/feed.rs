@@ -2,19 +2,17 @@
 //!
 //! A process with the role `role-feed-server` is the example, one with `role-trader` a client of it.
 
-use std::net::TcpStream;
 use std::process::ExitCode;
 use std::sync::Barrier;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tungstenite::handshake::HandshakeError;
-use tungstenite::{Error, Message, WebSocket, client};
 
 use crate::child::{PATIENCE, Process};
 use crate::examples::feed;
 use crate::harness::Trial;
+use crate::socket::Socket;
 use crate::{http, roles};
 
 pub(crate) const SERVER: &str = "role-feed-server";
@@ -40,10 +38,8 @@ pub(crate) fn trials() -> Vec<Trial> {
 pub(crate) fn trader(addr: &str, user: &str) -> ExitCode {
     let mut socket = connect(addr, user).unwrap();
     println!("connected");
-    while let Ok(message) = socket.read() {
-        if let Message::Text(price) = message {
-            println!("{}", number(&price));
-        }
+    while let Some(price) = socket.text() {
+        println!("{}", number(&price));
     }
     println!("closed");
     ExitCode::SUCCESS
@@ -111,7 +107,7 @@ fn kicked() {
     let mut bob = feed.connect("bob").unwrap();
     assert_eq!(feed.kick("alice"), 2);
     for socket in &mut alice {
-        assert_eq!(close_code(socket), Some(4001));
+        assert_eq!(socket.close_code(), Some(4001));
     }
     assert_eq!(feed.connect("alice").unwrap_err(), 403);
     assert_eq!(feed.kick("alice"), 0);
@@ -134,7 +130,7 @@ fn racing_kicks() {
                     start.wait();
                     // A connection that stays open would fail the test here.
                     while let Ok(mut socket) = connect(addr, &user) {
-                        close_code(&mut socket);
+                        socket.close_code();
                     }
                 });
             }
@@ -193,7 +189,7 @@ impl Feed {
         }
     }
 
-    fn connect(&self, user: &str) -> Result<WebSocket<TcpStream>, u16> {
+    fn connect(&self, user: &str) -> Result<Socket, u16> {
         connect(&self.addr, user)
     }
 
@@ -236,15 +232,8 @@ impl Feed {
     }
 }
 
-/// The status of the response if the upgrade was refused.
-fn connect(addr: &str, user: &str) -> Result<WebSocket<TcpStream>, u16> {
-    let io = TcpStream::connect(addr).unwrap();
-    io.set_read_timeout(Some(PATIENCE)).unwrap();
-    match client(format!("ws://{addr}/ws/{user}"), io) {
-        Ok((socket, _)) => Ok(socket),
-        Err(HandshakeError::Failure(Error::Http(response))) => Err(response.status().as_u16()),
-        Err(error) => panic!("{error}"),
-    }
+fn connect(addr: &str, user: &str) -> Result<Socket, u16> {
+    Socket::connect(addr, &format!("/ws/{user}"))
 }
 
 fn kick(addr: &str, user: &str) -> u64 {
@@ -254,30 +243,11 @@ fn kick(addr: &str, user: &str) -> u64 {
     body["kicked"].as_u64().unwrap()
 }
 
-fn next_price(socket: &mut WebSocket<TcpStream>) -> u64 {
-    loop {
-        if let Message::Text(price) = socket.read().unwrap() {
-            return number(&price);
-        }
-    }
+fn next_price(socket: &mut Socket) -> u64 {
+    number(&socket.text().expect("a price"))
 }
 
 fn number(price: &str) -> u64 {
     let (number, _) = price.split_once(' ').unwrap();
     number.parse().unwrap()
-}
-
-/// Reads until the end. Returns the code of the Close frame if there was one.
-fn close_code(socket: &mut WebSocket<TcpStream>) -> Option<u16> {
-    let mut code = None;
-    loop {
-        match socket.read() {
-            Ok(Message::Close(frame)) => code = frame.map(|frame| frame.code.into()),
-            Ok(_) => {}
-            Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                panic!("the connection stays open")
-            }
-            Err(_) => return code,
-        }
-    }
 }

@@ -21,6 +21,7 @@ mod http;
 mod lobby;
 #[cfg(feature = "tcp")]
 mod network_faults;
+mod presence;
 #[path = "../support/process.rs"]
 #[allow(dead_code)] // shared with `tests/push_gateway`, and `network_faults` needs more of it
 mod process;
@@ -29,6 +30,7 @@ mod raw_streams;
 #[cfg(feature = "tcp")]
 mod reconnecting_client;
 mod roles;
+mod socket;
 
 use std::process::ExitCode;
 
@@ -56,6 +58,8 @@ fn main() -> ExitCode {
         Some(feed::SERVER) => feed::server(args.collect()),
         Some(feed::TRADER) => feed::trader(&args.next().unwrap(), &args.next().unwrap()),
         Some(graceful_drain::SERVER) => graceful_drain::server(args.collect()),
+        Some(presence::SERVER) => presence::server(args.collect()),
+        Some(presence::USER) => presence::user(&args.next().unwrap(), &args.next().unwrap()),
         #[cfg(feature = "tcp")]
         Some(raw_streams::RAW) => roles::serve(examples::raw_tungstenite::run(args.collect())),
         #[cfg(feature = "tcp")]
@@ -82,6 +86,7 @@ fn test() -> ExitCode {
     trials.extend(feed::trials());
     trials.extend(graceful_drain::trials());
     trials.extend(lobby::trials());
+    trials.extend(presence::trials());
     #[cfg(feature = "tcp")]
     trials.extend(raw_streams::trials());
     #[cfg(feature = "tcp")]
