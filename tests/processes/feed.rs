@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::child::{PATIENCE, Process};
 use crate::examples::feed;
 use crate::harness::Trial;
-use crate::socket::Socket;
+use crate::text_client::TextClient;
 use crate::{http, roles};
 
 pub(crate) const SERVER: &str = "role-feed-server";
@@ -189,7 +189,7 @@ impl Feed {
         }
     }
 
-    fn connect(&self, user: &str) -> Result<Socket, u16> {
+    fn connect(&self, user: &str) -> Result<TextClient, u16> {
         connect(&self.addr, user)
     }
 
@@ -232,8 +232,8 @@ impl Feed {
     }
 }
 
-fn connect(addr: &str, user: &str) -> Result<Socket, u16> {
-    Socket::connect(addr, &format!("/ws/{user}"))
+fn connect(addr: &str, user: &str) -> Result<TextClient, u16> {
+    TextClient::connect(addr, &format!("/ws/{user}"))
 }
 
 fn kick(addr: &str, user: &str) -> u64 {
@@ -243,7 +243,7 @@ fn kick(addr: &str, user: &str) -> u64 {
     body["kicked"].as_u64().unwrap()
 }
 
-fn next_price(socket: &mut Socket) -> u64 {
+fn next_price(socket: &mut TextClient) -> u64 {
     number(&socket.text().expect("a price"))
 }
 

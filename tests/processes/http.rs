@@ -17,12 +17,11 @@ pub(crate) fn post(addr: &str, path: &str, body: &str) -> (u16, String) {
 fn request(addr: &str, method: &str, path: &str, body: &str) -> (u16, String) {
     let mut http = TcpStream::connect(addr).unwrap();
     http.set_read_timeout(Some(PATIENCE)).unwrap();
-    let length = body.len();
     // HTTP/1.0, so that the body is not chunked.
-    let head = format!(
-        "{method} {path} HTTP/1.0\r\nhost: example\r\ncontent-type: text/plain\r\ncontent-length: {length}\r\n\r\n"
-    );
-    http.write_all(format!("{head}{body}").as_bytes()).unwrap();
+    let head = format!("{method} {path} HTTP/1.0\r\nhost: example\r\n");
+    let length = format!("content-length: {}\r\n\r\n", body.len());
+    http.write_all(format!("{head}{length}{body}").as_bytes())
+        .unwrap();
     let mut response = String::new();
     http.read_to_string(&mut response).unwrap();
     let (head, body) = response.split_once("\r\n\r\n").unwrap();

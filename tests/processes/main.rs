@@ -30,7 +30,7 @@ mod raw_streams;
 #[cfg(feature = "tcp")]
 mod reconnecting_client;
 mod roles;
-mod socket;
+mod text_client;
 
 use std::process::ExitCode;
 
@@ -58,6 +58,7 @@ fn main() -> ExitCode {
         Some(feed::SERVER) => feed::server(args.collect()),
         Some(feed::TRADER) => feed::trader(&args.next().unwrap(), &args.next().unwrap()),
         Some(graceful_drain::SERVER) => graceful_drain::server(args.collect()),
+        Some(graceful_drain::CLIENT) => graceful_drain::client(&args.next().unwrap()),
         Some(presence::SERVER) => presence::server(args.collect()),
         Some(presence::USER) => presence::user(&args.next().unwrap(), &args.next().unwrap()),
         #[cfg(feature = "tcp")]

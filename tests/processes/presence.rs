@@ -12,7 +12,7 @@ use crate::child::Process;
 use crate::examples::presence;
 use crate::harness::Trial;
 use crate::roles;
-use crate::socket::Socket;
+use crate::text_client::TextClient;
 
 pub(crate) const SERVER: &str = "role-presence-server";
 pub(crate) const USER: &str = "role-user";
@@ -114,7 +114,7 @@ fn same_list() {
 fn names() {
     let (_server, addr) = start(&[]);
     for name in ["al%0aice", &"x".repeat(65)] {
-        let status = Socket::connect(&addr, &format!("/ws/{name}")).err();
+        let status = TextClient::connect(&addr, &format!("/ws/{name}")).err();
         assert_eq!(status, Some(400), "{name}");
     }
 }
@@ -147,14 +147,14 @@ fn start(flags: &[&str]) -> (Process, String) {
 }
 
 struct Client {
-    socket: Socket,
+    socket: TextClient,
     online: BTreeSet<String>,
 }
 
 impl Client {
     fn connect(addr: &str, name: &str) -> Self {
         Self {
-            socket: Socket::connect(addr, &format!("/ws/{name}")).unwrap(),
+            socket: TextClient::connect(addr, &format!("/ws/{name}")).unwrap(),
             online: BTreeSet::new(),
         }
     }
