@@ -40,9 +40,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, post};
 use pico_args::Arguments;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tower_ws_liveness::{ConnectionId, HeartbeatLayer, Liveness, Registry, ShutdownPlan};
+use tower_ws_liveness::{
+    ConnectionId, HeartbeatLayer, Liveness, RegisterError, Registry, Seat, ShutdownPlan,
+};
 
 const USAGE: &str = "usage: graceful_drain [--addr 127.0.0.1:3000] [--delay-ms 0]";
 
@@ -175,7 +178,9 @@ async fn upgrade(ws: WebSocketUpgrade, live: Liveness, State(room): State<Room>)
 }
 
 async fn serve_client(mut socket: WebSocket, live: Liveness, room: Room) {
-    let mut inbox = room.join(&live);
+    let Ok(mut inbox) = room.join(&live) else {
+        return; // the connection has ended
+    };
     // Created once: each such future is an entry in a list that all connections share.
     let mut draining = pin!(live.draining());
     loop {
@@ -197,8 +202,9 @@ async fn serve_client(mut socket: WebSocket, live: Liveness, room: Room) {
             },
         }
     }
-    // All accepted messages are in the inbox after this.
-    room.finish_publishing();
+    // Waits until all accepted messages are in the inbox: one that was accepted before the drain is
+    // queued under the lock, and no other is accepted under a later one.
+    drop(lock(&room.accepted));
     inbox.close();
     while let Some(line) = inbox.recv().await {
         if socket.send(Message::Text(line)).await.is_err() {
@@ -218,100 +224,75 @@ async fn serve_client(mut socket: WebSocket, live: Liveness, room: Room) {
 
 // The room.
 
-/// The queues of all clients, behind one lock: a message is put into all of them or, once a drain
-/// has begun, into none.
+type Inbox = mpsc::Sender<Utf8Bytes>;
+type Sessions = HashMap<ConnectionId, Seat<Inbox>>;
+
+/// The queues of all clients. A message is put into all of them or, once a drain has begun, into
+/// none.
 #[derive(Clone)]
 struct Room {
     registry: Registry,
-    state: Arc<Mutex<RoomState>>,
-}
-
-#[derive(Default)]
-struct RoomState {
-    /// The number of accepted messages.
-    accepted: u64,
-    sessions: HashMap<ConnectionId, Session>,
-}
-
-struct Session {
-    live: Liveness,
-    inbox: mpsc::Sender<Utf8Bytes>,
+    /// The number of accepted messages. Locked while a message is put into the queues.
+    accepted: Arc<Mutex<u64>>,
+    sessions: Arc<Mutex<Sessions>>,
 }
 
 impl Room {
     fn new(registry: Registry) -> Self {
         Self {
             registry,
-            state: Arc::default(),
+            accepted: Arc::default(),
+            sessions: Arc::default(),
         }
     }
 
     /// Adds a queue for this connection, which is removed at its end. The first line is `welcome
     /// <number>`: the client gets every message with a higher number.
-    fn join(&self, live: &Liveness) -> mpsc::Receiver<Utf8Bytes> {
+    fn join(&self, live: &Liveness) -> Result<mpsc::Receiver<Utf8Bytes>, RegisterError<Inbox>> {
         let (inbox, lines) = mpsc::channel(QUEUE_CAPACITY);
-        let session = Session {
-            live: live.clone(),
-            inbox,
-        };
-        let mut room = self.lock();
-        session.enqueue(&format!("welcome {}", room.accepted).into());
-        room.sessions.insert(live.id(), session);
-        drop(room);
-        // If the connection has ended already, the hook is called at once.
-        let this = self.clone();
-        live.on_evict(move |ev| {
-            let removed = this.lock().sessions.remove(&ev.id());
-            drop(removed); // after the lock is released
-        });
-        lines
+        // Locked until the queue is registered. No hook takes this lock.
+        let accepted = lock(&self.accepted);
+        // Cannot fail: the queue is empty.
+        let _ = inbox.try_send(format!("welcome {accepted}").into());
+        live.register(&self.sessions, live.id(), inbox)?;
+        Ok(lines)
     }
 
     /// Puts a message into every queue, and an `accepted` line into that of its author. Returns the
     /// message's number, or `None` if a drain has begun.
     fn publish(&self, line: &str, author: Option<ConnectionId>) -> Option<u64> {
-        let mut room = self.lock();
-        // Under the lock, on which `finish_publishing` relies.
+        // Locked until the slow clients are evicted, so that none of them gets a later message.
+        let mut accepted = lock(&self.accepted);
+        // Under the lock, on which the handlers rely when they drain.
         if self.registry.is_draining() {
             return None;
         }
-        room.accepted += 1;
-        let number = room.accepted;
-        if let Some(author) = author.and_then(|id| room.sessions.get(&id)) {
-            author.enqueue(&format!("accepted {number}").into());
+        *accepted += 1;
+        let sessions = lock(&self.sessions);
+        if let Some(author) = author.and_then(|id| sessions.get(&id)) {
+            // If this queue is full, the message does not fit either.
+            let _ = author.try_send(format!("accepted {accepted}").into());
         }
-        let line = Utf8Bytes::from(format!("{number} {line}"));
-        let mut slow = Vec::new();
-        for session in room.sessions.values() {
-            if !session.enqueue(&line) {
-                slow.push(session.live.clone());
-            }
+        let line = Utf8Bytes::from(format!("{accepted} {line}"));
+        // If the queue is closed instead, the handler has returned, and the seat is about to leave.
+        let full = |seat: &&Seat<Inbox>| {
+            let queued = seat.try_send(line.clone());
+            matches!(queued, Err(TrySendError::Full(_)))
+        };
+        let slow: Vec<_> = sessions.values().filter(full).cloned().collect();
+        // Released before the evictions, which remove seats.
+        drop(sessions);
+        for seat in slow {
+            let live = seat.live();
+            live.evict_as("slow_consumer", 1008, "you read too slowly");
         }
-        drop(room);
-        // The lock is released, because the eviction hook takes it.
-        for live in slow {
-            live.evict(1008, "you read too slowly");
-        }
-        Some(number)
-    }
-
-    /// Waits until all accepted messages are in every queue, once a drain has begun: a message that
-    /// was accepted before is queued under the lock, and no other is accepted under a later one.
-    fn finish_publishing(&self) {
-        drop(self.lock());
-    }
-
-    fn lock(&self) -> MutexGuard<'_, RoomState> {
-        // No change can panic half-way, so the state behind a poisoned lock is consistent.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        Some(*accepted)
     }
 }
 
-impl Session {
-    /// Returns false if the queue is full or the handler has returned.
-    fn enqueue(&self, line: &Utf8Bytes) -> bool {
-        self.inbox.try_send(line.clone()).is_ok()
-    }
+/// A panic under these locks leaves nothing inconsistent.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Prints a line and flushes it: stdout is block-buffered when it is a pipe.

@@ -1,6 +1,7 @@
 //! Guide: how to use the layers, and what to know before.
 //!
 //! - [`getting_started`]: installation, versions, where the layers go, what a handler sees
+//! - [`programs`]: presence, devices, a lobby, a feed, kicks, deploys: the example to start from
 //! - [`times`]: which times fit proxies, networks and clients; all settings
 //! - [`session_map`]: seats, replaced connections, rooms, async locks
 //! - [`shutdown`]: drains, deploys, supervisors
@@ -26,6 +27,7 @@ macro_rules! page {
         #[doc = "[observability]: crate::guide::observability"]
         #[doc = "[operations]: crate::guide::operations"]
         #[doc = "[other-layers]: crate::guide::other_layers"]
+        #[doc = "[programs]: crate::guide::programs"]
         #[doc = "[promises]: crate::guide::promises"]
         #[doc = "[session-map]: crate::guide::session_map"]
         #[doc = "[shutdown]: crate::guide::shutdown"]
@@ -40,6 +42,7 @@ macro_rules! page {
 }
 
 page!(getting_started, "../docs/getting-started.md");
+page!(programs, "../docs/programs.md");
 page!(times, "../docs/times.md");
 page!(session_map, "../docs/session-map.md");
 page!(shutdown, "../docs/shutdown.md");

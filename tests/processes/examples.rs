@@ -7,6 +7,8 @@ pub(crate) mod chat;
 pub(crate) mod devices;
 #[path = "../../examples/echo.rs"]
 pub(crate) mod echo;
+#[path = "../../examples/feed.rs"]
+pub(crate) mod feed;
 #[path = "../../examples/graceful_drain.rs"]
 pub(crate) mod graceful_drain;
 #[cfg(feature = "tcp")]
@@ -14,6 +16,8 @@ pub(crate) mod graceful_drain;
 pub(crate) mod hyper_server;
 #[path = "../../examples/lobby.rs"]
 pub(crate) mod lobby;
+#[path = "../../examples/presence.rs"]
+pub(crate) mod presence;
 #[cfg(feature = "tcp")]
 #[path = "../../examples/raw_tungstenite.rs"]
 pub(crate) mod raw_tungstenite;

@@ -1,7 +1,8 @@
 //! The graceful_drain example as a process: SIGTERM loses no accepted message.
 //!
 //! Every client that reads gets each message that was accepted before the signal, and then Close
-//! 1001. A process with the role `role-graceful-drain` is the example.
+//! 1001. A process with the role `role-graceful-drain` is the example, one with `role-drain-client`
+//! a client of it.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
@@ -22,10 +23,13 @@ use tokio::time::timeout;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use tungstenite::Message;
 
+use crate::child::Process;
 use crate::examples::graceful_drain;
 use crate::harness::Trial;
+use crate::text_client::TextClient;
 
 pub(crate) const SERVER: &str = "role-graceful-drain";
+pub(crate) const CLIENT: &str = "role-drain-client";
 
 /// Bound on a wait for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -45,8 +49,18 @@ pub(crate) fn server(args: Vec<String>) -> ExitCode {
     }
 }
 
+/// Prints each line, and the code of the Close frame at the end.
+pub(crate) fn client(addr: &str) -> ExitCode {
+    let mut socket = TextClient::connect(addr, "/ws").unwrap();
+    while let Some(line) = socket.text() {
+        println!("{line}");
+    }
+    println!("close {:?}", socket.close_code());
+    ExitCode::SUCCESS
+}
+
 pub(crate) fn trials() -> Vec<Trial> {
-    let tests: [(&str, fn()); 10] = [
+    let tests: [(&str, fn()); 11] = [
         ("no_client_loses_an_accepted_message", accepted_messages),
         (
             "no_client_loses_an_accepted_message_at_any_moment",
@@ -54,6 +68,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         ),
         ("messages_and_clients_are_accepted_during_the_delay", delay),
         ("a_drain_interrupts_no_push", pushes),
+        (
+            "killed_and_frozen_clients_delay_no_other",
+            killed_and_frozen,
+        ),
         ("accepted_lines_of_clients_are_delivered", lines_of_clients),
         ("a_stuck_client_is_cut_in_time", stuck),
         ("a_client_that_reads_late_gets_every_message", late_reader),
@@ -346,7 +364,8 @@ fn delay() {
         let late = server.join().await;
         assert_eq!(late.since, last);
         let late = late.listen();
-        while let Some(number) = post(&mut http, "a message").await.unwrap() {
+        // Refused, or answered no more: the server may have ended before the next message.
+        while let Ok(Some(number)) = post(&mut http, "a message").await {
             last = number;
         }
         let refused = signalled.elapsed();
@@ -409,6 +428,41 @@ fn pushes() {
             &lines,
             "5 sessions, 0 left by the handlers: 0 clean, 0 cut, 0 already gone",
         );
+    });
+}
+
+/// SIGTERM arrives after one client was killed and while another one is frozen, which then reads on.
+fn killed_and_frozen() {
+    block_on(async {
+        let server = Server::start();
+        let listener = server.join().await.listen();
+        let [mut killed, mut frozen] = [(); 2].map(|()| Process::start(&[CLIENT, &server.addr]));
+        for client in [&mut killed, &mut frozen] {
+            assert_eq!(client.line(), "welcome 0");
+        }
+        let accepted = Arc::new(AtomicU64::new(0));
+        let publisher = server.publisher(&accepted).await;
+        assert_eq!(killed.line(), "1 a message");
+        killed.signal(Signal::SIGKILL);
+        frozen.stop();
+        let stopped_at = accepted.load(Ordering::Relaxed);
+        while accepted.load(Ordering::Relaxed) < stopped_at + 20 {
+            tokio::task::yield_now().await;
+        }
+        let signalled = server.signal(Signal::SIGTERM);
+        let numbers = timeout(PATIENCE, publisher).await.unwrap().unwrap();
+        let last = *numbers.last().unwrap();
+        let received = timeout(PATIENCE, listener).await.unwrap().unwrap();
+        assert_received_all(&received, last, "beside a frozen client");
+        assert!(signalled.elapsed() < SLACK);
+
+        frozen.signal(Signal::SIGCONT);
+        for number in 1..=last {
+            assert_eq!(frozen.line(), format!("{number} a message"));
+        }
+        assert_eq!(frozen.line(), "close Some(1001)");
+        let (status, _) = server.ended().await;
+        assert!(status.success(), "{status}");
     });
 }
 

@@ -10,15 +10,18 @@ mod child;
 mod devices;
 mod echo;
 mod examples;
+mod feed;
 mod graceful_drain;
 #[path = "../support/h2_client.rs"]
 #[allow(dead_code)] // the client uses a part of it
 mod h2_client;
 #[path = "../support/harness.rs"]
 mod harness;
+mod http;
 mod lobby;
 #[cfg(feature = "tcp")]
 mod network_faults;
+mod presence;
 #[path = "../support/process.rs"]
 #[allow(dead_code)] // shared with `tests/push_gateway`, and `network_faults` needs more of it
 mod process;
@@ -27,6 +30,7 @@ mod raw_streams;
 #[cfg(feature = "tcp")]
 mod reconnecting_client;
 mod roles;
+mod text_client;
 
 use std::process::ExitCode;
 
@@ -51,7 +55,12 @@ fn main() -> ExitCode {
         Some(lobby::PLAYER) => lobby::player(&args.next().unwrap(), &args.next().unwrap()),
         Some(devices::SERVER) => devices::server(args.collect()),
         Some(devices::DEVICE) => devices::device(&args.next().unwrap(), &args.next().unwrap()),
+        Some(feed::SERVER) => feed::server(args.collect()),
+        Some(feed::TRADER) => feed::trader(&args.next().unwrap(), &args.next().unwrap()),
         Some(graceful_drain::SERVER) => graceful_drain::server(args.collect()),
+        Some(graceful_drain::CLIENT) => graceful_drain::client(&args.next().unwrap()),
+        Some(presence::SERVER) => presence::server(args.collect()),
+        Some(presence::USER) => presence::user(&args.next().unwrap(), &args.next().unwrap()),
         #[cfg(feature = "tcp")]
         Some(raw_streams::RAW) => roles::serve(examples::raw_tungstenite::run(args.collect())),
         #[cfg(feature = "tcp")]
@@ -75,8 +84,10 @@ fn test() -> ExitCode {
     let mut trials = echo::trials();
     trials.extend(chat::trials());
     trials.extend(devices::trials());
+    trials.extend(feed::trials());
     trials.extend(graceful_drain::trials());
     trials.extend(lobby::trials());
+    trials.extend(presence::trials());
     #[cfg(feature = "tcp")]
     trials.extend(raw_streams::trials());
     #[cfg(feature = "tcp")]

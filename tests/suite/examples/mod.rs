@@ -2,3 +2,4 @@
 
 mod chat_room;
 mod docs;
+mod line_counts;
