@@ -8,6 +8,7 @@ mod lingering;
 mod lingering_storm;
 mod map_in;
 mod maps;
+mod outbox;
 mod panicking_keys;
 mod panics;
 mod reconnects;
