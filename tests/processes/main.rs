@@ -26,6 +26,7 @@ mod process;
 mod raw_streams;
 #[cfg(feature = "tcp")]
 mod reconnecting_client;
+mod resume;
 mod roles;
 
 use std::process::ExitCode;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         Some(lobby::PLAYER) => lobby::player(&args.next().unwrap(), &args.next().unwrap()),
         Some(devices::SERVER) => devices::server(args.collect()),
         Some(devices::DEVICE) => devices::device(&args.next().unwrap(), &args.next().unwrap()),
+        Some(resume::ROLE) => resume::role(args.collect()),
         Some(graceful_drain::SERVER) => graceful_drain::server(args.collect()),
         #[cfg(feature = "tcp")]
         Some(raw_streams::RAW) => roles::serve(examples::raw_tungstenite::run(args.collect())),
@@ -77,6 +79,7 @@ fn test() -> ExitCode {
     trials.extend(devices::trials());
     trials.extend(graceful_drain::trials());
     trials.extend(lobby::trials());
+    trials.extend(resume::trials());
     #[cfg(feature = "tcp")]
     trials.extend(raw_streams::trials());
     #[cfg(feature = "tcp")]
