@@ -22,6 +22,12 @@ pub(crate) const MAX_MISSED_PINGS: u32 = 255;
 /// The largest accepted limit on control frames per second. A larger one has no effect in practice.
 pub(crate) const MAX_CONTROL_FRAMES: u32 = 1_000_000;
 
+/// The most messages that an outbox may keep.
+const MAX_OUTBOX_MESSAGES: usize = 1_000_000;
+
+/// The most bytes that the messages of an outbox may have, 1 GiB.
+const MAX_OUTBOX_BYTES: usize = 1 << 30;
+
 /// The longest reason in a Close frame, in bytes: a payload of 125 less 2 for the code (RFC 6455
 /// section 5.5).
 pub(crate) const MAX_CLOSE_REASON: usize = 123;
@@ -34,7 +40,8 @@ const _: () = assert!(
     "interval + timeout * missed_pings must not overflow"
 );
 
-/// A value was refused by a builder's `build` or by a setter of [`Liveness`](crate::Liveness).
+/// A value was refused by a builder's `build`, by [`OutboxLimits::new`](crate::OutboxLimits::new) or
+/// by a setter of [`Liveness`](crate::Liveness).
 ///
 /// The text names the setter, the value and the rule, as in
 /// `HeartbeatLayer::interval: 0ns: must be greater than zero`. If several values are refused, the
@@ -164,6 +171,24 @@ pub(crate) fn at_least_one(setter: &'static str, value: usize) -> Result<(), Con
     }
     let rule = "must be at least 1";
     Err(ConfigError::new(setter, value.to_string(), rule))
+}
+
+/// Checks the number of messages that an outbox may keep.
+pub(crate) fn outbox_messages(setter: &'static str, value: usize) -> Result<(), ConfigError> {
+    if (1..=MAX_OUTBOX_MESSAGES).contains(&value) {
+        return Ok(());
+    }
+    let rule = "must be within 1..=1000000";
+    Err(ConfigError::new(setter, format!("{value} messages"), rule))
+}
+
+/// Checks the number of bytes that the messages of an outbox may have.
+pub(crate) fn outbox_bytes(setter: &'static str, value: usize) -> Result<(), ConfigError> {
+    if (1..=MAX_OUTBOX_BYTES).contains(&value) {
+        return Ok(());
+    }
+    let rule = "must be within 1..=1073741824 (1 GiB)";
+    Err(ConfigError::new(setter, format!("{value} bytes"), rule))
 }
 
 /// Checks a fraction. NaN is in no range, so it is refused too.

@@ -44,7 +44,8 @@
 //!   [`Health`] of a connection, pings on demand, changes times, and ends the connection.
 //! - Sessions: [`Liveness::register`] inserts a [`Seat`] into the application's [`SessionMap`]; the
 //!   end of the connection removes it. With [`Liveness::register_lingering`] it stays for a grace
-//!   period, in which a newer connection resumes the session.
+//!   period, in which a newer connection resumes the session; an [`Outbox`] in its value keeps the
+//!   messages that the client has not acknowledged.
 //! - Groups: [`Liveness::register_in`] bounds the connections of a key, such as the devices of a
 //!   user, in [`Groups`]; a hook is called when the first one of a key registers and when
 //!   the last one leaves.
@@ -133,9 +134,9 @@ pub use upgrade::LivenessRejection;
 
 // Sessions in the application's map.
 pub use session::{
-    GroupEvent, Groups, GroupsBuilder, Linger, LingerBuilder, MapIn, RegisterError, Registered,
-    ReplacePolicy, Resumed, Seat, SeatState, SeatTable, SessionEnd, SessionEndCause, SessionMap,
-    map_in,
+    GroupEvent, Groups, GroupsBuilder, Linger, LingerBuilder, MapIn, Outbox, OutboxError,
+    OutboxLimits, OutboxOverflow, OutboxReader, RegisterError, Registered, ReplacePolicy, Resumed,
+    Seat, SeatState, SeatTable, SessionEnd, SessionEndCause, SessionMap, map_in,
 };
 
 // The registry of open connections.

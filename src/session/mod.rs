@@ -10,6 +10,7 @@
 //! - [`groups`]: several connections per key; [`register_in`]: how a connection enters one
 //! - [`replace_policy`]: which of two connections gets the same seat
 //! - [`linger`]: seats that outlive their connection, and sessions that a newer connection resumes
+//! - [`outbox`]: the messages of a session until its client has acknowledged them
 //!
 //! The connection keeps a list of its [registrations](crate::connection::Registration). When it
 //! ends, it removes its seats from the maps before any hook is called.
@@ -20,6 +21,7 @@ mod linger;
 mod loom_models;
 mod map_location;
 mod maps;
+mod outbox;
 mod register;
 mod register_error;
 mod register_in;
@@ -35,6 +37,7 @@ pub use linger::{
 };
 use map_location::MapLocation;
 pub use maps::{MapIn, SeatTable, map_in};
+pub use outbox::{Outbox, OutboxError, OutboxLimits, OutboxOverflow, OutboxReader};
 pub use register::RegisterError;
 pub use replace_policy::ReplacePolicy;
 pub use seat::Seat;

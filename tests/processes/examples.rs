@@ -24,3 +24,5 @@ pub(crate) mod raw_tungstenite;
 #[cfg(feature = "tcp")]
 #[path = "../../examples/reconnecting_client.rs"]
 pub(crate) mod reconnecting_client;
+#[path = "../../examples/resume.rs"]
+pub(crate) mod resume;

@@ -29,6 +29,7 @@ mod process;
 mod raw_streams;
 #[cfg(feature = "tcp")]
 mod reconnecting_client;
+mod resume;
 mod roles;
 mod text_client;
 
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         Some(devices::DEVICE) => devices::device(&args.next().unwrap(), &args.next().unwrap()),
         Some(feed::SERVER) => feed::server(args.collect()),
         Some(feed::TRADER) => feed::trader(&args.next().unwrap(), &args.next().unwrap()),
+        Some(resume::ROLE) => resume::role(args.collect()),
         Some(graceful_drain::SERVER) => graceful_drain::server(args.collect()),
         Some(graceful_drain::CLIENT) => graceful_drain::client(&args.next().unwrap()),
         Some(presence::SERVER) => presence::server(args.collect()),
@@ -88,6 +90,7 @@ fn test() -> ExitCode {
     trials.extend(graceful_drain::trials());
     trials.extend(lobby::trials());
     trials.extend(presence::trials());
+    trials.extend(resume::trials());
     #[cfg(feature = "tcp")]
     trials.extend(raw_streams::trials());
     #[cfg(feature = "tcp")]

@@ -9,6 +9,7 @@ mod lingering_model;
 mod lingering_storm;
 mod map_in;
 mod maps;
+mod outbox;
 mod panicking_keys;
 mod panics;
 mod reconnects;

@@ -1,0 +1,281 @@
+//! The messages of an outbox by position, and what its newest reader has received.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, PoisonError};
+
+use super::limits::OutboxLimits;
+use super::refusals::{OutboxError, OutboxOverflow};
+use crate::panic_guard;
+use crate::sync::{Mutex, MutexGuard, Notify};
+
+/// The capacity that an outbox keeps when all its messages were released.
+const RETAINED_CAPACITY: usize = 32;
+
+/// The part of an outbox that producers and readers share.
+pub(super) struct Queue<T> {
+    /// No code of the application runs under this lock.
+    state: Mutex<QueueState<T>>,
+    /// Notified of every change for which a reader may wait.
+    changed: Notify,
+}
+
+pub(super) struct QueueState<T> {
+    limits: OutboxLimits,
+    /// The messages that were not released, in the order of their positions.
+    entries: VecDeque<Entry<T>>,
+    /// The position of the first entry; without one, that of the next push.
+    first: u64,
+    /// The bytes of all entries, within the limit.
+    bytes: usize,
+    refused: u64,
+    /// The value of `refused` when the message before `first` was pushed.
+    refused_before_first: u64,
+    closed: bool,
+    reader: ReaderState,
+}
+
+struct Entry<T> {
+    /// Shared, so that a reader can clone the message after it has released the lock.
+    message: Arc<T>,
+    bytes: usize,
+    /// The value of [`QueueState::refused`] when the message was pushed.
+    refused: u64,
+}
+
+/// What the newest reader has received.
+#[derive(Default)]
+struct ReaderState {
+    /// The number of readers so far. The newest one has this number.
+    number: u64,
+    /// The position that it receives next.
+    next: u64,
+    /// The number of refusals that were reported to it.
+    reported: u64,
+}
+
+/// What a reader gets when it looks for a message.
+pub(super) enum Received<T> {
+    Message(u64, Arc<T>),
+    Overflow(OutboxOverflow),
+    /// Nothing yet: the reader must wait.
+    Nothing,
+    /// The reader has ended.
+    End,
+}
+
+impl<T> Queue<T> {
+    pub(super) fn new(limits: OutboxLimits) -> Self {
+        Self {
+            state: Mutex::new(QueueState {
+                limits,
+                entries: VecDeque::new(),
+                first: 0,
+                bytes: 0,
+                refused: 0,
+                refused_before_first: 0,
+                closed: false,
+                reader: ReaderState::default(),
+            }),
+            changed: Notify::new(),
+        }
+    }
+
+    pub(super) fn push(&self, message: T, bytes: usize) -> Result<u64, OutboxError<T>> {
+        let pushed = self.lock().push(message, bytes);
+        if !matches!(pushed, Err(OutboxError::Closed(_))) {
+            self.notify();
+        }
+        pushed
+    }
+
+    /// Makes a new reader the newest one, at the first message. Returns its number.
+    pub(super) fn begin_reading(&self) -> u64 {
+        let number = {
+            let mut state = self.lock();
+            let first = state.first;
+            state.begin_reading(first)
+        };
+        self.notify();
+        number
+    }
+
+    /// As [`begin_reading`](Self::begin_reading), at `position`. `None` if it is not there.
+    pub(super) fn begin_reading_from(&self, position: u64) -> Option<u64> {
+        let number = {
+            let mut state = self.lock();
+            let known = state.first..=state.next();
+            known
+                .contains(&position)
+                .then(|| state.begin_reading(position))?
+        };
+        self.notify();
+        Some(number)
+    }
+
+    /// The next message for the reader with this number.
+    pub(super) fn receive(&self, reader: u64) -> Received<T> {
+        self.lock().receive(reader)
+    }
+
+    /// Completes after the next change. A change after this call is not missed, even if it comes
+    /// before the first poll.
+    pub(super) fn changed(&self) -> impl Future<Output = ()> {
+        self.changed.notified()
+    }
+
+    /// Removes all messages up to `position` for the reader with this number. Returns how many.
+    pub(super) fn release(&self, reader: u64, position: u64) -> usize {
+        let released = self.lock().release(reader, position);
+        let count = released.len();
+        released.into_iter().for_each(discard);
+        count
+    }
+
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.notify();
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, QueueState<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the readers. The caller must have released the lock.
+    fn notify(&self) {
+        panic_guard::wake_waiting(|| self.changed.notify_waiters());
+    }
+}
+
+impl<T> QueueState<T> {
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    #[cfg(all(test, not(liveness_loom)))]
+    pub(super) fn capacity(&self) -> usize {
+        self.entries.capacity()
+    }
+
+    pub(super) fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    pub(super) fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct(name)
+            .field("messages", &self.entries.len())
+            .field("bytes", &self.bytes)
+            .field("refused", &self.refused)
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
+    }
+
+    fn push(&mut self, message: T, bytes: usize) -> Result<u64, OutboxError<T>> {
+        if self.closed {
+            return Err(OutboxError::Closed(message));
+        }
+        if self.entries.len() >= self.limits.max_messages {
+            self.refused += 1;
+            return Err(OutboxError::TooManyMessages(message));
+        }
+        if bytes > self.limits.max_bytes - self.bytes {
+            self.refused += 1;
+            return Err(OutboxError::TooManyBytes(message));
+        }
+        let position = self.next();
+        self.entries.push_back(Entry {
+            message: Arc::new(message),
+            bytes,
+            refused: self.refused,
+        });
+        self.bytes += bytes;
+        Ok(position)
+    }
+
+    /// The position of the next push.
+    fn next(&self) -> u64 {
+        self.first + self.entries.len() as u64
+    }
+
+    /// The index of the entry at `position`, if there is one.
+    fn index(&self, position: u64) -> Option<usize> {
+        let index = usize::try_from(position.checked_sub(self.first)?).ok()?;
+        (index < self.entries.len()).then_some(index)
+    }
+
+    /// `position` is that of an entry or of the next push.
+    fn begin_reading(&mut self, position: u64) -> u64 {
+        let previous = position
+            .checked_sub(1)
+            .and_then(|previous| self.index(previous));
+        let reported = previous.map_or(self.refused_before_first, |index| {
+            self.entries[index].refused
+        });
+        self.reader = ReaderState {
+            number: self.reader.number + 1,
+            next: position,
+            reported,
+        };
+        self.reader.number
+    }
+
+    fn receive(&mut self, reader: u64) -> Received<T> {
+        if self.reader.number != reader {
+            return Received::End;
+        }
+        let position = self.reader.next;
+        let entry = self.index(position).map(|index| &self.entries[index]);
+        let refused = entry.map_or(self.refused, |entry| entry.refused);
+        if refused > self.reader.reported {
+            self.reader.reported = refused;
+            return Received::Overflow(OutboxOverflow { refused });
+        }
+        match entry {
+            Some(entry) => {
+                self.reader.next += 1;
+                Received::Message(position, Arc::clone(&entry.message))
+            }
+            None if self.closed => Received::End,
+            None => Received::Nothing,
+        }
+    }
+
+    fn release(&mut self, reader: u64, position: u64) -> Vec<Arc<T>> {
+        let last = self.index(position);
+        let Some(last) = last.filter(|_| self.reader.number == reader) else {
+            return Vec::new();
+        };
+        self.first = position + 1;
+        self.refused_before_first = self.entries[last].refused;
+        // A client may have received messages by an older connection that this reader has not
+        // received yet.
+        self.reader.next = self.reader.next.max(self.first);
+        self.reader.reported = self.reader.reported.max(self.refused_before_first);
+        let mut bytes = 0;
+        let released = self.entries.drain(..=last);
+        let released = released.map(|entry| {
+            bytes += entry.bytes;
+            entry.message
+        });
+        let released = released.collect();
+        self.bytes -= bytes;
+        if self.entries.is_empty() {
+            self.entries.shrink_to(RETAINED_CAPACITY);
+        }
+        released
+    }
+}
+
+impl<T> Drop for Queue<T> {
+    fn drop(&mut self) {
+        let entries = std::mem::take(&mut self.lock().entries);
+        entries.into_iter().for_each(|entry| discard(entry.message));
+    }
+}
+
+/// Drops a message. A panic must not affect the others, or the caller.
+pub(super) fn discard<T>(message: Arc<T>) {
+    if panic_guard::catch(|| drop(message)).is_none() {
+        panic_guard::log(|| tracing::warn!("a message of an outbox panicked while it was dropped"));
+    }
+}
