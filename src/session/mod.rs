@@ -36,6 +36,8 @@ pub use linger::{
 use map_location::MapLocation;
 pub use maps::{MapIn, SeatTable, map_in};
 pub use register::RegisterError;
+#[cfg(feature = "test-util")]
+pub(crate) use removed_seats::RemovedSeat;
 pub use replace_policy::ReplacePolicy;
 pub use seat::Seat;
 pub use session_map::SessionMap;
