@@ -64,6 +64,7 @@
 //! - `dashmap`, `papaya`, `scc`: [`SessionMap`] for the concurrent maps of these crates.
 //! - `parking_lot`: [`SessionMap`] for maps behind the locks of that crate.
 //! - `serde`: a [`ConnectionId`] is serialised as its number.
+//! - `test-util`: clients in memory and made-up evictions, for an application's own tests.
 //!
 //! # Versions of other crates
 //!
@@ -111,6 +112,8 @@ mod session;
 mod sync;
 #[cfg(feature = "tcp")]
 mod tcp;
+#[cfg(feature = "test-util")]
+pub mod test_util;
 mod upgrade;
 mod wire;
 

@@ -1,5 +1,7 @@
 //! [`Connection`]: the lock that the handler's stream, the driver and the handles share.
 
+#[cfg(feature = "test-util")]
+use std::any::TypeId;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,6 +11,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
+#[cfg(feature = "test-util")]
+use super::io::NoTransport;
 use super::io::{Report, TransportTraits};
 use super::layers::{
     Admission, AttachmentId, ErasedConnection, ErasedRegistry, ExpiryHook, InnerLayer, LayerConfig,
@@ -18,7 +22,7 @@ use super::metadata::{HealthEvents, LayerHooks, Metadata};
 use super::settings;
 use super::state::State;
 use crate::driver::{Drive, Driver};
-use crate::eviction::Eviction;
+use crate::eviction::{ConnectionId, Eviction};
 use crate::monitor::{CloseFrame, Moment, Overrides, Reason, Stats};
 use crate::panic_guard;
 use crate::sync::{AtomicBool, Lock, Locked};
@@ -57,8 +61,17 @@ where
 {
     /// Creates a connection before its upgrade. `transport` describes its transport.
     pub(crate) fn new(role: Role, transport: &'static TransportTraits<T>) -> Arc<Self> {
+        Self::with_id(ConnectionId::next(), role, transport)
+    }
+
+    /// Like [`new`](Self::new), with an id that the caller has chosen.
+    pub(super) fn with_id(
+        id: ConnectionId,
+        role: Role,
+        transport: &'static TransportTraits<T>,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            metadata: Metadata::new(),
+            metadata: Metadata::new(id),
             membership: Membership::default(),
             scheduled: AtomicBool::new(false),
             state: Lock::new(State::new(role, transport)),
@@ -433,5 +446,10 @@ where
 
     fn registries(&self) -> Registries {
         self.membership.registries()
+    }
+
+    #[cfg(feature = "test-util")]
+    fn is_detached(&self) -> bool {
+        TypeId::of::<T>() == TypeId::of::<NoTransport>()
     }
 }

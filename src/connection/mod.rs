@@ -18,12 +18,15 @@
 //! | [`end`] | the end: eviction, announcement, release of the transport |
 //! | [`layers`] | what layers and registries know of a connection, and it of them |
 //! | [`metadata`] | what does not depend on the transport: identity, hooks, seats |
+//! | `detached` | handles without a connection, for tests |
 
 #[expect(
     clippy::module_inception,
     reason = "a file is named after the type in it"
 )]
 mod connection;
+#[cfg(any(all(test, not(liveness_loom)), feature = "test-util"))]
+mod detached;
 mod effects;
 mod end;
 mod expiry;

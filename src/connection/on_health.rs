@@ -203,18 +203,14 @@ pub(crate) fn call_on_health(hook: &dyn OnHealth, change: &HealthChange) {
 #[cfg(all(test, not(liveness_loom)))]
 mod tests {
     use super::*;
-    use crate::connection::{Connection, ErasedConnection, TransportTraits};
     use crate::logs::Logs;
-    use crate::wire::Role;
     use std::panic;
     use std::thread;
     use std::time::Duration;
-    use tokio::io::DuplexStream;
 
     fn change() -> HealthChange {
-        let connection = Connection::<DuplexStream>::new(Role::Server, TransportTraits::FOREIGN);
         HealthChange {
-            live: Liveness::new(connection as Arc<dyn ErasedConnection>),
+            live: Liveness::detached(ConnectionId::next()),
             from: Health::Live,
             to: Health::WriteStalled,
             rtt: None,

@@ -210,17 +210,18 @@ impl fmt::Debug for Eviction {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "test-util"))]
 impl Eviction {
-    /// The eviction of a connection without traffic.
+    /// The eviction of a connection that has lasted a minute, without traffic.
     pub(crate) fn for_test(reason: Reason) -> Self {
+        let lifetime = Duration::from_secs(60);
         Self {
             id: ConnectionId::next(),
             reason,
             label: None,
-            lifetime: Duration::from_secs(60),
+            lifetime,
             last_seen: Instant::now(),
-            idle_for: Duration::from_secs(20),
+            idle_for: lifetime,
             rtt: None,
             stats: Stats::default(),
             peer_kernel: PeerKernel::Unknown,
@@ -242,7 +243,7 @@ mod tests {
         assert_eq!(eviction.label(), "max_lifetime");
         assert_eq!(eviction.lifetime(), Duration::from_secs(60));
         assert_eq!(eviction.last_seen(), eviction.last_seen);
-        assert_eq!(eviction.idle_for(), Duration::from_secs(20));
+        assert_eq!(eviction.idle_for(), Duration::from_secs(60));
         assert_eq!(eviction.rtt(), None);
         assert_eq!(eviction.stats(), Stats::default());
     }

@@ -59,7 +59,7 @@ pub(crate) use policy::{CloseFrame, HeartbeatPolicy, IdlePolicy, Policy, granula
 pub use policy::{ProofOfLife, Traffic};
 pub use reason::{Reason, Tier};
 pub use rtt::Rtt;
-use rtt::RttEstimate;
+pub(crate) use rtt::RttEstimate;
 use stats::Counters;
 pub use stats::Stats;
 pub(crate) use verdict::{Action, IoState};

@@ -27,29 +27,29 @@ use super::kernel_view::KernelView;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    counters: Counters,
-    faults: FaultCounters,
-    unacknowledged: Option<u32>,
-    kernel_rtt_micros: Option<u32>,
+    pub(crate) counters: Counters,
+    pub(crate) faults: FaultCounters,
+    pub(crate) unacknowledged: Option<u32>,
+    pub(crate) kernel_rtt_micros: Option<u32>,
 }
 
 /// The traffic that the layers count themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counters {
-    pub(super) bytes_received: u64,
-    pub(super) bytes_sent: u64,
-    pub(super) messages_received: u64,
-    pub(super) messages_sent: u64,
-    pub(super) pings_sent: u32,
-    pub(super) pongs_received: u32,
+pub(crate) struct Counters {
+    pub(crate) bytes_received: u64,
+    pub(crate) bytes_sent: u64,
+    pub(crate) messages_received: u64,
+    pub(crate) messages_sent: u64,
+    pub(crate) pings_sent: u32,
+    pub(crate) pongs_received: u32,
 }
 
 /// The faults that the layers count themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct FaultCounters {
-    pub(super) missed_pings: u32,
-    pub(super) slow_pongs: u32,
-    pub(super) write_stalls: u32,
+pub(crate) struct FaultCounters {
+    pub(crate) missed_pings: u32,
+    pub(crate) slow_pongs: u32,
+    pub(crate) write_stalls: u32,
 }
 
 impl Stats {

@@ -39,6 +39,8 @@ use map_location::MapLocation;
 pub use maps::{MapIn, SeatTable, map_in};
 pub use outbox::{Outbox, OutboxError, OutboxLimits, OutboxOverflow, OutboxReader};
 pub use register::RegisterError;
+#[cfg(feature = "test-util")]
+pub(crate) use removed_seats::RemovedSeat;
 pub use replace_policy::ReplacePolicy;
 pub use seat::Seat;
 pub use session_map::SessionMap;

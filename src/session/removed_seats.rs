@@ -1,10 +1,14 @@
 //! The seats that a connection had at its end, as hooks find them.
 
+#[cfg(feature = "test-util")]
+use std::any::Any;
 use std::sync::Arc;
 
 use super::map_location::MapLocation;
 use super::seat::Seat;
 use super::session_map::SessionMap;
+#[cfg(feature = "test-util")]
+use crate::connection::{Liveness, RegistrationId};
 use crate::eviction::Eviction;
 
 impl Eviction {
@@ -96,8 +100,45 @@ impl Eviction {
 }
 
 /// A seat that the end of its connection has removed from its map.
-pub(super) struct RemovedSeat<K, V> {
+pub(crate) struct RemovedSeat<K, V> {
     pub(super) key: K,
     pub(super) seat: Seat<V>,
     pub(super) map: MapLocation,
+}
+
+#[cfg(feature = "test-util")]
+impl<K, V> RemovedSeat<K, V>
+where
+    K: Send + Sync + 'static,
+    V: Send + Sync + 'static,
+{
+    /// A seat that was in no map. Its type is erased as in an eviction.
+    pub(crate) fn without_map(live: &Liveness, key: K, value: V) -> Box<dyn Any + Send + Sync> {
+        let nothing = Arc::new(());
+        Self::erased(
+            live,
+            key,
+            value,
+            MapLocation::of(&*nothing).inside(&nothing),
+        )
+    }
+
+    /// A seat that was in `map`.
+    pub(crate) fn of_map<M>(
+        live: &Liveness,
+        key: K,
+        value: V,
+        map: &Arc<M>,
+    ) -> Box<dyn Any + Send + Sync>
+    where
+        M: SessionMap<K, V> + ?Sized,
+    {
+        Self::erased(live, key, value, SessionMap::<K, V>::location(map))
+    }
+
+    fn erased(live: &Liveness, key: K, value: V, map: MapLocation) -> Box<dyn Any + Send + Sync> {
+        let registration = RegistrationId::next();
+        let seat = Seat::new(live.clone(), Arc::new(value), registration, None);
+        Box::new(Self { key, seat, map })
+    }
 }

@@ -62,8 +62,9 @@ pub enum LivenessRejection {
     /// The request is a handshake over this version of HTTP and passed a layer, but it cannot be
     /// upgraded because hyper's `OnUpgrade` is not among its extensions: 426 Upgrade Required.
     ///
-    /// This happens in unit tests that call a `Router` with `oneshot`, without a server. A handler
-    /// that takes `Option<Liveness>` can be tested that way; it gets `None`.
+    /// This happens in unit tests that call a `Router` with `oneshot`, without a server. With the
+    /// feature `test-util` such a request can be upgraded: see the [guide](crate::guide::testing).
+    /// Without it, a handler that takes `Option<Liveness>` gets `None`.
     NotUpgradable(Version),
 }
 

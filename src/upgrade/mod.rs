@@ -27,3 +27,8 @@ pub use future::ResponseFuture;
 pub(crate) use future::call;
 pub use policy_override::{PolicyOverride, PolicyOverrideBuilder};
 pub use refusal::UpgradeRefused;
+#[cfg(feature = "test-util")]
+pub(crate) use {
+    bridge::Bridge,
+    detect::{HandshakeKind, is_accepted},
+};

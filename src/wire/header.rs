@@ -52,15 +52,15 @@ impl fmt::Display for Malformed {
 
 /// A complete header, without the RSV bits, which this crate ignores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Header {
+pub(crate) struct Header {
     /// Whether this is the last fragment of its message.
-    pub(super) fin: bool,
+    pub(crate) fin: bool,
     /// The type of the frame.
-    pub(super) opcode: OpCode,
+    pub(crate) opcode: OpCode,
     /// The masking key; `None` if the frame is not masked.
-    pub(super) mask: Option<[u8; 4]>,
+    pub(crate) mask: Option<[u8; 4]>,
     /// The number of bytes after the header; less than 2^63.
-    pub(super) payload_len: u64,
+    pub(crate) payload_len: u64,
 }
 
 impl Header {
@@ -73,7 +73,7 @@ impl Header {
     ///
     /// The MASK bit is not checked against the sender's role (section 5.1), only used to find the
     /// end of the frame; a violation is left to the application's codec.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, Malformed> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, Malformed> {
         let Some((&first, rest)) = bytes.split_first() else {
             return Ok(None);
         };
@@ -127,6 +127,31 @@ impl Header {
         };
         Ok(Some((header, bytes.len() - rest.len())))
     }
+
+    /// Encodes the header with the shortest length that fits, and with all RSV bits 0.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let fin = if self.fin { FIN } else { 0 };
+        let mask = if self.mask.is_some() { MASK } else { 0 };
+        let first = fin | self.opcode as u8;
+        let mut bytes = Vec::with_capacity(MAX_HEADER_BYTES);
+        match (
+            u8::try_from(self.payload_len),
+            u16::try_from(self.payload_len),
+        ) {
+            (Ok(len), _) if len < LENGTH_16 => bytes.extend([first, mask | len]),
+            (_, Ok(len)) => {
+                bytes.extend([first, mask | LENGTH_16]);
+                bytes.extend(len.to_be_bytes());
+            }
+            _ => {
+                bytes.extend([first, mask | LENGTH_64]);
+                bytes.extend(self.payload_len.to_be_bytes());
+            }
+        }
+        bytes.extend(self.mask.into_iter().flatten());
+        bytes
+    }
 }
 
 /// Whether `bytes` are exactly one data frame with FIN and a length of at most 16 bits. A fraction of
@@ -155,8 +180,30 @@ mod tests {
     use tungstenite::error::{Error, ProtocolError};
     use tungstenite::protocol::frame::coding::OpCode as OracleOpCode;
 
+    #[cfg(feature = "test-util")]
+    use super::super::tests::oracle_frame;
     use super::super::tests::{KEY, any_header_bytes, oracle_opcode, oracle_parse};
     use super::*;
+
+    #[cfg(feature = "test-util")]
+    #[test]
+    fn encoded_headers_equal_those_of_tungstenite() {
+        for len in [0, 1, 125, 126, 255, 256, 65_535, 65_536] {
+            for mask in [None, Some(KEY)] {
+                for (fin, opcode) in [(true, OpCode::Text), (false, OpCode::Continuation)] {
+                    let header = Header {
+                        fin,
+                        opcode,
+                        mask,
+                        payload_len: len as u64,
+                    };
+                    let head = header.encode();
+                    let frame = oracle_frame(fin, 0, opcode, mask, &vec![0; len]);
+                    assert_eq!(head, frame[..frame.len() - len], "{header:?}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn each_class_of_headers_is_parsed() {

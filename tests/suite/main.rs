@@ -23,6 +23,8 @@ mod script;
 mod sessions;
 #[path = "../support/mod.rs"]
 mod support;
+#[cfg(feature = "test-util")]
+mod test_util;
 mod transparency;
 #[path = "../support/unwritable.rs"]
 mod unwritable;

@@ -3,6 +3,8 @@
 mod close_handshake;
 mod control_frame;
 mod handler_wait;
+#[cfg(any(all(test, not(liveness_loom)), feature = "test-util"))]
+mod no_transport;
 mod observer;
 mod pong_buffer;
 mod read_half;
@@ -12,6 +14,8 @@ mod write_half;
 
 pub(crate) use close_handshake::CloseHandshake;
 pub(crate) use handler_wait::HandlerWait;
+#[cfg(any(all(test, not(liveness_loom)), feature = "test-util"))]
+pub(crate) use no_transport::NoTransport;
 pub(crate) use observer::Observer;
 pub(crate) use read_half::{Filled, MAX_READ_AHEAD_BYTES, MAX_READS_PER_VISIT, ReadHalf};
 pub(crate) use report::Report;

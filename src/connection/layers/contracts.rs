@@ -69,6 +69,9 @@ pub(crate) trait ErasedConnection: Send + Sync {
     fn is_in(&self, registry: &Arc<dyn ErasedRegistry>) -> bool;
     /// The registries of the connection's layers.
     fn registries(&self) -> Registries;
+    /// Whether the connection was made without a transport, for a test.
+    #[cfg(feature = "test-util")]
+    fn is_detached(&self) -> bool;
 }
 
 /// A hook that is called before the credentials of a connection expire, with that connection.

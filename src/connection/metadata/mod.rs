@@ -46,9 +46,9 @@ pub(crate) struct Metadata {
 const _: () = assert!(size_of::<Metadata>() <= 72);
 
 impl Metadata {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(id: ConnectionId) -> Self {
         Self {
-            id: ConnectionId::next(),
+            id,
             created: CreatedAt::now(),
             driver: OnceLock::new(),
             record: Mutex::new(EndRecord::new()),
