@@ -6,7 +6,8 @@
 //! re-arms the entry. The wheel is updated immediately only for a deadline that moves nearer, and
 //! after the driver has driven the connection.
 //!
-//! The task (in [`task`]) starts with the first connection of a runtime and ends with the last. A
+//! The task (in [`task`]) starts with the first connection of a runtime and ends one to two seconds
+//! after the last. So connections that come one by one share a task, and few of them wake it. A
 //! handler that blocks its worker thread does not delay it (see [`workers`]), but a transport that
 //! blocks while the task polls it, or a hook that blocks while the task calls it, does.
 
@@ -67,6 +68,14 @@ struct TimerQueue {
     ready: Vec<Arc<dyn Drive>>,
     task: TaskState,
 }
+
+/// How long the task remains after it has found no connections.
+#[cfg(not(all(test, liveness_loom)))]
+const MAX_UNUSED_MILLIS: u64 = 1_000;
+
+/// A model ends when all tasks have ended, and time does not pass by itself.
+#[cfg(all(test, liveness_loom))]
+const MAX_UNUSED_MILLIS: u64 = 0;
 
 enum TaskState {
     /// There is no task, since there are no connections.
@@ -183,7 +192,9 @@ impl Driver {
         let connection = queue.wheel.remove(key);
         let last = queue.wheel.is_empty();
         if last {
-            wake(queue, None);
+            // The task may sleep until a deadline in the far future.
+            let unused_until = self.clock.now().ceil_millis() + MAX_UNUSED_MILLIS;
+            wake(queue, Some(unused_until));
         } else {
             drop(queue);
         }

@@ -1,6 +1,6 @@
 //! The driver's task: sleeps until the next deadline and drives the connections that are due.
 //!
-//! It ends with the last connection.
+//! It ends when it has found no connections for [`MAX_UNUSED_MILLIS`].
 //!
 //! Opening, ending or scheduling a connection takes the lock of the driver's queue. So the work
 //! under that lock is bounded, also when a hundred thousand deadlines expire together: the wheel
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Clock, Drive, Driver, Key, TaskState, Workers, lock};
+use super::{Clock, Drive, Driver, Key, MAX_UNUSED_MILLIS, TaskState, Workers, lock};
 use crate::monitor::Moment;
 use crate::sync::{Sleep, sleep_until};
 
@@ -119,6 +119,8 @@ pub(super) struct DriverTask {
     driver: Arc<Driver>,
     workers: Workers,
     finished: bool,
+    /// The tick at which the task ends if there are no connections: set when it finds none.
+    unused_until: Option<u64>,
     /// The last call of [`Wheel::advance`](super::Wheel::advance) reached its limit.
     wheel_unfinished: bool,
     expired: Vec<Key>,
@@ -134,6 +136,7 @@ impl DriverTask {
             driver,
             workers,
             finished: false,
+            unused_until: None,
             wheel_unfinished: false,
             expired: Vec::new(),
             due: Vec::new(),
@@ -181,12 +184,19 @@ impl DriverTask {
                 queue.task = TaskState::Running;
                 return Poll::Ready(Some(now));
             }
-            if queue.wheel.is_empty() {
-                queue.task = TaskState::None;
-                self.finished = true;
-                return Poll::Ready(None);
-            }
-            let until = queue.wheel.next_expiration();
+            let until = if queue.wheel.is_empty() {
+                let latest = millis(now) + MAX_UNUSED_MILLIS;
+                let unused_until = *self.unused_until.get_or_insert(latest);
+                if millis(now) >= unused_until {
+                    queue.task = TaskState::None;
+                    self.finished = true;
+                    return Poll::Ready(None);
+                }
+                Some(unused_until)
+            } else {
+                self.unused_until = None;
+                queue.wheel.next_expiration()
+            };
             queue.task = TaskState::Asleep {
                 waker: cx.waker().clone(),
                 workers: self.workers.clone(),

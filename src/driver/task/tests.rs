@@ -88,6 +88,14 @@ impl TestConnections {
     }
 }
 
+/// The tick until which the task sleeps. `None` if it does not.
+fn asleep_until(driver: &Driver) -> Option<u64> {
+    match lock(&driver.queue).task {
+        TaskState::Asleep { until, .. } => Some(until),
+        _ => None,
+    }
+}
+
 async fn advance_to(driver: &Driver, millis: u64) {
     let now = driver.clock.now();
     let left = Moment::after_millis(millis).since_start() - now.since_start();
@@ -134,14 +142,6 @@ async fn connections_due_at_once_are_driven_once_each_and_in_batches() {
         );
         before = driven;
     }
-    // The task checks the queue once more and ends.
-    for _ in 0..3 {
-        yield_now().await;
-    }
-    assert!(matches!(
-        lock(&connections.driver.queue).task,
-        TaskState::None
-    ));
     assert!(
         all.iter()
             .all(|connection| connection.key.lock().unwrap().is_none())
@@ -202,4 +202,49 @@ async fn a_due_connection_does_not_wait_for_all_scheduled_ones() {
     while connections.driven() < 4 * MAX_SCHEDULED_PER_ITERATION + 1 {
         yield_now().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_that_come_one_by_one_share_a_task_and_do_not_wake_it() {
+    let connections = TestConnections::new();
+    let driver = &connections.driver;
+    let open_and_close = |deadline| {
+        let connection = &connections.add(1, deadline)[0];
+        let key = connection.key.lock().unwrap().take();
+        driver.remove(key.expect("not driven"));
+    };
+    open_and_close(SLOT_START_MS);
+    yield_now().await;
+    assert_eq!(asleep_until(driver), Some(MAX_UNUSED_MILLIS));
+    for _ in 0..3 {
+        advance_to(driver, driver.clock.now().ceil_millis() + 300).await;
+        open_and_close(SLOT_START_MS);
+        assert_eq!(asleep_until(driver), Some(MAX_UNUSED_MILLIS), "woken");
+    }
+    advance_to(driver, MAX_UNUSED_MILLIS).await;
+    yield_now().await;
+    assert!(matches!(lock(&driver.queue).task, TaskState::None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_deadline_before_the_one_for_which_the_task_sleeps_wakes_it() {
+    let connections = TestConnections::new();
+    let driver = &connections.driver;
+    // Within the first ring of the wheel, where each slot is one tick.
+    connections.add(1, 40);
+    yield_now().await;
+    assert_eq!(asleep_until(driver), Some(40));
+    let late = connections.add(2, 50);
+    for deadline in [45, 60] {
+        let key = late[0].key.lock().unwrap().expect("not driven");
+        driver.rearm(key, deadline);
+    }
+    assert_eq!(asleep_until(driver), Some(40), "woken");
+    let key = late[1].key.lock().unwrap().expect("not driven");
+    driver.rearm(key, 39);
+    assert_eq!(asleep_until(driver), None);
+    yield_now().await;
+    assert_eq!(asleep_until(driver), Some(39));
+    connections.add(1, 38);
+    assert_eq!(asleep_until(driver), None);
 }

@@ -650,7 +650,6 @@ async fn no_task_is_left_and_a_later_connection_starts_the_driver() {
         assert_eq!(tasks(), 1);
         if round == 1 {
             drop(stream);
-            sleep(ms(1)).await;
             assert_eq!(live.evicted().await.reason(), Reason::HandlerDropped);
         } else {
             let ended = timeout(ms(1_000), live.evicted()).await;
@@ -659,9 +658,12 @@ async fn no_task_is_left_and_a_later_connection_starts_the_driver() {
                 ONE_MISSED_PING,
                 "round {round}"
             );
-            sleep(ms(1)).await;
         }
         handles.push(live);
+        // The task ends within two seconds after the last connection.
+        sleep(ms(990)).await;
+        assert_eq!(tasks(), 1, "round {round}");
+        sleep(ms(1_012)).await;
     }
     assert_eq!(tasks(), 0);
 }
