@@ -30,7 +30,7 @@ use crate::sync::{Mutex, MutexGuard, Notify, OnceLock, in_runtime};
 
 /// The part of a connection that does not depend on the type of its transport.
 pub(crate) struct Metadata {
-    id: ConnectionId,
+    pub(crate) id: ConnectionId,
     created: CreatedAt,
     driver: OnceLock<Arc<Driver>>,
     record: Mutex<EndRecord>,
