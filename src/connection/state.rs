@@ -38,9 +38,9 @@ pub(crate) struct State<T: 'static> {
     pub(crate) rare: Option<Box<RareState>>,
     pub(crate) reader: HandlerWait,
     pub(crate) writer: HandlerWait,
-    /// The handler's wakers. Kept after use: the next ones are most likely the same.
+    /// The handler's waker for its reads. Kept after use: the next one is most likely the same.
+    /// That for its writes is in [`RareState`].
     pub(crate) reader_waker: Option<Waker>,
-    pub(crate) writer_waker: Option<Waker>,
     /// `None` before the upgrade is complete, and after the transport is released.
     pub(crate) timer: Option<TimerEntry>,
     pub(crate) transport: &'static TransportTraits<T>,
@@ -70,7 +70,6 @@ impl<T: 'static> State<T> {
             reader: HandlerWait::default(),
             writer: HandlerWait::default(),
             reader_waker: None,
-            writer_waker: None,
             timer: None,
             transport,
         }
@@ -239,10 +238,18 @@ impl<T: 'static> State<T> {
 
     /// Takes both wakers of the handler that must be woken.
     pub(crate) fn take_due_wakers(&mut self) -> [Option<Waker>; 2] {
-        [
-            self.reader.take_due(&mut self.reader_waker),
-            self.writer.take_due(&mut self.writer_waker),
-        ]
+        let reader = self.reader.take_due(&mut self.reader_waker);
+        let writer = self.rare.as_mut().and_then(|rare| {
+            let stored = &mut rare.writer_waker;
+            self.writer.take_due(stored)
+        });
+        [reader, writer]
+    }
+
+    /// Takes both wakers of the handler, which no poll will use again.
+    pub(crate) fn take_wakers(&mut self) -> [Option<Waker>; 2] {
+        let writer = self.rare.as_mut().and_then(|rare| rare.writer_waker.take());
+        [self.reader_waker.take(), writer]
     }
 }
 
