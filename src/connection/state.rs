@@ -121,7 +121,7 @@ impl<T: 'static> State<T> {
     /// Starts the monitor of a connection whose upgrade is complete.
     fn begin(&mut self, now: Moment, report: &mut Report) {
         self.set_socket_options(report);
-        self.monitor = Monitor::new(now, fastrand::f32(), fastrand::u64(..));
+        self.monitor = Monitor::new(now, fastrand::f32(), fastrand::u32(..));
         if let Some(waiters) = self
             .rare
             .as_mut()

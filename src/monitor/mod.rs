@@ -108,7 +108,7 @@ enum FirstMessage {
 impl Monitor {
     /// The monitor of a connection whose opening handshake was completed at `now`. `random` is
     /// uniform in 0..1 and places the first ping and the end of the lifetime; `tag` marks our pings.
-    pub(crate) fn new(now: Moment, random: f32, tag: u64) -> Self {
+    pub(crate) fn new(now: Moment, random: f32, tag: u32) -> Self {
         Self {
             lifecycle: Lifecycle::Open,
             opened: now,

@@ -48,7 +48,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
     ) {
         self.monitor
             .set_mid_message(self.write_half.is_mid_message());
-        self.monitor.release_ping(now);
+        self.monitor.release_ping(now, &self.policy);
         self.continue_control_frame(waker, report);
         if self.monitor.is_uncertain() {
             self.retry_write(waker, report);
