@@ -271,15 +271,18 @@ impl Monitor {
 
     /// Bytes of the peer were read ahead and wait for the handler.
     pub(crate) fn on_backlog(&mut self, now: Moment) {
-        if self.backlog.is_none() {
-            self.backlog = Some(now);
+        let backlog = &mut self.faults().backlog;
+        if backlog.is_none() {
+            *backlog = Some(now);
             self.moved = true;
         }
     }
 
     /// The handler read waiting bytes; `rest` if more wait. A slow handler is not stalled.
     pub(crate) fn handler_read(&mut self, now: Moment, rest: bool) {
-        self.backlog = rest.then_some(now);
+        if let Some(faults) = &mut self.faults {
+            faults.backlog = rest.then_some(now);
+        }
         if self.read_ahead_full {
             self.read_ahead_full = false;
             if self.first_message == FirstMessage::Awaited {

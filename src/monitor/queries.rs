@@ -154,7 +154,7 @@ impl Monitor {
             Lifecycle::Opening => Health::Opening,
             Lifecycle::Ended { .. } => Health::Ended,
             Lifecycle::Closing { .. } => Health::Closing,
-            Lifecycle::Open if self.backlog.is_some() => Health::HandlerStalled,
+            Lifecycle::Open if self.backlog().is_some() => Health::HandlerStalled,
             Lifecycle::Open if self.is_blocked() && !self.is_uncertain() => Health::WriteStalled,
             Lifecycle::Open if self.pings.timeout_since().is_some() || self.pings.missed() > 0 => {
                 Health::PeerSilent {
