@@ -27,8 +27,6 @@ pub(crate) struct State<T: 'static> {
     pub(crate) io: Option<T>,
     pub(crate) read_half: ReadHalf,
     pub(crate) write_half: WriteHalf,
-    /// Visits of the driver in a row that left bytes unread.
-    pub(crate) unfinished_visits: u8,
     /// A layer of the connection has open hooks, or had before it left.
     pub(crate) has_open_hooks: bool,
     /// The handler's next operation needs only the transport: nothing else waits or is due. Set
@@ -63,7 +61,6 @@ impl<T: 'static> State<T> {
             io: None,
             read_half: ReadHalf::new(),
             write_half: WriteHalf::new(role),
-            unfinished_visits: 0,
             has_open_hooks: false,
             routine: false,
             rare: None,
@@ -89,8 +86,9 @@ impl<T: 'static> State<T> {
         let takes_any_bytes = (self.transport.takes_any_bytes)(&io)
             || heartbeat.is_some_and(|heartbeat| heartbeat.takes_any_bytes);
         self.write_half.set_repeats_writes(!takes_any_bytes);
-        self.write_half
-            .set_flushes_nothing((self.transport.flushes_nothing)(&io));
+        if (self.transport.flushes_nothing)(&io) {
+            self.write_half.set_flushes_nothing();
+        }
         self.io = Some(io);
         if !self.monitor.lifecycle.awaits_transport() {
             return false;
