@@ -47,7 +47,7 @@ pub(crate) struct Connection<T: 'static> {
     target_os = "linux",
     target_pointer_width = "64"
 ))]
-const _: () = assert!(size_of::<Connection<()>>() <= 512);
+const _: () = assert!(size_of::<Connection<()>>() <= 496);
 
 impl<T> Connection<T>
 where
