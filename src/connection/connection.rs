@@ -25,7 +25,7 @@ use crate::driver::{Drive, Driver};
 use crate::eviction::{ConnectionId, Eviction};
 use crate::monitor::{CloseFrame, Moment, Overrides, Reason, Stats};
 use crate::panic_guard;
-use crate::sync::{AtomicBool, Lock, Locked};
+use crate::sync::{Lock, Locked};
 use crate::wire::Role;
 
 /// One connection, from the request that opens it to the release of its transport.
@@ -40,8 +40,6 @@ use crate::wire::Role;
 pub(crate) struct Connection<T: 'static> {
     pub(super) metadata: Metadata,
     pub(super) membership: Membership,
-    /// The connection is in the driver's ready queue.
-    scheduled: AtomicBool,
     state: Lock<State<T>>,
 }
 
@@ -53,7 +51,7 @@ pub(crate) struct Connection<T: 'static> {
     target_os = "linux",
     target_pointer_width = "64"
 ))]
-const _: () = assert!(size_of::<Connection<()>>() <= 576);
+const _: () = assert!(size_of::<Connection<()>>() <= 496);
 
 impl<T> Connection<T>
 where
@@ -73,7 +71,6 @@ where
         Arc::new(Self {
             metadata: Metadata::new(id),
             membership: Membership::default(),
-            scheduled: AtomicBool::new(false),
             state: Lock::new(State::new(role, transport)),
         })
     }
@@ -228,7 +225,7 @@ where
         let Some(driver) = self.metadata.driver() else {
             return;
         };
-        if !self.scheduled.swap(true, Ordering::AcqRel) {
+        if !self.metadata.scheduled.swap(true, Ordering::AcqRel) {
             driver.schedule(Arc::clone(self) as Arc<dyn Drive>);
         }
     }
@@ -250,7 +247,7 @@ where
 {
     fn drive(self: Arc<Self>, now: Moment, scratch: &mut [u8]) -> bool {
         // Acquires what happened before the wake-up: this visit may be the one to see it.
-        self.scheduled.swap(false, Ordering::AcqRel);
+        self.metadata.scheduled.swap(false, Ordering::AcqRel);
         let waker = self.waker();
         let mut report = Report::default();
         let driven = panic_guard::catch(|| {

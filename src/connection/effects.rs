@@ -167,7 +167,7 @@ where
         let eviction = verdict.map(|reason| connection.describe(reason, state, report));
         let wakers = state.take_due_wakers();
         let dropped_wakers = match gone || closing {
-            true => [state.reader_waker.take(), state.writer_waker.take()],
+            true => state.take_wakers(),
             false => [None, None],
         };
         if let Some(rare) = state.rare.as_mut().filter(|_| gone) {

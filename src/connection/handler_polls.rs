@@ -262,9 +262,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         };
         match &result {
             Poll::Pending => {
-                report.replaced_waker =
-                    self.writer
-                        .store(&mut self.writer_waker, cx.waker(), by_driver);
+                let stored = &mut self.rare.get_or_insert_default().writer_waker;
+                report.replaced_waker = self.writer.store(stored, cx.waker(), by_driver);
             }
             Poll::Ready(done) => {
                 self.writer.pending = false;

@@ -1,5 +1,7 @@
 //! The state that few connections have.
 
+use std::task::Waker;
+
 use super::expiry::ExpiryWarning;
 use super::io::CloseHandshake;
 use super::metadata::{HealthEvents, PingWaiters};
@@ -15,6 +17,8 @@ pub(crate) struct RareState {
     pub(crate) health_events: Option<Box<HealthEvents>>,
     /// `None` without a hook that warns before the expiry.
     pub(crate) expiry_warning: Option<Box<ExpiryWarning>>,
+    /// The handler's waker for its writes. Present once the transport has refused one.
+    pub(crate) writer_waker: Option<Waker>,
 }
 
 impl RareState {

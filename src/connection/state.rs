@@ -27,8 +27,6 @@ pub(crate) struct State<T: 'static> {
     pub(crate) io: Option<T>,
     pub(crate) read_half: ReadHalf,
     pub(crate) write_half: WriteHalf,
-    /// Visits of the driver in a row that left bytes unread.
-    pub(crate) unfinished_visits: u8,
     /// A layer of the connection has open hooks, or had before it left.
     pub(crate) has_open_hooks: bool,
     /// The handler's next operation needs only the transport: nothing else waits or is due. Set
@@ -38,9 +36,9 @@ pub(crate) struct State<T: 'static> {
     pub(crate) rare: Option<Box<RareState>>,
     pub(crate) reader: HandlerWait,
     pub(crate) writer: HandlerWait,
-    /// The handler's wakers. Kept after use: the next ones are most likely the same.
+    /// The handler's waker for its reads. Kept after use: the next one is most likely the same.
+    /// That for its writes is in [`RareState`].
     pub(crate) reader_waker: Option<Waker>,
-    pub(crate) writer_waker: Option<Waker>,
     /// `None` before the upgrade is complete, and after the transport is released.
     pub(crate) timer: Option<TimerEntry>,
     pub(crate) transport: &'static TransportTraits<T>,
@@ -63,14 +61,12 @@ impl<T: 'static> State<T> {
             io: None,
             read_half: ReadHalf::new(),
             write_half: WriteHalf::new(role),
-            unfinished_visits: 0,
             has_open_hooks: false,
             routine: false,
             rare: None,
             reader: HandlerWait::default(),
             writer: HandlerWait::default(),
             reader_waker: None,
-            writer_waker: None,
             timer: None,
             transport,
         }
@@ -90,8 +86,9 @@ impl<T: 'static> State<T> {
         let takes_any_bytes = (self.transport.takes_any_bytes)(&io)
             || heartbeat.is_some_and(|heartbeat| heartbeat.takes_any_bytes);
         self.write_half.set_repeats_writes(!takes_any_bytes);
-        self.write_half
-            .set_flushes_nothing((self.transport.flushes_nothing)(&io));
+        if (self.transport.flushes_nothing)(&io) {
+            self.write_half.set_flushes_nothing();
+        }
         self.io = Some(io);
         if !self.monitor.lifecycle.awaits_transport() {
             return false;
@@ -122,7 +119,7 @@ impl<T: 'static> State<T> {
     /// Starts the monitor of a connection whose upgrade is complete.
     fn begin(&mut self, now: Moment, report: &mut Report) {
         self.set_socket_options(report);
-        self.monitor = Monitor::new(now, fastrand::f32(), fastrand::u64(..));
+        self.monitor = Monitor::new(now, fastrand::f32(), fastrand::u32(..));
         if let Some(waiters) = self
             .rare
             .as_mut()
@@ -239,10 +236,18 @@ impl<T: 'static> State<T> {
 
     /// Takes both wakers of the handler that must be woken.
     pub(crate) fn take_due_wakers(&mut self) -> [Option<Waker>; 2] {
-        [
-            self.reader.take_due(&mut self.reader_waker),
-            self.writer.take_due(&mut self.writer_waker),
-        ]
+        let reader = self.reader.take_due(&mut self.reader_waker);
+        let writer = self.rare.as_mut().and_then(|rare| {
+            let stored = &mut rare.writer_waker;
+            self.writer.take_due(stored)
+        });
+        [reader, writer]
+    }
+
+    /// Takes both wakers of the handler, which no poll will use again.
+    pub(crate) fn take_wakers(&mut self) -> [Option<Waker>; 2] {
+        let writer = self.rare.as_mut().and_then(|rare| rare.writer_waker.take());
+        [self.reader_waker.take(), writer]
     }
 }
 

@@ -54,6 +54,13 @@ const MAX_SLOT_DISTANCE: u64 = (1 << SLOT_BITS) - 1;
 /// after another do not allocate each time.
 const RETAINED_ENTRIES: usize = 256;
 
+/// Full storage grows by an eighth. `Vec` would double it, and with each entry up to one more would
+/// be allocated that is not used.
+const GROWTH_DIVISOR: usize = 8;
+
+/// The fewest entries by which storage grows.
+const MIN_GROWTH_ENTRIES: usize = 16;
+
 /// The end of a list. Never the position of an entry.
 const NIL: u32 = u32::MAX;
 
@@ -140,6 +147,10 @@ impl<T> Wheel<T> {
     ///
     /// At 2³² − 321 entries.
     pub(crate) fn insert(&mut self, when: u64, value: T) -> Key {
+        if self.nodes.len() == self.nodes.capacity() {
+            let more = (self.nodes.len() / GROWTH_DIVISOR).max(MIN_GROWTH_ENTRIES);
+            self.nodes.reserve_exact(more);
+        }
         let vacant = self.nodes.vacant_entry();
         let index = u32::try_from(vacant.key())
             .ok()

@@ -73,9 +73,6 @@ impl Monitor {
         if answer.fresh {
             self.moved = true;
             self.on_proof_of_life(now.before(unseen));
-            self.counters.pongs_received = self.counters.pongs_received.saturating_add(1);
-            // The peer may have answered before the transport confirms the flush.
-            self.counters.pings_sent = self.counters.pings_sent.max(answer.sequence);
         }
         if let Some(rtt) = answer.rtt.filter(|rtt| unseen.max(unread) <= *rtt / 8) {
             self.rtt.sample(rtt);
@@ -259,15 +256,14 @@ impl Monitor {
     }
 
     /// Releases a ping that has waited long enough for the end of a message. The driver calls this.
-    pub(crate) fn release_ping(&mut self, now: Moment) {
-        self.pings.release(now);
+    pub(crate) fn release_ping(&mut self, now: Moment, policy: &Policy) {
+        self.pings.release(now, policy.ping_timeout());
     }
 
     /// The newest ping is with the transport.
     pub(crate) fn ping_flushed(&mut self, now: Moment) {
         self.pings.flushed(now, self.counters.bytes_sent);
         self.moved = true;
-        self.counters.pings_sent = self.pings.flushed_count();
         if self.passive {
             self.pings.cancel_all();
         }
@@ -275,15 +271,18 @@ impl Monitor {
 
     /// Bytes of the peer were read ahead and wait for the handler.
     pub(crate) fn on_backlog(&mut self, now: Moment) {
-        if self.backlog.is_none() {
-            self.backlog = Some(now);
+        let backlog = &mut self.faults().backlog;
+        if backlog.is_none() {
+            *backlog = Some(now);
             self.moved = true;
         }
     }
 
     /// The handler read waiting bytes; `rest` if more wait. A slow handler is not stalled.
     pub(crate) fn handler_read(&mut self, now: Moment, rest: bool) {
-        self.backlog = rest.then_some(now);
+        if let Some(faults) = &mut self.faults {
+            faults.backlog = rest.then_some(now);
+        }
         if self.read_ahead_full {
             self.read_ahead_full = false;
             if self.first_message == FirstMessage::Awaited {

@@ -79,8 +79,6 @@ pub(crate) struct Monitor {
     /// Uniform in 0..1: where the first interval and the lifetime end within their jitter.
     random: f32,
     pings: Pings,
-    /// Since when bytes of the peer wait for the handler to read them.
-    backlog: Option<Moment>,
     /// `None` until the first fault.
     faults: Option<Box<Faults>>,
     rtt: RttEstimate,
@@ -108,7 +106,7 @@ enum FirstMessage {
 impl Monitor {
     /// The monitor of a connection whose opening handshake was completed at `now`. `random` is
     /// uniform in 0..1 and places the first ping and the end of the lifetime; `tag` marks our pings.
-    pub(crate) fn new(now: Moment, random: f32, tag: u64) -> Self {
+    pub(crate) fn new(now: Moment, random: f32, tag: u32) -> Self {
         Self {
             lifecycle: Lifecycle::Open,
             opened: now,
@@ -118,7 +116,6 @@ impl Monitor {
             outbound: DataClock::new(now),
             random,
             pings: Pings::new(tag),
-            backlog: None,
             faults: None,
             rtt: RttEstimate::default(),
             counters: Counters::default(),
@@ -144,6 +141,11 @@ impl Monitor {
         let opened = self.opened;
         self.faults
             .get_or_insert_with(|| Box::new(Faults::new(opened)))
+    }
+
+    /// Since when bytes of the peer wait for the handler to read them.
+    fn backlog(&self) -> Option<Moment> {
+        self.faults.as_ref()?.backlog
     }
 
     /// The write or flush that the transport refuses.

@@ -7,8 +7,10 @@ use std::time::Duration;
 /// Nanoseconds since an epoch that the caller chooses (the driver's creation).
 ///
 /// Eight bytes, also as an `Option`: a connection stores several of them, and there may be 100,000
-/// connections. The range ends after 584 years; arithmetic saturates there.
+/// connections. They are aligned like a `u32`, which leaves less padding between them and flags. The
+/// range ends after 584 years; arithmetic saturates there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(Rust, packed(4))]
 pub(crate) struct Moment(NonZeroU64);
 
 impl Moment {
@@ -60,4 +62,4 @@ fn nanos(duration: Duration) -> u64 {
     whole.saturating_add(u64::from(duration.subsec_nanos()))
 }
 
-const _: () = assert!(size_of::<Option<Moment>>() == 8);
+const _: () = assert!(size_of::<Option<Moment>>() == 8 && align_of::<Moment>() == 4);

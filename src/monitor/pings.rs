@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::moment::Moment;
+use super::stats::PingCounts;
 
 /// Flush times are stored for this many of the newest pings. The pong to an older ping gives no
 /// round trip.
@@ -17,13 +18,15 @@ const REMEMBERED_FLUSHES: usize = 4;
 /// pong to a ping answers all earlier pings too.
 #[derive(Clone, Debug)]
 pub(crate) struct Pings {
-    tag: u64,
-    /// Sequence number of the newest ping that was queued. The first is 1.
+    /// The first half of each payload. The second is the sequence number.
+    tag: u32,
+    /// Sequence number of the newest ping. The first is 1.
     queued_count: u32,
-    /// Sequence number of the newest ping that the transport has flushed.
-    flushed: u32,
+    newest: Newest,
     /// Every ping up to this sequence number counts as answered.
     answered_up_to: u32,
+    /// Pongs that answered a ping for the first time.
+    pongs: u32,
     /// Timeouts that expired in the current silence. `missed_pings` is at most 255.
     missed: u8,
     /// Where in the outbound bytes the ping ends whose timeout runs: the low half of the number of
@@ -34,20 +37,38 @@ pub(crate) struct Pings {
     /// Since when the newest ping is queued, which restarts while others are written. Once it is
     /// flushed: when it was queued, so not later than it was written.
     queued_at: Moment,
-    /// Until when the queued ping waits for the end of an outbound message.
-    held_until: Option<Moment>,
     /// Whether the handler was between two fragments of a message at the last poll.
     mid_message: bool,
-    /// Sequence number of the newest ping that the application has requested. More than
-    /// `queued_count` if that ping is not queued yet.
-    requested_sequence: u32,
     /// A late verdict was postponed in the current silence.
     verdict_postponed: bool,
     /// When the newest ping was flushed. If it is not: when it was queued.
     flushed_at: Option<Moment>,
-    /// The same of the pings before it, the latest first. Present only if one of them was unanswered
-    /// when the next was queued.
-    earlier_flushes: Option<Box<[Option<Moment>; REMEMBERED_FLUSHES - 1]>>,
+    /// Present only if the application has requested a ping, or a ping was unanswered when the next
+    /// was queued.
+    unusual: Option<Box<Unusual>>,
+}
+
+/// What few connections need for their pings.
+#[derive(Clone, Debug, Default)]
+struct Unusual {
+    /// Sequence number of the newest ping that the application has requested. More than
+    /// `queued_count` if that ping is not queued yet.
+    requested_sequence: u32,
+    /// `flushed_at` of the pings before the newest, the latest first.
+    earlier_flushes: [Option<Moment>; REMEMBERED_FLUSHES - 1],
+}
+
+/// How far the newest ping has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Newest {
+    /// It is not flushed yet, and between two fragments it waits for the end of the message.
+    Holdable,
+    /// It is not flushed yet, and has waited long enough for the end of a message.
+    Queued,
+    /// It will not be written, unless it was half-written.
+    Cancelled,
+    /// It is flushed, or there was none.
+    Flushed,
 }
 
 /// A pong that answers one of our pings.
@@ -62,74 +83,82 @@ pub(crate) struct Answer {
 }
 
 impl Pings {
-    pub(crate) fn new(tag: u64) -> Self {
+    pub(crate) fn new(tag: u32) -> Self {
         Self {
             tag,
             queued_count: 0,
-            flushed: 0,
+            newest: Newest::Flushed,
             answered_up_to: 0,
+            pongs: 0,
             missed: 0,
             awaited_end: 0,
             timeout_since: None,
             queued_at: Moment::START,
-            held_until: None,
             mid_message: false,
-            requested_sequence: 0,
             verdict_postponed: false,
             flushed_at: None,
-            earlier_flushes: None,
+            unusual: None,
         }
     }
 
     /// Queues the next ping and returns its payload, which the caller must write. The timeout of
-    /// the ping in flight is cancelled; that of the new ping starts with its flush. The ping waits
-    /// for the end of a message for at most `hold`.
-    pub(crate) fn queue_next(&mut self, now: Moment, hold: Duration) -> [u8; 8] {
+    /// the ping in flight is cancelled; that of the new ping starts with its flush.
+    pub(crate) fn queue_next(&mut self, now: Moment) -> [u8; 8] {
         self.timeout_since = None;
-        self.queue_extra(now, hold)
+        self.queue_extra(now)
     }
 
     /// Like [`queue_next`](Self::queue_next), but the timeout of the ping in flight continues.
     /// Otherwise an application that requests pings regularly would keep a dead peer forever.
-    pub(crate) fn queue_extra(&mut self, now: Moment, hold: Duration) -> [u8; 8] {
+    pub(crate) fn queue_extra(&mut self, now: Moment) -> [u8; 8] {
         if self.answered_up_to < self.queued_count {
-            let earlier = self.earlier_flushes.get_or_insert_default();
+            let earlier = &mut self.unusual.get_or_insert_default().earlier_flushes;
             earlier.rotate_right(1);
             earlier[0] = self.flushed_at;
-        } else {
-            self.earlier_flushes = None;
+        } else if self.requested_sequence() <= self.queued_count {
+            self.unusual = None;
         }
         self.queued_count = self.queued_count.saturating_add(1);
+        self.newest = Newest::Holdable;
         self.queued_at = now;
         self.flushed_at = Some(now);
-        self.held_until = Some(now + hold);
-        (self.tag ^ u64::from(self.queued_count)).to_be_bytes()
+        self.payload(self.queued_count).to_be_bytes()
+    }
+
+    fn payload(&self, sequence: u32) -> u64 {
+        u64::from(self.tag) << 32 | u64::from(sequence)
     }
 
     /// Requests a ping for the application. Returns its sequence number: that of the queued ping,
     /// or of the next one.
     pub(crate) fn request(&mut self) -> u32 {
         // The transport may confirm a flush after the peer has already answered.
-        if self.is_queued() && self.answered_up_to < self.queued_count {
-            self.requested_sequence = self.queued_count;
-        } else {
-            self.requested_sequence = self.queued_count.saturating_add(1);
-        }
-        self.requested_sequence
+        let waits = self.is_queued() && self.answered_up_to < self.queued_count;
+        let sequence = match waits {
+            true => self.queued_count,
+            false => self.queued_count.saturating_add(1),
+        };
+        self.unusual.get_or_insert_default().requested_sequence = sequence;
+        sequence
+    }
+
+    fn requested_sequence(&self) -> u32 {
+        let unusual = self.unusual.as_ref();
+        unusual.map_or(0, |unusual| unusual.requested_sequence)
     }
 
     /// When the newest ping was flushed, if the application waits for the pong to it or to an
     /// earlier one. Some peers answer only the oldest of several pings, so the newest may stay
     /// unanswered.
     pub(crate) fn requested_since(&self) -> Option<Moment> {
-        let in_flight = self.answered_up_to < self.requested_sequence
-            && self.requested_sequence <= self.flushed;
-        self.flushed_at(self.flushed).filter(|_| in_flight)
+        let (requested, flushed) = (self.requested_sequence(), self.flushed_count());
+        let in_flight = self.answered_up_to < requested && requested <= flushed;
+        self.flushed_at(flushed).filter(|_| in_flight)
     }
 
     /// Whether the application has requested a ping and none is queued.
     pub(crate) fn is_requested(&self) -> bool {
-        self.requested_sequence > self.queued_count && !self.is_queued()
+        self.requested_sequence() > self.queued_count && !self.is_queued()
     }
 
     /// Awaits the answer to the queued ping: the timeout of the ping in flight is cancelled.
@@ -140,13 +169,12 @@ impl Pings {
     /// The transport has flushed the newest ping, whose timeout starts now. `bytes_sent` are all
     /// bytes that the transport has accepted.
     pub(crate) fn flushed(&mut self, now: Moment, bytes_sent: u64) {
-        self.flushed = self.queued_count;
-        self.held_until = None;
+        self.newest = Newest::Flushed;
         if let Some(queued_at) = self.flushed_at.replace(now) {
             self.queued_at = queued_at;
         }
         // The transport may confirm a flush after the peer has already answered.
-        if self.answered_up_to < self.flushed && self.timeout_since.is_none() {
+        if self.answered_up_to < self.queued_count && self.timeout_since.is_none() {
             self.timeout_since = Some(now);
             self.awaited_end = bytes_sent as u32;
         }
@@ -155,18 +183,19 @@ impl Pings {
     /// If `payload` is that of one of our pings, marks this ping and all earlier ones as answered:
     /// a peer may answer only the latest of several pings (RFC 6455 section 5.5.3).
     pub(crate) fn answer(&mut self, now: Moment, payload: [u8; 8]) -> Option<Answer> {
-        let sequence = u32::try_from(u64::from_be_bytes(payload) ^ self.tag).ok()?;
+        let sequence = u32::try_from(u64::from_be_bytes(payload) ^ self.payload(0)).ok()?;
         if sequence == 0 || sequence > self.queued_count {
             return None;
         }
         let fresh = sequence > self.answered_up_to;
-        let flushed_at = match fresh && sequence <= self.flushed {
+        let flushed_at = match fresh && sequence <= self.flushed_count() {
             true => self.flushed_at(sequence),
             false => None,
         };
         let rtt = flushed_at.map(|at| now.since(at));
         if fresh {
             self.answered_up_to = sequence;
+            self.pongs = self.pongs.saturating_add(1);
             self.on_proof_of_life();
         }
         Some(Answer {
@@ -186,8 +215,9 @@ impl Pings {
     /// Cancels all timeouts and the queued ping.
     pub(crate) fn cancel_all(&mut self) {
         self.on_proof_of_life();
-        self.held_until = None;
-        self.flushed = self.queued_count;
+        if self.is_queued() {
+            self.newest = Newest::Cancelled;
+        }
     }
 
     /// Whether a late verdict may be postponed: once in a silence.
@@ -207,11 +237,13 @@ impl Pings {
         }
     }
 
-    /// Releases a ping that has waited long enough for the end of a message.
-    pub(crate) fn release(&mut self, now: Moment) {
-        let held = self.is_held();
-        if self.held_until.take_if(|until| *until <= now).is_some() && held {
-            self.restart_queued(now);
+    /// Releases a ping that has waited for the end of a message for as long as `hold`.
+    pub(crate) fn release(&mut self, now: Moment, hold: Duration) {
+        if self.held_until(hold).is_some_and(|until| until <= now) {
+            self.newest = Newest::Queued;
+            if self.mid_message {
+                self.restart_queued(now);
+            }
         }
     }
 
@@ -222,11 +254,18 @@ impl Pings {
 
     /// Whether a ping waits between two fragments for the end of the message.
     pub(crate) fn is_held(&self) -> bool {
-        self.mid_message && self.held_until.is_some()
+        self.mid_message && self.is_holdable()
     }
 
-    pub(crate) fn held_until(&self) -> Option<Moment> {
-        self.held_until
+    /// Whether the newest ping would wait between two fragments for the end of the message.
+    pub(crate) fn is_holdable(&self) -> bool {
+        self.newest == Newest::Holdable
+    }
+
+    /// Until when the queued ping would wait, for at most `hold`.
+    pub(crate) fn held_until(&self, hold: Duration) -> Option<Moment> {
+        let queued_at = self.flushed_at.filter(|_| self.is_holdable());
+        queued_at.map(|at| at + hold)
     }
 
     /// Since when a ping is queued.
@@ -254,10 +293,6 @@ impl Pings {
     /// is shorter now expires at `now`: an earlier time would look like a paused runtime. (A
     /// timeout that had expired before is late.)
     pub(crate) fn timeout_changed(&mut self, now: Moment, before: Duration, timeout: Duration) {
-        // The time that a ping has already waited for the end of a message counts.
-        self.held_until = self
-            .held_until
-            .map(|until| until.min(until.before(before) + timeout).max(now));
         if let Some(since) = &mut self.timeout_since {
             if *since + before > now {
                 *since = (*since).max(now.before(timeout));
@@ -275,12 +310,12 @@ impl Pings {
     /// Whether every ping is flushed and answered.
     #[inline]
     pub(crate) fn all_answered(&self) -> bool {
-        self.queued_count == self.flushed && self.queued_count == self.answered_up_to
+        !self.is_queued() && self.queued_count == self.answered_up_to
     }
 
     /// Whether a ping is queued: not yet flushed.
     pub(crate) fn is_queued(&self) -> bool {
-        self.queued_count != self.flushed
+        matches!(self.newest, Newest::Holdable | Newest::Queued)
     }
 
     /// Since when the timeout of a ping in flight runs.
@@ -291,17 +326,16 @@ impl Pings {
     /// When the newest ping was flushed, if it is unanswered. The peer may have proved meanwhile by
     /// other bytes that it is alive.
     pub(crate) fn unanswered(&self) -> Option<Moment> {
-        if self.answered_up_to >= self.flushed {
-            return None;
-        }
-        self.flushed_at(self.flushed)
+        let flushed = self.flushed_count();
+        self.flushed_at(flushed)
+            .filter(|_| self.answered_up_to < flushed)
     }
 
     /// When an unanswered ping was flushed, if that is still stored.
     fn flushed_at(&self, sequence: u32) -> Option<Moment> {
         match (self.queued_count - sequence) as usize {
             0 => self.flushed_at,
-            age => *self.earlier_flushes.as_ref()?.get(age - 1)?,
+            age => *self.unusual.as_ref()?.earlier_flushes.get(age - 1)?,
         }
     }
 
@@ -314,8 +348,20 @@ impl Pings {
         self.queued_count > 0
     }
 
-    pub(crate) fn flushed_count(&self) -> u32 {
-        self.flushed
+    /// Sequence number of the newest ping that the transport has flushed.
+    fn flushed_count(&self) -> u32 {
+        self.queued_count - u32::from(self.is_queued())
+    }
+
+    /// How many pings the transport has flushed, by its own report or by the peer's answer, and how
+    /// many of them the peer has answered.
+    pub(crate) fn counts(&self) -> PingCounts {
+        let unsent = self.newest != Newest::Flushed;
+        let sent = self.queued_count - u32::from(unsent);
+        PingCounts {
+            pings_sent: sent.max(self.answered_up_to),
+            pongs_received: self.pongs,
+        }
     }
 }
 
@@ -323,17 +369,15 @@ impl Pings {
 mod tests {
     use super::*;
 
-    const HOLD: Duration = Duration::from_millis(100);
-
     fn at(millis: u64) -> Moment {
         Moment::after_start(Duration::from_millis(millis))
     }
 
     /// Three pings in flight, flushed at 10, 20 and 30 ms, and their payloads.
     fn three_in_flight() -> (Pings, [[u8; 8]; 3]) {
-        let mut pings = Pings::new(0x1234_5678_9abc_def0);
+        let mut pings = Pings::new(0x1234_5678);
         let payloads = [10, 20, 30].map(|millis| {
-            let payload = pings.queue_next(at(0), HOLD);
+            let payload = pings.queue_next(at(0));
             pings.flushed(at(millis), 0);
             payload
         });
@@ -397,7 +441,7 @@ mod tests {
     #[test]
     fn a_pong_before_the_flush_is_confirmed_leaves_no_timeout() {
         let mut pings = Pings::new(7);
-        let payload = pings.queue_next(at(0), HOLD);
+        let payload = pings.queue_next(at(0));
         assert!(pings.is_queued());
         assert_eq!(
             pings.answer(at(1), payload),
@@ -414,10 +458,10 @@ mod tests {
     #[test]
     fn a_ping_whose_flush_time_is_no_longer_stored_gives_no_round_trip() {
         let mut pings = Pings::new(7);
-        let first = pings.queue_next(at(0), HOLD);
+        let first = pings.queue_next(at(0));
         pings.flushed(at(1), 0);
         for millis in 2..6 {
-            pings.queue_next(at(0), HOLD);
+            pings.queue_next(at(0));
             pings.flushed(at(millis), 0);
         }
         assert_eq!(
@@ -428,5 +472,44 @@ mod tests {
                 rtt: None
             })
         );
+    }
+
+    #[test]
+    fn a_ping_counts_as_sent_once_it_is_flushed_or_answered() {
+        let counts = |pings: &Pings| (pings.counts().pings_sent, pings.counts().pongs_received);
+        let mut pings = Pings::new(7);
+        let payload = pings.queue_next(at(0));
+        assert_eq!(counts(&pings), (0, 0), "queued");
+        pings.answer(at(1), payload);
+        assert_eq!(
+            counts(&pings),
+            (1, 1),
+            "answered before its flush is confirmed"
+        );
+        pings.flushed(at(2), 0);
+        pings.answer(at(3), payload);
+        assert_eq!(counts(&pings), (1, 1), "answered before");
+        pings.queue_next(at(4));
+        pings.cancel_all();
+        assert!(!pings.is_queued());
+        assert_eq!(counts(&pings), (1, 1), "cancelled");
+        pings.flushed(at(5), 0);
+        assert_eq!(counts(&pings), (2, 1), "it was half-written");
+    }
+
+    #[test]
+    fn a_requested_ping_is_known_until_its_answer() {
+        let (mut pings, payloads) = three_in_flight();
+        pings.answer(at(35), payloads[2]);
+        assert_eq!(pings.request(), 4);
+        assert!(pings.is_requested());
+        let payload = pings.queue_extra(at(40));
+        assert!(!pings.is_requested());
+        pings.flushed(at(41), 0);
+        assert_eq!(pings.requested_since(), Some(at(41)));
+        assert_eq!(pings.answer(at(42), payload).unwrap().sequence, 4);
+        assert_eq!(pings.requested_since(), None);
+        pings.queue_next(at(50));
+        assert!(pings.unusual.is_none(), "not needed any more");
     }
 }

@@ -134,6 +134,9 @@ impl CloseFrame {
     }
 }
 
+/// The default bound on the answer to a ping.
+const PING_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// The default bound on a pending write.
 pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -195,7 +198,7 @@ impl Default for HeartbeatPolicy {
     fn default() -> Self {
         Self {
             interval: Duration::from_secs(30),
-            timeout: Duration::from_secs(15),
+            timeout: PING_TIMEOUT,
             missed_pings: 1,
             proof_of_life: ProofOfLife::AnyBytes,
             jitter: 0.5,
@@ -241,6 +244,13 @@ impl Policy {
         let Self { heartbeat, idle } = layer;
         self.heartbeat = heartbeat.clone().or(self.heartbeat.take());
         self.idle = idle.clone().or(self.idle.take());
+    }
+
+    /// Bound on the answer to a ping, and on its wait for the end of a message. The application may
+    /// request pings without a heartbeat.
+    pub(super) fn ping_timeout(&self) -> Duration {
+        let heartbeat = self.heartbeat.as_ref();
+        heartbeat.map_or(PING_TIMEOUT, |heartbeat| heartbeat.timeout)
     }
 
     /// Bound on the closing handshake: that of the layer that evicts, else the heartbeat's, else

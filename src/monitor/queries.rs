@@ -49,7 +49,7 @@ impl Monitor {
 
     /// Whether a ping waits for the end of an outbound message.
     pub(crate) fn holds_ping(&self) -> bool {
-        self.pings.held_until().is_some()
+        self.pings.is_holdable()
     }
 
     /// Whether the transport has a ping whose pong has not come yet.
@@ -120,12 +120,22 @@ impl Monitor {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        Stats::new(self.counters, self.fault_counters(), None)
+        Stats::new(
+            self.counters,
+            self.pings.counts(),
+            self.fault_counters(),
+            None,
+        )
     }
 
     /// The statistics with what our kernel knows now.
     pub(crate) fn stats_with(&self, kernel: &KernelView) -> Stats {
-        Stats::new(self.counters, self.fault_counters(), Some(kernel))
+        Stats::new(
+            self.counters,
+            self.pings.counts(),
+            self.fault_counters(),
+            Some(kernel),
+        )
     }
 
     fn fault_counters(&self) -> FaultCounters {
@@ -135,7 +145,7 @@ impl Monitor {
 
     /// How many pings the transport has flushed, by its own report or by the peer's answer.
     pub(crate) fn pings_sent(&self) -> u32 {
-        self.counters.pings_sent
+        self.pings.counts().pings_sent
     }
 
     /// The state at `now`, however short it has lasted.
@@ -144,7 +154,7 @@ impl Monitor {
             Lifecycle::Opening => Health::Opening,
             Lifecycle::Ended { .. } => Health::Ended,
             Lifecycle::Closing { .. } => Health::Closing,
-            Lifecycle::Open if self.backlog.is_some() => Health::HandlerStalled,
+            Lifecycle::Open if self.backlog().is_some() => Health::HandlerStalled,
             Lifecycle::Open if self.is_blocked() && !self.is_uncertain() => Health::WriteStalled,
             Lifecycle::Open if self.pings.timeout_since().is_some() || self.pings.missed() > 0 => {
                 Health::PeerSilent {

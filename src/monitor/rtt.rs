@@ -64,32 +64,45 @@ impl Rtt {
 }
 
 /// The accumulator for [`Rtt`]: microseconds in 32 bits each, which saturate at 71 minutes.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct RttEstimate {
     last: u32,
     smoothed: u32,
+    /// [`NO_SAMPLE`] before the first sample.
     min: u32,
-    sampled: bool,
+}
+
+/// More than any sample.
+const NO_SAMPLE: u32 = u32::MAX;
+
+impl Default for RttEstimate {
+    fn default() -> Self {
+        Self {
+            last: 0,
+            smoothed: 0,
+            min: NO_SAMPLE,
+        }
+    }
 }
 
 impl RttEstimate {
     pub(crate) fn sample(&mut self, rtt: Duration) {
-        let micros = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
+        let micros = u32::try_from(rtt.as_micros()).unwrap_or(NO_SAMPLE);
+        let micros = micros.min(NO_SAMPLE - 1);
         self.last = micros;
-        if self.sampled {
-            let weighted = (u64::from(self.smoothed) * 7 + u64::from(micros)) / 8;
-            self.smoothed = u32::try_from(weighted).unwrap_or(u32::MAX);
-            self.min = self.min.min(micros);
-        } else {
-            self.smoothed = micros;
-            self.min = micros;
-            self.sampled = true;
-        }
+        self.smoothed = match self.min {
+            NO_SAMPLE => micros,
+            _ => {
+                let weighted = (u64::from(self.smoothed) * 7 + u64::from(micros)) / 8;
+                u32::try_from(weighted).unwrap_or(u32::MAX)
+            }
+        };
+        self.min = self.min.min(micros);
     }
 
     pub(crate) fn get(&self) -> Option<Rtt> {
         let micros = |value: u32| Duration::from_micros(u64::from(value));
-        self.sampled.then(|| Rtt {
+        (self.min != NO_SAMPLE).then(|| Rtt {
             last: micros(self.last),
             smoothed: micros(self.smoothed),
             min: micros(self.min),
@@ -132,7 +145,7 @@ mod tests {
         estimate.sample(Duration::MAX);
         assert_eq!(
             estimate.get().unwrap().smoothed(),
-            Duration::from_micros(u64::from(u32::MAX))
+            Duration::from_micros(u64::from(NO_SAMPLE - 1))
         );
     }
 }

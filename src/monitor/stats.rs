@@ -28,6 +28,7 @@ use super::kernel_view::KernelView;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     pub(crate) counters: Counters,
+    pub(crate) pings: PingCounts,
     pub(crate) faults: FaultCounters,
     pub(crate) unacknowledged: Option<u32>,
     pub(crate) kernel_rtt_micros: Option<u32>,
@@ -40,6 +41,11 @@ pub(crate) struct Counters {
     pub(crate) bytes_sent: u64,
     pub(crate) messages_received: u64,
     pub(crate) messages_sent: u64,
+}
+
+/// Our own pings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PingCounts {
     pub(crate) pings_sent: u32,
     pub(crate) pongs_received: u32,
 }
@@ -55,11 +61,13 @@ pub(crate) struct FaultCounters {
 impl Stats {
     pub(super) fn new(
         counters: Counters,
+        pings: PingCounts,
         faults: FaultCounters,
         kernel: Option<&KernelView>,
     ) -> Self {
         Self {
             counters,
+            pings,
             faults,
             unacknowledged: kernel.map(|view| view.unacknowledged),
             kernel_rtt_micros: kernel.and_then(|view| view.rtt_micros),
@@ -93,13 +101,13 @@ impl Stats {
     /// Pings of the layer that were handed to the transport; the handler's own are not counted.
     #[must_use]
     pub fn pings_sent(&self) -> u64 {
-        u64::from(self.counters.pings_sent)
+        u64::from(self.pings.pings_sent)
     }
 
     /// Pongs that answered a ping of the layer.
     #[must_use]
     pub fn pongs_received(&self) -> u64 {
-        u64::from(self.counters.pongs_received)
+        u64::from(self.pings.pongs_received)
     }
 
     /// Pings of the layer whose timeout expired without a sign of life from the peer, including

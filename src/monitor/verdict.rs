@@ -107,7 +107,7 @@ impl Monitor {
         kernel: &mut Kernel<'_>,
     ) -> Action {
         let Some(heartbeat) = &policy.heartbeat else {
-            return self.poll_requested(now, HeartbeatPolicy::default().timeout);
+            return self.poll_requested(now);
         };
         if self.is_flooded() {
             return self.evict(now, Reason::ControlFlood);
@@ -121,7 +121,7 @@ impl Monitor {
             }
             // While the runtime was paused, so was the handler.
             faults.handler_verdict_postponed_at = Some(now);
-            self.backlog = self.backlog.map(|_| now);
+            faults.backlog = faults.backlog.map(|_| now);
             self.pings.restart_queued(now);
         }
         match self.poll_write(now, heartbeat, io_state, kernel) {
@@ -164,7 +164,7 @@ impl Monitor {
                 let unflushed = blocked.in_flush;
                 let ask = io_state.can_inject && !unflushed && !self.passive;
                 return if ask && !self.pings.is_queued() {
-                    Action::Ping(self.pings.queue_extra(now, heartbeat.timeout))
+                    Action::Ping(self.pings.queue_extra(now))
                 } else {
                     Action::Retry
                 };
@@ -209,7 +209,7 @@ impl Monitor {
         };
         let deadline = since + heartbeat.timeout;
         if now < deadline {
-            return self.poll_requested(now, heartbeat.timeout);
+            return self.poll_requested(now);
         }
         let judged = self.judge_ping(since, now, kernel);
         let mut nothing_arrived = None;
@@ -229,7 +229,7 @@ impl Monitor {
                         kernel.widen_receive_window();
                     }
                     self.postpone_for_segments(None);
-                    return self.ping_again(now, heartbeat);
+                    return self.ping_again(now);
                 }
             }
         }
@@ -238,37 +238,37 @@ impl Monitor {
         {
             // The runtime was paused (SIGSTOP, a suspended machine). The pong may have been lost
             // meanwhile, so this silence does not count against the peer: ping once more.
-            return self.ping_again(now, heartbeat);
+            return self.ping_again(now);
         }
         if judged.is_some_and(|judged| {
             self.postpone_for_delivery(now, since, heartbeat.timeout, &judged.view)
         }) {
-            return self.poll_requested(now, heartbeat.timeout);
+            return self.poll_requested(now);
         }
         if self.postpone_for_segments(nothing_arrived) {
-            return self.ping_again(now, heartbeat);
+            return self.ping_again(now);
         }
         let missed = self.pings.miss();
         self.faults().on_missed_ping(now);
         if missed >= heartbeat.missed_pings {
             self.evict(now, Reason::HeartbeatTimeout { missed })
         } else {
-            self.ping_again(now, heartbeat)
+            self.ping_again(now)
         }
     }
 
     /// The ping that is due while no timeout runs.
     fn poll_next_ping(&mut self, now: Moment, heartbeat: &HeartbeatPolicy) -> Action {
         if now >= self.ping_due(heartbeat) && !self.pings.is_queued() {
-            Action::Ping(self.pings.queue_next(now, heartbeat.timeout))
+            Action::Ping(self.pings.queue_next(now))
         } else {
-            self.poll_requested(now, heartbeat.timeout)
+            self.poll_requested(now)
         }
     }
 
     /// Another ping, whose timeout starts when it is sent. The application may have requested one
     /// that waits already.
-    fn ping_again(&mut self, now: Moment, heartbeat: &HeartbeatPolicy) -> Action {
+    fn ping_again(&mut self, now: Moment) -> Action {
         if let Some(faults) = &mut self.faults {
             faults.earlier_views.on_ping_again();
         }
@@ -276,13 +276,13 @@ impl Monitor {
             self.pings.await_queued();
             return Action::Wait;
         }
-        Action::Ping(self.pings.queue_next(now, heartbeat.timeout))
+        Action::Ping(self.pings.queue_next(now))
     }
 
     /// The ping that the application requested.
-    fn poll_requested(&mut self, now: Moment, hold: Duration) -> Action {
+    fn poll_requested(&mut self, now: Moment) -> Action {
         if self.pings.is_requested() && !self.passive {
-            return Action::Ping(self.pings.queue_extra(now, hold));
+            return Action::Ping(self.pings.queue_extra(now));
         }
         Action::Wait
     }
@@ -314,7 +314,7 @@ impl Monitor {
         if self.pings.is_requested() && !self.passive {
             return Moment::START;
         }
-        consider(self.pings.held_until());
+        consider(self.pings.held_until(policy.ping_timeout()));
         if let Some(heartbeat) = &policy.heartbeat {
             if self.is_flooded() {
                 return Moment::START;
@@ -385,7 +385,7 @@ impl Monitor {
     /// Since when the handler does not read the bytes that wait, or does not finish a frame that
     /// the transport would accept and in which no ping can be sent.
     fn handler_stalled_since(&self) -> Option<Moment> {
-        match (self.backlog, self.unfinished_frame_since()) {
+        match (self.backlog(), self.unfinished_frame_since()) {
             (Some(backlog), Some(unfinished_frame_since)) => {
                 Some(backlog.min(unfinished_frame_since))
             }

@@ -1,6 +1,8 @@
 //! The set of open connections, sharded so that each lock is held only briefly.
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::hash::{Hash, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::connection::Liveness;
@@ -8,7 +10,30 @@ use crate::eviction::ConnectionId;
 
 const SHARD_COUNT: usize = 32;
 
-type Shard = HashMap<ConnectionId, Liveness>;
+type Shard = HashSet<Member>;
+
+/// A connection, found by its id. A map from the id would store a second copy of it.
+struct Member(Liveness);
+
+impl Borrow<ConnectionId> for Member {
+    fn borrow(&self) -> &ConnectionId {
+        &self.0.metadata().id
+    }
+}
+
+impl Hash for Member {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Borrow::<ConnectionId>::borrow(self).hash(state);
+    }
+}
+
+impl PartialEq for Member {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id() == other.0.id()
+    }
+}
+
+impl Eq for Member {}
 
 #[derive(Default)]
 pub(super) struct Shards([Mutex<Shard>; SHARD_COUNT]);
@@ -18,8 +43,8 @@ impl Shards {
     pub(super) fn insert(&self, live: Liveness, count: impl FnOnce()) {
         let id = live.id();
         let mut shard = self.shard(id);
-        let previous = shard.insert(id, live);
-        debug_assert!(previous.is_none(), "a connection opens once");
+        let is_new = shard.insert(Member(live));
+        debug_assert!(is_new, "a connection opens once");
         count();
     }
 
@@ -27,20 +52,21 @@ impl Shards {
     /// lock: it may be the last owner of a session value, whose `Drop` is application code.
     pub(super) fn remove(&self, id: ConnectionId, count: impl FnOnce()) -> Option<Liveness> {
         let mut shard = self.shard(id);
-        let live = shard.remove(&id)?;
+        let member = shard.take(&id)?;
         count();
-        Some(live)
+        Some(member.0)
     }
 
     pub(super) fn get(&self, id: ConnectionId) -> Option<Liveness> {
-        self.shard(id).get(&id).cloned()
+        let shard = self.shard(id);
+        shard.get(&id).map(|member| member.0.clone())
     }
 
     /// Returns all handles, shard by shard. `expected` is the initial capacity of the result.
     pub(super) fn handles(&self, expected: usize) -> Vec<Liveness> {
         let mut handles = Vec::with_capacity(expected);
         for shard in &self.0 {
-            handles.extend(lock(shard).values().cloned());
+            handles.extend(lock(shard).iter().map(|member| member.0.clone()));
         }
         handles
     }
@@ -53,6 +79,6 @@ impl Shards {
 }
 
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    // No application code runs under this lock, so a poisoned one still holds a consistent map.
+    // No application code runs under this lock, so a poisoned one still holds a consistent set.
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -39,10 +39,12 @@ pub(crate) struct ReadHalf {
     found_empty: bool,
     /// The earliest arrival of the bytes of the present burst, and how many were read in it.
     burst_since: Moment,
-    burst_bytes: u32,
+    burst_bytes: u16,
     /// When the first read took place after the transport was found empty: bytes that are read now
     /// may have arrived since then.
     filled_since: Moment,
+    /// Visits of the driver in a row that left bytes unread.
+    pub(crate) unfinished_visits: u8,
 }
 
 /// The result of one read.
@@ -69,6 +71,7 @@ impl ReadHalf {
             burst_since: Moment::START,
             burst_bytes: 0,
             filled_since: Moment::START,
+            unfinished_visits: 0,
         }
     }
 
@@ -341,12 +344,14 @@ impl ReadHalf {
     fn update_burst(&mut self, now: Moment, last: Moment, read: usize) {
         if self.found_empty {
             (self.burst_since, self.burst_bytes, self.filled_since) = (now, 0, now);
-        } else if now.since(last) >= SAME_BURST || self.burst_bytes > MAX_READ_AHEAD_BYTES as u32 {
+        } else if now.since(last) >= SAME_BURST
+            || usize::from(self.burst_bytes) > MAX_READ_AHEAD_BYTES
+        {
             (self.burst_since, self.burst_bytes) = (last, 0);
         }
         self.burst_bytes = self
             .burst_bytes
-            .saturating_add(u32::try_from(read).unwrap_or(u32::MAX));
+            .saturating_add(u16::try_from(read).unwrap_or(u16::MAX));
     }
 
     /// Scans `bytes`, the last `read` of which are new, and cuts out our pongs.

@@ -36,14 +36,23 @@ pub(crate) struct WriteHalf {
     passive: bool,
     /// The handler's bytes are accepted up to the end of its present frame only.
     stops_at_boundary: bool,
-    /// See [`split_pings`](Self::split_pings).
-    splits_pings: bool,
     /// See [`set_repeats_writes`](Self::set_repeats_writes).
     repeats_writes: bool,
-    /// A flush of the transport does nothing.
-    flushes_nothing: bool,
+    flushing: Flushing,
     claim: Claim,
     control: ControlFrame,
+}
+
+/// What a flush of the transport does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flushing {
+    /// Nothing: accepted bytes are with the kernel.
+    Nothing,
+    /// It passes accepted bytes on, and is pending until then.
+    Passes,
+    /// The same, but it may be reported while bytes wait: see
+    /// [`split_pings`](WriteHalf::split_pings).
+    Early,
 }
 
 /// The write that must be repeated before any other, because it returned `Pending`.
@@ -66,9 +75,8 @@ impl WriteHalf {
             shut: false,
             passive: false,
             stops_at_boundary: false,
-            splits_pings: false,
             repeats_writes: false,
-            flushes_nothing: false,
+            flushing: Flushing::Passes,
             claim: Claim::None,
             control: ControlFrame::None,
         }
@@ -81,7 +89,7 @@ impl WriteHalf {
     /// is alive would be evicted. With four writes this happens only if the window ends one or two
     /// bytes before the end of the ping.
     pub(crate) fn split_pings(&mut self) {
-        self.splits_pings = true;
+        self.flushing = Flushing::Early;
     }
 
     /// Sets whether a write that returned `Pending` must be repeated with the same bytes.
@@ -93,14 +101,15 @@ impl WriteHalf {
         self.repeats_writes = repeats_writes;
     }
 
-    pub(crate) fn set_flushes_nothing(&mut self, flushes_nothing: bool) {
-        self.flushes_nothing = flushes_nothing;
+    /// A flush of the transport does nothing.
+    pub(crate) fn set_flushes_nothing(&mut self) {
+        self.flushing = Flushing::Nothing;
     }
 
     /// Whether a flush right after a routine write would do nothing.
     #[inline]
     pub(crate) fn flushes_nothing(&self) -> bool {
-        self.flushes_nothing
+        self.flushing == Flushing::Nothing
     }
 
     /// Whether a ping can be written now: the handler is between two messages, no Close frame was
@@ -231,15 +240,16 @@ impl WriteHalf {
 
     /// The bytes of our control frame that may be written now.
     fn writable(&self, observer: &Observer<'_>) -> Option<&[u8]> {
+        let splits = self.flushing == Flushing::Early;
         if self.has_begun() {
-            return self.control.next_write(self.splits_pings);
+            return self.control.next_write(splits);
         }
         let is_ping = matches!(self.control, ControlFrame::Ping { .. });
         let held = is_ping && self.mid_message && observer.monitor.holds_ping();
         if self.is_mid_frame() || self.closed || held {
             return None;
         }
-        self.control.next_write(self.splits_pings)
+        self.control.next_write(splits)
     }
 
     /// Writes as much of our control frame as may be written, without a flush.

@@ -26,12 +26,14 @@ use crate::eviction::{ConnectionId, Eviction};
 use crate::hooks::{self, LocalHook};
 use crate::monitor::{Announced, Moment, Reason};
 use crate::panic_guard;
-use crate::sync::{Mutex, MutexGuard, Notify, OnceLock, in_runtime};
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Notify, OnceLock, in_runtime};
 
 /// The part of a connection that does not depend on the type of its transport.
 pub(crate) struct Metadata {
-    id: ConnectionId,
+    pub(crate) id: ConnectionId,
     created: CreatedAt,
+    /// The connection is in the driver's ready queue.
+    pub(crate) scheduled: AtomicBool,
     driver: OnceLock<Arc<Driver>>,
     record: Mutex<EndRecord>,
 }
@@ -50,6 +52,7 @@ impl Metadata {
         Self {
             id,
             created: CreatedAt::now(),
+            scheduled: AtomicBool::new(false),
             driver: OnceLock::new(),
             record: Mutex::new(EndRecord::new()),
         }

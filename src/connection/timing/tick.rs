@@ -48,7 +48,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
     ) {
         self.monitor
             .set_mid_message(self.write_half.is_mid_message());
-        self.monitor.release_ping(now);
+        self.monitor.release_ping(now, &self.policy);
         self.continue_control_frame(waker, report);
         if self.monitor.is_uncertain() {
             self.retry_write(waker, report);
@@ -189,11 +189,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<T> {
         report: &mut Report,
     ) -> bool {
         let all = self.read_for_handler(waker, scratch, again, report);
-        if all || self.unfinished_visits == MAX_UNFINISHED_VISITS {
-            self.unfinished_visits = 0;
+        let unfinished = &mut self.read_half.unfinished_visits;
+        if all || *unfinished == MAX_UNFINISHED_VISITS {
+            *unfinished = 0;
             return true;
         }
-        self.unfinished_visits += 1;
+        *unfinished += 1;
         false
     }
 

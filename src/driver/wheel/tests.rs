@@ -366,6 +366,16 @@ fn churn_reuses_memory_and_an_empty_wheel_frees_it() {
 }
 
 #[test]
+fn storage_grows_by_an_eighth() {
+    let mut wheel = Wheel::new(0);
+    for count in 1..10_000 {
+        wheel.insert(30_000, ());
+        let unused = wheel.nodes.capacity() - count;
+        assert!(unused <= count / 8 + 16, "{unused} beside {count}");
+    }
+}
+
+#[test]
 #[cfg(target_pointer_width = "64")]
 fn an_entry_has_the_documented_size() {
     // A copy of slab's private `Entry`.

@@ -123,7 +123,7 @@ impl Simulation {
 
     fn jittered(policy: Policy, random: f32) -> Self {
         Self {
-            monitor: Monitor::new(Moment::START, random, 0x5eed << 32),
+            monitor: Monitor::new(Moment::START, random, 0x5eed),
             policy,
             io_state: IoState {
                 can_inject: true,
@@ -176,7 +176,7 @@ impl Simulation {
     /// Polls as the driver does when it drives the connection.
     fn poll(&mut self) {
         let before = self.deadline();
-        self.monitor.release_ping(self.now);
+        self.monitor.release_ping(self.now, &self.policy);
         let steps = self.log.len();
         for _ in 0..10 {
             let action = self.poll_once();
