@@ -1,9 +1,9 @@
 //! The registries that a connection is in, and what it counts for in them.
 
-use std::mem;
 use std::sync::{Arc, PoisonError};
+use std::{mem, slice};
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::contracts::{Admission, ErasedConnection, ErasedRegistry, Registries};
 use crate::eviction::ConnectionId;
@@ -17,12 +17,19 @@ pub(crate) struct Membership(Mutex<Admissions>);
 
 #[derive(Default)]
 struct Admissions {
-    registries: Registries,
+    registries: Joined,
     /// From `InProgress` on, the connection does not count against the limits.
     announced: Announced,
     /// The transport is closed, or the upgrade failed. After this and `Announced::Done`, the
     /// connection is no longer present.
     transport_closed: bool,
+}
+
+/// The registries of a connection, in the size of one: few connections are in several.
+enum Joined {
+    One(Arc<dyn ErasedRegistry>),
+    /// None, or several.
+    Others(Option<Box<Registries>>),
 }
 
 impl Membership {
@@ -53,7 +60,7 @@ impl Membership {
         let mut admissions = self.lock();
         let mut registries = admissions.registries.iter();
         let index = registries.position(|known| Arc::ptr_eq(known, registry))?;
-        let registry = admissions.registries.remove(index);
+        let registry = admissions.registries.remove(index)?;
         // After the end, the task that announces it removes the connection. Under the lock, since
         // the connection might enter again in between.
         if !admissions.has_released_permit() {
@@ -67,7 +74,7 @@ impl Membership {
     }
 
     pub(crate) fn registries(&self) -> Registries {
-        self.lock().registries.clone()
+        self.lock().registries.to_vec()
     }
 
     /// Adds the connection to the sets of all registries, unless it has ended: a set never holds
@@ -77,7 +84,7 @@ impl Membership {
         if admissions.has_released_permit() {
             return;
         }
-        let registries = admissions.registries.clone();
+        let registries = admissions.registries.to_vec();
         for registry in &registries {
             registry.opened(Arc::clone(connection));
         }
@@ -93,7 +100,7 @@ impl Membership {
         let (registries, permits) = {
             let mut admissions = self.lock();
             let permits = admissions.advance(|all| all.announced.advance(Announced::InProgress));
-            (admissions.registries.clone(), permits)
+            (admissions.registries.to_vec(), permits)
         };
         for registry in &registries {
             registry.ended(id);
@@ -115,7 +122,7 @@ impl Membership {
     /// The response is not an upgrade: for the registries there was no connection.
     pub(crate) fn dissolve(&self) {
         let left = Admissions {
-            registries: Registries::new(),
+            registries: Joined::default(),
             announced: Announced::Done,
             transport_closed: true,
         };
@@ -131,6 +138,48 @@ impl Membership {
 
     fn lock(&self) -> MutexGuard<'_, Admissions> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Joined {
+    fn iter(&self) -> slice::Iter<'_, Arc<dyn ErasedRegistry>> {
+        match self {
+            Self::One(registry) => slice::from_ref(registry).iter(),
+            Self::Others(Some(registries)) => registries.iter(),
+            Self::Others(None) => [].iter(),
+        }
+    }
+
+    fn to_vec(&self) -> Registries {
+        self.iter().cloned().collect()
+    }
+
+    fn push(&mut self, registry: Arc<dyn ErasedRegistry>) {
+        *self = match mem::take(self) {
+            Self::Others(None) => Self::One(registry),
+            Self::One(first) => Self::Others(Some(Box::new(smallvec![first, registry]))),
+            Self::Others(Some(mut registries)) => {
+                registries.push(registry);
+                Self::Others(Some(registries))
+            }
+        };
+    }
+
+    /// Removes the registry at this position, if there is one.
+    fn remove(&mut self, index: usize) -> Option<Arc<dyn ErasedRegistry>> {
+        match self {
+            Self::Others(Some(registries)) => Some(registries.remove(index)),
+            Self::One(_) | Self::Others(None) => match mem::take(self) {
+                Self::One(registry) => Some(registry),
+                Self::Others(_) => None,
+            },
+        }
+    }
+}
+
+impl Default for Joined {
+    fn default() -> Self {
+        Self::Others(None)
     }
 }
 
