@@ -123,7 +123,8 @@ impl<K, V> Linger<K, V> {
 
     /// The same list of lingering seats with another grace period, for some of the seats: those of
     /// paying users, for example. The period of a seat is that with which its last connection was
-    /// registered.
+    /// registered. The capacity is shared: the seat that has lingered longest leaves first, whatever
+    /// its period.
     ///
     /// ```
     /// use std::time::Duration;
@@ -149,7 +150,7 @@ impl<K, V> Linger<K, V> {
         })
     }
 
-    /// How long a seat lingers.
+    /// How long a seat lingers that is registered with this.
     #[must_use]
     pub fn grace(&self) -> Duration {
         self.grace

@@ -9,15 +9,16 @@ use tokio::io::{DuplexStream, duplex};
 use tokio::runtime::Builder;
 use tokio::time::sleep;
 use tower_ws_liveness::{
-    Drain, HeartbeatLayer, Linger, Liveness, LivenessStream, SeatState, SessionEndCause,
+    Drain, HeartbeatLayer, Linger, Liveness, LivenessStream, Reason, SeatState, SessionEnd,
+    SessionEndCause,
 };
 
 use super::maps::{Census, Map, MutexMap, Session};
 
 const GRACE: Duration = Duration::from_secs(30);
-/// Times are multiples of it. The grace period and its latest end lie between two of them.
+const LONG_GRACE: Duration = Duration::from_secs(60);
+/// Times are multiples of it. Each grace period and its latest end lie between two of them.
 const STEP: Duration = Duration::from_secs(7);
-const STEPS_OF_GRACE: u32 = 5;
 const CAPACITY: usize = 2;
 
 #[derive(Clone, Debug)]
@@ -25,7 +26,7 @@ enum Action {
     /// Opens a connection and registers it at the key.
     Connect {
         key: u8,
-        lingers: bool,
+        grace: Grace,
     },
     /// Ends one of the open connections: recoverably if its handler drops it.
     End {
@@ -41,21 +42,42 @@ enum Action {
     },
     Wait,
     Close,
+    HandOver,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Grace {
+    None,
+    Usual,
+    Long,
+}
+
+impl Grace {
+    /// The steps after which a seat has expired.
+    fn steps(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Usual => 5,
+            Self::Long => 9,
+        }
+    }
 }
 
 fn action() -> impl Strategy<Value = Action> {
     let key = 0..3_u8;
+    let grace = prop_oneof![Just(Grace::None), Just(Grace::Usual), Just(Grace::Long)];
     prop_oneof![
-        6 => (key.clone(), prop::bool::weighted(0.8))
-            .prop_map(|(key, lingers)| Action::Connect { key, lingers }),
+        6 => (key.clone(), grace).prop_map(|(key, grace)| Action::Connect { key, grace }),
         5 => (any::<usize>(), prop::bool::weighted(0.8))
             .prop_map(|(index, recoverably)| Action::End { index, recoverably }),
         1 => key.clone().prop_map(|key| Action::Unregister { key }),
         1 => key.prop_map(|key| Action::RemoveByHand { key }),
         4 => Just(Action::Wait),
-        1 => prop::bool::weighted(0.1).prop_map(|closes| match closes {
-            true => Action::Close,
-            false => Action::Wait,
+        // Rare, since no seat lingers from then on.
+        1 => (0..30_u8).prop_map(|choice| match choice {
+            0 => Action::Close,
+            1 => Action::HandOver,
+            _ => Action::Wait,
         }),
     ]
 }
@@ -66,7 +88,7 @@ struct Registration {
     key: u8,
     /// Its value has this name, which the session keeps.
     name: usize,
-    has_session: bool,
+    grace: Grace,
     /// The number of its connection.
     connection: usize,
     /// Steps since the end of its connection.
@@ -90,17 +112,17 @@ impl Model {
 
     fn end(&mut self, index: usize, cause: SessionEndCause) {
         let registration = self.registrations.remove(index);
-        if registration.has_session {
+        if registration.grace != Grace::None {
             self.ends.push((registration.name, cause));
         }
     }
 
     /// Returns the name in the seat, and whether a session was resumed.
-    fn connect(&mut self, key: u8, name: usize, lingers: bool) -> (usize, bool) {
+    fn connect(&mut self, key: u8, name: usize, grace: Grace) -> (usize, bool) {
         let (mut name, mut resumed) = (name, false);
         if let Some(index) = self.at(key) {
             let occupant = &self.registrations[index];
-            if lingers && occupant.has_session {
+            if grace != Grace::None && occupant.grace != Grace::None {
                 (name, resumed) = (occupant.name, true);
                 self.registrations.remove(index);
             } else {
@@ -115,7 +137,8 @@ impl Model {
         let Some(index) = all.position(|registration| registration.connection == connection) else {
             return;
         };
-        if !recoverably || self.is_closed || !self.registrations[index].has_session {
+        let has_session = self.registrations[index].grace != Grace::None;
+        if !recoverably || self.is_closed || !has_session {
             return self.end(index, SessionEndCause::ConnectionEnded);
         }
         let mut registration = self.registrations.remove(index);
@@ -132,16 +155,21 @@ impl Model {
         for registration in &mut self.registrations {
             registration.away = registration.away.map(|away| away + 1);
         }
-        self.end_lingering(SessionEndCause::Expired, STEPS_OF_GRACE);
+        let expired = |registration: &Registration| {
+            registration
+                .away
+                .is_some_and(|away| away >= registration.grace.steps())
+        };
+        while let Some(index) = self.registrations.iter().position(expired) {
+            self.end(index, SessionEndCause::Expired);
+        }
     }
 
-    fn end_lingering(&mut self, cause: SessionEndCause, after: u32) {
-        while let Some(index) = self
-            .registrations
-            .iter()
-            .position(|registration| registration.away.is_some_and(|away| away >= after))
-        {
-            self.end(index, cause);
+    fn close(&mut self) {
+        self.is_closed = true;
+        let lingers = |registration: &Registration| registration.away.is_some();
+        while let Some(index) = self.registrations.iter().position(lingers) {
+            self.end(index, SessionEndCause::Closed);
         }
     }
 
@@ -163,11 +191,17 @@ impl Model {
     }
 }
 
+fn name_and_cause(end: &SessionEnd<String, Session>) -> (usize, SessionEndCause) {
+    (end.value().name.parse().unwrap(), end.cause())
+}
+
 /// The crate's side of the model.
 struct Scene {
     map: Arc<MutexMap>,
     linger: Linger<String, Session>,
+    long_linger: Linger<String, Session>,
     layer: HeartbeatLayer,
+    /// In the hooks, or handed over.
     ends: Arc<Mutex<Vec<(usize, SessionEndCause)>>>,
     census: Census,
     /// The open connections with their numbers.
@@ -180,15 +214,12 @@ impl Scene {
         let hook = Arc::clone(&ends);
         let linger = Linger::builder(GRACE)
             .capacity(CAPACITY)
-            .on_session_end(move |end| {
-                let Session { name, .. } = &**end.value();
-                hook.lock()
-                    .unwrap()
-                    .push((name.parse().unwrap(), end.cause()));
-            });
+            .on_session_end(move |end| hook.lock().unwrap().push(name_and_cause(end)));
+        let linger = linger.build().unwrap();
         Self {
             map: Arc::default(),
-            linger: linger.build().unwrap(),
+            long_linger: linger.with_grace(LONG_GRACE).unwrap(),
+            linger,
             layer: HeartbeatLayer::builder()
                 .interval(Duration::from_secs(3_600))
                 .build()
@@ -201,13 +232,18 @@ impl Scene {
 
     async fn act(&mut self, action: &Action, number: usize, model: &mut Model) {
         match *action {
-            Action::Connect { key, lingers } => {
+            Action::Connect { key, grace } => {
                 let (stream, live) = self.layer.wrap_server(duplex(64).0);
                 let value = self.census.session(number.to_string());
-                let (seat_name, resumed) = model.connect(key, number, lingers);
-                if lingers {
+                let (seat_name, resumed) = model.connect(key, number, grace);
+                let linger = match grace {
+                    Grace::None => None,
+                    Grace::Usual => Some(&self.linger),
+                    Grace::Long => Some(&self.long_linger),
+                };
+                if let Some(linger) = linger {
                     let key = key.to_string();
-                    let registered = live.register_lingering(&self.map, key, value, &self.linger);
+                    let registered = live.register_lingering(&self.map, key, value, linger);
                     let registered = registered.unwrap();
                     assert_eq!(registered.resumed().is_some(), resumed);
                     assert_eq!(registered.seat().name, seat_name.to_string());
@@ -217,7 +253,7 @@ impl Scene {
                 model.registrations.push(Registration {
                     key,
                     name: seat_name,
-                    has_session: lingers,
+                    grace,
                     connection: number,
                     away: None,
                     is_in_map: true,
@@ -254,11 +290,31 @@ impl Scene {
                 model.wait();
             }
             Action::Close => {
-                self.linger.close();
-                model.is_closed = true;
-                model.end_lingering(SessionEndCause::Closed, 0);
+                assert_eq!(self.linger.close(), model.lingering());
+                model.close();
+            }
+            Action::HandOver => {
+                self.hand_over();
+                model.close();
             }
             Action::End { .. } => {}
+        }
+    }
+
+    fn hand_over(&self) {
+        let handed_over = self.long_linger.hand_over();
+        let handed_over = handed_over.iter().map(name_and_cause);
+        self.ends.lock().unwrap().extend(handed_over);
+    }
+
+    /// No connection of a registry that drains takes a seat or resumes a session.
+    fn check_refusal(&self) {
+        for key in 0..3_u8 {
+            let (_stream, live) = self.layer.wrap_server(duplex(64).0);
+            let value = self.census.session("refused");
+            let result = live.register_lingering(&self.map, key.to_string(), value, &self.linger);
+            assert!(result.is_err());
+            assert_eq!(live.reason(), Some(Reason::Drained));
         }
     }
 
@@ -294,23 +350,23 @@ async fn play(actions: Vec<Action>) {
         scene.act(action, number, &mut model).await;
         scene.check(&model);
     }
-    // A drain ends the sessions of open connections, and the rest is handed over.
+    // A drain ends the sessions of open connections. Those that linger go on, until they are handed
+    // over.
     scene.layer.registry().drain(Drain::default()).await;
     for (number, ..) in &scene.open {
         model.connection_ended(*number, false);
     }
     scene.check(&model);
-    let handed_over = scene.linger.hand_over();
-    assert_eq!(handed_over.len(), model.lingering());
-    for end in &handed_over {
-        assert_eq!(end.cause(), SessionEndCause::Closed);
-    }
-    model
-        .registrations
-        .retain(|registration| registration.away.is_none());
+    scene.check_refusal();
+    scene.check(&model);
+    sleep(STEP).await;
+    model.wait();
+    scene.check(&model);
+    scene.hand_over();
+    model.close();
     scene.check(&model);
     assert!(scene.seats().is_empty());
-    drop((scene.open, scene.map, scene.linger, handed_over));
+    drop((scene.open, scene.map, scene.linger, scene.long_linger));
     assert_eq!(scene.census.dropped(), scene.census.created());
 }
 
