@@ -12,7 +12,9 @@
 //! Prices are numbered without gaps. Each connection has a queue of `--queue` prices. If it is full,
 //! the connection is evicted (Close 4008), so what a trader receives has no gap before its end, and no
 //! trader delays another. A kick ends all connections of a user (Close 4001) and refuses later ones
-//! with 403. In the metrics `slow_consumer`, `admin` and the reasons of the layer are counted apart.
+//! with 403, as long as the process runs: bans are not stored, and a restart ends them. `kicked` counts
+//! the connections that were ended, also those that were being opened. In the metrics `slow_consumer`,
+//! `admin` and the reasons of the layer are counted apart.
 //!
 //! This example does not authenticate users or administrators: add that before you copy it.
 
@@ -111,9 +113,8 @@ async fn connect(
     Path(user): Path<String>,
     State(feed): State<Feed>,
 ) -> Response {
-    if user.is_empty() || user.len() > MAX_NAME_BYTES || user.contains(char::is_control) {
-        let rule = format!("a name has 1 to {MAX_NAME_BYTES} printable bytes\n");
-        return (StatusCode::BAD_REQUEST, rule).into_response();
+    if let Err(refusal) = check_name(&user) {
+        return refusal.into_response();
     }
     let (queue, prices) = mpsc::channel(feed.queue.into());
     // Registered before the 101 is sent: a trader who is connected misses no later price.
@@ -154,8 +155,21 @@ async fn publish(State(feed): State<Feed>, price: String) -> Json<Value> {
     Json(json!({ "price": number, "queued": queued }))
 }
 
-async fn kick(Path(user): Path<String>, State(feed): State<Feed>) -> Json<Value> {
-    Json(json!({ "kicked": feed.kick(&user) }))
+async fn kick(
+    Path(user): Path<String>,
+    State(feed): State<Feed>,
+) -> Result<Json<Value>, (StatusCode, String)> {
+    check_name(&user)?;
+    Ok(Json(json!({ "kicked": feed.kick(&user) })))
+}
+
+/// The same rule for connections and kicks: a name that cannot connect is not stored as kicked.
+fn check_name(user: &str) -> Result<(), (StatusCode, String)> {
+    if user.is_empty() || user.len() > MAX_NAME_BYTES || user.contains(char::is_control) {
+        let rule = format!("a name has 1 to {MAX_NAME_BYTES} printable bytes\n");
+        return Err((StatusCode::BAD_REQUEST, rule));
+    }
+    Ok(())
 }
 
 /// In the text format of Prometheus.

@@ -11,10 +11,10 @@
 //!
 //! Every line is a message to all clients. A message is accepted when the server has responded with
 //! its number: with 202 over HTTP, with `accepted <number>` over the WebSocket. Every client that
-//! is connected by then and keeps reading gets it, and on SIGTERM a Close frame (1001) after the
-//! last message. A client that does not read, or has not read everything after `HANDLER_GRACE` and
-//! `DRAIN_DEADLINE`, does not delay the others: its connection is cut, and the process ends with
-//! status 0.
+//! has its `welcome` by then and keeps reading gets it, and on SIGTERM a Close frame (1001) after
+//! the last message. A client that does not read, or has not read everything after `HANDLER_GRACE`
+//! and `DRAIN_DEADLINE`, does not delay the others: its connection is cut, and the process ends
+//! with status 0.
 //!
 //! Behind a load balancer, start it with `--delay-ms`: for that time after SIGTERM `/ready` answers
 //! 503, and clients and messages are still accepted. The port stays open until the end, so clients
@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, post};
@@ -185,9 +185,14 @@ async fn serve_client(mut socket: WebSocket, live: Liveness, room: Room) {
     let mut draining = pin!(live.draining());
     loop {
         tokio::select! {
-            () = &mut draining => break,
+            () = &mut draining, if !inbox.is_closed() => {
+                // Waits until all accepted messages are in the inbox: one that was accepted before
+                // the drain is queued under the lock, and no other is accepted under a later one.
+                drop(lock(&room.accepted));
+                inbox.close();
+            }
             line = inbox.recv() => {
-                let Some(line) = line else { return };
+                let Some(line) = line else { break };
                 if socket.send(Message::Text(line)).await.is_err() {
                     return;
                 }
@@ -202,24 +207,9 @@ async fn serve_client(mut socket: WebSocket, live: Liveness, room: Room) {
             },
         }
     }
-    // Waits until all accepted messages are in the inbox: one that was accepted before the drain is
-    // queued under the lock, and no other is accepted under a later one.
-    drop(lock(&room.accepted));
-    inbox.close();
-    while let Some(line) = inbox.recv().await {
-        if socket.send(Message::Text(line)).await.is_err() {
-            return;
-        }
-    }
-    let close_frame = CloseFrame {
-        code: 1001,
-        reason: "server is going away".into(),
-    };
-    // Reading until the end completes the closing handshake. Lines that arrive now are not
-    // accepted.
-    if socket.send(Message::Close(Some(close_frame))).await.is_ok() {
-        while let Some(Ok(_)) = socket.recv().await {}
-    }
+    // Everything is sent. The layer closes the connection, and `shutdown` waits for it. An earlier
+    // eviction, which empties the inbox too, remains the only one.
+    live.evict(1001, "server is going away");
 }
 
 // The room.
@@ -268,23 +258,20 @@ impl Room {
             return None;
         }
         *accepted += 1;
-        let sessions = lock(&self.sessions);
-        if let Some(author) = author.and_then(|id| sessions.get(&id)) {
-            // If this queue is full, the message does not fit either.
-            let _ = author.try_send(format!("accepted {accepted}").into());
-        }
         let line = Utf8Bytes::from(format!("{accepted} {line}"));
-        // If the queue is closed instead, the handler has returned, and the seat is about to leave.
-        let full = |seat: &&Seat<Inbox>| {
-            let queued = seat.try_send(line.clone());
-            matches!(queued, Err(TrySendError::Full(_)))
-        };
-        let slow: Vec<_> = sessions.values().filter(full).cloned().collect();
-        // Released before the evictions, which remove seats.
-        drop(sessions);
-        for seat in slow {
-            let live = seat.live();
-            live.evict_as("slow_consumer", 1008, "you read too slowly");
+        // Copied, because an eviction removes its seat and needs the lock.
+        let seats: Vec<_> = lock(&self.sessions).values().cloned().collect();
+        for seat in seats {
+            if author == Some(seat.id()) {
+                // If this queue is full, the message does not fit either.
+                let _ = seat.try_send(format!("accepted {accepted}").into());
+            }
+            // If the queue is closed instead, the handler has returned, and the seat is about to
+            // leave.
+            if let Err(TrySendError::Full(_)) = seat.try_send(line.clone()) {
+                let live = seat.live();
+                live.evict_as("slow_consumer", 1008, "you read too slowly");
+            }
         }
         Some(*accepted)
     }

@@ -5,10 +5,10 @@
 //! websocat ws://127.0.0.1:3000/ws/alice     # in several windows, also for the same user
 //! ```
 //!
-//! A client gets the text `first NAME` for each user who is online and for each one who comes with a
-//! first connection, and `last NAME` for each one whose last connection has ended: closed, killed,
-//! or silent for `--interval-ms` and `--timeout-ms`. So its list of users is right if it applies all
-//! texts in order, and it needs no other request.
+//! The first text message has a line `first NAME` for each user who is online. Each later one is a
+//! single line: `first NAME` for a user who comes with a first connection, `last NAME` for one whose
+//! last connection has ended: closed, killed, or silent for `--interval-ms` and `--timeout-ms`. So a
+//! client's list of users is right if it applies all lines in order, and it needs no other request.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -128,9 +128,10 @@ impl Roster {
     }
 
     /// A line for each user who is online, and all later changes.
-    fn subscribe(&self) -> (Vec<String>, broadcast::Receiver<String>) {
+    fn subscribe(&self) -> (String, broadcast::Receiver<String>) {
         let online = self.online.iter().map(|user| format!("first {user}"));
-        (online.collect(), self.changes.subscribe())
+        let online: Vec<_> = online.collect();
+        (online.join("\n"), self.changes.subscribe())
     }
 }
 
@@ -156,10 +157,9 @@ async fn connect(
 
 async fn send_changes(mut socket: WebSocket, live: &Liveness, presence: &Presence) {
     let (online, mut changes) = lock(&presence.roster).subscribe();
-    for line in online {
-        if socket.send(line.into()).await.is_err() {
-            return;
-        }
+    // One message, so that changes queue for one write and not for one per user.
+    if socket.send(online.into()).await.is_err() {
+        return;
     }
     loop {
         tokio::select! {

@@ -1,4 +1,4 @@
-//! A feed that loses and doubles no message while its client reconnects: the server and a client.
+//! Server and client of a feed that loses and doubles no message across reconnects.
 //!
 //! ```text
 //! cargo run --example resume -- --addr 127.0.0.1:3000 --grace-ms 60000 --max-messages 1000
@@ -7,9 +7,9 @@
 //! ```
 //!
 //! `kill -9` the client, push more, and start it again with the place that it has printed last:
-//! `--session ID --from N`. It gets exactly the messages from N on. A push is answered with the
-//! position of the message; with 404 if the user has no session; with 503 if the outbox is full,
-//! which the client sees too.
+//! `--session ID --from N --refused R`. It gets exactly the messages from N on. A push is answered with
+//! the position of the message; with 404 if the user has no session; with 503 if the outbox is full,
+//! which the client sees too; with 413 if the message is larger than an outbox.
 //!
 //! | text message | from | means |
 //! |---|---|---|
@@ -21,10 +21,14 @@
 //!
 //! Notes for a program of your own:
 //!
-//! - A client must store its place (session, position of the next message) together with what it has
-//!   made of the messages, and acknowledge only then. This client prints, which is its store.
+//! - A client must store its place (session, position of the next message, refused count) together
+//!   with what it has made of the messages, and acknowledge only then. This client prints, which is its
+//!   store.
 //! - The id is that of the session, not of the user. Without it, a client that comes back after the
 //!   grace period would skip the first messages of the new session.
+//! - A client numbers its connections. A server that was paused may process the newest one first, and
+//!   the older one, which the client has given up, must not take the session back. A client that is
+//!   started again is another client.
 //! - This client retries at a fixed interval. `reconnecting_client` shows a backoff with jitter, and
 //!   a heartbeat that finds a dead server.
 
@@ -33,12 +37,12 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ws::{Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
-use axum::extract::{RawQuery, State};
+use axum::extract::{DefaultBodyLimit, RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, post};
@@ -53,7 +57,7 @@ use tower_ws_liveness::{
 
 const USAGE: &str = "\
 usage: resume [--addr 127.0.0.1:3000] [--grace-ms 60000] [--max-messages 1000]
-       resume --connect 127.0.0.1:3000 --user NAME [--session ID] [--from N]";
+       resume --connect 127.0.0.1:3000 --user NAME [--session ID --from N --refused R]";
 
 /// A client that is silent is evicted after ten seconds, and then has the grace period.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -106,17 +110,27 @@ pub async fn run(args: Vec<String>) -> Result<(), Failure> {
     let mut place = Place {
         session: flag(&mut args, "--session")?.unwrap_or_default(),
         from: flag(&mut args, "--from")?.unwrap_or_default(),
-        refused: 0,
+        refused: flag(&mut args, "--refused")?.unwrap_or_default(),
     };
     let (Some(user), true) = (user, args.finish().is_empty()) else {
         return Err(USAGE.into());
     };
-    while let Err(error) = follow(server, &user, &mut place).await {
-        writeln!(io::stderr(), "connection lost: {error}")?;
+    let mut attempt = Attempt {
+        client: random_id(),
+        number: 0,
+    };
+    loop {
+        attempt.number += 1;
+        match follow(server, &user, &attempt, &mut place).await {
+            Ok(End::TakenOver) => {
+                writeln!(io::stderr(), "another client has taken the session over")?;
+                return Ok(());
+            }
+            Ok(End::Refused(status)) => return Err(format!("refused: {status}").into()),
+            Err(error) => writeln!(io::stderr(), "connection lost: {error}")?,
+        }
         tokio::time::sleep(RETRY).await;
     }
-    writeln!(io::stderr(), "another client has taken the session over")?;
-    Ok(())
 }
 
 fn flag<T>(args: &mut Arguments, name: &'static str) -> Result<Option<T>, String>
@@ -133,26 +147,42 @@ fn print_line(line: &str) -> Result<(), Failure> {
     Ok(stdout.flush()?)
 }
 
+fn random_id() -> String {
+    format!("{:016x}", fastrand::u64(..))
+}
+
+/// A connection of a client, which numbers them from 1 on.
+#[derive(Clone)]
+struct Attempt {
+    client: String,
+    number: u64,
+}
+
 // The server.
 
 struct Session {
     id: String,
     outbox: Outbox<Utf8Bytes>,
+    /// The connection that has the session.
+    attempt: Mutex<Attempt>,
 }
 
 #[derive(Clone)]
 struct Feed {
     sessions: Arc<Mutex<HashMap<String, Seat<Session>>>>,
+    /// Locked between the check of an attempt and its registration. No hook takes this lock.
+    registering: Arc<Mutex<()>>,
     linger: Linger<String, Session>,
     limits: OutboxLimits,
 }
 
 fn app(grace: Duration, limits: OutboxLimits) -> Result<Router, Failure> {
     let linger = Linger::<String, Session>::builder(grace)
-        // A push that has found the seat just before is refused too.
+        // A push that has found the seat just before is refused once the hook has run.
         .on_session_end(|end| end.value().outbox.close());
     let feed = Feed {
         sessions: Arc::default(),
+        registering: Arc::default(),
         linger: linger.build()?,
         limits,
     };
@@ -162,7 +192,8 @@ fn app(grace: Duration, limits: OutboxLimits) -> Result<Router, Failure> {
     Ok(Router::new()
         .route("/ws", any(upgrade))
         .layer(heartbeat.build()?)
-        .route("/push", post(push))
+        // A larger message would not fit into an empty outbox either.
+        .route("/push", post(push).layer(DefaultBodyLimit::max(MAX_BYTES)))
         .with_state(feed))
 }
 
@@ -177,13 +208,15 @@ async fn upgrade(
         return (StatusCode::BAD_REQUEST, "the query must have user=NAME\n").into_response();
     };
     ws.on_upgrade(async move |socket| {
-        let newcomer = Session {
-            id: format!("{:016x}", fastrand::u64(..)),
-            outbox: Outbox::new(feed.limits),
+        let number = parameter(&query, "attempt").and_then(|number| number.parse().ok());
+        let attempt = Attempt {
+            client: parameter(&query, "client").unwrap_or_default(),
+            number: number.unwrap_or_default(),
         };
-        let registered = live.register_lingering(&feed.sessions, user, newcomer, &feed.linger);
-        let Ok(registered) = registered else { return };
-        let Session { id, outbox } = &**registered.seat();
+        let Some(seat) = feed.register(&live, user, attempt) else {
+            return;
+        };
+        let Session { id, outbox, .. } = &*seat;
         // The position counts only in the session of which the client has it.
         let same = parameter(&query, "session").is_some_and(|session| session == *id);
         let from = parameter(&query, "from").and_then(|from| from.parse().ok());
@@ -197,6 +230,31 @@ async fn upgrade(
         // An error is the end of the connection, after which the session lingers.
         let _ = serve(socket, greeting, reader).await;
     })
+}
+
+impl Feed {
+    /// Returns `None` if a newer connection of the same client has the session, or this one has
+    /// ended.
+    fn register(&self, live: &Liveness, user: String, attempt: Attempt) -> Option<Seat<Session>> {
+        let _guard = lock(&self.registering);
+        let seat = lock(&self.sessions).get(&user).cloned();
+        if seat.is_some_and(|seat| {
+            let newest = lock(&seat.attempt);
+            newest.client == attempt.client && newest.number > attempt.number
+        }) {
+            return None;
+        }
+        let newcomer = Session {
+            id: random_id(),
+            outbox: Outbox::new(self.limits),
+            attempt: Mutex::new(attempt.clone()),
+        };
+        let registered = live.register_lingering(&self.sessions, user, newcomer, &self.linger);
+        let seat = registered.ok()?.into_seat();
+        // If a session was resumed, the seat has that one and not the newcomer.
+        *lock(&seat.attempt) = attempt;
+        Some(seat)
+    }
 }
 
 async fn serve(
@@ -232,10 +290,7 @@ async fn serve(
 
 async fn push(RawQuery(query): RawQuery, State(feed): State<Feed>, text: String) -> Response {
     let user = parameter(&query.unwrap_or_default(), "user").unwrap_or_default();
-    let seat = {
-        let sessions = feed.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.get(&user).cloned()
-    };
+    let seat = lock(&feed.sessions).get(&user).cloned();
     let Some(seat) = seat else {
         return (StatusCode::NOT_FOUND, "no session\n").into_response();
     };
@@ -255,6 +310,11 @@ fn parameter(query: &str, name: &str) -> Option<String> {
     (!value.is_empty()).then(|| value.into_owned())
 }
 
+/// A panic under these locks leaves nothing inconsistent.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 // The client.
 
 /// What the client has received.
@@ -263,21 +323,44 @@ struct Place {
     session: String,
     /// The position of the next message.
     from: u64,
+    /// How many messages were refused before it, as the server has reported.
     refused: u64,
 }
 
-/// Connects, and prints messages until the connection ends. Returns no error if another client has
-/// taken the session over: two clients must not take it from each other for ever.
-async fn follow(server: SocketAddr, user: &str, place: &mut Place) -> Result<(), Failure> {
+/// An end after which the client does not retry.
+enum End {
+    /// Two clients must not take the session from each other for ever.
+    TakenOver,
+    /// The same request would be refused again.
+    Refused(StatusCode),
+}
+
+/// Connects, and prints messages until the connection ends. After an error the client retries.
+async fn follow(
+    server: SocketAddr,
+    user: &str,
+    attempt: &Attempt,
+    place: &mut Place,
+) -> Result<End, Failure> {
     let user = utf8_percent_encode(user, NON_ALPHANUMERIC);
-    let Place { session, from, .. } = &*place;
-    let url = format!("ws://{server}/ws?user={user}&session={session}&from={from}");
-    let (mut socket, _) = client_async(url, TcpStream::connect(server).await?).await?;
+    let session = utf8_percent_encode(&place.session, NON_ALPHANUMERIC);
+    let (from, Attempt { client, number }) = (place.from, attempt);
+    let url = format!(
+        "ws://{server}/ws?user={user}&session={session}&from={from}&client={client}&attempt={number}"
+    );
+    let opened = client_async(url, TcpStream::connect(server).await?).await;
+    let mut socket = match opened {
+        Ok((socket, _)) => socket,
+        Err(tungstenite::Error::Http(response)) if response.status().is_client_error() => {
+            return Ok(End::Refused(response.status()));
+        }
+        Err(error) => return Err(error.into()),
+    };
     while let Some(message) = socket.next().await {
         let text = match message? {
             tungstenite::Message::Text(text) => text,
             tungstenite::Message::Close(Some(close)) if close.code == REPLACED.into() => {
-                return Ok(());
+                return Ok(End::TakenOver);
             }
             _ => continue,
         };

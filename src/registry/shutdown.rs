@@ -271,8 +271,9 @@ impl Registry {
         self.state
             .admission
             .set_close_frame(plan.close_frame.clone());
-        self.begin_drain();
+        // Before the handlers are woken, which may end their connections immediately.
         let open: Vec<_> = self.handles().iter().map(Liveness::id).collect();
+        self.begin_drain();
         let grace_ends = after(Instant::now(), plan.handler_grace);
         wait_until(grace_ends.min(deadline), self.wait_idle()).await;
 

@@ -147,6 +147,8 @@ fn refused() {
     let long = "x".repeat(65);
     for user in ["al%0aice", &long] {
         assert_eq!(feed.connect(user).unwrap_err(), 400, "{user}");
+        let (status, _) = http::post(&feed.addr, &format!("/kick/{user}"), "");
+        assert_eq!(status, 400, "{user}");
     }
     let large = "x".repeat(64 * 1024 + 1);
     let (status, _) = http::post(&feed.addr, "/prices", &large);

@@ -1,6 +1,7 @@
 //! The lobby example as a process: scores survive a killed or stopped player who comes back in time.
 //!
-//! A process with the role `role-lobby-server` is the example, one with `role-player` a client of it.
+//! A process with the role `role-lobby-server` is the example, one with `role-lobby-by-hand` the same
+//! program without the crate, and one with `role-player` a client of them.
 
 use std::io::{Read, Write, stdin};
 use std::net::TcpStream;
@@ -14,28 +15,44 @@ use tungstenite::{Message, client};
 use crate::child::{PATIENCE, Process};
 use crate::examples::lobby;
 use crate::harness::Trial;
-use crate::roles;
+use crate::{lobby_by_hand, roles};
 
 pub(crate) const SERVER: &str = "role-lobby-server";
+pub(crate) const BY_HAND: &str = "role-lobby-by-hand";
 pub(crate) const PLAYER: &str = "role-player";
 
 pub(crate) fn server(args: Vec<String>) -> ExitCode {
     roles::serve(lobby::run(args))
 }
 
+pub(crate) fn by_hand(args: Vec<String>) -> ExitCode {
+    roles::serve(lobby_by_hand::run(args))
+}
+
 pub(crate) fn trials() -> Vec<Trial> {
-    let tests: [(&str, fn()); 3] = [
+    let example: [(&str, fn()); 3] = [
         (
             "a_killed_player_keeps_the_score_for_the_grace_period",
-            killed,
+            || killed(SERVER),
         ),
-        (
-            "a_player_comes_back_before_the_old_connection_ends",
-            stopped,
-        ),
+        ("a_player_comes_back_before_the_old_connection_ends", || {
+            stopped(SERVER)
+        }),
         ("a_request_without_a_user_is_refused", no_user),
     ];
-    crate::trials("lobby", tests)
+    // What the guide compares must do the same.
+    let by_hand: [(&str, fn()); 2] = [
+        (
+            "a_killed_player_keeps_the_score_for_the_grace_period",
+            || killed(BY_HAND),
+        ),
+        ("a_player_comes_back_before_the_old_connection_ends", || {
+            stopped(BY_HAND)
+        }),
+    ];
+    let mut trials = crate::trials("lobby", example);
+    trials.extend(crate::trials("lobby_by_hand", by_hand));
+    trials
 }
 
 /// Connects to `addr` as `user`, sends each line of its stdin, and prints each message.
@@ -54,8 +71,8 @@ pub(crate) fn player(addr: &str, user: &str) -> ExitCode {
     }
 }
 
-fn killed() {
-    let lobby = Lobby::open("1500");
+fn killed(server: &str) {
+    let lobby = Lobby::open(server, "1500");
     let mut player = lobby.enter("alice%20b");
     assert_eq!(player.line(), "score 0");
     player.write("+5");
@@ -80,8 +97,8 @@ fn killed() {
     assert_eq!(lobby.players()["left"], json!({ "alice b": 1 }));
 }
 
-fn stopped() {
-    let lobby = Lobby::open("600000");
+fn stopped(server: &str) {
+    let lobby = Lobby::open(server, "600000");
     let mut old = lobby.enter("bob");
     assert_eq!(old.line(), "score 0");
     old.write("+1");
@@ -96,7 +113,7 @@ fn stopped() {
 }
 
 fn no_user() {
-    let lobby = Lobby::open("1000");
+    let lobby = Lobby::open(SERVER, "1000");
     for query in ["", "?user=", "?name=x", "?user=%ff"] {
         let stream = TcpStream::connect(&lobby.addr).unwrap();
         let refused = client(format!("ws://{}/ws{query}", lobby.addr), stream);
@@ -111,9 +128,9 @@ struct Lobby {
 }
 
 impl Lobby {
-    fn open(grace_ms: &str) -> Self {
+    fn open(server: &str, grace_ms: &str) -> Self {
         let flags = ["--addr", "127.0.0.1:0", "--grace-ms", grace_ms];
-        let mut server = Process::start(&[&[SERVER], &flags[..]].concat());
+        let mut server = Process::start(&[&[server], &flags[..]].concat());
         let line = server.line();
         let addr = line.strip_prefix("listening on ").expect("the address");
         Self {

@@ -19,6 +19,7 @@ mod h2_client;
 mod harness;
 mod http;
 mod lobby;
+mod lobby_by_hand;
 #[cfg(feature = "tcp")]
 mod network_faults;
 mod presence;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         Some(chat::SERVER) => chat::server(args.collect()),
         Some(chat::GUEST) => chat::guest(&args.next().unwrap(), &args.next().unwrap()),
         Some(lobby::SERVER) => lobby::server(args.collect()),
+        Some(lobby::BY_HAND) => lobby::by_hand(args.collect()),
         Some(lobby::PLAYER) => lobby::player(&args.next().unwrap(), &args.next().unwrap()),
         Some(devices::SERVER) => devices::server(args.collect()),
         Some(devices::DEVICE) => devices::device(&args.next().unwrap(), &args.next().unwrap()),

@@ -3,7 +3,7 @@
 //! A process with the role `role-presence-server` is the example, one with `role-user` a client of
 //! it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::process::ExitCode;
 
 use nix::sys::signal::Signal;
@@ -22,10 +22,11 @@ pub(crate) fn server(args: Vec<String>) -> ExitCode {
 }
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let tests: [(&str, fn()); 5] = [
+    let tests: [(&str, fn()); 6] = [
         ("a_killed_user_goes_with_the_last_connection", killed),
         ("a_stopped_user_goes_and_comes_back", stopped),
         ("every_client_has_the_same_list", same_list),
+        ("the_whole_list_is_one_message", whole_list),
         ("wrong_names_are_refused", names),
         ("wrong_flags_are_refused", flags),
     ];
@@ -111,6 +112,15 @@ fn same_list() {
     });
 }
 
+/// With one message per user, changes would fill the queue meanwhile.
+fn whole_list() {
+    let (_server, addr) = start(&[]);
+    let mut bob = Client::connect(&addr, "bob");
+    assert_eq!(bob.next(), "first bob");
+    let mut carol = TextClient::connect(&addr, "/ws/carol").unwrap();
+    assert_eq!(carol.text().unwrap(), "first bob\nfirst carol");
+}
+
 fn names() {
     let (_server, addr) = start(&[]);
     for name in ["al%0aice", &"x".repeat(65)] {
@@ -148,6 +158,8 @@ fn start(flags: &[&str]) -> (Process, String) {
 
 struct Client {
     socket: TextClient,
+    /// Received, but not returned yet.
+    lines: VecDeque<String>,
     online: BTreeSet<String>,
 }
 
@@ -155,12 +167,17 @@ impl Client {
     fn connect(addr: &str, name: &str) -> Self {
         Self {
             socket: TextClient::connect(addr, &format!("/ws/{name}")).unwrap(),
+            lines: VecDeque::new(),
             online: BTreeSet::new(),
         }
     }
 
     fn next(&mut self) -> String {
-        self.socket.text().expect("a line")
+        while self.lines.is_empty() {
+            let text = self.socket.text().expect("a line");
+            self.lines.extend(text.lines().map(str::to_owned));
+        }
+        self.lines.pop_front().unwrap()
     }
 
     /// Applies lines until the list of users meets `condition`.

@@ -18,6 +18,7 @@ use crate::child::{PATIENCE, Process};
 use crate::examples::resume;
 use crate::harness::Trial;
 use crate::roles;
+use crate::text_client::TextClient;
 
 pub(crate) const ROLE: &str = "role-resume";
 
@@ -26,7 +27,7 @@ pub(crate) fn role(args: Vec<String>) -> ExitCode {
 }
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let tests: [(&str, fn()); 6] = [
+    let tests: [(&str, fn()); 9] = [
         (
             "a_client_killed_in_the_middle_of_a_push_gets_each_message_once",
             killed,
@@ -35,6 +36,12 @@ pub(crate) fn trials() -> Vec<Trial> {
         ("after_the_grace_period_a_client_starts_again", expired),
         ("an_overflow_while_away_is_reported", overflowed),
         ("a_newer_client_takes_the_messages_over", taken_over),
+        (
+            "an_older_connection_of_a_client_takes_nothing_over",
+            outdated,
+        ),
+        ("a_message_that_never_fits_is_not_answered_503", too_large),
+        ("a_client_that_is_refused_does_not_retry", refused_client),
         ("wrong_places_and_flags_are_refused", refused),
     ];
     crate::trials("resume", tests)
@@ -145,6 +152,24 @@ fn overflowed() {
         assert_eq!(client.line(), "refused 2");
         client.signal(Signal::SIGKILL);
     }
+
+    // Silent for a client that has stored it, until there is another one.
+    let place = ["--session", &session, "--from", "3", "--refused", "2"];
+    let mut client = feed.client("alice", &place);
+    assert_eq!(client.line(), format!("resumed {session}"));
+    assert_eq!(feed.push("alice", "next"), (200, "3\n".to_owned()));
+    assert_eq!(client.line(), "message 3 next");
+    client.signal(Signal::SIGKILL);
+    while feed.push("alice", "text").0 == 200 {}
+    let place = ["--session", &session, "--from", "4", "--refused", "2"];
+    let mut client = feed.client("alice", &place);
+    assert_eq!(client.line(), format!("resumed {session}"));
+    loop {
+        match client.line() {
+            line if line == "refused 3" => break,
+            line => assert!(line.starts_with("message "), "{line}"),
+        }
+    }
 }
 
 fn taken_over() {
@@ -165,6 +190,52 @@ fn taken_over() {
     assert_eq!(old.exit_status(), Some(0));
     assert_eq!(feed.push("alice%20b", "three").0, 200);
     assert_eq!(new.line(), "message 3 three");
+}
+
+/// As after a pause of the server, which processes the newest connection first.
+fn outdated() {
+    let feed = Feed::open(&["--grace-ms", "600000"]);
+    let connect = |client: &str, attempt: u64| {
+        let path = format!("/ws?user=alice&client={client}&attempt={attempt}");
+        TextClient::connect(&feed.addr, &path).unwrap()
+    };
+    let mut newest = connect("one", 2);
+    let session = newest.text().unwrap();
+    assert!(session.starts_with("new "), "{session}");
+    assert_eq!(connect("one", 1).text(), None);
+    assert_eq!(feed.push("alice", "zero").0, 200);
+    assert_eq!(newest.text().unwrap(), "message 0 zero");
+
+    // The next one of the same client, and any of another one, take it over.
+    let mut next = connect("one", 3);
+    assert_eq!(next.text().unwrap(), session);
+    assert_eq!(newest.close_code(), Some(4000));
+    let mut other = connect("two", 1);
+    assert_eq!(other.text().unwrap(), session);
+    assert_eq!(next.text().unwrap(), "message 0 zero");
+    assert_eq!(next.close_code(), Some(4000));
+    assert_eq!(other.text().unwrap(), "message 0 zero");
+}
+
+fn too_large() {
+    let feed = Feed::open(&[]);
+    let mut client = feed.client("alice", &[]);
+    new_session(&mut client);
+    assert_eq!(feed.push("alice", &"x".repeat(1024 * 1024 + 1)).0, 413);
+    let largest = "x".repeat(1024 * 1024);
+    assert_eq!(feed.push("alice", &largest), (200, "0\n".to_owned()));
+    assert_eq!(client.line(), format!("message 0 {largest}"));
+}
+
+fn refused_client() {
+    let feed = Feed::open(&[]);
+    let args = ["--connect", &feed.addr, "--user", ""].map(str::to_owned);
+    let running = resume::run(args.to_vec());
+    let ended = roles::runtime().block_on(async { tokio::time::timeout(PATIENCE, running).await });
+    let error = ended.expect("it retries").unwrap_err().to_string();
+    assert_eq!(error, "refused: 400 Bad Request");
+    let mut client = feed.client("alice", &["--session", "a b&user=/?#\u{e9}", "--from", "1"]);
+    new_session(&mut client);
 }
 
 fn refused() {

@@ -2,11 +2,13 @@
 
 use std::future::{pending, ready};
 use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
-use tower_ws_liveness::{Drain, Reason, Registry, ShutdownPlan, ShutdownReport};
+use tower_ws_liveness::{Drain, Liveness, Reason, Registry, ShutdownPlan, ShutdownReport};
 
 use super::drained::*;
 use crate::script::*;
@@ -90,6 +92,27 @@ async fn the_phases_follow_each_other_from_the_signal_on() {
     let (.., peer) = &scene.connections[0];
     let expected = (1001, "server is going away".to_owned());
     assert_eq!(close_frame(peer), expected);
+}
+
+/// As handlers on other threads may, before `begin_drain` has returned.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_its_woken_handler_ends_is_counted() {
+    struct EvictWhenWoken(Liveness);
+
+    impl Wake for EvictWhenWoken {
+        fn wake(self: Arc<Self>) {
+            self.0.evict(1001, "");
+        }
+    }
+
+    let scene = DrainScene::with_closing_peers(2);
+    let (_, live, _) = &scene.connections[0];
+    let mut draining = pin!(live.draining());
+    let waker = Waker::from(Arc::new(EvictWhenWoken(live.clone())));
+    let polled = draining.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    let report = shut_down(&scene.registry, at_once()).await.unwrap();
+    assert_eq!((report.open(), report.closed_by_handlers()), (2, 1));
 }
 
 #[tokio::test(start_paused = true)]
