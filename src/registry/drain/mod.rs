@@ -143,7 +143,8 @@ impl Drain {
 }
 
 impl Registry {
-    /// Evicts all connections with [`Reason::Drained`] and waits until their transports are closed.
+    /// Evicts all connections with [`Reason::Drained`](crate::Reason::Drained) and waits until their
+    /// transports are closed.
     ///
     /// 1. Upgrades are refused from now on, as by [`begin_drain`](Self::begin_drain). This cannot
     ///    be undone.

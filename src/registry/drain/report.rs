@@ -1,6 +1,7 @@
 //! [`DrainReport`]: how the connections of a drain have ended.
 
-/// The result of [`Registry::drain`]. Each connection that the drain found is counted once.
+/// The result of [`Registry::drain`](crate::Registry::drain). Each connection that the drain found
+/// is counted once.
 ///
 /// ```
 /// use futures_util::StreamExt;
