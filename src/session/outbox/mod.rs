@@ -5,33 +5,30 @@
 //! | this file | [`Outbox`], which producers push into |
 //! | [`reader`] | [`OutboxReader`], which the handler of the current connection reads |
 //! | [`queue`] | the state that both share: positions, bounds, the newest reader |
-//! | [`limits`] | [`OutboxLimits`] |
-//! | [`refusals`] | the error of a refused push, and its report to the reader |
+//! | [`limits`] | [`OutboxLimits`], the error of a refused push, and its report to the reader |
 
 mod limits;
 #[cfg(all(test, liveness_loom))]
 mod loom_models;
 mod queue;
 mod reader;
-mod refusals;
 #[cfg(all(test, not(liveness_loom)))]
 mod tests;
 
 use std::fmt;
 use std::sync::Arc;
 
-pub use limits::OutboxLimits;
+pub use limits::{OutboxError, OutboxLimits, OutboxOverflow};
 use queue::Queue;
 pub use reader::OutboxReader;
-pub use refusals::{OutboxError, OutboxOverflow};
 
 /// A bounded queue of messages that outlives the connections which send them.
 ///
 /// Keep one in the value of a seat that [lingers](crate::Liveness::register_lingering). Producers
 /// [`push`](Self::push) into it while the client is connected and while it is away. The handler of
 /// the current connection takes a [`reader`](Self::reader), sends what it receives, and
-/// [releases](OutboxReader::release) what the client has acknowledged. After a resume the handler of
-/// the newer connection takes a reader of its own, at the first message that the client does not
+/// [releases](OutboxReader::release) what the client has acknowledged. After a resume the handler
+/// of the newer connection takes a reader of its own, at the first message that the client does not
 /// have. So no message is lost with a connection, and none reaches the client twice.
 ///
 /// ```
@@ -60,8 +57,8 @@ pub use refusals::{OutboxError, OutboxOverflow};
 /// ```
 ///
 /// Each message has a position: 0 for the first one, and one more for each further one. The client
-/// must be given the positions, since only it knows what it has received: a message that was written
-/// to a connection may not have arrived.
+/// must be given the positions, since only it knows what it has received: a message that was
+/// written to a connection may not have arrived.
 ///
 /// A full outbox refuses a push. The producer gets the message back, and the reader gets an
 /// [`OutboxOverflow`] in its place: the client must reload everything.
@@ -87,11 +84,11 @@ impl<T> Outbox<T> {
     ///
     /// # Errors
     ///
-    /// Returns the message if the outbox has as many messages or bytes as it may have, or is
-    /// [closed](Self::close). A message that has more bytes than an empty outbox may have is always
-    /// refused. Refused messages have no position. Those refused because the outbox was full are
-    /// [counted](Self::refused), and reported to the reader, even if the producer pushes them again
-    /// later.
+    /// Returns the message if the outbox has as many messages or counted bytes as it may have, or
+    /// is [closed](Self::close). A message that has more bytes than an empty outbox may have is
+    /// always refused. Refused messages have no position. Those refused because the outbox was full
+    /// are [counted](Self::refused), and reported to the reader, even if the producer pushes them
+    /// again later.
     pub fn push(&self, message: T, bytes: usize) -> Result<u64, OutboxError<T>> {
         self.queue().push(message, bytes)
     }
@@ -136,7 +133,7 @@ impl<T> Outbox<T> {
     /// The number of messages that were not released.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.queue().lock().len()
+        self.queue().figures().messages
     }
 
     /// Whether all messages were released.
@@ -148,7 +145,7 @@ impl<T> Outbox<T> {
     /// The number of pushes that were refused because the outbox was full, since it was created.
     #[must_use]
     pub fn refused(&self) -> u64 {
-        self.queue().lock().refused()
+        self.queue().figures().refused
     }
 
     fn queue(&self) -> &Arc<Queue<T>> {
@@ -177,6 +174,6 @@ impl<T> Clone for Outbox<T> {
 
 impl<T> fmt::Debug for Outbox<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.queue().lock().fmt_as("Outbox", f)
+        self.queue().figures().fmt_as("Outbox", f)
     }
 }

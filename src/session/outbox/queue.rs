@@ -4,23 +4,22 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 
-use super::limits::OutboxLimits;
-use super::refusals::{OutboxError, OutboxOverflow};
+use super::limits::{OutboxError, OutboxLimits, OutboxOverflow};
 use crate::panic_guard;
 use crate::sync::{Mutex, MutexGuard, Notify};
 
-/// The capacity that an outbox keeps when all its messages were released.
-const RETAINED_CAPACITY: usize = 32;
+/// The number of messages for which an outbox keeps memory when fewer are left.
+pub(super) const RETAINED_CAPACITY: usize = 32;
 
 /// The part of an outbox that producers and readers share.
 pub(super) struct Queue<T> {
     /// No code of the application runs under this lock.
-    state: Mutex<QueueState<T>>,
+    state: Mutex<OutboxState<T>>,
     /// Notified of every change for which a reader may wait.
     changed: Notify,
 }
 
-pub(super) struct QueueState<T> {
+pub(super) struct OutboxState<T> {
     limits: OutboxLimits,
     /// The messages that were not released, in the order of their positions.
     entries: VecDeque<Entry<T>>,
@@ -39,7 +38,7 @@ struct Entry<T> {
     /// Shared, so that a reader can clone the message after it has released the lock.
     message: Arc<T>,
     bytes: usize,
-    /// The value of [`QueueState::refused`] when the message was pushed.
+    /// The value of [`OutboxState::refused`] when the message was pushed.
     refused: u64,
 }
 
@@ -52,6 +51,25 @@ struct ReaderState {
     next: u64,
     /// The number of refusals that were reported to it.
     reported: u64,
+}
+
+/// The state at one moment, copied so that it is formatted without the lock.
+pub(super) struct Figures {
+    pub(super) messages: usize,
+    bytes: usize,
+    pub(super) refused: u64,
+    closed: bool,
+}
+
+impl Figures {
+    pub(super) fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct(name)
+            .field("messages", &self.messages)
+            .field("bytes", &self.bytes)
+            .field("refused", &self.refused)
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a reader gets when it looks for a message.
@@ -67,7 +85,7 @@ pub(super) enum Received<T> {
 impl<T> Queue<T> {
     pub(super) fn new(limits: OutboxLimits) -> Self {
         Self {
-            state: Mutex::new(QueueState {
+            state: Mutex::new(OutboxState {
                 limits,
                 entries: VecDeque::new(),
                 first: 0,
@@ -137,7 +155,17 @@ impl<T> Queue<T> {
         self.notify();
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, QueueState<T>> {
+    pub(super) fn figures(&self) -> Figures {
+        let state = self.lock();
+        Figures {
+            messages: state.entries.len(),
+            bytes: state.bytes,
+            refused: state.refused,
+            closed: state.closed,
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, OutboxState<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -147,27 +175,10 @@ impl<T> Queue<T> {
     }
 }
 
-impl<T> QueueState<T> {
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
+impl<T> OutboxState<T> {
     #[cfg(all(test, not(liveness_loom)))]
     pub(super) fn capacity(&self) -> usize {
         self.entries.capacity()
-    }
-
-    pub(super) fn refused(&self) -> u64 {
-        self.refused
-    }
-
-    pub(super) fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct(name)
-            .field("messages", &self.entries.len())
-            .field("bytes", &self.bytes)
-            .field("refused", &self.refused)
-            .field("closed", &self.closed)
-            .finish_non_exhaustive()
     }
 
     fn push(&mut self, message: T, bytes: usize) -> Result<u64, OutboxError<T>> {
@@ -259,8 +270,11 @@ impl<T> QueueState<T> {
         });
         let released = released.collect();
         self.bytes -= bytes;
-        if self.entries.is_empty() {
-            self.entries.shrink_to(RETAINED_CAPACITY);
+        let left = self.entries.len();
+        if left < self.entries.capacity() / 4 {
+            // This moves what is left: fewer messages than were released since it was done last.
+            // The next pushes find room.
+            self.entries.shrink_to(RETAINED_CAPACITY.max(2 * left));
         }
         released
     }

@@ -1,10 +1,11 @@
 //! [`OutboxReader`]: how the handler of the current connection gets the messages.
 
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 
+use super::limits::OutboxOverflow;
 use super::queue::{self, Queue, Received};
-use super::refusals::OutboxOverflow;
 
 /// Receives the messages of an [`Outbox`](super::Outbox) for one connection.
 ///
@@ -67,6 +68,9 @@ impl<T> OutboxReader<T> {
     /// Returns `None` if there is a newer reader, and after the last message of an outbox that is
     /// closed, or whose clones are all dropped.
     ///
+    /// Only one task at a time should wait here. Of several tasks each message goes to one, and a
+    /// waker that panics may keep the others from being woken.
+    ///
     /// # Cancel safety
     ///
     /// If the future is dropped before it completes, the next call gets the message.
@@ -91,8 +95,8 @@ impl<T> OutboxReader<T> {
         }
     }
 
-    /// As [`recv`](Self::recv), without waiting: `None` if there is no message now, or never will be
-    /// one. For a handler that sends several messages before it flushes.
+    /// As [`recv`](Self::recv), without waiting: `None` if there is no message now, or never will
+    /// be one. For a handler that sends several messages before it flushes.
     ///
     /// # Panics
     ///
@@ -112,8 +116,8 @@ impl<T> OutboxReader<T> {
     ///
     /// Call it when the client has acknowledged the position. If the client sends no
     /// acknowledgements, call it when the message was sent: messages that are in flight when a
-    /// connection ends are lost then, and [`reader_from`](super::Outbox::reader_from) returns `None`
-    /// if the client asks for one of them.
+    /// connection ends are lost then, and [`reader_from`](super::Outbox::reader_from) returns
+    /// `None` if the client asks for one of them.
     ///
     /// Releases nothing if the message was released before, if there is none with this position, or
     /// if there is a newer reader: what an old connection has sent may not have arrived. The
@@ -126,14 +130,15 @@ impl<T> OutboxReader<T> {
 
 impl<T> fmt::Debug for OutboxReader<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.queue.lock().fmt_as("OutboxReader", f)
+        self.queue.figures().fmt_as("OutboxReader", f)
     }
 }
 
 /// Clones a message with the lock released.
 fn copy<T: Clone>(message: Arc<T>) -> T {
-    let copy = T::clone(&message);
-    // It may have been released meanwhile.
+    let copy = panic::catch_unwind(AssertUnwindSafe(|| T::clone(&message)));
+    // If it was released meanwhile, this drops it: not while a panic unwinds, since a second one
+    // would abort the process.
     queue::discard(message);
-    copy
+    copy.unwrap_or_else(|panicked| panic::resume_unwind(panicked))
 }

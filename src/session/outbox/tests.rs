@@ -1,5 +1,6 @@
 //! Readers that follow each other, bounds, and messages that panic.
 
+use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -280,14 +281,33 @@ fn absurd_limits_are_refused() {
 }
 
 #[test]
-fn an_outbox_that_is_empty_again_keeps_little_memory() {
+fn an_outbox_keeps_memory_for_what_is_left() {
     let outbox = outbox(10_000, 10_000);
     for message in 0..10_000 {
         outbox.push(message, 1).unwrap();
     }
-    outbox.reader().release(9_999);
-    let capacity = outbox.queue().lock().capacity();
-    assert!(capacity <= 64, "{capacity}");
+    let reader = outbox.reader();
+    let (mut capacity, mut changes) = (outbox.queue().lock().capacity(), 0);
+    for position in 0..10_000 {
+        reader.release(position);
+        let now = outbox.queue().lock().capacity();
+        let left = outbox.len();
+        assert!(
+            now >= left && now <= 64.max(4 * left + 4),
+            "{now} for {left}"
+        );
+        changes += usize::from(now != capacity);
+        capacity = now;
+    }
+    assert!(capacity <= super::queue::RETAINED_CAPACITY, "{capacity}");
+    // Each one moves all messages that are left.
+    assert!(changes < 16, "{changes}");
+    // What comes and goes all the time does not move it.
+    for message in 0..100 {
+        let position = outbox.push(message, 1).unwrap();
+        reader.release(position);
+        assert_eq!(outbox.queue().lock().capacity(), capacity);
+    }
 }
 
 #[test]
@@ -317,6 +337,57 @@ fn debug_shows_the_state_and_no_message() {
         OutboxOverflow { refused: 3 }.to_string(),
         "outbox full: 3 messages refused so far"
     );
+}
+
+#[test]
+fn debug_writes_without_the_lock() {
+    /// A log that uses the outbox.
+    struct Log(Outbox<u32>, String);
+
+    impl Write for Log {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            // Deadlocks if the outbox is locked.
+            assert_eq!(self.0.len(), 1);
+            self.1.push_str(text);
+            Ok(())
+        }
+    }
+
+    let outbox = filled([7]);
+    let reader = outbox.reader();
+    let mut log = Log(outbox.clone(), String::new());
+    write!(log, "{outbox:?} {reader:?}").unwrap();
+    assert_eq!(log.1, format!("{outbox:?} {reader:?}"));
+}
+
+/// A message that is released while it is cloned. Its clone and its drop panic.
+struct ReleasedByClone(Arc<Mutex<Option<OutboxReader<ReleasedByClone>>>>);
+
+impl Clone for ReleasedByClone {
+    fn clone(&self) -> Self {
+        assert_eq!(self.0.lock().unwrap().take().unwrap().release(0), 1);
+        panic!("clone");
+    }
+}
+
+impl Drop for ReleasedByClone {
+    fn drop(&mut self) {
+        panic!("drop");
+    }
+}
+
+#[test]
+fn a_message_that_is_released_while_its_clone_panics_may_panic_too() {
+    let logs = Logs::keep();
+    let (outbox, slot) = (Outbox::default(), Arc::default());
+    assert!(outbox.push(ReleasedByClone(Arc::clone(&slot)), 1).is_ok());
+    let reader = outbox.reader();
+    let same = OutboxReader::new(Arc::clone(outbox.queue()), 1);
+    *slot.lock().unwrap() = Some(same);
+    let received = catch_unwind(AssertUnwindSafe(|| reader.try_recv().is_some()));
+    let panicked = received.unwrap_err();
+    assert_eq!(panicked.downcast_ref(), Some(&"clone"));
+    assert_eq!((outbox.len(), logs.warnings().len()), (0, 1));
 }
 
 /// A message that uses its outbox when it is cloned and dropped, and panics then if it must.

@@ -82,6 +82,26 @@ async fn the_handler_of_a_replaced_connection_gets_no_message() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_that_is_handed_over_is_closed_before_it_is_saved() {
+    let scene = Scene::new();
+    let (stream, _, seat) = scene.connect();
+    let reader = seat.reader();
+    drop(stream);
+    let ends = scene.linger.hand_over();
+    // No hook was called, so a producer that has the seat still pushes.
+    assert_eq!(seat.push(0, 8), Ok(0));
+    let [end] = &ends[..] else {
+        panic!("one session")
+    };
+    end.value().close();
+    assert_eq!(seat.push(1, 8), Err(OutboxError::Closed(1)));
+    // All that was accepted can be saved.
+    assert_eq!(end.value().len(), 1);
+    assert_eq!(reader.try_recv(), Some(Ok((0, 0))));
+    assert_eq!(reader.recv().await, None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_that_ends_closes_its_outbox() {
     let scene = Scene::new();
     let (stream, _, seat) = scene.connect();
