@@ -131,15 +131,17 @@ impl<T> Error for OutboxError<T> {}
 /// report:
 ///
 /// ```
-/// use tower_ws_liveness::{Outbox, OutboxLimits};
+/// use tower_ws_liveness::{HeartbeatLayer, Outbox, OutboxLimits};
 ///
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let (_stream, live) = HeartbeatLayer::default().wrap_server(tokio::io::duplex(64).0);
 /// let outbox = Outbox::new(OutboxLimits::new(1, 1024)?);
 /// outbox.push("zero", 4)?;
 /// outbox.push("one", 3).unwrap_err();
 /// outbox.push("two", 3).unwrap_err();
 ///
-/// let reader = outbox.reader();
+/// let reader = outbox.reader(&live);
 /// assert_eq!(reader.try_recv(), Some(Ok((0, "zero"))));
 /// let overflow = reader.try_recv().ok_or("a report")?.unwrap_err();
 /// assert_eq!(overflow.refused(), 2);

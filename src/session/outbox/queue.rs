@@ -1,4 +1,4 @@
-//! The messages of an outbox by position, and what its newest reader has received.
+//! The messages of an outbox by position, and what its current reader has received.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -10,6 +10,9 @@ use crate::sync::{Mutex, MutexGuard, Notify};
 
 /// The number of messages for which an outbox keeps memory when fewer are left.
 pub(super) const RETAINED_CAPACITY: usize = 32;
+
+/// The number of each reader that had ended when it was created. The current one never has it.
+pub(super) const ENDED: u64 = u64::MAX;
 
 /// The part of an outbox that producers and readers share.
 pub(super) struct Queue<T> {
@@ -42,10 +45,10 @@ struct Entry<T> {
     refused: u64,
 }
 
-/// What the newest reader has received.
+/// What the current reader has received.
 #[derive(Default)]
 struct ReaderState {
-    /// The number of readers so far. The newest one has this number.
+    /// The number of the current reader: they are numbered from 1 on. 0 before the first one.
     number: u64,
     /// The position that it receives next.
     next: u64,
@@ -107,28 +110,30 @@ impl<T> Queue<T> {
         pushed
     }
 
-    /// Makes a new reader the newest one, at the first message. Returns its number.
-    pub(super) fn begin_reading(&self) -> u64 {
-        let number = {
+    /// Makes a new reader the current one, at `position`, or else at the first message. Returns its
+    /// number; `None` if the position is not there. If the connection of the reader `has_ended`,
+    /// the reader has ended too, and the current one stays.
+    pub(super) fn begin_reading(
+        &self,
+        position: Option<u64>,
+        has_ended: impl Fn() -> bool,
+    ) -> Option<u64> {
+        loop {
+            let current = self.lock().reader.number;
+            // Not under the lock: it locks the connection, under whose lock a transport is polled,
+            // which may push.
+            if has_ended() {
+                return Some(ENDED);
+            }
             let mut state = self.lock();
-            let first = state.first;
-            state.begin_reading(first)
-        };
-        self.notify();
-        number
-    }
-
-    /// As [`begin_reading`](Self::begin_reading), at `position`. `None` if it is not there.
-    pub(super) fn begin_reading_from(&self, position: u64) -> Option<u64> {
-        let number = {
-            let mut state = self.lock();
-            let known = state.first..=state.next();
-            known
-                .contains(&position)
-                .then(|| state.begin_reading(position))?
-        };
-        self.notify();
-        Some(number)
+            // A reader that has come since may be that of a connection that replaced this one.
+            if state.reader.number == current {
+                let number = state.begin_reading(position)?;
+                drop(state);
+                self.notify();
+                return Some(number);
+            }
+        }
     }
 
     /// The next message for the reader with this number.
@@ -204,7 +209,7 @@ impl<T> OutboxState<T> {
     }
 
     /// The position of the next push.
-    fn next(&self) -> u64 {
+    pub(super) fn next(&self) -> u64 {
         self.first + self.entries.len() as u64
     }
 
@@ -214,8 +219,12 @@ impl<T> OutboxState<T> {
         (index < self.entries.len()).then_some(index)
     }
 
-    /// `position` is that of an entry or of the next push.
-    fn begin_reading(&mut self, position: u64) -> u64 {
+    /// `None` if the position is neither that of an entry nor that of the next push.
+    fn begin_reading(&mut self, position: Option<u64>) -> Option<u64> {
+        let position = position.unwrap_or(self.first);
+        if !(self.first..=self.next()).contains(&position) {
+            return None;
+        }
         let previous = position
             .checked_sub(1)
             .and_then(|previous| self.index(previous));
@@ -227,7 +236,7 @@ impl<T> OutboxState<T> {
             next: position,
             reported,
         };
-        self.reader.number
+        Some(self.reader.number)
     }
 
     fn receive(&mut self, reader: u64) -> Received<T> {

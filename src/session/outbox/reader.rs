@@ -10,9 +10,10 @@ use super::queue::{self, Queue, Received};
 /// Receives the messages of an [`Outbox`](super::Outbox) for one connection.
 ///
 /// Created by [`Outbox::reader`](super::Outbox::reader) and
-/// [`Outbox::reader_from`](super::Outbox::reader_from). The newest reader of an outbox gets all
-/// messages from its start on, in order and each once, whatever older ones have received. An older
-/// one has ended, so the handler of a replaced connection takes no message from the newer one.
+/// [`Outbox::reader_from`](super::Outbox::reader_from). The current reader of an outbox is the last
+/// one that was taken for a connection that was open then. It gets all messages from its start on,
+/// in order and each once, whatever others have received. All others have ended, so the handler of
+/// a replaced connection takes no message from the newer one, and ends no reader of it.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -65,7 +66,8 @@ impl<T> OutboxReader<T> {
     /// An [`OutboxOverflow`] takes the place of messages that were refused; the reader continues
     /// after it.
     ///
-    /// Returns `None` if there is a newer reader, and after the last message of an outbox that is
+    /// Returns `None` if this reader has ended: because a newer one was taken, or because its
+    /// connection had ended before it was taken. Also after the last message of an outbox that is
     /// closed, or whose clones are all dropped.
     ///
     /// Only one task at a time should wait here. Of several tasks each message goes to one, and a
@@ -120,9 +122,9 @@ impl<T> OutboxReader<T> {
     /// `None` if the client asks for one of them.
     ///
     /// Releases nothing if the message was released before, if there is none with this position, or
-    /// if there is a newer reader: what an old connection has sent may not have arrived. The
-    /// position may come from the client unchecked; one that it has not received costs it messages,
-    /// and nothing else.
+    /// if this reader [has ended](Self::recv): what an old connection has sent may not have
+    /// arrived. The position may come from the client unchecked; one that it has not received costs
+    /// it messages, and nothing else.
     pub fn release(&self, position: u64) -> usize {
         self.queue.release(self.number, position)
     }
