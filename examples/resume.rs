@@ -222,10 +222,10 @@ async fn upgrade(
         let from = parameter(&query, "from").and_then(|from| from.parse().ok());
         let resumed = from
             .filter(|_| same)
-            .and_then(|from| outbox.reader_from(from));
+            .and_then(|from| outbox.reader_from(&live, from));
         let (greeting, reader) = match resumed {
             Some(reader) => (format!("resumed {id}"), reader),
-            None => (format!("new {id}"), outbox.reader()),
+            None => (format!("new {id}"), outbox.reader(&live)),
         };
         // An error is the end of the connection, after which the session lingers.
         let _ = serve(socket, greeting, reader).await;

@@ -30,6 +30,8 @@ mod removed_seats;
 mod replace_policy;
 mod seat;
 mod session_map;
+#[cfg(test)]
+mod unopened;
 
 pub use groups::{GroupEvent, Groups, GroupsBuilder};
 pub use linger::{

@@ -178,6 +178,10 @@ impl<K, V> Linger<K, V> {
 
     /// As [`close`](Self::close), but returns the sessions instead of calling their hooks, for a
     /// store that another process restores them from.
+    ///
+    /// Other tasks may still have the values. If one contains an [`Outbox`](crate::Outbox), call
+    /// `end.value().outbox.close()` before you save it: no hook has closed it, and a message that it
+    /// accepts after that is lost.
     #[must_use = "the sessions are over, and their hooks were not called"]
     pub fn hand_over(&self) -> Vec<SessionEnd<K, V>> {
         self.end_all()

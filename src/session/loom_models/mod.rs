@@ -10,13 +10,11 @@ mod registrations;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tokio::io::Empty;
-
+use super::unopened::connection;
 use super::{Seat, SessionMap};
-use crate::connection::{Connection, ErasedConnection, Liveness, TransportTraits};
+use crate::connection::Liveness;
 use crate::eviction::ConnectionId;
 use crate::sync::Mutex;
-use crate::wire::Role;
 
 /// A map that loom can interleave with: each call is one step of the model.
 #[derive(Default)]
@@ -50,14 +48,6 @@ impl ModelMap {
 }
 
 const KEY: u8 = 7;
-
-/// A connection that is not open yet, so that its end needs no driver.
-fn connection() -> Liveness {
-    Liveness::new(
-        Connection::<Empty>::new(Role::Server, TransportTraits::FOREIGN)
-            as Arc<dyn ErasedConnection>,
-    )
-}
 
 /// Records the number of seats in each call of the connection's eviction hook.
 fn record_seats(live: &Liveness) -> Arc<Mutex<Vec<usize>>> {

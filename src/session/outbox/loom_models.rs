@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Outbox, OutboxLimits, OutboxReader};
+use crate::session::unopened::connection;
 use crate::sync::Mutex;
 use crate::sync::modelled::{all_done, block_on, check, thread};
 
@@ -37,13 +38,13 @@ fn loom_a_reader_takes_over_while_messages_are_pushed_and_released() {
     check("push, release and replace the reader", 3, || {
         let outbox = outbox(10);
         let (pushing, taking_over) = (outbox.clone(), outbox.clone());
-        let old = outbox.reader();
+        let old = outbox.reader(&connection());
         // Waits for messages, so a lost wake-up is a deadlock.
         let by_old = receive(
             move || old,
             |reader, position| reader.release(position) == 1,
         );
-        let by_new = receive(move || taking_over.reader(), |_, _| true);
+        let by_new = receive(move || taking_over.reader(&connection()), |_, _| true);
         thread(move || {
             for position in 0..MESSAGES {
                 assert_eq!(pushing.push(position, 1), Ok(position));
@@ -61,10 +62,37 @@ fn loom_a_reader_takes_over_while_messages_are_pushed_and_released() {
 }
 
 #[test]
+fn loom_a_replaced_connection_takes_its_reader_late() {
+    check("take readers, while the older connection ends", 3, || {
+        let outbox = outbox(10);
+        let (old, new) = (connection(), connection());
+        let (late, its_outbox) = (old.clone(), outbox.clone());
+        // Its reader is replaced, or has ended already. A lost wake-up is a deadlock.
+        thread(move || {
+            let reader = its_outbox.reader(&late);
+            drop(its_outbox);
+            assert_eq!(block_on(reader.recv()), None);
+        });
+        // Its end may be known, but not recorded yet, when it is replaced.
+        let ending = old.clone();
+        thread(move || {
+            ending.evict(4_001, "");
+        });
+        // What the registration of the newer connection does before it returns.
+        old.evict(4_000, "");
+        let reader = outbox.reader(&new);
+        assert_eq!(outbox.push(0, 1), Ok(0));
+        all_done();
+        assert_eq!(reader.try_recv(), Some(Ok((0, 0))));
+        assert_eq!(reader.release(0), 1);
+    });
+}
+
+#[test]
 fn loom_each_refusal_is_reported() {
     check("push into a full outbox, while it is read", 3, || {
         let outbox = outbox(1);
-        let reader = outbox.reader();
+        let reader = outbox.reader(&connection());
         for _ in 0..2 {
             let outbox = outbox.clone();
             thread(move || drop(outbox.push(0, 1)));

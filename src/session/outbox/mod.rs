@@ -4,64 +4,69 @@
 //! |---|---|
 //! | this file | [`Outbox`], which producers push into |
 //! | [`reader`] | [`OutboxReader`], which the handler of the current connection reads |
-//! | [`queue`] | the state that both share: positions, bounds, the newest reader |
-//! | [`limits`] | [`OutboxLimits`] |
-//! | [`refusals`] | the error of a refused push, and its report to the reader |
+//! | [`queue`] | the state that both share: positions, bounds, the current reader |
+//! | [`limits`] | [`OutboxLimits`], the error of a refused push, and its report to the reader |
 
 mod limits;
 #[cfg(all(test, liveness_loom))]
 mod loom_models;
 mod queue;
 mod reader;
-mod refusals;
 #[cfg(all(test, not(liveness_loom)))]
 mod tests;
 
 use std::fmt;
 use std::sync::Arc;
 
-pub use limits::OutboxLimits;
-use queue::Queue;
+pub use limits::{OutboxError, OutboxLimits, OutboxOverflow};
+use queue::{ENDED, Queue};
 pub use reader::OutboxReader;
-pub use refusals::{OutboxError, OutboxOverflow};
+
+use crate::connection::Liveness;
+use crate::monitor::Health;
 
 /// A bounded queue of messages that outlives the connections which send them.
 ///
 /// Keep one in the value of a seat that [lingers](crate::Liveness::register_lingering). Producers
 /// [`push`](Self::push) into it while the client is connected and while it is away. The handler of
 /// the current connection takes a [`reader`](Self::reader), sends what it receives, and
-/// [releases](OutboxReader::release) what the client has acknowledged. After a resume the handler of
-/// the newer connection takes a reader of its own, at the first message that the client does not
+/// [releases](OutboxReader::release) what the client has acknowledged. After a resume the handler
+/// of the newer connection takes a reader of its own, at the first message that the client does not
 /// have. So no message is lost with a connection, and none reaches the client twice.
 ///
 /// ```
 /// use std::sync::Arc;
 ///
-/// use tower_ws_liveness::{Outbox, OutboxLimits};
+/// use tokio::io::duplex;
+/// use tower_ws_liveness::{HeartbeatLayer, Outbox, OutboxLimits};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let layer = HeartbeatLayer::default();
 /// let outbox: Outbox<Arc<str>> = Outbox::new(OutboxLimits::default());
 /// for text in ["zero", "one", "two"] {
 ///     outbox.push(text.into(), text.len())?;
 /// }
 ///
 /// // The first connection is lost after two messages, of which the client has acknowledged one.
-/// let reader = outbox.reader();
+/// let (stream, live) = layer.wrap_server(duplex(64).0);
+/// let reader = outbox.reader(&live);
 /// assert_eq!(reader.recv().await, Some(Ok((0, "zero".into()))));
 /// assert_eq!(reader.recv().await, Some(Ok((1, "one".into()))));
 /// reader.release(0);
+/// drop(stream);
 ///
 /// // The client comes back. It has 0 and 1, so 2 is the first one that it needs.
-/// let reader = outbox.reader_from(2).ok_or("the client must reload")?;
+/// let (_stream, live) = layer.wrap_server(duplex(64).0);
+/// let reader = outbox.reader_from(&live, 2).ok_or("the client must reload")?;
 /// assert_eq!(reader.recv().await, Some(Ok((2, "two".into()))));
 /// # Ok(())
 /// # }
 /// ```
 ///
 /// Each message has a position: 0 for the first one, and one more for each further one. The client
-/// must be given the positions, since only it knows what it has received: a message that was written
-/// to a connection may not have arrived.
+/// must be given the positions, since only it knows what it has received: a message that was
+/// written to a connection may not have arrived.
 ///
 /// A full outbox refuses a push. The producer gets the message back, and the reader gets an
 /// [`OutboxOverflow`] in its place: the client must reload everything.
@@ -87,41 +92,105 @@ impl<T> Outbox<T> {
     ///
     /// # Errors
     ///
-    /// Returns the message if the outbox has as many messages or bytes as it may have, or is
-    /// [closed](Self::close). A message that has more bytes than an empty outbox may have is always
-    /// refused. Refused messages have no position. Those refused because the outbox was full are
-    /// [counted](Self::refused), and reported to the reader, even if the producer pushes them again
-    /// later.
+    /// Returns the message if the outbox has as many messages or counted bytes as it may have, or
+    /// is [closed](Self::close). A message that has more bytes than an empty outbox may have is
+    /// always refused. Refused messages have no position. Those refused because the outbox was full
+    /// are [counted](Self::refused), and reported to the reader, even if the producer pushes them
+    /// again later.
     pub fn push(&self, message: T, bytes: usize) -> Result<u64, OutboxError<T>> {
         self.queue().push(message, bytes)
     }
 
-    /// A reader from the first message that was not released.
+    /// A reader for the connection `live`, from the first message that was not released.
     ///
-    /// For a client that has no message of this outbox. It replaces the older reader, which then
-    /// receives and releases nothing more: its [`recv`](OutboxReader::recv) returns `None`.
-    #[must_use = "the older reader ends"]
-    pub fn reader(&self) -> OutboxReader<T> {
-        let (queue, number) = (Arc::clone(self.queue()), self.queue().begin_reading());
-        OutboxReader::new(queue, number)
+    /// For a client that has no message of this outbox. It becomes the current reader, and ends the
+    /// one before, which then receives and releases nothing more: its
+    /// [`recv`](OutboxReader::recv) returns `None`.
+    ///
+    /// Take it after the registration that has found the outbox. If the connection has ended, the
+    /// reader that is returned has ended already, and the current one stays: the handler of a
+    /// connection that was replaced cannot end the reader of the newer one, even if it comes late.
+    ///
+    /// # Panics
+    ///
+    /// If the transport of `live` calls it during a poll: see [`Liveness`].
+    #[must_use = "the reader before has ended"]
+    pub fn reader(&self, live: &Liveness) -> OutboxReader<T> {
+        // Only a position can be missing.
+        let number = self.begin_reading(live, None).unwrap_or(ENDED);
+        OutboxReader::new(Arc::clone(self.queue()), number)
     }
 
-    /// A reader from the message at `position`, the first one that the client does not have: 0, or
-    /// one more than the position of the last one that it has received.
+    /// A reader for the connection `live` from the message at `position`, the first one that the
+    /// client does not have: 0, or one more than the position of the last one that it has received.
     ///
-    /// It replaces the older reader, as [`reader`](Self::reader) does. It releases nothing.
+    /// It becomes the current reader, as that of [`reader`](Self::reader). If the connection has
+    /// ended, the reader has ended too, whatever the position. It releases nothing.
     ///
     /// Returns `None` if the client would miss a message or skip one, and changes nothing then: if
     /// the message at `position` was released, or if the position is after that of the next push.
-    /// The client must reload everything, and the handler takes a [`reader`](Self::reader).
+    /// The client must reload everything, and the handler takes a [`reader`](Self::reader), or one
+    /// from [`next_position`](Self::next_position) if it sends a snapshot.
     ///
     /// A position says nothing in another outbox: if the session of the client has ended, and a new
-    /// one has begun at the same key, pass no position of the old one. To distinguish them, put an id
-    /// into the value of the seat, which the client repeats with the position.
-    #[must_use = "the older reader ends"]
-    pub fn reader_from(&self, position: u64) -> Option<OutboxReader<T>> {
-        let number = self.queue().begin_reading_from(position)?;
+    /// one has begun at the same key, pass no position of the old one. To distinguish them, put an
+    /// id into the value of the seat, which the client repeats with the position.
+    ///
+    /// # Panics
+    ///
+    /// As for [`reader`](Self::reader).
+    #[must_use = "the reader before has ended"]
+    pub fn reader_from(&self, live: &Liveness, position: u64) -> Option<OutboxReader<T>> {
+        let number = self.begin_reading(live, Some(position))?;
         Some(OutboxReader::new(Arc::clone(self.queue()), number))
+    }
+
+    /// The position of the next push.
+    ///
+    /// For a client that must reload everything, if the application keeps a state of which the
+    /// messages are the changes. A snapshot contains the changes before some position, so the
+    /// reader must begin exactly there: with a lower one the client gets changes twice, with a
+    /// higher one it misses some. Read both under the lock that covers a change and its push:
+    ///
+    /// ```
+    /// use std::sync::{Arc, Mutex, PoisonError};
+    ///
+    /// use tower_ws_liveness::{Liveness, Outbox, OutboxReader};
+    ///
+    /// struct Session {
+    ///     items: Mutex<Vec<Arc<str>>>,
+    ///     outbox: Outbox<Arc<str>>,
+    /// }
+    ///
+    /// fn add(session: &Session, item: Arc<str>) {
+    ///     let mut items = session.items.lock().unwrap_or_else(PoisonError::into_inner);
+    ///     items.push(Arc::clone(&item));
+    ///     let bytes = item.len();
+    ///     // A full outbox reports the refusal to the client, which then loads a snapshot.
+    ///     let _ = session.outbox.push(item, bytes);
+    /// }
+    ///
+    /// /// What to send first, and the reader of what comes after it.
+    /// fn reload(session: &Session, live: &Liveness) -> (Vec<Arc<str>>, OutboxReader<Arc<str>>) {
+    ///     loop {
+    ///         let items = session.items.lock().unwrap_or_else(PoisonError::into_inner);
+    ///         let (snapshot, position) = (items.clone(), session.outbox.next_position());
+    ///         drop(items);
+    ///         // `None` if later messages were released meanwhile, by an older reader.
+    ///         if let Some(reader) = session.outbox.reader_from(live, position) {
+    ///             return (snapshot, reader);
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// When the client has acknowledged the snapshot, it has the messages before it too:
+    /// [release](OutboxReader::release) those up to `position - 1`. Read [`refused`](Self::refused)
+    /// under the lock as well: an [`OutboxOverflow`] with that number, or a lower one, is older
+    /// than the snapshot.
+    #[must_use]
+    pub fn next_position(&self) -> u64 {
+        self.queue().lock().next()
     }
 
     /// Refuses all later pushes. The readers receive what is left, and then `None`.
@@ -136,7 +205,7 @@ impl<T> Outbox<T> {
     /// The number of messages that were not released.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.queue().lock().len()
+        self.queue().figures().messages
     }
 
     /// Whether all messages were released.
@@ -148,7 +217,14 @@ impl<T> Outbox<T> {
     /// The number of pushes that were refused because the outbox was full, since it was created.
     #[must_use]
     pub fn refused(&self) -> u64 {
-        self.queue().lock().refused()
+        self.queue().figures().refused
+    }
+
+    fn begin_reading(&self, live: &Liveness, position: Option<u64>) -> Option<u64> {
+        // Not `live.reason()`, which is recorded a moment after the end: a registration that has
+        // found the end of this connection may return in between.
+        let has_ended = || live.health() == Health::Ended;
+        self.queue().begin_reading(position, has_ended)
     }
 
     fn queue(&self) -> &Arc<Queue<T>> {
@@ -177,6 +253,6 @@ impl<T> Clone for Outbox<T> {
 
 impl<T> fmt::Debug for Outbox<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.queue().lock().fmt_as("Outbox", f)
+        self.queue().figures().fmt_as("Outbox", f)
     }
 }

@@ -1,26 +1,28 @@
-//! The messages of an outbox by position, and what its newest reader has received.
+//! The messages of an outbox by position, and what its current reader has received.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 
-use super::limits::OutboxLimits;
-use super::refusals::{OutboxError, OutboxOverflow};
+use super::limits::{OutboxError, OutboxLimits, OutboxOverflow};
 use crate::panic_guard;
 use crate::sync::{Mutex, MutexGuard, Notify};
 
-/// The capacity that an outbox keeps when all its messages were released.
-const RETAINED_CAPACITY: usize = 32;
+/// The number of messages for which an outbox keeps memory when fewer are left.
+pub(super) const RETAINED_CAPACITY: usize = 32;
+
+/// The number of each reader that had ended when it was created. The current one never has it.
+pub(super) const ENDED: u64 = u64::MAX;
 
 /// The part of an outbox that producers and readers share.
 pub(super) struct Queue<T> {
     /// No code of the application runs under this lock.
-    state: Mutex<QueueState<T>>,
+    state: Mutex<OutboxState<T>>,
     /// Notified of every change for which a reader may wait.
     changed: Notify,
 }
 
-pub(super) struct QueueState<T> {
+pub(super) struct OutboxState<T> {
     limits: OutboxLimits,
     /// The messages that were not released, in the order of their positions.
     entries: VecDeque<Entry<T>>,
@@ -39,19 +41,38 @@ struct Entry<T> {
     /// Shared, so that a reader can clone the message after it has released the lock.
     message: Arc<T>,
     bytes: usize,
-    /// The value of [`QueueState::refused`] when the message was pushed.
+    /// The value of [`OutboxState::refused`] when the message was pushed.
     refused: u64,
 }
 
-/// What the newest reader has received.
+/// What the current reader has received.
 #[derive(Default)]
 struct ReaderState {
-    /// The number of readers so far. The newest one has this number.
+    /// The number of the current reader: they are numbered from 1 on. 0 before the first one.
     number: u64,
     /// The position that it receives next.
     next: u64,
     /// The number of refusals that were reported to it.
     reported: u64,
+}
+
+/// The state at one moment, copied so that it is formatted without the lock.
+pub(super) struct Figures {
+    pub(super) messages: usize,
+    bytes: usize,
+    pub(super) refused: u64,
+    closed: bool,
+}
+
+impl Figures {
+    pub(super) fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct(name)
+            .field("messages", &self.messages)
+            .field("bytes", &self.bytes)
+            .field("refused", &self.refused)
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a reader gets when it looks for a message.
@@ -67,7 +88,7 @@ pub(super) enum Received<T> {
 impl<T> Queue<T> {
     pub(super) fn new(limits: OutboxLimits) -> Self {
         Self {
-            state: Mutex::new(QueueState {
+            state: Mutex::new(OutboxState {
                 limits,
                 entries: VecDeque::new(),
                 first: 0,
@@ -89,28 +110,30 @@ impl<T> Queue<T> {
         pushed
     }
 
-    /// Makes a new reader the newest one, at the first message. Returns its number.
-    pub(super) fn begin_reading(&self) -> u64 {
-        let number = {
+    /// Makes a new reader the current one, at `position`, or else at the first message. Returns its
+    /// number; `None` if the position is not there. If the connection of the reader `has_ended`,
+    /// the reader has ended too, and the current one stays.
+    pub(super) fn begin_reading(
+        &self,
+        position: Option<u64>,
+        has_ended: impl Fn() -> bool,
+    ) -> Option<u64> {
+        loop {
+            let current = self.lock().reader.number;
+            // Not under the lock: it locks the connection, under whose lock a transport is polled,
+            // which may push.
+            if has_ended() {
+                return Some(ENDED);
+            }
             let mut state = self.lock();
-            let first = state.first;
-            state.begin_reading(first)
-        };
-        self.notify();
-        number
-    }
-
-    /// As [`begin_reading`](Self::begin_reading), at `position`. `None` if it is not there.
-    pub(super) fn begin_reading_from(&self, position: u64) -> Option<u64> {
-        let number = {
-            let mut state = self.lock();
-            let known = state.first..=state.next();
-            known
-                .contains(&position)
-                .then(|| state.begin_reading(position))?
-        };
-        self.notify();
-        Some(number)
+            // A reader that has come since may be that of a connection that replaced this one.
+            if state.reader.number == current {
+                let number = state.begin_reading(position)?;
+                drop(state);
+                self.notify();
+                return Some(number);
+            }
+        }
     }
 
     /// The next message for the reader with this number.
@@ -137,7 +160,17 @@ impl<T> Queue<T> {
         self.notify();
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, QueueState<T>> {
+    pub(super) fn figures(&self) -> Figures {
+        let state = self.lock();
+        Figures {
+            messages: state.entries.len(),
+            bytes: state.bytes,
+            refused: state.refused,
+            closed: state.closed,
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, OutboxState<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -147,27 +180,10 @@ impl<T> Queue<T> {
     }
 }
 
-impl<T> QueueState<T> {
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
+impl<T> OutboxState<T> {
     #[cfg(all(test, not(liveness_loom)))]
     pub(super) fn capacity(&self) -> usize {
         self.entries.capacity()
-    }
-
-    pub(super) fn refused(&self) -> u64 {
-        self.refused
-    }
-
-    pub(super) fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct(name)
-            .field("messages", &self.entries.len())
-            .field("bytes", &self.bytes)
-            .field("refused", &self.refused)
-            .field("closed", &self.closed)
-            .finish_non_exhaustive()
     }
 
     fn push(&mut self, message: T, bytes: usize) -> Result<u64, OutboxError<T>> {
@@ -193,7 +209,7 @@ impl<T> QueueState<T> {
     }
 
     /// The position of the next push.
-    fn next(&self) -> u64 {
+    pub(super) fn next(&self) -> u64 {
         self.first + self.entries.len() as u64
     }
 
@@ -203,8 +219,12 @@ impl<T> QueueState<T> {
         (index < self.entries.len()).then_some(index)
     }
 
-    /// `position` is that of an entry or of the next push.
-    fn begin_reading(&mut self, position: u64) -> u64 {
+    /// `None` if the position is neither that of an entry nor that of the next push.
+    fn begin_reading(&mut self, position: Option<u64>) -> Option<u64> {
+        let position = position.unwrap_or(self.first);
+        if !(self.first..=self.next()).contains(&position) {
+            return None;
+        }
         let previous = position
             .checked_sub(1)
             .and_then(|previous| self.index(previous));
@@ -216,7 +236,7 @@ impl<T> QueueState<T> {
             next: position,
             reported,
         };
-        self.reader.number
+        Some(self.reader.number)
     }
 
     fn receive(&mut self, reader: u64) -> Received<T> {
@@ -259,8 +279,11 @@ impl<T> QueueState<T> {
         });
         let released = released.collect();
         self.bytes -= bytes;
-        if self.entries.is_empty() {
-            self.entries.shrink_to(RETAINED_CAPACITY);
+        let left = self.entries.len();
+        if left < self.entries.capacity() / 4 {
+            // This moves what is left: fewer messages than were released since it was done last.
+            // The next pushes find room.
+            self.entries.shrink_to(RETAINED_CAPACITY.max(2 * left));
         }
         released
     }

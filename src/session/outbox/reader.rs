@@ -1,17 +1,19 @@
 //! [`OutboxReader`]: how the handler of the current connection gets the messages.
 
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 
+use super::limits::OutboxOverflow;
 use super::queue::{self, Queue, Received};
-use super::refusals::OutboxOverflow;
 
 /// Receives the messages of an [`Outbox`](super::Outbox) for one connection.
 ///
 /// Created by [`Outbox::reader`](super::Outbox::reader) and
-/// [`Outbox::reader_from`](super::Outbox::reader_from). The newest reader of an outbox gets all
-/// messages from its start on, in order and each once, whatever older ones have received. An older
-/// one has ended, so the handler of a replaced connection takes no message from the newer one.
+/// [`Outbox::reader_from`](super::Outbox::reader_from). The current reader of an outbox is the last
+/// one that was taken for a connection that was open then. It gets all messages from its start on,
+/// in order and each once, whatever others have received. All others have ended, so the handler of
+/// a replaced connection takes no message from the newer one, and ends no reader of it.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -64,8 +66,12 @@ impl<T> OutboxReader<T> {
     /// An [`OutboxOverflow`] takes the place of messages that were refused; the reader continues
     /// after it.
     ///
-    /// Returns `None` if there is a newer reader, and after the last message of an outbox that is
+    /// Returns `None` if this reader has ended: because a newer one was taken, or because its
+    /// connection had ended before it was taken. Also after the last message of an outbox that is
     /// closed, or whose clones are all dropped.
+    ///
+    /// Only one task at a time should wait here. Of several tasks each message goes to one, and a
+    /// waker that panics may keep the others from being woken.
     ///
     /// # Cancel safety
     ///
@@ -91,8 +97,8 @@ impl<T> OutboxReader<T> {
         }
     }
 
-    /// As [`recv`](Self::recv), without waiting: `None` if there is no message now, or never will be
-    /// one. For a handler that sends several messages before it flushes.
+    /// As [`recv`](Self::recv), without waiting: `None` if there is no message now, or never will
+    /// be one. For a handler that sends several messages before it flushes.
     ///
     /// # Panics
     ///
@@ -112,13 +118,13 @@ impl<T> OutboxReader<T> {
     ///
     /// Call it when the client has acknowledged the position. If the client sends no
     /// acknowledgements, call it when the message was sent: messages that are in flight when a
-    /// connection ends are lost then, and [`reader_from`](super::Outbox::reader_from) returns `None`
-    /// if the client asks for one of them.
+    /// connection ends are lost then, and [`reader_from`](super::Outbox::reader_from) returns
+    /// `None` if the client asks for one of them.
     ///
     /// Releases nothing if the message was released before, if there is none with this position, or
-    /// if there is a newer reader: what an old connection has sent may not have arrived. The
-    /// position may come from the client unchecked; one that it has not received costs it messages,
-    /// and nothing else.
+    /// if this reader [has ended](Self::recv): what an old connection has sent may not have
+    /// arrived. The position may come from the client unchecked; one that it has not received costs
+    /// it messages, and nothing else.
     pub fn release(&self, position: u64) -> usize {
         self.queue.release(self.number, position)
     }
@@ -126,14 +132,15 @@ impl<T> OutboxReader<T> {
 
 impl<T> fmt::Debug for OutboxReader<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.queue.lock().fmt_as("OutboxReader", f)
+        self.queue.figures().fmt_as("OutboxReader", f)
     }
 }
 
 /// Clones a message with the lock released.
 fn copy<T: Clone>(message: Arc<T>) -> T {
-    let copy = T::clone(&message);
-    // It may have been released meanwhile.
+    let copy = panic::catch_unwind(AssertUnwindSafe(|| T::clone(&message)));
+    // If it was released meanwhile, this drops it: not while a panic unwinds, since a second one
+    // would abort the process.
     queue::discard(message);
-    copy
+    copy.unwrap_or_else(|panicked| panic::resume_unwind(panicked))
 }

@@ -1,5 +1,7 @@
 //! Readers that follow each other, bounds, and messages that panic.
 
+use std::cell::OnceCell;
+use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,6 +10,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use super::*;
 use crate::logs::Logs;
+use crate::session::unopened::connection;
 
 mod model;
 
@@ -86,7 +89,7 @@ impl<'a, T: Clone + Send + Sync> Waiting<'a, T> {
 fn messages_have_positions_and_stay_until_they_are_released() {
     let outbox = filled([7, 8, 9]);
     assert_eq!((outbox.len(), outbox.is_empty()), (3, false));
-    let reader = outbox.reader();
+    let reader = outbox.reader(&connection());
     assert_eq!(drain(&reader), [Ok((0, 7)), Ok((1, 8)), Ok((2, 9))]);
     assert_eq!(outbox.len(), 3);
     assert_eq!(reader.release(1), 2);
@@ -95,13 +98,16 @@ fn messages_have_positions_and_stay_until_they_are_released() {
     drop(outbox.clone());
     assert_eq!(outbox.push(10, 1), Ok(3));
     assert_eq!(drain(&reader), [Ok((3, 10))]);
-    assert_eq!(drain(&outbox.reader()), [Ok((2, 9)), Ok((3, 10))]);
+    assert_eq!(
+        drain(&outbox.reader(&connection())),
+        [Ok((2, 9)), Ok((3, 10))]
+    );
 }
 
 #[test]
 fn a_release_of_anything_else_drops_nothing() {
     let outbox = filled([7, 8, 9]);
-    let reader = outbox.reader();
+    let reader = outbox.reader(&connection());
     assert_eq!(reader.release(3), 0);
     assert_eq!(reader.release(u64::MAX), 0);
     assert_eq!(reader.release(0), 1);
@@ -117,21 +123,21 @@ fn a_release_of_anything_else_drops_nothing() {
 #[test]
 fn a_reader_begins_where_the_client_needs_it() {
     let outbox = filled([7, 8, 9]);
-    assert_eq!(outbox.reader().release(0), 1);
+    assert_eq!(outbox.reader(&connection()).release(0), 1);
     for (from, expected) in [(1, vec![1, 2]), (2, vec![2]), (3, vec![])] {
-        let reader = outbox.reader_from(from).unwrap();
+        let reader = outbox.reader_from(&connection(), from).unwrap();
         assert_eq!(positions(&reader), expected, "{from}");
     }
-    let reader = outbox.reader();
+    let reader = outbox.reader(&connection());
     for from in [0, 4, u64::MAX] {
-        assert!(outbox.reader_from(from).is_none(), "{from}");
+        assert!(outbox.reader_from(&connection(), from).is_none(), "{from}");
     }
     // Those attempts have replaced no reader.
     assert_eq!(positions(&reader), [1, 2]);
     // All released: only the next position continues without a gap.
     reader.release(2);
-    assert!(outbox.reader_from(2).is_none());
-    let reader = outbox.reader_from(3).unwrap();
+    assert!(outbox.reader_from(&connection(), 2).is_none());
+    let reader = outbox.reader_from(&connection(), 3).unwrap();
     outbox.push(10, 1).unwrap();
     assert_eq!(positions(&reader), [3]);
 }
@@ -139,9 +145,9 @@ fn a_reader_begins_where_the_client_needs_it() {
 #[test]
 fn a_newer_reader_ends_the_older_one() {
     let outbox = filled([]);
-    let old = outbox.reader();
+    let old = outbox.reader(&connection());
     let waiting = Waiting::begin(&old);
-    let new = outbox.reader();
+    let new = outbox.reader(&connection());
     assert_eq!(waiting.woken(), None);
     outbox.push(7, 1).unwrap();
     assert_eq!(old.try_recv(), None);
@@ -151,7 +157,7 @@ fn a_newer_reader_ends_the_older_one() {
     assert_eq!(new.release(0), 1);
 
     let waiting = Waiting::begin(&new);
-    let newest = outbox.reader_from(1).unwrap();
+    let newest = outbox.reader_from(&connection(), 1).unwrap();
     assert_eq!(waiting.woken(), None);
     let waiting = Waiting::begin(&newest);
     outbox.push(8, 1).unwrap();
@@ -159,9 +165,67 @@ fn a_newer_reader_ends_the_older_one() {
 }
 
 #[test]
+fn a_connection_that_has_ended_gets_no_reader() {
+    let outbox = filled([7]);
+    let (old, new) = (connection(), connection());
+    let current = outbox.reader(&new);
+    assert!(old.evict(4_000, "replaced"));
+    for late in [
+        outbox.reader(&old),
+        outbox.reader_from(&old, 0).unwrap(),
+        outbox.reader_from(&old, 9).unwrap(),
+    ] {
+        let received = pin!(late.recv()).poll(&mut Context::from_waker(Waker::noop()));
+        assert_eq!((received, late.try_recv()), (Poll::Ready(None), None));
+        assert_eq!(late.release(0), 0);
+    }
+    assert_eq!(positions(&current), [0]);
+    assert_eq!(current.release(0), 1);
+    // Also without a current reader.
+    let outbox = filled([7]);
+    let late = outbox.reader(&old);
+    assert_eq!((late.try_recv(), late.release(0)), (None, 0));
+}
+
+#[test]
+fn a_connection_that_is_replaced_while_it_takes_its_reader_ends_no_other() {
+    let outbox = filled([7]);
+    let (old, new) = (connection(), connection());
+    let current = OnceCell::new();
+    let number = outbox.queue().begin_reading(None, || {
+        let has_ended = old.reason().is_some();
+        current.get_or_init(|| {
+            assert!(old.evict(4_000, "replaced"));
+            outbox.reader(&new)
+        });
+        has_ended
+    });
+    assert_eq!(number, Some(ENDED));
+    assert_eq!(positions(current.get().unwrap()), [0]);
+}
+
+#[test]
+fn a_snapshot_goes_on_at_the_next_position() {
+    let outbox = outbox(3, 100);
+    for message in 0..4 {
+        let _refused_at_the_end = outbox.push(message, 1);
+    }
+    let (position, refused) = (outbox.next_position(), outbox.refused());
+    assert_eq!((position, refused), (3, 1));
+    let reader = outbox.reader_from(&connection(), position).unwrap();
+    // Older than the snapshot.
+    assert_eq!(drain(&reader), [Err(overflow(refused))]);
+    assert_eq!(reader.release(position - 1), 3);
+    assert_eq!(outbox.next_position(), position);
+    assert_eq!(outbox.push(4, 1), Ok(position));
+    assert_eq!(drain(&reader), [Ok((position, 4))]);
+    assert_eq!(outbox.next_position(), position + 1);
+}
+
+#[test]
 fn a_cancelled_recv_loses_nothing() {
     let outbox = filled([]);
-    let reader = outbox.reader();
+    let reader = outbox.reader(&connection());
     let waiting = Waiting::begin(&reader);
     outbox.push(7, 1).unwrap();
     // It was woken for the message, and did not take it.
@@ -182,7 +246,7 @@ fn a_full_outbox_returns_the_message_with_the_cause() {
     assert_eq!(outbox.push("c", 0), Err(OutboxError::TooManyMessages("c")));
     assert_eq!((outbox.len(), outbox.refused()), (2, 3));
     // A release makes room for both.
-    let reader = outbox.reader();
+    let reader = outbox.reader(&connection());
     reader.release(0);
     assert_eq!(outbox.push("c", 6), Ok(2));
     reader.release(2);
@@ -196,28 +260,28 @@ fn a_refusal_is_reported_in_its_place_until_a_later_release() {
     for message in 0..4 {
         let _refused_from_the_third_on = outbox.push(message, 1);
     }
-    let reader = outbox.reader();
+    let reader = outbox.reader(&connection());
     assert_eq!(drain(&reader), [Ok((0, 0)), Ok((1, 1)), Err(overflow(2))]);
     // The connection may end before the client has the report.
-    let reader = outbox.reader_from(2).unwrap();
+    let reader = outbox.reader_from(&connection(), 2).unwrap();
     assert_eq!(drain(&reader), [Err(overflow(2))]);
     reader.release(1);
     outbox.push(4, 1).unwrap();
     assert_eq!(drain(&reader), [Ok((2, 4))]);
-    let reader = outbox.reader_from(2).unwrap();
+    let reader = outbox.reader_from(&connection(), 2).unwrap();
     assert_eq!(drain(&reader), [Err(overflow(2)), Ok((2, 4))]);
     // The client has the message, and so the report before it.
-    let reader = outbox.reader_from(3).unwrap();
+    let reader = outbox.reader_from(&connection(), 3).unwrap();
     assert_eq!(drain(&reader), []);
     reader.release(2);
-    assert_eq!(drain(&outbox.reader()), []);
+    assert_eq!(drain(&outbox.reader(&connection())), []);
 }
 
 #[test]
 fn a_refusal_wakes_a_reader_that_has_received_all_messages() {
     let outbox = outbox(1, 10);
     outbox.push(0, 1).unwrap();
-    let reader = outbox.reader();
+    let reader = outbox.reader(&connection());
     assert_eq!(drain(&reader), [Ok((0, 0))]);
     let waiting = Waiting::begin(&reader);
     outbox.push(1, 1).unwrap_err();
@@ -229,7 +293,7 @@ fn a_refusal_wakes_a_reader_that_has_received_all_messages() {
 #[test]
 fn a_closed_outbox_refuses_messages_and_gives_out_what_is_left() {
     let outbox = filled([7]);
-    let reader = outbox.reader();
+    let reader = outbox.reader(&connection());
     outbox.close();
     outbox.close();
     assert_eq!(outbox.push(8, 1), Err(OutboxError::Closed(8)));
@@ -240,7 +304,7 @@ fn a_closed_outbox_refuses_messages_and_gives_out_what_is_left() {
         .poll(&mut Context::from_waker(Waker::noop()));
     assert_eq!(received, Poll::Ready((Some(Ok((0, 7))), None)));
     // A newer connection gets it too.
-    assert_eq!(drain(&outbox.reader()), [Ok((0, 7))]);
+    assert_eq!(drain(&outbox.reader(&connection())), [Ok((0, 7))]);
 
     for end in [
         (|outbox| outbox.close()) as fn(Outbox<u32>),
@@ -248,7 +312,7 @@ fn a_closed_outbox_refuses_messages_and_gives_out_what_is_left() {
         |outbox| drop(outbox.clone()),
     ] {
         let outbox = filled([]);
-        let reader = outbox.reader();
+        let reader = outbox.reader(&connection());
         let waiting = Waiting::begin(&reader);
         end(outbox);
         assert_eq!(waiting.woken(), None);
@@ -280,14 +344,33 @@ fn absurd_limits_are_refused() {
 }
 
 #[test]
-fn an_outbox_that_is_empty_again_keeps_little_memory() {
+fn an_outbox_keeps_memory_for_what_is_left() {
     let outbox = outbox(10_000, 10_000);
     for message in 0..10_000 {
         outbox.push(message, 1).unwrap();
     }
-    outbox.reader().release(9_999);
-    let capacity = outbox.queue().lock().capacity();
-    assert!(capacity <= 64, "{capacity}");
+    let reader = outbox.reader(&connection());
+    let (mut capacity, mut changes) = (outbox.queue().lock().capacity(), 0);
+    for position in 0..10_000 {
+        reader.release(position);
+        let now = outbox.queue().lock().capacity();
+        let left = outbox.len();
+        assert!(
+            now >= left && now <= 64.max(4 * left + 4),
+            "{now} for {left}"
+        );
+        changes += usize::from(now != capacity);
+        capacity = now;
+    }
+    assert!(capacity <= super::queue::RETAINED_CAPACITY, "{capacity}");
+    // Each one moves all messages that are left.
+    assert!(changes < 16, "{changes}");
+    // What comes and goes all the time does not move it.
+    for message in 0..100 {
+        let position = outbox.push(message, 1).unwrap();
+        reader.release(position);
+        assert_eq!(outbox.queue().lock().capacity(), capacity);
+    }
 }
 
 #[test]
@@ -295,7 +378,7 @@ fn outboxes_and_their_futures_go_to_other_threads() {
     fn assert_send_sync<T: Send + Sync>(_: &T) {}
     fn assert_send<T: Send>(_: &T) {}
     let outbox = filled([]);
-    let reader = outbox.reader();
+    let reader = outbox.reader(&connection());
     assert_send_sync(&outbox);
     assert_send_sync(&reader);
     assert_send(&reader.recv());
@@ -309,7 +392,7 @@ fn debug_shows_the_state_and_no_message() {
     let state = "{ messages: 1, bytes: 6, refused: 1, closed: false, .. }";
     assert_eq!(format!("{outbox:?}"), format!("Outbox {state}"));
     assert_eq!(
-        format!("{:?}", outbox.reader()),
+        format!("{:?}", outbox.reader(&connection())),
         format!("OutboxReader {state}")
     );
     assert_eq!(format!("{error:?}"), "TooManyMessages(..)");
@@ -317,6 +400,57 @@ fn debug_shows_the_state_and_no_message() {
         OutboxOverflow { refused: 3 }.to_string(),
         "outbox full: 3 messages refused so far"
     );
+}
+
+#[test]
+fn debug_writes_without_the_lock() {
+    /// A log that uses the outbox.
+    struct Log(Outbox<u32>, String);
+
+    impl Write for Log {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            // Deadlocks if the outbox is locked.
+            assert_eq!(self.0.len(), 1);
+            self.1.push_str(text);
+            Ok(())
+        }
+    }
+
+    let outbox = filled([7]);
+    let reader = outbox.reader(&connection());
+    let mut log = Log(outbox.clone(), String::new());
+    write!(log, "{outbox:?} {reader:?}").unwrap();
+    assert_eq!(log.1, format!("{outbox:?} {reader:?}"));
+}
+
+/// A message that is released while it is cloned. Its clone and its drop panic.
+struct ReleasedByClone(Arc<Mutex<Option<OutboxReader<ReleasedByClone>>>>);
+
+impl Clone for ReleasedByClone {
+    fn clone(&self) -> Self {
+        assert_eq!(self.0.lock().unwrap().take().unwrap().release(0), 1);
+        panic!("clone");
+    }
+}
+
+impl Drop for ReleasedByClone {
+    fn drop(&mut self) {
+        panic!("drop");
+    }
+}
+
+#[test]
+fn a_message_that_is_released_while_its_clone_panics_may_panic_too() {
+    let logs = Logs::keep();
+    let (outbox, slot) = (Outbox::default(), Arc::default());
+    assert!(outbox.push(ReleasedByClone(Arc::clone(&slot)), 1).is_ok());
+    let reader = outbox.reader(&connection());
+    let same = OutboxReader::new(Arc::clone(outbox.queue()), 1);
+    *slot.lock().unwrap() = Some(same);
+    let received = catch_unwind(AssertUnwindSafe(|| reader.try_recv().is_some()));
+    let panicked = received.unwrap_err();
+    assert_eq!(panicked.downcast_ref(), Some(&"clone"));
+    assert_eq!((outbox.len(), logs.warnings().len()), (0, 1));
 }
 
 /// A message that uses its outbox when it is cloned and dropped, and panics then if it must.
@@ -374,14 +508,14 @@ fn messages_may_use_the_outbox_and_panic_when_they_are_cloned_and_dropped() {
         item.unwrap_or_else(|_| panic!("a report")).1.number
     };
 
-    let mut reader = outbox.reader();
+    let mut reader = outbox.reader(&connection());
     panics(true);
     assert!(catch_unwind(AssertUnwindSafe(|| received(&reader))).is_err());
     panics(false);
     assert_eq!(received(&reader), 1);
-    assert_eq!(received(&outbox.reader_from(0).unwrap()), 0);
+    assert_eq!(received(&outbox.reader_from(&connection(), 0).unwrap()), 0);
 
-    reader = outbox.reader();
+    reader = outbox.reader(&connection());
     panics(true);
     assert_eq!(reader.release(2), 3);
     panics(false);

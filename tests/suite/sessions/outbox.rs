@@ -46,11 +46,11 @@ impl Scene {
 #[tokio::test(start_paused = true)]
 async fn a_resumed_session_continues_with_what_was_not_acknowledged() {
     let scene = Scene::new();
-    let (stream, _, seat) = scene.connect();
+    let (stream, live, seat) = scene.connect();
     for message in 0..3 {
         assert_eq!(seat.push(message, 8), Ok(message));
     }
-    let reader = seat.reader();
+    let reader = seat.reader(&live);
     assert_eq!(reader.recv().await, Some(Ok((0, 0))));
     assert_eq!(reader.recv().await, Some(Ok((1, 1))));
     assert_eq!(reader.release(0), 1);
@@ -59,8 +59,8 @@ async fn a_resumed_session_continues_with_what_was_not_acknowledged() {
     assert!(matches!(seat.state(), SeatState::Lingering { .. }));
     assert_eq!(seat.push(3, 8), Ok(3));
 
-    let (_stream, _, seat) = scene.connect();
-    let reader = seat.reader_from(1).unwrap();
+    let (_stream, live, seat) = scene.connect();
+    let reader = seat.reader_from(&live, 1).unwrap();
     for expected in 1..4 {
         assert_eq!(reader.recv().await, Some(Ok((expected, expected))));
     }
@@ -69,23 +69,59 @@ async fn a_resumed_session_continues_with_what_was_not_acknowledged() {
 #[tokio::test(start_paused = true)]
 async fn the_handler_of_a_replaced_connection_gets_no_message() {
     let scene = Scene::new();
-    let (_old_stream, _, seat) = scene.connect();
-    let old = seat.reader();
+    let (_old_stream, live, seat) = scene.connect();
+    let old = seat.reader(&live);
     let handler = tokio::spawn(async move { old.recv().await });
     tokio::task::yield_now().await;
-    let (_stream, _, newer) = scene.connect();
-    let reader = newer.reader();
+    let (_stream, live, newer) = scene.connect();
+    let reader = newer.reader(&live);
     // A producer that has found the older seat.
     assert_eq!(seat.push(0, 8), Ok(0));
     assert_eq!(handler.await.unwrap(), None);
     assert_eq!(reader.recv().await, Some(Ok((0, 0))));
 }
 
+/// Its handler was suspended between its registration and the call that takes its reader.
+#[tokio::test(start_paused = true)]
+async fn a_replaced_connection_that_takes_its_reader_late_ends_no_other() {
+    let scene = Scene::new();
+    let (_old_stream, old, seat) = scene.connect();
+    let (_stream, live, newer) = scene.connect();
+    let reader = newer.reader(&live);
+    assert_eq!(seat.push(0, 8), Ok(0));
+    for late in [seat.reader(&old), seat.reader_from(&old, 0).unwrap()] {
+        assert_eq!(late.recv().await, None);
+        assert_eq!(late.release(0), 0);
+    }
+    assert_eq!(reader.recv().await, Some(Ok((0, 0))));
+    assert_eq!(reader.release(0), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_handed_over_is_closed_before_it_is_saved() {
+    let scene = Scene::new();
+    let (stream, live, seat) = scene.connect();
+    let reader = seat.reader(&live);
+    drop(stream);
+    let ends = scene.linger.hand_over();
+    // No hook was called, so a producer that has the seat still pushes.
+    assert_eq!(seat.push(0, 8), Ok(0));
+    let [end] = &ends[..] else {
+        panic!("one session")
+    };
+    end.value().close();
+    assert_eq!(seat.push(1, 8), Err(OutboxError::Closed(1)));
+    // All that was accepted can be saved.
+    assert_eq!(end.value().len(), 1);
+    assert_eq!(reader.try_recv(), Some(Ok((0, 0))));
+    assert_eq!(reader.recv().await, None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_session_that_ends_closes_its_outbox() {
     let scene = Scene::new();
-    let (stream, _, seat) = scene.connect();
-    let reader = seat.reader();
+    let (stream, live, seat) = scene.connect();
+    let reader = seat.reader(&live);
     drop(stream);
     assert_eq!(seat.push(0, 8), Ok(0));
     sleep(2 * GRACE).await;
@@ -93,8 +129,8 @@ async fn a_session_that_ends_closes_its_outbox() {
     assert_eq!(reader.recv().await, Some(Ok((0, 0))));
     assert_eq!(reader.recv().await, None);
 
-    let (_stream, _, newcomer) = scene.connect();
-    assert!(newcomer.reader_from(1).is_none());
+    let (_stream, live, newcomer) = scene.connect();
+    assert!(newcomer.reader_from(&live, 1).is_none());
     assert_eq!(newcomer.push(7, 8), Ok(0));
 }
 
@@ -104,7 +140,7 @@ async fn a_reader_ends_when_its_seat_has_left_the_map() {
     let scene = Scene::new();
     let (_stream, live) = scene.layer.wrap_server(duplex(64).0);
     let outbox = Outbox::default();
-    let reader = outbox.reader();
+    let reader = outbox.reader(&live);
     live.register(&scene.map, "bob", outbox).unwrap();
     let handler = tokio::spawn(async move { reader.recv().await });
     tokio::task::yield_now().await;
@@ -134,10 +170,12 @@ async fn a_client_that_reconnects_all_the_time_gets_each_message_once() {
         });
     }
     let received: Arc<Mutex<Vec<u64>>> = Arc::default();
+    let layer = HeartbeatLayer::default();
     while received.lock().unwrap().len() < (PRODUCERS * EACH) as usize {
         // The lock is the client: it has a message when it has stored it.
         let place = received.lock().unwrap().len() as u64;
-        let reader = outbox.reader_from(place).unwrap();
+        let (_stream, live) = layer.wrap_server(duplex(64).0);
+        let reader = outbox.reader_from(&live, place).unwrap();
         let connection = tokio::spawn(store(reader, place, Arc::clone(&received)));
         for _ in 0..fastrand::u32(1..50) {
             tokio::task::yield_now().await;

@@ -117,7 +117,7 @@ proptest! {
     #[test]
     fn an_outbox_behaves_like_the_model(ops in prop::collection::vec(op(), 1..80)) {
         let outbox = outbox(MAX_MESSAGES, MAX_BYTES);
-        let mut readers = vec![outbox.reader()];
+        let mut readers = vec![outbox.reader(&connection())];
         let mut model = Model::default();
         for op in ops {
             match op {
@@ -136,11 +136,11 @@ proptest! {
                     prop_assert_eq!(released, expected);
                 }
                 Op::NewReader => {
-                    readers.push(outbox.reader());
+                    readers.push(outbox.reader(&connection()));
                     model.begin(model.released);
                 }
                 Op::NewReaderFrom(position) => {
-                    let reader = outbox.reader_from(position);
+                    let reader = outbox.reader_from(&connection(), position);
                     let known = (model.released..=model.next()).contains(&position);
                     prop_assert_eq!(reader.is_some(), known);
                     if let Some(reader) = reader {
@@ -158,7 +158,7 @@ proptest! {
             prop_assert_eq!(outbox.refused(), refused as u64);
         }
         // A client that has received nothing gets all that is left, each once and in order.
-        let reader = outbox.reader();
+        let reader = outbox.reader(&connection());
         let messages = drain(&reader).into_iter().filter_map(Result::ok);
         let positions: Vec<u64> = messages.map(|(position, _)| position).collect();
         prop_assert_eq!(positions, (model.released..model.next()).collect::<Vec<_>>());
