@@ -209,7 +209,7 @@ async fn serve_client(mut socket: WebSocket, live: Liveness, room: Room) {
     }
     // Everything is sent. The layer closes the connection, and `shutdown` waits for it. An earlier
     // eviction, which empties the inbox too, remains the only one.
-    live.evict(1001, "server is going away");
+    live.evict_as("deploy", 1001, "server is going away");
 }
 
 // The room.

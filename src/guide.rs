@@ -3,7 +3,7 @@
 //! - [`getting_started`]: installation, versions, where the layers go, what a handler sees
 //! - [`programs`]: presence, devices, a lobby, a feed, kicks, deploys: the example to start from
 //! - [`times`]: which times fit proxies, networks and clients; all settings
-//! - [`session_map`]: seats, replaced connections, rooms, async locks
+//! - [`session_map`]: seats, replaced connections, grace periods, messages while away, devices, rooms
 //! - [`shutdown`]: drains, deploys, supervisors
 //! - [`troubleshooting`]: what each [`Reason`](crate::Reason) means and what to change
 //! - [`testing`]: tests of hooks, maps and applications, without sockets

@@ -74,6 +74,28 @@ impl<K, V> LingerBuilder<K, V> {
         self
     }
 
+    /// Adds ends of a connection after which its seat lingers, to the defaults or to those of
+    /// [`after`](Self::after).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use tower_ws_liveness::{ConfigError, Linger, Reason};
+    ///
+    /// # fn main() -> Result<(), ConfigError> {
+    /// let linger = Linger::<String, ()>::builder(Duration::from_secs(60))
+    ///     // Saved by `Linger::hand_over` after the drain, for the next process.
+    ///     .also_after(|reason| reason == Reason::Drained)
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn also_after(mut self, lingers: impl Fn(Reason) -> bool + Send + Sync + 'static) -> Self {
+        let before = self.after;
+        self.after = Box::new(move |reason| before(reason) || lingers(reason));
+        self
+    }
+
     /// What happens if the seat's connection is still open when another one registers at its key.
     /// Default: [`ReplacePolicy::newest_wins`].
     ///
@@ -92,7 +114,9 @@ impl<K, V> LingerBuilder<K, V> {
     /// driver's when the grace period is over; after the hooks of the connection when a connection
     /// ends after which the seat does not linger; that of the call for
     /// [`Linger::close`](super::Linger::close), `unregister` and a registration that takes the seat,
-    /// which need not be in a runtime. The seat is out of its map by then. A hook must not block; a panic is caught and logged, as that of [`OnEvict`](crate::OnEvict).
+    /// which need not be in a runtime. The seat is out of its map by then, and a new session may have
+    /// begun at the key. A hook must not block; a panic is caught and logged, as that of
+    /// [`OnEvict`](crate::OnEvict).
     pub fn on_session_end(
         mut self,
         hook: impl Fn(&SessionEnd<K, V>) + Send + Sync + 'static,

@@ -122,7 +122,7 @@ const PROGRAMS: [Program; 6] = [
             ("let Ok(mut inbox)", "};"),
             ("let mut draining = ", ""),
             ("() = &mut draining", "}"),
-            ("live.evict(", ""),
+            ("live.evict_as(", ""),
             ("type Sessions", ""),
             ("registry: Registry,", ""),
             ("sessions: Arc<", ""),

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::{DuplexStream, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::runtime::{Builder, Handle};
 use tokio::time::sleep;
 use tower_ws_liveness::{
-    ConnectionId, Health, HeartbeatLayer, Linger, LingerBuilder, Liveness, LivenessStream, Reason,
-    RegisterError, Registered, ReplacePolicy, Seat, SeatState, SessionEnd, SessionEndCause,
+    ConnectionId, Drain, Health, HeartbeatLayer, Linger, LingerBuilder, Liveness, LivenessStream,
+    Reason, RegisterError, Registered, ReplacePolicy, Seat, SeatState, SessionEnd, SessionEndCause,
     SessionMap,
 };
 
@@ -425,6 +425,50 @@ async fn the_application_decides_after_which_ends_a_seat_lingers() {
     drop(stream);
     assert_eq!(scene.state(), None);
     assert_eq!(scene.ends()[0].2, SessionEndCause::ConnectionEnded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_of_a_drain_are_handed_over_if_the_application_lets_them_linger() {
+    let also = |builder: LingerBuilder<_, _>| builder.also_after(|it| it == Reason::Drained);
+    for lets in [true, false] {
+        let census = Census::default();
+        let scene = match lets {
+            true => Scene::<MutexMap>::with(also),
+            false => Scene::new(),
+        };
+        let (_stream, live) = scene.connect();
+        drop(scene.register(&live, census.session("first")));
+        scene.layer.registry().drain(Drain::default()).await;
+        assert_eq!(live.reason(), Some(Reason::Drained));
+        let handed_over = scene.linger.hand_over();
+        assert_eq!(handed_over.len(), usize::from(lets));
+        assert_eq!(scene.ends().len(), usize::from(!lets));
+        assert_eq!(scene.state(), None);
+    }
+    // The defaults hold beside it.
+    let (scene, census) = (Scene::<MutexMap>::with(also), Census::default());
+    let (stream, live) = scene.connect();
+    drop(scene.register(&live, census.session("first")));
+    drop(stream);
+    assert_eq!(scene.linger.lingering(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_seat_lingers_after_the_close_frame_of_its_client() {
+    let (scene, census) = (Scene::<MutexMap>::new(), Census::default());
+    let (io, mut peer) = duplex(64);
+    let (mut stream, live) = scene.layer.wrap_server(io);
+    drop(scene.register(&live, census.session("first")));
+    // Close 1000, masked with zeros.
+    peer.write_all(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8])
+        .await
+        .unwrap();
+    let mut frame = [0; 8];
+    stream.read_exact(&mut frame).await.unwrap();
+    drop(stream);
+    let reason = live.evicted().await.reason();
+    assert!(matches!(reason, Reason::PeerClosed { .. }), "{reason:?}");
+    assert_eq!(scene.linger.lingering(), 1);
 }
 
 #[test]
