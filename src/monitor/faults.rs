@@ -15,8 +15,6 @@ use super::stats::FaultCounters;
 pub(super) struct Faults {
     /// The write or flush that the transport refuses.
     pub(super) blocked: Option<BlockedWrite>,
-    /// Since when bytes of the peer wait for the handler to read them.
-    pub(super) backlog: Option<Moment>,
     pub(super) earlier_views: EarlierViews,
     /// When a late verdict on the handler was last postponed. A stall counted from that time is not
     /// postponed again.
@@ -31,7 +29,6 @@ impl Faults {
     pub(super) fn new(opened: Moment) -> Self {
         Self {
             blocked: None,
-            backlog: None,
             earlier_views: EarlierViews::default(),
             handler_verdict_postponed_at: None,
             control_rate: ControlRate::new(opened),

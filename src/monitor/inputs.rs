@@ -271,18 +271,15 @@ impl Monitor {
 
     /// Bytes of the peer were read ahead and wait for the handler.
     pub(crate) fn on_backlog(&mut self, now: Moment) {
-        let backlog = &mut self.faults().backlog;
-        if backlog.is_none() {
-            *backlog = Some(now);
+        if self.backlog.is_none() {
+            self.backlog = Some(now);
             self.moved = true;
         }
     }
 
     /// The handler read waiting bytes; `rest` if more wait. A slow handler is not stalled.
     pub(crate) fn handler_read(&mut self, now: Moment, rest: bool) {
-        if let Some(faults) = &mut self.faults {
-            faults.backlog = rest.then_some(now);
-        }
+        self.backlog = rest.then_some(now);
         if self.read_ahead_full {
             self.read_ahead_full = false;
             if self.first_message == FirstMessage::Awaited {

@@ -32,7 +32,7 @@ impl LastingFrom {
         };
         Self {
             backlog: monitor
-                .backlog()
+                .backlog
                 .map(|since| since + thresholds.handler_stall),
             write_stall: monitor
                 .blocked()

@@ -79,6 +79,8 @@ pub(crate) struct Monitor {
     /// Uniform in 0..1: where the first interval and the lifetime end within their jitter.
     random: f32,
     pings: Pings,
+    /// Since when bytes of the peer wait for the handler to read them.
+    backlog: Option<Moment>,
     /// `None` until the first fault.
     faults: Option<Box<Faults>>,
     rtt: RttEstimate,
@@ -116,6 +118,7 @@ impl Monitor {
             outbound: DataClock::new(now),
             random,
             pings: Pings::new(tag),
+            backlog: None,
             faults: None,
             rtt: RttEstimate::default(),
             counters: Counters::default(),
@@ -141,11 +144,6 @@ impl Monitor {
         let opened = self.opened;
         self.faults
             .get_or_insert_with(|| Box::new(Faults::new(opened)))
-    }
-
-    /// Since when bytes of the peer wait for the handler to read them.
-    fn backlog(&self) -> Option<Moment> {
-        self.faults.as_ref()?.backlog
     }
 
     /// The write or flush that the transport refuses.

@@ -47,7 +47,7 @@ impl Monitor {
         Some(since + heartbeat.timeout * heartbeat.missed_pings)
     }
 
-    /// Whether a ping waits for the end of an outbound message.
+    /// Whether the newest ping would wait for the end of an outbound message.
     pub(crate) fn holds_ping(&self) -> bool {
         self.pings.is_holdable()
     }
@@ -154,7 +154,7 @@ impl Monitor {
             Lifecycle::Opening => Health::Opening,
             Lifecycle::Ended { .. } => Health::Ended,
             Lifecycle::Closing { .. } => Health::Closing,
-            Lifecycle::Open if self.backlog().is_some() => Health::HandlerStalled,
+            Lifecycle::Open if self.backlog.is_some() => Health::HandlerStalled,
             Lifecycle::Open if self.is_blocked() && !self.is_uncertain() => Health::WriteStalled,
             Lifecycle::Open if self.pings.timeout_since().is_some() || self.pings.missed() > 0 => {
                 Health::PeerSilent {

@@ -121,7 +121,7 @@ impl Monitor {
             }
             // While the runtime was paused, so was the handler.
             faults.handler_verdict_postponed_at = Some(now);
-            faults.backlog = faults.backlog.map(|_| now);
+            self.backlog = self.backlog.map(|_| now);
             self.pings.restart_queued(now);
         }
         match self.poll_write(now, heartbeat, io_state, kernel) {
@@ -385,7 +385,7 @@ impl Monitor {
     /// Since when the handler does not read the bytes that wait, or does not finish a frame that
     /// the transport would accept and in which no ping can be sent.
     fn handler_stalled_since(&self) -> Option<Moment> {
-        match (self.backlog(), self.unfinished_frame_since()) {
+        match (self.backlog, self.unfinished_frame_since()) {
             (Some(backlog), Some(unfinished_frame_since)) => {
                 Some(backlog.min(unfinished_frame_since))
             }
