@@ -119,7 +119,7 @@ impl<T: 'static> State<T> {
     /// Starts the monitor of a connection whose upgrade is complete.
     fn begin(&mut self, now: Moment, report: &mut Report) {
         self.set_socket_options(report);
-        self.monitor = Monitor::new(now, fastrand::f32(), fastrand::u32(..));
+        self.monitor = Monitor::new(now, fastrand::f32(), draw_tag());
         if let Some(waiters) = self
             .rare
             .as_mut()
@@ -237,10 +237,8 @@ impl<T: 'static> State<T> {
     /// Takes both wakers of the handler that must be woken.
     pub(crate) fn take_due_wakers(&mut self) -> [Option<Waker>; 2] {
         let reader = self.reader.take_due(&mut self.reader_waker);
-        let writer = self.rare.as_mut().and_then(|rare| {
-            let stored = &mut rare.writer_waker;
-            self.writer.take_due(stored)
-        });
+        let stored = self.rare.as_mut().map(|rare| &mut rare.writer_waker);
+        let writer = self.writer.take_due(stored.unwrap_or(&mut None));
         [reader, writer]
     }
 
@@ -258,4 +256,10 @@ pub(crate) fn no_transport(monitor: &Monitor) -> io::Error {
         Some(reason) => Evicted::new(reason).into_io_error(),
         None => io::ErrorKind::NotConnected.into(),
     }
+}
+
+/// A random tag for the pings of a connection. Its first bit is set, so that a counter or a time
+/// with which the handler fills the eight bytes of its own pings is not taken for one of ours.
+fn draw_tag() -> u32 {
+    fastrand::u32(..) | 1 << 31
 }

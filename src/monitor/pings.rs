@@ -45,12 +45,12 @@ pub(crate) struct Pings {
     flushed_at: Option<Moment>,
     /// Present only if the application has requested a ping, or a ping was unanswered when the next
     /// was queued.
-    unusual: Option<Box<Unusual>>,
+    rare: Option<Box<RarePings>>,
 }
 
 /// What few connections need for their pings.
 #[derive(Clone, Debug, Default)]
-struct Unusual {
+struct RarePings {
     /// Sequence number of the newest ping that the application has requested. More than
     /// `queued_count` if that ping is not queued yet.
     requested_sequence: u32,
@@ -65,7 +65,7 @@ enum Newest {
     Holdable,
     /// It is not flushed yet, and has waited long enough for the end of a message.
     Queued,
-    /// It will not be written, unless it was half-written.
+    /// Cancelled. The rest of it is still written if its first bytes were.
     Cancelled,
     /// It is flushed, or there was none.
     Flushed,
@@ -97,7 +97,7 @@ impl Pings {
             mid_message: false,
             verdict_postponed: false,
             flushed_at: None,
-            unusual: None,
+            rare: None,
         }
     }
 
@@ -112,11 +112,13 @@ impl Pings {
     /// Otherwise an application that requests pings regularly would keep a dead peer forever.
     pub(crate) fn queue_extra(&mut self, now: Moment) -> [u8; 8] {
         if self.answered_up_to < self.queued_count {
-            let earlier = &mut self.unusual.get_or_insert_default().earlier_flushes;
+            let earlier = &mut self.rare.get_or_insert_default().earlier_flushes;
             earlier.rotate_right(1);
             earlier[0] = self.flushed_at;
         } else if self.requested_sequence() <= self.queued_count {
-            self.unusual = None;
+            // Otherwise the box stays, with flush times that are not looked up: those of answered
+            // pings.
+            self.rare = None;
         }
         self.queued_count = self.queued_count.saturating_add(1);
         self.newest = Newest::Holdable;
@@ -138,13 +140,13 @@ impl Pings {
             true => self.queued_count,
             false => self.queued_count.saturating_add(1),
         };
-        self.unusual.get_or_insert_default().requested_sequence = sequence;
+        self.rare.get_or_insert_default().requested_sequence = sequence;
         sequence
     }
 
     fn requested_sequence(&self) -> u32 {
-        let unusual = self.unusual.as_ref();
-        unusual.map_or(0, |unusual| unusual.requested_sequence)
+        let rare = self.rare.as_ref();
+        rare.map_or(0, |rare| rare.requested_sequence)
     }
 
     /// When the newest ping was flushed, if the application waits for the pong to it or to an
@@ -335,7 +337,7 @@ impl Pings {
     fn flushed_at(&self, sequence: u32) -> Option<Moment> {
         match (self.queued_count - sequence) as usize {
             0 => self.flushed_at,
-            age => *self.unusual.as_ref()?.earlier_flushes.get(age - 1)?,
+            age => *self.rare.as_ref()?.earlier_flushes.get(age - 1)?,
         }
     }
 
@@ -510,6 +512,6 @@ mod tests {
         assert_eq!(pings.answer(at(42), payload).unwrap().sequence, 4);
         assert_eq!(pings.requested_since(), None);
         pings.queue_next(at(50));
-        assert!(pings.unusual.is_none(), "not needed any more");
+        assert!(pings.rare.is_none(), "not needed any more");
     }
 }
