@@ -1,5 +1,6 @@
 //! The shutdown in one call: readiness, refusal, handlers, drain, report.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
 
@@ -271,9 +272,11 @@ impl Registry {
         self.state
             .admission
             .set_close_frame(plan.close_frame.clone());
-        // Before the handlers are woken, which may end their connections immediately.
-        let open: Vec<_> = self.handles().iter().map(Liveness::id).collect();
+        // Before and after the handlers are woken: they may end their connections immediately, and
+        // others open until then.
+        let mut open: BTreeSet<_> = self.handles().iter().map(Liveness::id).collect();
         self.begin_drain();
+        open.extend(self.handles().iter().map(Liveness::id));
         let grace_ends = after(Instant::now(), plan.handler_grace);
         wait_until(grace_ends.min(deadline), self.wait_idle()).await;
 
