@@ -153,6 +153,8 @@ pub use registry::{
 pub use dashmap;
 #[cfg(feature = "papaya")]
 pub use papaya;
+#[cfg(feature = "parking_lot")]
+pub use parking_lot;
 #[cfg(feature = "scc")]
 pub use scc;
 
