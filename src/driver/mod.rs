@@ -6,7 +6,7 @@
 //! re-arms the entry. The wheel is updated immediately only for a deadline that moves nearer, and
 //! after the driver has driven the connection.
 //!
-//! The task (in [`task`]) starts with the first connection of a runtime and ends one to two seconds
+//! The task (in [`task`]) starts with the first connection of a runtime and ends within two seconds
 //! after the last. So connections that come one by one share a task, and few of them wake it. A
 //! handler that blocks its worker thread does not delay it (see [`workers`]), but a transport that
 //! blocks while the task polls it, or a hook that blocks while the task calls it, does.

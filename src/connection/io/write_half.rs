@@ -101,7 +101,7 @@ impl WriteHalf {
         self.repeats_writes = repeats_writes;
     }
 
-    /// A flush of the transport does nothing.
+    /// Records that a flush of the transport does nothing.
     pub(crate) fn set_flushes_nothing(&mut self) {
         self.flushing = Flushing::Nothing;
     }

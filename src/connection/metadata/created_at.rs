@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Creation time as microseconds since a process-wide epoch: 7 bytes instead of `Instant`'s 16.
-/// They suffice for a thousand years, and leave the eighth of a word to a flag.
+/// They suffice for a thousand years, and leave the eighth of a word to a flag. Less than a
+/// microsecond is cut off.
 ///
 /// Signed: the epoch is the creation of the first connection by the clock of its runtime, and the
 /// clock of another runtime may be behind if a test has paused it.
