@@ -246,7 +246,8 @@ impl Registry {
     /// or [`drain`](Self::drain), there is no delay, or the delay ends: upgrades are refused
     /// already. After that, two calls are as two drains: each connection is evicted once and is
     /// counted by one of them as clean or cut, and the earlier deadline cuts the connections of
-    /// both. What another call or drain has ended counts as closed by the handlers. A call after the end of another one returns an empty report when its signal completes.
+    /// both. What another call or drain has ended counts as closed by the handlers. A call after the
+    /// end of another one returns an empty report when its signal completes.
     ///
     /// # Cancel safety
     ///

@@ -42,7 +42,8 @@ impl<V> RegisterError<V> {
 /// Responds 409 Conflict, so that a handler that returns a `Result` can use `?`.
 ///
 /// [`ZeroMax`](RegisterError::ZeroMax) is 500 Internal Server Error. The body says whether the
-/// connection has ended or another one has the seat. It does not contain ids. If the handler has registered other seats, the connection removes them.
+/// connection has ended or another one has the seat. It does not contain ids. If the handler has
+/// registered other seats, the connection removes them.
 ///
 /// ```
 /// use std::collections::HashMap;

@@ -32,9 +32,8 @@ async fn the_value_is_given_back<M: Map>() {
 
 #[cfg(feature = "axum")]
 #[tokio::test(start_paused = true)]
-async fn the_response_is_409_and_names_no_connection() {
+async fn the_response_is_409_or_500_and_names_no_connection() {
     use axum::body::to_bytes;
-    use axum::http::StatusCode;
     use axum::response::IntoResponse;
 
     use super::maps::MutexMap;
@@ -50,14 +49,18 @@ async fn the_response_is_409_and_names_no_connection() {
     let ended = live
         .register(&map, alice(), census.session("c"))
         .unwrap_err();
-    for (error, text) in [
-        (occupied, "another connection has the seat"),
-        (ended, "the connection has ended"),
+    let zero_max = RegisterError::ZeroMax {
+        value: Arc::new(census.session("d")),
+    };
+    for (error, status, text) in [
+        (occupied, 409, "another connection has the seat"),
+        (ended, 409, "the connection has ended"),
+        (zero_max, 500, "the server permits no connection"),
     ] {
         let response = error.into_response();
-        assert_eq!(response.status(), StatusCode::CONFLICT);
+        assert_eq!(response.status().as_u16(), status);
         let body = to_bytes(response.into_body(), 1024).await.unwrap();
         assert_eq!(body, text);
     }
-    assert_eq!(census.dropped(), 3);
+    assert_eq!(census.dropped(), 4);
 }
