@@ -369,6 +369,28 @@ async fn malformed_bytes_of_the_client_reach_the_handlers_library() {
     assert_eq!(client.recv().await, None);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_sends_in_a_loop_yields_to_the_test() {
+    let (io, live, mut client) = open(heartbeat().write_timeout(ms(30_000)));
+    let mut socket = socket(io).await;
+    let pusher = tokio::spawn(async move {
+        loop {
+            let sent = socket.send(Message::binary(vec![0; 1_000])).await;
+            if let Err(error) = sent {
+                return error;
+            }
+        }
+    });
+    for _ in 0..1_000 {
+        let message = client.recv().await;
+        assert_eq!(message, Some(ServerMessage::Binary(vec![0; 1_000])));
+    }
+    client.freeze();
+    assert_eq!(live.evicted().await.reason(), Reason::WriteStalled);
+    let error = pusher.await.unwrap();
+    assert!(Evicted::from_error(&error).is_some(), "{error}");
+}
+
 #[tokio::test]
 async fn a_plain_stream_reads_and_writes_frames() {
     let (mut io, mut client) = test_util::pair();
