@@ -212,7 +212,7 @@ impl fmt::Debug for Eviction {
 
 #[cfg(any(test, feature = "test-util"))]
 impl Eviction {
-    /// The eviction of a connection that has lasted a minute, without traffic.
+    /// The eviction of a connection that has lasted a minute, and whose peer was seen just now.
     pub(crate) fn for_test(reason: Reason) -> Self {
         let lifetime = Duration::from_secs(60);
         Self {

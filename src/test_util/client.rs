@@ -6,10 +6,7 @@ use std::sync::Arc;
 
 use super::pipe::{ClientMode, Pipe};
 use super::program::ServerMessage;
-use crate::wire::OpCode;
-
-/// The longest payload of a control frame (RFC 6455 section 5.5).
-const MAX_CONTROL_PAYLOAD_BYTES: usize = 125;
+use crate::wire::{MAX_CONTROL_PAYLOAD_BYTES, OpCode};
 
 /// The client of a WebSocket in memory. Made by [`pair`](super::pair) and by
 /// [`OpeningHandshake::connect`](super::OpeningHandshake::connect).
@@ -92,6 +89,11 @@ impl Client {
     }
 
     /// Sends bytes as they are, also after a Close frame: a part of a frame, or something malformed.
+    ///
+    /// While a frame is incomplete, the client's answers to pings and to the server's Close frame wait
+    /// for its end. What the other methods send does not wait, and becomes a part of that frame. A
+    /// Close frame among the bytes is the client's Close frame, as if by [`close`](Self::close). After
+    /// malformed bytes nothing waits.
     pub fn send_bytes(&mut self, bytes: impl AsRef<[u8]>) {
         let bytes = bytes.as_ref().to_vec();
         self.pipe.with(|transit| transit.send(|_| bytes));
@@ -114,8 +116,17 @@ impl Client {
     ///
     /// # Panics
     ///
-    /// Panics if the server has sent bytes that violate RFC 6455, and, since it would wait forever,
-    /// if the client is [frozen](Self::freeze) and has received all messages from before.
+    /// Panics, after the messages from before, if the server has violated RFC 6455:
+    ///
+    /// - a reserved opcode or a reserved bit (the client negotiates no extension), or a masked frame
+    /// - a control frame that is fragmented or has more than 125 bytes
+    /// - fragments in a wrong order
+    /// - a text, or the reason of a Close frame, that is not UTF-8
+    /// - a Close frame with a body of one byte, or a data or Close frame after a Close frame
+    ///
+    /// Not checked are the status codes of Close frames, and whether lengths are encoded in the fewest
+    /// bytes. Panics also, since it would wait forever, if the client is [frozen](Self::freeze) and has
+    /// received all messages from before.
     pub async fn recv(&mut self) -> Option<ServerMessage> {
         poll_fn(|cx| self.pipe.with(|transit| transit.poll_recv(cx))).await
     }
@@ -124,7 +135,7 @@ impl Client {
     ///
     /// # Panics
     ///
-    /// Panics if the server has sent bytes that violate RFC 6455.
+    /// Panics if the server has violated RFC 6455, as [`recv`](Self::recv) does.
     pub fn try_recv(&mut self) -> Option<ServerMessage> {
         self.pipe.with(|transit| transit.program.take_message())
     }

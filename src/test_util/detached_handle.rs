@@ -12,7 +12,7 @@ use crate::eviction::ConnectionId;
 ///
 /// | | what a test can see |
 /// |---|---|
-/// | `set_session`, `register` and similar | as on a connection that is open |
+/// | `set_session`, `register` and similar | as on a connection that is open, but no seat lingers |
 /// | `evict` and its kin | ends it: seats leave their maps, its own hooks are called, `evicted` and `closed` return |
 /// | `health`, `age`, `rtt`, `stats` | [`Health::Opening`](crate::Health::Opening) until then, zero, `None`, zeros |
 /// | `ping`, deadlines | never: there is no peer, and no time passes for it |

@@ -16,8 +16,8 @@ use crate::session::{RemovedSeat, SessionMap};
 /// Returns a builder of the [`Eviction`] of a connection that ended for `reason`.
 ///
 /// Unless it is set otherwise, the connection has a new id and lasted 60 s without any traffic: the
-/// peer was last seen now, there is no round trip, all counters are 0, and there are no seats and no
-/// session.
+/// peer was last seen when it opened, there is no round trip, all counters are 0, and there are no
+/// seats and no session.
 ///
 /// ```
 /// use tower_ws_liveness::{Eviction, Reason, test_util};
@@ -37,6 +37,8 @@ use crate::session::{RemovedSeat, SessionMap};
 pub fn eviction(reason: Reason) -> EvictionBuilder {
     EvictionBuilder {
         eviction: Eviction::for_test(reason),
+        last_seen: None,
+        idle_for: None,
         rtt: RttEstimate::default(),
         seats: Vec::new(),
     }
@@ -66,6 +68,8 @@ pub fn eviction(reason: Reason) -> EvictionBuilder {
 #[must_use]
 pub struct EvictionBuilder {
     eviction: Eviction,
+    last_seen: Option<Instant>,
+    idle_for: Option<Duration>,
     rtt: RttEstimate,
     /// Made at the end, since a seat has the handle of the connection, whose id may still be set.
     seats: Vec<MakeSeat>,
@@ -94,15 +98,16 @@ impl EvictionBuilder {
         self
     }
 
-    /// Sets [`Eviction::last_seen`]. By default the time at which the builder was made.
+    /// Sets [`Eviction::last_seen`]. By default the [lifetime](Self::lifetime) before
+    /// [`build`](Self::build): when the connection opened.
     pub fn last_seen(mut self, last_seen: Instant) -> Self {
-        self.eviction.last_seen = last_seen;
+        self.last_seen = Some(last_seen);
         self
     }
 
-    /// Sets [`Eviction::idle_for`]. The default is 60 s.
+    /// Sets [`Eviction::idle_for`]. The default is the [lifetime](Self::lifetime).
     pub fn idle_for(mut self, idle_for: Duration) -> Self {
-        self.eviction.idle_for = idle_for;
+        self.idle_for = Some(idle_for);
         self
     }
 
@@ -164,6 +169,12 @@ impl EvictionBuilder {
     #[must_use]
     pub fn build(self) -> Eviction {
         let mut eviction = self.eviction;
+        eviction.idle_for = self.idle_for.unwrap_or(eviction.lifetime);
+        eviction.last_seen = self.last_seen.unwrap_or_else(|| {
+            let now = Instant::now();
+            // On some platforms no `Instant` is before the boot.
+            now.checked_sub(eviction.lifetime).unwrap_or(now)
+        });
         eviction.rtt = self.rtt.get();
         if !self.seats.is_empty() {
             let live = detached_with_id(eviction.id);
@@ -178,6 +189,8 @@ impl fmt::Debug for EvictionBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EvictionBuilder")
             .field("eviction", &self.eviction)
+            .field("last_seen", &self.last_seen)
+            .field("idle_for", &self.idle_for)
             .field("rtt", &self.rtt.get())
             .field("seats", &self.seats.len())
             .finish()

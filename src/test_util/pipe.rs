@@ -160,7 +160,7 @@ impl Transit {
             return;
         }
         let bytes = encode(&mut self.program);
-        self.to_server.extend(bytes);
+        self.program.send(&bytes, &mut self.to_server);
         self.wake_server_reader();
     }
 

@@ -3,7 +3,10 @@
 use std::collections::VecDeque;
 use std::mem;
 
-use crate::wire::{Header, OpCode, encode_close};
+use crate::wire::{Header, OpCode, Scanner, encode_close};
+
+/// The reserved bits of a header's first byte, for extensions (RFC 6455 section 5.2).
+const RSV_BITS: u8 = 0x70;
 
 /// A message from the server.
 ///
@@ -54,6 +57,12 @@ pub(super) struct Program {
     /// The fragments so far of a message that is not complete.
     fragments: Option<(OpCode, Vec<u8>)>,
     messages: VecDeque<ServerMessage>,
+    /// The frame that the client is sending: a test may send its parts one by one.
+    sent: Scanner,
+    /// Answers that wait for the end of that frame. A control frame may be sent between fragments,
+    /// but not inside a frame (RFC 6455 section 5.4).
+    answers: Vec<u8>,
+    close_received: bool,
     /// After its Close frame a client sends no other (RFC 6455 section 5.5.1).
     close_sent: bool,
     /// The rule of RFC 6455 that the server has violated. Later bytes are ignored.
@@ -68,22 +77,23 @@ impl Program {
             partial: Vec::new(),
             fragments: None,
             messages: VecDeque::new(),
+            sent: Scanner::new(),
+            answers: Vec::new(),
+            close_received: false,
             close_sent: false,
             violation: None,
         }
     }
 
-    /// Reads bytes of the server, and returns the client's answer.
+    /// Reads bytes of the server, and returns the answers that can be sent now.
     pub(super) fn receive(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let mut answer = Vec::new();
         let mut received = mem::take(&mut self.partial);
         received.extend_from_slice(bytes);
         let mut rest = &*received;
         while self.violation.is_none() {
             match take_frame(&mut rest) {
                 Ok(Some((header, payload))) => {
-                    let handled = self.receive_frame(header, payload, &mut answer);
-                    self.violation = handled.err();
+                    self.violation = self.receive_frame(header, payload).err();
                 }
                 Ok(None) => {
                     // In place, since a long frame arrives in many pieces.
@@ -94,31 +104,60 @@ impl Program {
                 Err(violation) => self.violation = Some(violation),
             }
         }
-        answer
+        self.take_answers()
     }
 
-    fn receive_frame(
-        &mut self,
-        header: Header,
-        payload: &[u8],
-        answer: &mut Vec<u8>,
-    ) -> Result<(), String> {
+    /// Sends `bytes` of the client, and the answers that waited for the end of a frame among them.
+    pub(super) fn send(&mut self, mut bytes: &[u8], to_server: &mut VecDeque<u8>) {
+        while !bytes.is_empty() {
+            let (len, end) = self.sent.advance(bytes);
+            let (sent, rest) = bytes.split_at(len);
+            to_server.extend(sent);
+            if end.is_some_and(|end| end.opcode == OpCode::Close) {
+                self.close_sent = true;
+                self.answers.clear();
+            }
+            to_server.extend(self.take_answers());
+            bytes = rest;
+        }
+    }
+
+    /// Takes the answers if the client is not inside a frame. After malformed bytes it is inside
+    /// none.
+    fn take_answers(&mut self) -> Vec<u8> {
+        match self.sent.open_frame() {
+            Some(_) => Vec::new(),
+            None => mem::take(&mut self.answers),
+        }
+    }
+
+    fn receive_frame(&mut self, header: Header, payload: &[u8]) -> Result<(), String> {
         let payload = payload.to_vec();
         match header.opcode {
             OpCode::Ping => {
                 self.pings_received += 1;
                 if self.answers_pings {
-                    answer.extend(self.frame(OpCode::Pong, &payload));
+                    let pong = self.frame(OpCode::Pong, &payload);
+                    self.answers.extend(pong);
                 }
             }
             OpCode::Pong => self.messages.push_back(ServerMessage::Pong(payload)),
+            // Pings and pongs may still follow: section 5.5.1 forbids data frames.
+            _ if self.close_received => {
+                return Err("a frame after the Close frame".to_owned());
+            }
+            OpCode::Close if payload.len() == 1 => {
+                return Err("a Close frame with a body of one byte".to_owned());
+            }
             OpCode::Close => {
+                self.close_received = true;
                 let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
                 let reason = text(payload.get(2..).unwrap_or_default().to_vec())?;
-                answer.extend(match code {
+                let answer = match code {
                     Some(code) => self.close_frame(code, ""),
                     None => self.frame(OpCode::Close, &[]),
-                });
+                };
+                self.answers.extend(answer);
                 self.messages
                     .push_back(ServerMessage::Close { code, reason });
             }
@@ -206,6 +245,9 @@ fn masking_key() -> [u8; 4] {
 /// Takes a frame of the server, its header and its payload, from the beginning of `bytes`. `None` if
 /// it is not complete.
 fn take_frame<'a>(bytes: &mut &'a [u8]) -> Result<Option<(Header, &'a [u8])>, String> {
+    if bytes.first().is_some_and(|first| first & RSV_BITS != 0) {
+        return Err("a reserved bit, without an extension".to_owned());
+    }
     let parsed = Header::parse(bytes).map_err(|malformed| malformed.to_string())?;
     let Some((header, len)) = parsed else {
         return Ok(None);
@@ -257,7 +299,11 @@ mod tests {
 
     #[test]
     fn a_violation_panics_after_the_messages_before_it() {
-        let violations: [(&[u8], &str); 6] = [
+        let violations: [(&[u8], &str); 10] = [
+            (b"\xc2\x00", "reserved bit"),
+            (b"\x88\x01\x03", "one byte"),
+            (b"\x88\x00\x81\x00", "after the Close frame"),
+            (b"\x88\x00\x88\x00", "after the Close frame"),
             (b"\x83\x00", "reserved opcode 0x3"),
             (b"\x81\x81\x00\x00\x00\x00a", "masked"),
             (b"\x80\x00", "continuation"),
@@ -272,10 +318,76 @@ mod tests {
             program.receive(b"\x82\x00");
             let first = program.take_message();
             assert_eq!(first, Some(ServerMessage::Binary(Vec::new())));
+            if expected == "after the Close frame" {
+                let close = program.take_message();
+                assert!(
+                    matches!(close, Some(ServerMessage::Close { .. })),
+                    "{close:?}"
+                );
+            }
             let take = std::panic::AssertUnwindSafe(|| program.take_message());
             let panic = std::panic::catch_unwind(take).expect_err("a violation");
             let message = panic.downcast_ref::<String>().expect("a message");
             assert!(message.contains(expected), "{message}");
         }
+    }
+
+    /// The opcodes and payload lengths of the frames that a client has sent.
+    fn frames(mut bytes: &[u8]) -> Vec<(OpCode, u64)> {
+        let mut frames = Vec::new();
+        while let Ok(Some((header, len))) = Header::parse(bytes) {
+            frames.push((header.opcode, header.payload_len));
+            bytes = bytes.split_at(len + header.payload_len as usize).1;
+        }
+        assert_eq!(bytes, b"", "a part of a frame");
+        frames
+    }
+
+    #[test]
+    fn answers_wait_for_the_end_of_the_frame_that_the_client_is_sending() {
+        let two = b"\x82\x83\0\0\0\0abc\x81\x82\0\0\0\0de";
+        let (binary, text) = ((OpCode::Binary, 3), (OpCode::Text, 2));
+        for split in 0..=two.len() {
+            let (begin, rest) = two.split_at(split);
+            let mut program = Program::new();
+            let mut sent = VecDeque::new();
+            program.send(begin, &mut sent);
+            sent.extend(program.receive(b"\x89\x01p"));
+            program.send(rest, &mut sent);
+            let pong = (OpCode::Pong, 1);
+            let expected = match split {
+                0 => [pong, binary, text],
+                1..=9 => [binary, pong, text],
+                _ => [binary, text, pong],
+            };
+            assert_eq!(frames(sent.make_contiguous()), expected, "{split}");
+        }
+    }
+
+    #[test]
+    fn a_close_frame_that_is_sent_in_parts_is_the_last_frame() {
+        let close = b"\x88\x82\0\0\0\0\x03\xe8";
+        for split in 0..close.len() {
+            let (begin, rest) = close.split_at(split);
+            let mut program = Program::new();
+            let mut sent = VecDeque::new();
+            program.send(begin, &mut sent);
+            if split > 0 {
+                sent.extend(program.receive(b"\x89\x01p\x88\x00"));
+            }
+            program.send(rest, &mut sent);
+            sent.extend(program.receive(b"\x89\x01q"));
+            assert_eq!(program.frame(OpCode::Text, b"late"), b"");
+            let expected = [(OpCode::Close, 2)];
+            assert_eq!(frames(sent.make_contiguous()), expected, "{split}");
+        }
+    }
+
+    #[test]
+    fn answers_do_not_wait_after_malformed_bytes() {
+        let mut program = Program::new();
+        let mut sent = VecDeque::new();
+        program.send(b"\x83", &mut sent);
+        assert_eq!(frames(&program.receive(b"\x89\x01p")), [(OpCode::Pong, 1)]);
     }
 }

@@ -4,9 +4,10 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop;
 
 use super::pipe::Pipe;
 
@@ -19,6 +20,13 @@ use super::pipe::Pipe;
 /// Reads return `ConnectionReset` after [`Client::reset`](super::Client::reset), and the end of the
 /// stream after the client's last byte if it has disconnected. Writes then fail with
 /// `ConnectionReset` or `BrokenPipe`; they wait while the client does not read and its window is full.
+///
+/// Like tokio's sockets it takes part in [cooperative scheduling](tokio::task::coop): a handler that
+/// writes in a loop yields to the test. Paused time does not pass while such a handler can write.
+///
+/// To the layers it is a stream like TLS, not a `TcpStream`: behind a write that the handler has
+/// abandoned they send nothing, unless
+/// [`takes_any_bytes(true)`](crate::HeartbeatLayerBuilder::takes_any_bytes) is set.
 ///
 /// # Cancel safety
 ///
@@ -57,7 +65,12 @@ impl AsyncRead for ServerStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.pipe.with(|transit| transit.poll_read(cx, buf))
+        let budget = ready!(coop::poll_proceed(cx));
+        let read = self.pipe.with(|transit| transit.poll_read(cx, buf));
+        if read.is_ready() {
+            budget.made_progress();
+        }
+        read
     }
 }
 
@@ -67,7 +80,13 @@ impl AsyncWrite for ServerStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.pipe.with(|transit| transit.poll_write(cx, buf))
+        // A client that reads accepts any number of writes, so that nothing else ends such a loop.
+        let budget = ready!(coop::poll_proceed(cx));
+        let written = self.pipe.with(|transit| transit.poll_write(cx, buf));
+        if written.is_ready() {
+            budget.made_progress();
+        }
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

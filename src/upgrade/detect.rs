@@ -6,7 +6,7 @@
 //! header) is checked by the application's WebSocket library; [`is_accepted`] returns false for its
 //! refusal.
 
-use http::header::{HeaderMap, UPGRADE};
+use http::header::{HeaderMap, HeaderName, UPGRADE};
 use http::{Extensions, Method, Request, Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 
@@ -113,14 +113,19 @@ pub(crate) fn is_accepted<B>(kind: HandshakeKind, res: &Response<B>) -> bool {
     }
 }
 
-/// Whether `websocket` is among the tokens of `Upgrade`, a list that may span several header lines
-/// (RFC 9110 section 7.8).
+/// Whether `websocket` is among the protocols of `Upgrade` (RFC 9110 section 7.8).
 fn names_websocket(headers: &HeaderMap) -> bool {
+    has_token(headers, &UPGRADE, b"websocket")
+}
+
+/// Whether `token`, in any case, is in the list of a header, which may span several lines.
+#[inline]
+pub(crate) fn has_token(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
     headers
-        .get_all(UPGRADE)
+        .get_all(name)
         .iter()
         .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
-        .any(|token| token.trim_ascii().eq_ignore_ascii_case(b"websocket"))
+        .any(|listed| listed.trim_ascii().eq_ignore_ascii_case(token))
 }
 
 /// Whether the `:protocol` pseudo-header is `websocket`, compared byte for byte, as axum does.

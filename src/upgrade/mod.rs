@@ -30,5 +30,5 @@ pub use refusal::UpgradeRefused;
 #[cfg(feature = "test-util")]
 pub(crate) use {
     bridge::Bridge,
-    detect::{HandshakeKind, is_accepted},
+    detect::{HandshakeKind, has_token, is_accepted},
 };

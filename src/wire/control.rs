@@ -7,7 +7,7 @@ use super::OpCode;
 use super::header::{FIN, MASK};
 
 /// The longest payload of a control frame.
-const MAX_CONTROL_PAYLOAD_BYTES: usize = 125;
+pub(crate) const MAX_CONTROL_PAYLOAD_BYTES: usize = 125;
 /// The longest control frame: header, masking key, payload.
 pub(crate) const MAX_CONTROL_FRAME_BYTES: usize = 2 + 4 + MAX_CONTROL_PAYLOAD_BYTES;
 

@@ -24,10 +24,10 @@ mod scanner;
 mod tests;
 
 pub(crate) use control::{MAX_PING_FRAME, PingFrame, Probe, encode_close, probe_pong};
-#[cfg(feature = "test-util")]
-pub(crate) use header::Header;
 pub(crate) use header::Malformed;
 pub(crate) use scanner::{FrameEnd, Scanner};
+#[cfg(feature = "test-util")]
+pub(crate) use {control::MAX_CONTROL_PAYLOAD_BYTES, header::Header};
 
 /// Our end of the connection.
 ///

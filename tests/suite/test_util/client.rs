@@ -369,6 +369,58 @@ async fn malformed_bytes_of_the_client_reach_the_handlers_library() {
     assert_eq!(client.recv().await, None);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_sends_in_a_loop_yields_to_the_test() {
+    let (io, live, mut client) = open(heartbeat().write_timeout(ms(30_000)));
+    let mut socket = socket(io).await;
+    let pusher = tokio::spawn(async move {
+        loop {
+            let sent = socket.send(Message::binary(vec![0; 1_000])).await;
+            if let Err(error) = sent {
+                return error;
+            }
+        }
+    });
+    for _ in 0..1_000 {
+        let message = client.recv().await;
+        assert_eq!(message, Some(ServerMessage::Binary(vec![0; 1_000])));
+    }
+    client.freeze();
+    assert_eq!(live.evicted().await.reason(), Reason::WriteStalled);
+    let error = pusher.await.unwrap();
+    assert!(Evicted::from_error(&error).is_some(), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pong_follows_the_frame_that_is_sent_in_parts() {
+    let (io, live, mut client) = open(heartbeat());
+    let mut socket = socket(io).await;
+    let (begin, rest) = b"\x81\x85\0\0\0\0hello".split_at(8);
+    client.send_bytes(begin);
+    sleep(ms(12_000)).await;
+    assert_eq!(client.pings_received(), 1);
+    assert_eq!(live.stats().pongs_received(), 0);
+    client.send_bytes(rest);
+    let message = socket.next().await.unwrap().unwrap();
+    assert_eq!(message, Message::text("hello"));
+    sleep(ms(1)).await;
+    assert_eq!(live.stats().pongs_received(), 1);
+    assert_eq!(live.reason(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_frame_among_the_bytes_is_the_clients_close_frame() {
+    let (mut io, mut client) = test_util::pair();
+    let close = b"\x88\x82\0\0\0\0\x03\xe8";
+    client.send_bytes(close);
+    client.send_text("not sent after the Close frame");
+    io.write_all(b"\x88\x02\x03\xe8").await.unwrap();
+    drop(client);
+    let mut sent = Vec::new();
+    io.read_to_end(&mut sent).await.unwrap();
+    assert_eq!(sent, close);
+}
+
 #[tokio::test]
 async fn a_plain_stream_reads_and_writes_frames() {
     let (mut io, mut client) = test_util::pair();

@@ -50,15 +50,31 @@ fn an_eviction_has_the_values_that_were_set() {
 
 #[test]
 fn an_eviction_without_settings_lasted_a_minute() {
+    let before = Instant::now();
     let ev = test_util::eviction(Reason::Drained).build();
     assert_eq!((ev.reason(), ev.label()), (Reason::Drained, "drained"));
     assert_eq!((ev.lifetime(), ev.idle_for()), (ms(60_000), ms(60_000)));
-    assert!(ev.last_seen() <= Instant::now());
+    let opened = before.checked_sub(ms(60_000)).unwrap();
+    assert!(ev.last_seen() >= opened);
+    assert!(ev.last_seen() + ms(60_000) <= Instant::now());
     assert_eq!((ev.rtt(), ev.stats()), (None, Stats::default()));
     assert_eq!(ev.peer_kernel(), PeerKernel::Unknown);
     assert!(ev.session::<String>().is_none());
     assert_eq!(ev.seats::<String, ()>().count(), 0);
     assert_ne!(ev.id(), test_util::eviction(Reason::Drained).build().id());
+}
+
+#[test]
+fn the_times_of_an_eviction_follow_its_lifetime_unless_they_are_set() {
+    let short = || test_util::eviction(Reason::Drained).lifetime(ms(5_000));
+    let ev = short().build();
+    assert_eq!((ev.lifetime(), ev.idle_for()), (ms(5_000), ms(5_000)));
+    assert!(ev.last_seen().elapsed() >= ms(5_000));
+    let seen = Instant::now();
+    let ev = short().last_seen(seen).idle_for(ms(1)).build();
+    assert_eq!((ev.last_seen(), ev.idle_for()), (seen, ms(1)));
+    let oldest = test_util::eviction(Reason::Drained).lifetime(Duration::MAX);
+    assert_eq!(oldest.build().idle_for(), Duration::MAX);
 }
 
 type Users = Mutex<HashMap<String, Seat<u32>>>;

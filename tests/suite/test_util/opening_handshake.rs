@@ -177,7 +177,42 @@ fn headers_of_the_request_stay() {
     );
     assert_eq!(headers[header::CONNECTION], "keep-alive, Upgrade");
     assert_eq!(headers[header::UPGRADE], "websocket");
-    assert_eq!(headers.len(), 4);
+    assert_eq!(headers[header::HOST], "localhost");
+    assert_eq!(headers.len(), 5);
+}
+
+#[test]
+fn the_host_is_that_of_the_request() {
+    let cases = [
+        ("http://ann@example.com:8080/ws", None, "example.com:8080"),
+        ("http://example.com/ws", Some("other.test"), "other.test"),
+        ("/ws", Some("other.test"), "other.test"),
+    ];
+    for (uri, host, expected) in cases {
+        let mut request = Request::get(uri).body(()).unwrap();
+        if let Some(host) = host {
+            let host = host.parse().unwrap();
+            request.headers_mut().insert(header::HOST, host);
+        }
+        let _handshake = test_util::opening_handshake(&mut request);
+        assert_eq!(request.headers()[header::HOST], expected, "{uri}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_header_that_names_no_upgrade_is_replaced() {
+    let app = Router::new()
+        .route("/ws", echo_route())
+        .layer(HeartbeatLayer::default());
+    let mut request = request();
+    let headers = request.headers_mut();
+    headers.insert(header::CONNECTION, "keep-alive".parse().unwrap());
+    headers.append(header::CONNECTION, "x-upgrade".parse().unwrap());
+    let (handshake, response) = call(&app, request).await;
+    let mut client = handshake.connect(&response);
+    client.send_text("hello");
+    let message = ServerMessage::Text("hello".to_owned());
+    assert_eq!(client.recv().await, Some(message));
 }
 
 #[tokio::test]

@@ -1,24 +1,28 @@
 //! [`OpeningHandshake`]: upgrades a request that no server has read.
 
 use http::header::{
-    CONNECTION, Entry, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, Entry, HOST, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
 };
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 
 use super::client::Client;
 use super::pair;
 use super::server_stream::ServerStream;
-use crate::upgrade::{Bridge, HandshakeKind, is_accepted};
+use crate::upgrade::{Bridge, HandshakeKind, has_token, is_accepted};
 
 /// Makes `request` an opening handshake over HTTP/1.1 that can be upgraded without a server.
 ///
 /// For a `Router`, a layer or another service that is called directly, as with tower's `oneshot`.
-/// Layers and handlers cannot tell it from a request on a connection of hyper: the layers create the
-/// connection, `WebSocketUpgrade` and `Liveness` extract, and registries and hooks work.
+/// To layers and handlers it is like a request on a connection of hyper: the layers create the
+/// connection, `WebSocketUpgrade` and `Liveness` extract, and registries and hooks work. There is no
+/// socket: `Liveness::peer_addr` is `None`, and axum's `ConnectInfo` extracts only if the test adds
+/// it, or with axum's `MockConnectInfo`.
 ///
 /// Adds the headers of RFC 6455 section 4.1 that the request does not have, and hyper's `OnUpgrade`
-/// to its extensions. The request must be a `GET`. Pass the response to
+/// to its extensions. `Host` is that of the URI, or `localhost`. A `Connection` that does not name
+/// the upgrade, such as `keep-alive`, is replaced. The request must be a `GET`. Pass the response to
 /// [`connect`](OpeningHandshake::connect) to get the client.
 ///
 /// Outside of a tokio runtime with time enabled the layers answer 500, as they do on a server.
@@ -60,21 +64,37 @@ use crate::upgrade::{Bridge, HandshakeKind, is_accepted};
 /// # }
 /// ```
 pub fn opening_handshake<B>(request: &mut Request<B>) -> OpeningHandshake {
-    let headers: [(HeaderName, &str); 4] = [
-        (CONNECTION, "upgrade"),
-        (UPGRADE, "websocket"),
-        (SEC_WEBSOCKET_VERSION, "13"),
+    let headers: [(HeaderName, HeaderValue); 4] = [
+        (HOST, host(request.uri())),
+        (UPGRADE, HeaderValue::from_static("websocket")),
+        (SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
         // The key of the example in RFC 6455 section 1.3.
-        (SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ=="),
+        (
+            SEC_WEBSOCKET_KEY,
+            HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ=="),
+        ),
     ];
     for (name, value) in headers {
         if let Entry::Vacant(missing) = request.headers_mut().entry(name) {
-            missing.insert(HeaderValue::from_static(value));
+            missing.insert(value);
         }
+    }
+    if !has_token(request.headers(), &CONNECTION, b"upgrade") {
+        let value = HeaderValue::from_static("upgrade");
+        request.headers_mut().insert(CONNECTION, value);
     }
     let (bridge, on_upgrade) = Bridge::new().expect("hyper attaches an `OnUpgrade` to a `CONNECT`");
     request.extensions_mut().insert(on_upgrade);
     OpeningHandshake { bridge }
+}
+
+/// The value of `Host`: the URI's authority without user information (RFC 9110 section 7.2).
+fn host(uri: &Uri) -> HeaderValue {
+    let authority = uri.authority().map_or("localhost", |authority| {
+        let authority = authority.as_str();
+        authority.rsplit('@').next().unwrap_or(authority)
+    });
+    HeaderValue::from_str(authority).unwrap_or_else(|_| HeaderValue::from_static("localhost"))
 }
 
 /// A handshake whose request was passed to a service, before its client is connected. Made by
@@ -124,6 +144,7 @@ impl OpeningHandshake {
     /// # Panics
     ///
     /// Panics if the response refuses the handshake: it is not a 101, or names another protocol.
+    #[must_use = "dropping the client disconnects it"]
     #[track_caller]
     pub fn connect<B>(self, response: &Response<B>) -> Client {
         let status = response.status();
