@@ -8,7 +8,7 @@ use crate::eviction::ConnectionId;
 /// For functions that take a [`Liveness`], and for handlers under `Router::oneshot`: among the
 /// extensions of a request, it is what the extractor returns, with a layer on the route or without
 /// one. A handler that also takes a `WebSocketUpgrade` needs an
-/// [`opening_handshake`](super::opening_handshake), whose connection a layer creates.
+/// [`opening_handshake`](super::opening_handshake()), whose connection a layer creates.
 ///
 /// | | what a test can see |
 /// |---|---|

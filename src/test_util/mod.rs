@@ -8,7 +8,8 @@
 //! ```
 //!
 //! - [`pair`]: the server's stream of frames, to be wrapped by a layer, and its [`Client`]
-//! - [`opening_handshake`]: upgrades a request that is passed to a `Router` or another service
+//! - [`opening_handshake`](opening_handshake()): upgrades a request that is passed to a `Router` or
+//!   another service
 //! - [`detached`]: a [`Liveness`](crate::Liveness) that no socket follows
 //! - [`eviction`], [`health_change`], [`stats`]: what hooks get, to call them directly
 //!
@@ -44,7 +45,8 @@ const DEFAULT_WINDOW_BYTES: usize = 64 * 1024;
 ///
 /// The stream is for [`HeartbeatLayer::wrap_server`](crate::HeartbeatLayer::wrap_server), or for a
 /// WebSocket library directly. To pass through a `Router`, or to test an
-/// [`IdleTimeoutLayer`](crate::IdleTimeoutLayer), use [`opening_handshake`] instead.
+/// [`IdleTimeoutLayer`](crate::IdleTimeoutLayer), use [`opening_handshake`](opening_handshake())
+/// instead.
 ///
 /// The window of a client that does not read is 64 KiB: see [`pair_with_window`].
 ///
