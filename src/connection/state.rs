@@ -263,3 +263,15 @@ pub(crate) fn no_transport(monitor: &Monitor) -> io::Error {
 fn draw_tag() -> u32 {
     fastrand::u32(..) | 1 << 31
 }
+
+#[cfg(all(test, not(liveness_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_counter_or_time_begins_with_the_tag_of_pings() {
+        for _ in 0..100 {
+            assert!(draw_tag() > u32::MAX / 2);
+        }
+    }
+}
